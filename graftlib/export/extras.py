@@ -1,0 +1,44 @@
+"""The ONNX libraries, imported where they are used and named where they are missing.
+
+In: nothing. Out: the imported modules. Always true: a missing one raises before anything is copied or written.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from ..errors import MissingExtraError
+
+__all__ = ["onnx_library", "require_onnx"]
+
+LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
+
+
+def require_onnx() -> None:
+    """Import onnx, onnxscript and onnxruntime.
+
+    Raises:
+        MissingExtraError: one of them is not installed; `.missing` names all that are not.
+    """
+    missing = [name for name in LIBRARIES if not _importable(name)]
+    if missing:
+        raise MissingExtraError(
+            f"exporting to ONNX needs {' and '.join(missing)}.",
+            why="not installed here",
+            fix='pip install "graftlib[onnx]"',
+            missing=tuple(missing),
+        )
+
+
+def onnx_library(name: str) -> Any:
+    """One of the three, untyped: their stubs differ from release to release."""
+    return importlib.import_module(name)
+
+
+def _importable(name: str) -> bool:
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        return False
+    return True

@@ -1,0 +1,247 @@
+"""Ask PyTorch and onnxruntime the same questions and compare the answers.
+
+In: the detached model, an ONNX file, example inputs. Out: a `Comparison`, or an `ExportError` that says where they
+part. Always true: the file is run as it lies on the disk, the example's own inputs are among the questions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import ExportError
+from .extras import onnx_library
+from .probes import batch_of, draw, tensors
+from .report import Comparison
+
+__all__ = ["TOLERANCES", "prove", "session", "tolerance_for"]
+
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+@dataclass(frozen=True)
+class _Gap:
+    """How far one output lies apart: `top` and `rows` count rows with the same largest class."""
+
+    output: int
+    batch: int
+    max_abs: float
+    max_rel: float
+    top: int
+    rows: int
+
+
+def tolerance_for(model: nn.Module) -> float:
+    """The largest accepted relative difference, by the coarsest float type among the model's tensors."""
+    held = {tensor.dtype for tensor in [*model.parameters(), *model.buffers()]}
+    return max((TOLERANCES[dtype] for dtype in held if dtype in TOLERANCES), default=1e-4)
+
+
+def prove(
+    model: nn.Module,
+    path: Path,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    batch_sizes: Sequence[int | None],
+    tolerance: float,
+    seed: int,
+) -> Comparison:
+    """Run the file and the model on the example and on fresh draws.
+
+    Args:
+        model: the detached copy that was converted.
+        path: the ONNX file.
+        args: example arguments, on the CPU.
+        kwargs: example keyword arguments.
+        batch_sizes: sizes to draw; None for the example's own.
+        tolerance: largest accepted difference relative to an output's largest magnitude.
+        seed: of the draws.
+
+    Raises:
+        ExportError: the runtime refuses the file, the model refuses a batch size, or an answer differs.
+    """
+    runtime = session(path)
+    gaps: list[_Gap] = []
+    tried: list[int] = []
+    for question in _questions(args, kwargs, batch_sizes, seed):
+        batch = batch_of(question) or 0
+        tried += [batch] if batch not in tried else []
+        gaps += _compare(_ask_torch(model, question), _ask_runtime(runtime, question), batch)
+    comparison = _summary(gaps, tried)
+    if not comparison.max_rel <= tolerance:
+        worst = max(gaps, key=lambda gap: gap.max_rel)
+        name = runtime.get_outputs()[worst.output].name
+        raise ExportError(
+            f"onnxruntime answers differently from {type(model).__name__}; nothing was written.",
+            where={
+                "output": f"{worst.output} '{name}' at batch size {worst.batch}",
+                "differs": f"{worst.max_abs:.3g} absolute, {worst.max_rel:.3g} relative",
+                "allowed": f"{tolerance:g} relative",
+            },
+            why="the model draws random numbers in eval mode, depends on state the file does not carry, or an op "
+            "is computed differently",
+            fix="make model.eval() deterministic, or accept it with "
+            f"export_onnx(..., tolerance={_roomy(worst.max_rel)})",
+            comparison=comparison,
+        )
+    return comparison
+
+
+def session(path: Path, *, threads: int = 1) -> Any:
+    """An onnxruntime session on the CPU that keeps quiet.
+
+    Raises:
+        ExportError: onnxruntime cannot load the file.
+    """
+    runtime = onnx_library("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ExportError(
+            "onnxruntime cannot load the exported model.",
+            why=str(error).splitlines()[0][:300],
+            fix="export float32 weights (model.float()), or name an opset that your onnxruntime knows (opset=18)",
+        ) from error
+
+
+def _questions(
+    args: tuple[Any, ...], kwargs: dict[str, Any], batch_sizes: Sequence[int | None], seed: int
+) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    generator = torch.Generator().manual_seed(seed)
+    yield args, kwargs
+    for batch in batch_sizes:
+        yield draw((args, kwargs), batch, generator)
+
+
+def _ask_torch(
+    model: nn.Module, question: tuple[tuple[Any, ...], dict[str, Any]]
+) -> list[np.ndarray[Any, Any]]:
+    # Clones: a forward that writes into its inputs must not change what the runtime is asked.
+    args, kwargs = torch.utils._pytree.tree_map(
+        lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, question
+    )
+    try:
+        with torch.no_grad():
+            answer = model(*args, **kwargs)
+    except Exception as error:
+        raise ExportError(
+            f"{type(model).__name__} itself does not run at batch size {batch_of(question)}.",
+            why=f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}",
+            fix="export_onnx(..., dynamic_batch=False) if its batch is fixed, or batch_sizes=(...) that it takes",
+            model=type(model).__name__,
+        ) from error
+    return [_array(tensor) for tensor in tensors(answer)]
+
+
+def _ask_runtime(
+    runtime: Any, question: tuple[tuple[Any, ...], dict[str, Any]]
+) -> list[np.ndarray[Any, Any]]:
+    asked = [tensor.numpy() for tensor in tensors(question)]
+    names = [entry.name for entry in runtime.get_inputs()]
+    if len(asked) != len(names):
+        raise ExportError(
+            f"the exported model has {len(names)} inputs, the example {len(asked)} tensors.",
+            where={"inputs": ", ".join(names)},
+            fix="pass only tensors that the model reads",
+        )
+    try:
+        return [np.asarray(out) for out in runtime.run(None, dict(zip(names, asked, strict=True)))]
+    except Exception as error:
+        raise ExportError(
+            f"onnxruntime fails at batch size {batch_of(question)}.",
+            why=str(error).splitlines()[0][:300],
+            fix="export_onnx(..., dynamic_batch=False)",
+        ) from error
+
+
+def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
+    tensor = tensor.detach()
+    wide: np.ndarray[Any, Any] = (
+        tensor.float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
+    )
+    return wide
+
+
+def _compare(
+    wanted: list[np.ndarray[Any, Any]], given: list[np.ndarray[Any, Any]], batch: int
+) -> list[_Gap]:
+    if len(wanted) != len(given):
+        raise ExportError(
+            f"the model answers with {len(wanted)} tensors, the exported one with {len(given)}.",
+            fix="return each tensor once, and nothing but tensors",
+        )
+    gaps = []
+    for index, (ours, theirs) in enumerate(zip(wanted, given, strict=True)):
+        if ours.shape != theirs.shape:
+            raise ExportError(
+                f"output {index} has shape {theirs.shape} in onnxruntime and {ours.shape} in PyTorch.",
+                where={"batch size": batch},
+                fix="export_onnx(..., dynamic_batch=False), or read the batch size from x.shape[0]",
+            )
+        gaps.append(_Gap(index, batch, *_difference(ours, theirs, index), *_same_top(ours, theirs)))
+    return gaps
+
+
+def _difference(
+    ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any], index: int
+) -> tuple[float, float]:
+    """(absolute, relative to the largest finite magnitude); infinite where only one side is finite."""
+    if ours.size == 0:
+        return 0.0, 0.0
+    a, b = ours.astype(np.float64), theirs.astype(np.float64)
+    finite = np.isfinite(a)
+    if not finite.any():
+        raise ExportError(
+            f"output {index} of the model holds no finite number, so nothing can be compared.",
+            fix="pass example inputs that the model answers with finite numbers",
+        )
+    if (
+        not np.array_equal(a[~finite], b[~finite], equal_nan=True)
+        or not np.isfinite(b[finite]).all()
+    ):
+        return math.inf, math.inf
+    largest = float(np.abs(a[finite] - b[finite]).max())
+    scale = float(np.abs(a[finite]).max())
+    return largest, (largest / scale if scale else (0.0 if largest == 0 else math.inf))
+
+
+def _same_top(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any]) -> tuple[int, int]:
+    """(rows with the same largest class, rows); (0, 0) for what does not look like logits."""
+    if ours.ndim < 2 or not np.issubdtype(ours.dtype, np.floating):
+        return 0, 0
+    axis = (
+        1 if ours.ndim == 4 else -1
+    )  # a dense prediction keeps its classes where a picture keeps channels
+    if ours.shape[axis] < 2 or ours.size == 0:
+        return 0, 0
+    same = np.nan_to_num(ours).argmax(axis) == np.nan_to_num(theirs).argmax(axis)
+    return int(same.sum()), int(same.size)
+
+
+def _summary(gaps: list[_Gap], tried: list[int]) -> Comparison:
+    logits = next((gap.output for gap in gaps if gap.rows), None)
+    rows = sum(gap.rows for gap in gaps if gap.output == logits)
+    top = sum(gap.top for gap in gaps if gap.output == logits)
+    return Comparison(
+        max_abs=max((gap.max_abs for gap in gaps), default=0.0),
+        max_rel=max((gap.max_rel for gap in gaps), default=0.0),
+        top1=top / rows if rows else None,
+        rows=rows,
+        batch_sizes=tuple(sorted(tried)),
+    )
+
+
+def _roomy(difference: float) -> str:
+    return f"{2 * difference:.0e}" if math.isfinite(difference) else "..."

@@ -1,0 +1,232 @@
+"""What an export proved and what it costs to run: frozen records that print themselves.
+
+In: facts gathered by the other files of this room. Out: `ExportReport`, as text or as JSON-able data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Comparison", "ExportReport", "Measurement", "TensorSpec"]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of the file: `shape` holds sizes, and names where a size may vary."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype} [{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """PyTorch's answer against onnxruntime's, over every output of every probe.
+
+    Attributes:
+        max_abs: largest absolute difference; 0.0 for outputs that must be equal and are.
+        max_rel: largest of (absolute difference / largest finite magnitude PyTorch gave in that output).
+        top1: share of rows with the same largest class, 0.0 to 1.0; None where no output looks like logits.
+        rows: how many rows `top1` was counted over.
+        batch_sizes: the batch sizes that were run, in order.
+    """
+
+    max_abs: float
+    max_rel: float
+    top1: float | None
+    rows: int
+    batch_sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One ONNX file in onnxruntime's CPU provider, in a process of its own.
+
+    Attributes:
+        name: the model's class name.
+        parameters: elements of the PyTorch model's parameters, tied ones once.
+        size_bytes: of the ONNX file with its external data.
+        median_ms: median time of one `run`, milliseconds, after warming up.
+        p90_ms: 90th percentile of the same runs, milliseconds.
+        runs: how many runs were timed.
+        batch: rows of one run.
+        threads: intra-op threads of the session.
+        memory_bytes: growth of the peak resident set of a fresh process, from just before the session is made
+            until the last run; weights, arena and activations, without Python and onnxruntime themselves. None
+            where the system does not tell.
+    """
+
+    name: str
+    parameters: int
+    size_bytes: int
+    median_ms: float
+    p90_ms: float
+    runs: int
+    batch: int
+    threads: int
+    memory_bytes: int | None
+
+    def __str__(self) -> str:
+        memory = "unknown" if self.memory_bytes is None else _bytes(self.memory_bytes)
+        return (
+            f"{self.parameters:,} parameters, {_bytes(self.size_bytes)}, "
+            f"{self.median_ms:.3g} ms median, {self.p90_ms:.3g} ms p90, {memory} peak growth"
+        )
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """An export that held. `print` it, or take `to_dict()`.
+
+    Attributes:
+        path: the ONNX file.
+        files: every file that was written, the model first, with their sizes in bytes; the card is not listed.
+        sha256: of the ONNX file (external data apart).
+        model: the class name of the exported model.
+        parameters: elements of its parameters, tied ones once.
+        nodes: nodes of the ONNX graph.
+        opset: version of the default operator set.
+        inputs, outputs: of the file, in order.
+        dynamic_batch: whether the first axis may vary.
+        fixed_inputs: inputs whose first axis is not the batch and stays as in the example.
+        comparison: the proof.
+        tolerance: the largest `comparison.max_rel` that would have been accepted.
+        target: what the file costs to run; None when it was not measured.
+        source: the same for the source model, where one was given.
+        card: the JSON file holding `to_dict()`; None when none was asked for.
+        versions: of torch, onnx and onnxruntime.
+    """
+
+    path: Path
+    files: tuple[tuple[str, int], ...]
+    sha256: str
+    model: str
+    parameters: int
+    nodes: int
+    opset: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    dynamic_batch: bool
+    fixed_inputs: tuple[str, ...]
+    comparison: Comparison
+    tolerance: float
+    target: Measurement | None
+    source: Measurement | None
+    card: Path | None
+    versions: dict[str, str]
+
+    @property
+    def size_bytes(self) -> int:
+        """All files together, without the card."""
+        return sum(size for _, size in self.files)
+
+    @property
+    def max_abs_difference(self) -> float:
+        """Largest absolute difference between PyTorch and onnxruntime."""
+        return self.comparison.max_abs
+
+    @property
+    def max_rel_difference(self) -> float:
+        """Largest difference relative to the output's largest magnitude."""
+        return self.comparison.max_rel
+
+    @property
+    def top1_agreement(self) -> float | None:
+        """Share of rows with the same largest class; None where no output looks like logits."""
+        return self.comparison.top1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists, strings and numbers, ready for `json.dumps`."""
+        record: dict[str, Any] = _plain(asdict(self))
+        record["size_bytes"] = self.size_bytes
+        record["files"] = [{"name": name, "bytes": size} for name, size in self.files]
+        return record
+
+    def __str__(self) -> str:
+        rows = [
+            ("files", ", ".join(f"{name} {_bytes(size)}" for name, size in self.files)),
+            ("sha256", self.sha256),
+            ("graph", f"{self.nodes:,} nodes, opset {self.opset}, {self.parameters:,} parameters"),
+            ("inputs", _specs(self.inputs)),
+            ("outputs", _specs(self.outputs)),
+            ("batch", self._batch()),
+            ("proof", self._proof()),
+        ]
+        rows += [("target", str(self.target))] if self.target else []
+        rows += [("source", str(self.source))] if self.source else []
+        rows += [("compared", self._compared())] if self.target and self.source else []
+        rows += [("measured", self._how())] if self.target else []
+        rows += [("card", str(self.card))] if self.card else []
+        width = max(len(label) for label, _ in rows) + 2
+        indent = "\n" + " " * (width + 2)
+        lines = [f"{self.model} exported to {self.path}"]
+        lines += [f"  {label:<{width}}{text}".replace("\n", indent) for label, text in rows]
+        return "\n".join(lines)
+
+    def _batch(self) -> str:
+        fixed = f"; fixed first axis: {', '.join(self.fixed_inputs)}" if self.fixed_inputs else ""
+        return ("dynamic" if self.dynamic_batch else "fixed") + fixed
+
+    def _proof(self) -> str:
+        c = self.comparison
+        sizes = ", ".join(map(str, c.batch_sizes))
+        text = (
+            f"largest difference {c.max_abs:.2e} absolute, {c.max_rel:.2e} relative "
+            f"(allowed {self.tolerance:.0e}), batch sizes {sizes}"
+        )
+        if c.top1 is not None:
+            text += f"\ntop-1 agreement {100 * c.top1:.2f} % of {c.rows:,} rows"
+        return text
+
+    def _compared(self) -> str:
+        target, source = self.target, self.source
+        assert target is not None
+        assert source is not None
+        return (
+            f"the target has {_times(source.parameters, target.parameters)} fewer parameters, is "
+            f"{_times(source.size_bytes, target.size_bytes)} smaller and "
+            f"{_times(source.median_ms, target.median_ms)} faster"
+        )
+
+    def _how(self) -> str:
+        assert self.target is not None
+        t = self.target
+        return (
+            f"onnxruntime on CPU, {t.threads} thread, batch {t.batch}, {t.runs} runs, fresh process;\n"
+            "peak growth: rise of its peak resident memory from before the session to the last run"
+        )
+
+
+def _specs(specs: tuple[TensorSpec, ...]) -> str:
+    shown = "\n".join(map(str, specs[:8]))
+    return shown if len(specs) <= 8 else f"{shown}\nand {len(specs) - 8} more"
+
+
+def _times(larger: float, smaller: float) -> str:
+    return f"{larger / smaller:.2f}x" if smaller else "infinitely"
+
+
+def _bytes(size: float) -> str:
+    """Decimal units, three digits.
+
+    >>> _bytes(14_235_000)
+    '14.2 MB'
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(size) < 1000 or unit == "GB":
+            break
+        size /= 1000
+    return f"{size:.3g} {unit}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value
