@@ -1,0 +1,143 @@
+"""What there is to see: both graphs and their links as plain data, the same for HTML, text and DOT.
+
+In: layer graphs, and a mapping or a joined graph. Out: a `Scene` of frozen records that hold numbers and names only.
+Always true: nothing is read but shapes and names, so a model on the meta device shows as any other; the same input
+gives the same scene. Where modules and folds come from: `tree`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import GraftError
+from .tree import Tree, build_tree, kind_of
+
+__all__ = ["Scene", "SceneLink", "build_scene"]
+
+MIXED = "mixed"
+
+
+@dataclass(frozen=True)
+class SceneLink:
+    """One pair of parameters. An end is (index of the graph, index of the layer's node in its tree).
+
+    Attributes:
+        source, target: the ends; the source's graph never stands right of the target's.
+        source_address, target_address: the parameters.
+        source_shape, target_shape: of the whole parameters.
+        direction: ``"forward"``, ``"backward"`` or ``"both"``.
+        kind: what both parameters are (`kind_of`), or ``"mixed"``.
+        rule: what made the pair.
+    """
+
+    source: tuple[int, int]
+    target: tuple[int, int]
+    source_address: str
+    target_address: str
+    source_shape: tuple[int, ...]
+    target_shape: tuple[int, ...]
+    direction: str
+    kind: str
+    rule: str
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One or two trees, source first, and the links between their layers."""
+
+    trees: tuple[Tree, ...]
+    links: tuple[SceneLink, ...]
+
+    @property
+    def title(self) -> str:
+        """Both models' names."""
+        return " to ".join(tree.name for tree in self.trees)
+
+
+def build_scene(source: Any, target: Any = None, mapping: Any = None) -> Scene:
+    """Gather the scene.
+
+    Args:
+        source: a layer graph; or a mapping, or a graft's joined graph, which bring their own two graphs.
+        target: the second layer graph; None for the mapping's target, or for one graph alone.
+        mapping: the pairs; None for none.
+
+    Raises:
+        GraftError: an argument is no layer graph, or the mapping is of other graphs.
+    """
+    if mapping is None and hasattr(source, "source") and hasattr(source, "target"):
+        source, target, mapping = source.source, source.target, source
+    if target is None and mapping is not None:
+        target = mapping.target
+    for name, graph in (("source", source), ("target", target)):
+        if graph is not None and not (hasattr(graph, "layers") and hasattr(graph, "nx")):
+            raise GraftError(
+                f"view takes layer graphs, and {name} is a {type(graph).__name__}.",
+                fix="trace it first: view(trace(source, args), trace(target, args), mapping)",
+            )
+    _require_same_models(source, target, mapping)
+    alone = target is None or target.model is source.model
+    trees = tuple(build_tree(graph) for graph in ((source,) if alone else (source, target)))
+    links = () if mapping is None else tuple(_links(mapping, source, trees))
+    return Scene(trees, links)
+
+
+def _require_same_models(source: Any, target: Any, mapping: Any) -> None:
+    if mapping is None:
+        return
+    for side, graph, mapped in (
+        ("source", source, mapping.source),
+        ("target", target, mapping.target),
+    ):
+        if graph is not mapped and graph.model is not mapped.model:
+            raise GraftError(
+                f"the mapping's {side} is another model than the {side} to look at.",
+                where={"mapping": mapped.name, "view": graph.name},
+                fix="view(mapping.source, mapping.target, mapping)",
+            )
+
+
+def _links(mapping: Any, source: Any, trees: tuple[Tree, ...]) -> Iterable[SceneLink]:
+    last = len(trees) - 1
+    if hasattr(mapping, "pairs"):
+        for pair in mapping.pairs:
+            yield _link(trees, (0, pair.source), (last, pair.target), pair.direction, pair.rule)
+        return
+    sides = {"source": (0, mapping.source), "target": (last, mapping.target)}
+    for node in mapping.adapters:
+        (_, receiver, written), *_ = mapping.nx.out_edges(node, data="parameter")
+        for giver, _, read in mapping.nx.in_edges(node, data="parameter"):
+            if (giver, read) == (receiver, written):
+                continue
+            ends = []
+            for layer, address in ((giver, read), (receiver, written)):
+                place, graph = sides[layer.split(":", 1)[0]]
+                ends.append((place, graph.parameter(address)))
+            yield _link(trees, ends[0], ends[1], "forward", mapping.nx.nodes[node]["link"])
+
+
+def _link(
+    trees: tuple[Tree, ...],
+    source: tuple[int, Any],
+    target: tuple[int, Any],
+    direction: str,
+    rule: str,
+) -> SceneLink:
+    if source[0] > target[0]:  # the first end is the one on the left; the direction says who writes
+        flipped = {"forward": "backward", "backward": "forward"}.get(direction, direction)
+        return _link(trees, target, source, flipped, rule)
+    (i, gives), (j, receives) = source, target
+    kinds = {kind_of(gives), kind_of(receives)}
+    return SceneLink(
+        source=(i, trees[i].node_of(gives)),
+        target=(j, trees[j].node_of(receives)),
+        source_address=gives.address,
+        target_address=receives.address,
+        source_shape=tuple(gives.shape),
+        target_shape=tuple(receives.shape),
+        direction=direction,
+        kind=kinds.pop() if len(kinds) == 1 else MIXED,
+        rule=rule,
+    )
