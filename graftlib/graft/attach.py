@@ -1,0 +1,89 @@
+"""Attach an adapter to a mapping: check everything, then make a `Graft`."""
+
+from __future__ import annotations
+
+from ..errors import AttachError
+from ..match import Mapping
+from . import live
+from .adapter import Adapter
+from .cycle import TransferCycle
+from .graft import Graft
+from .plan import Plan, overlap, plan
+from .transfer import Transferor
+
+__all__ = ["attach"]
+
+
+def attach(
+    adapter: Adapter,
+    mapping: Mapping,
+    *,
+    cycle: int | TransferCycle = 4,
+    total_steps: int | None = None,
+    lr: float = 1e-3,
+    weight_decay: float = 1e-2,
+    clip: float = 50.0,
+    seed: int = 0,
+    nan_limit: int = 10,
+) -> Graft:
+    """Graft the linked parameters of two models onto each other for the time of a training.
+
+    Nothing changes yet: the first write happens in `Graft.follow` or in the first `Graft.step`.
+
+    Args:
+        adapter: the method, for example ``graftlib_adapters.MergeNet()``.
+        mapping: which parameters take part; ranks are resolved from their values now.
+        cycle: transfer before every `cycle`-th optimizer step of the target, or a `TransferCycle`.
+        total_steps: optimizer steps of the whole training; needed where the cycle has shares of training. With it the
+            adapter's learning rate follows a cosine over the transfers, without it stays constant.
+        lr: learning rate of the adapter's own AdamW.
+        weight_decay: of the same.
+        clip: largest norm of the adapter's gradient at one update.
+        seed: of the adapter's initial parameters; torch's global random state is left alone.
+        nan_limit: so many skipped transfers in a row (values that are not finite) raise instead of warning.
+
+    Returns:
+        A `Graft`: train inside ``with graft.step():`` or call ``graft.follow(optimizer)`` once.
+
+    Raises:
+        AttachError: the mapping is empty, a linked tensor has no values, two links write the same elements, another
+            live graft writes them already, or shares of training are given without `total_steps`.
+    """
+    if not isinstance(adapter, Adapter):
+        raise AttachError(
+            f"attach takes an Adapter first, not {type(adapter).__name__}.",
+            fix="attach(MergeNet(), mapping), with MergeNet from graftlib_adapters",
+        )
+    schedule = cycle if isinstance(cycle, TransferCycle) else TransferCycle(cycle)
+    if schedule.needs_total and total_steps is None:
+        raise AttachError(
+            f"{schedule} has shares of training, but the number of steps is not known.",
+            fix="attach(..., total_steps=epochs * len(loader)), or give start and stop in steps",
+        )
+    made = plan(mapping, adapter)
+    _refuse_second(made)
+    transferor = Transferor(
+        adapter,
+        made,
+        lr=lr,
+        weight_decay=weight_decay,
+        clip=clip,
+        seed=seed,
+        transfers=schedule.count(total_steps) if total_steps else None,
+    )
+    return Graft(made, transferor, schedule, total_steps=total_steps, nan_limit=nan_limit)
+
+
+def _refuse_second(made: Plan) -> None:
+    for i in made.receivers:
+        parameter, tensor = made.parameters[i], made.tensors[i]
+        for other in live.grafts_of(tensor.model):
+            for j in other.plan.receivers:
+                same = other.plan.tensors[j].live() is tensor.live()
+                if same and overlap(parameter, other.plan.parameters[j]):
+                    raise AttachError(
+                        f"'{tensor.fqn}' is written by another graft already.",
+                        where={"other graft": repr(other)},
+                        why="two adapters would undo each other's writes",
+                        fix="detach the other graft first, or put all links into one mapping",
+                    )

@@ -1,0 +1,95 @@
+"""When a transfer happens: the schedule of eq. 7 in the MergeNet paper, with a start, a stop and an offset.
+
+In: a count of optimizer steps of the target. Out: whether a transfer precedes that step. Always true: the answer depends
+on the count alone, so a resumed run transfers at the same steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import AttachError
+
+__all__ = ["TransferCycle"]
+
+
+@dataclass(frozen=True)
+class TransferCycle:
+    """Transfer before step t where ``(t - offset) % every == 0`` and ``start <= t < stop``; otherwise self-learning.
+
+    Attributes:
+        every: T_cycle, in optimizer steps of the target (the paper uses 1 to 5).
+        offset: shifts the phase, in steps.
+        start: the first step that may transfer: an int is a step, a float in [0, 1] is a share of training.
+        stop: the first step that may not, likewise; None means never. ``0.8`` leaves the last fifth of training to
+            self-learning alone.
+
+    Raises:
+        AttachError: a value is out of range, or `stop` precedes `start`.
+
+    >>> [t for t in range(12) if TransferCycle(4, offset=1).transfers(t)]
+    [1, 5, 9]
+    >>> [t for t in range(12) if TransferCycle(2, start=3, stop=0.75).transfers(t, total_steps=12)]
+    [4, 6, 8]
+    """
+
+    every: int = 4
+    offset: int = 0
+    start: int | float = 0
+    stop: int | float | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
+            raise AttachError(
+                f"a transfer cycle counts optimizer steps, so every={self.every!r} must be an int of at least 1.",
+                fix="cycle=4",
+            )
+        if not isinstance(self.offset, int) or self.offset < 0:
+            raise AttachError(
+                f"offset={self.offset!r} must be an int of at least 0.", fix="offset=0"
+            )
+        for name, value in (("start", self.start), ("stop", self.stop)):
+            if value is None:
+                continue
+            if value < 0 or (isinstance(value, float) and value > 1):
+                raise AttachError(
+                    f"{name}={value!r} must be a step (an int of at least 0) or a share of training (0.0 to 1.0).",
+                    fix=f"{name}=0.8 for four fifths of training, {name}=800 for step 800",
+                )
+        if type(self.start) is type(self.stop) and self.stop is not None and self.stop < self.start:
+            raise AttachError(
+                f"stop={self.stop} precedes start={self.start}: nothing would ever transfer."
+            )
+
+    @property
+    def needs_total(self) -> bool:
+        """Whether `start` or `stop` is a share of training, so that the number of steps must be known."""
+        return any(isinstance(edge, float) and edge > 0 for edge in (self.start, self.stop))
+
+    def transfers(self, t: int, total_steps: int | None = None) -> bool:
+        """Whether a transfer precedes step `t` (the first step is 0)."""
+        start = _steps(self.start, total_steps)
+        stop = None if self.stop is None else _steps(self.stop, total_steps)
+        inside = t >= max(start, self.offset) and (stop is None or t < stop)
+        return (
+            inside
+            and (t - self.offset) % self.every == 0
+            and not (total_steps and t >= total_steps)
+        )
+
+    def count(self, total_steps: int) -> int:
+        """How many transfers a training of `total_steps` steps has."""
+        return sum(self.transfers(t, total_steps) for t in range(total_steps))
+
+
+def _steps(edge: int | float, total_steps: int | None) -> int:
+    if isinstance(edge, int):
+        return edge
+    if edge == 0.0:
+        return 0
+    if total_steps is None:
+        raise AttachError(
+            f"{edge} is a share of training, but the number of steps is not known.",
+            fix="attach(..., total_steps=epochs * len(loader)), or give start and stop in steps",
+        )
+    return round(edge * total_steps)

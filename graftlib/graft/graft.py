@@ -1,0 +1,439 @@
+"""A live graft: it counts the host's optimizer steps, writes before some of them, learns after those.
+
+In: a `Plan`, a `Transferor`, and a training loop that stays the user's. Out: rewritten weights, a history, and after
+`detach` nothing. Always true: nothing is inserted into a forward pass; parameter objects and state_dict keys never
+change; a write that no optimizer step has consumed can be taken back to the bit.
+
+The life of a transfer:
+
+    write        the adapter reads all linked weights and rewrites those of the receivers     -> pending
+    before step  a probe is taken back; the gradient is kept where it is the signal
+    after step   what the step made of each write is its signal                                -> consumed
+    learn        all signals are in: one update of the adapter                                 -> done
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import LBFGS, Optimizer
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+from torch.utils.hooks import RemovableHandle
+
+from ..errors import AttachError, TransferError
+from . import live
+from .cycle import TransferCycle
+from .joined import JoinedGraph, joined, spliced
+from .linked import LinkedTensor, Write, owns
+from .plan import Plan
+from .saving import load, save
+from .transfer import Flight, Transferor
+
+__all__ = ["Graft", "TransferWarning"]
+
+
+class TransferWarning(UserWarning):
+    """A transfer was skipped because it, or its signal, was not finite."""
+
+
+class Graft:
+    """An adapter attached to two models. Made by `attach`; see there for the arguments.
+
+    Attributes:
+        history: one entry a transfer, oldest first. Keys: ``transfer`` and ``step`` (counts from 0), ``links`` (names),
+            ``receivers`` (slot name -> ``size``, the Frobenius norm of the change over that of the weights before, and
+            ``cosine`` between the two), ``facts`` (what the adapter reports of itself, such as omega), ``signal``
+            (slot's tensor name -> norm of what it learned from; absent until learned), and ``skipped`` with the reason
+            where it did not take place.
+        skipped: how many transfers were skipped because something was not finite.
+        step_count: optimizer steps of the target that have been counted.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        transferor: Transferor,
+        cycle: TransferCycle,
+        *,
+        total_steps: int | None,
+        nan_limit: int,
+    ) -> None:
+        self.plan = plan
+        self.cycle = cycle
+        self.total_steps = total_steps
+        self.nan_limit = nan_limit
+        self.history: list[dict[str, Any]] = []
+        self.skipped = 0
+        self.step_count = 0
+        self._transferor: Transferor | None = transferor
+        self._flight: Flight | None = None
+        self._decided = -1  # the step before which it was last decided whether to transfer
+        self._learned = 0
+        self._skipped_in_a_row = 0
+        self._stepped: set[LinkedTensor] = set()
+        self._followed: dict[Optimizer, list[tuple[LinkedTensor, nn.Parameter]]] = {}
+        self._handles: list[RemovableHandle] = []
+        self._resume: dict[str, Any] | None = None
+        live.enter(self)
+
+    # ------------------------------------------------------------------------------------------ the two ways to train
+
+    @contextmanager
+    def step(self) -> Iterator[Graft]:
+        """Enclose forward, backward and optimizer step: entering writes where a transfer is due, leaving learns.
+
+        It may also enclose less than one optimizer step, as gradient accumulation does: the write then stays until an
+        optimizer has consumed it. Steps are heard through torch's global optimizer hooks, which are set inside the
+        ``with`` block only.
+
+        Raises:
+            AttachError: the graft follows an optimizer already, or was detached.
+            TransferError: too many transfers in a row were not finite, or a closure was passed to an optimizer.
+        """
+        self._running()
+        if self._followed:
+            raise AttachError(
+                "this graft follows an optimizer, so step() would count every step twice.",
+                fix="use either graft.follow(optimizer) or `with graft.step():`",
+            )
+        self._write_if_due()
+        hooks = [
+            register_optimizer_step_pre_hook(self._before_step),
+            register_optimizer_step_post_hook(self._after_step),
+        ]
+        try:
+            yield self
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self._advance()
+
+    def follow(self, *optimizers: Optimizer) -> Graft:
+        """Let optimizer hooks do everything: after this call the training loop does not change at all.
+
+        The write for the next step takes place at the end of the step before it, and the first one here. The hooks keep
+        the graft alive until `detach`.
+
+        Args:
+            optimizers: those that step the receiving parameters; the target's steps are the ones counted. A round is
+                complete when every optimizer that owns a linked target parameter has stepped at least once.
+
+        Returns:
+            The graft itself.
+
+        Raises:
+            AttachError: an optimizer owns no receiving parameter, a receiving parameter has no optimizer, an optimizer
+                needs a closure, or the graft follows optimizers already.
+        """
+        self._running()
+        if self._followed:
+            raise AttachError(
+                "this graft follows its optimizers already.",
+                fix="call follow once, with all of them",
+            )
+        _check_optimizers(optimizers, self.plan)
+        for optimizer in optimizers:
+            self._followed[optimizer] = [
+                (t, t.live()) for t in self.plan.written if owns(optimizer, t)
+            ]
+            self._handles.append(optimizer.register_step_pre_hook(self._before_step))
+            self._handles.append(optimizer.register_step_post_hook(self._follow_step))
+        self._write_if_due()
+        return self
+
+    # -------------------------------------------------------------------------------------------------------- undoing
+
+    @contextmanager
+    def settled(self) -> Iterator[Graft]:
+        """Inside, the models hold their settled weights: evaluate, save and export here."""
+        put_back = [w for w in self._flight.pending if w.settle()] if self._flight else []
+        try:
+            yield self
+        finally:
+            for write in put_back:
+                if write.tensor.holds(write.settled):
+                    write.write()
+
+    def detach(self) -> None:
+        """Take the graft off: settled weights, no hooks, no adapter, no optimizer. The history stays readable.
+
+        Calling it again does nothing.
+        """
+        if self._flight is not None:
+            for write in self._flight.pending:
+                write.settle()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._followed.clear()
+        self._flight = None
+        self._transferor = None
+        live.leave(self)
+
+    @property
+    def attached(self) -> bool:
+        """Whether the graft is still on."""
+        return self._transferor is not None
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is a write that no optimizer step has consumed."""
+        return self._flight is not None and bool(self._flight.pending)
+
+    # -------------------------------------------------------------------------------------------- looking and resuming
+
+    @property
+    def graph(self) -> JoinedGraph:
+        """The two layer graphs joined by one adapter node per link: what attaching made of them."""
+        self._running()
+        return joined(self.plan)
+
+    def to_fx(self) -> torch.fx.GraphModule:
+        """The target at its captured shapes, with every read of a receiving parameter passing through the adapter.
+
+        Returns:
+            A new `GraphModule` that shares the target's parameters, but for the receiving ones and the givers, which it
+            holds as copies of their settled values. It takes the target's inputs, flattened, and gives the outputs that
+            the written weights would give; it is differentiable end to end, the adapter included.
+        """
+        with self.settled():
+            return spliced(self.plan, self._running(), self._flight)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs beside the models' and optimizers' own state: plain data and tensors.
+
+        Take it together with the models' under `settled`, so that no unlearned write is saved:
+
+            with graft.settled():
+                torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                            "graft": graft.state_dict()}, path)
+        """
+        return save(self, self._running())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken; load the models and optimizers first, and `follow` afterwards.
+
+        Raises:
+            CheckpointError: the state is foreign, incomplete, or of a graft with other links; nothing was changed.
+        """
+        load(self, self._running(), state)
+        if self._followed:
+            self._write_if_due()
+
+    def __repr__(self) -> str:
+        state = "detached" if not self.attached else "pending" if self.pending else "idle"
+        return (
+            f"<Graft of {len(self.plan.links)} links, {state}, {self.step_count} steps, "
+            f"{len(self.history)} transfers>"
+        )
+
+    # ---------------------------------------------------------------------------------------------------- the machine
+
+    def _running(self) -> Transferor:
+        if self._transferor is None:
+            raise AttachError(
+                "this graft was detached.", fix="attach(adapter, mapping) makes a new one"
+            )
+        return self._transferor
+
+    def _write_if_due(self) -> None:
+        """Perform the transfer before the coming step, unless that was decided already."""
+        if self._resume is not None:
+            self._take_up(self._resume)
+        if self._decided == self.step_count:
+            return
+        self._decided = self.step_count
+        if self.cycle.transfers(self.step_count, self.total_steps):
+            self._finish()
+            self._transfer()
+
+    def _transfer(self) -> None:
+        transferor = self._running()
+        flight = transferor.fly(transferor.read())
+        flight.entry = self._entry(flight)
+        if not flight.finite:
+            transferor.put_back(flight)
+            self._skip(flight.entry, "the rewritten weights are not finite")
+            return
+        self._skipped_in_a_row = 0
+        self.history.append(flight.entry)
+        for write in flight.writes.values():
+            write.write()
+        self._flight = flight
+
+    def _take_up(self, resume: dict[str, Any]) -> None:
+        """Redo the pending transfer of a saved state from the inputs it had."""
+        self._resume = None
+        transferor = self._running()
+        flight = transferor.fly(resume["inputs"])
+        flight.entry = resume["entry"]
+        self.history.append(flight.entry)
+        for tensor, write in flight.writes.items():
+            write.signal = resume["signals"].get(tensor.name)
+            if write.pending:
+                write.write()
+        self._flight = flight
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not self._owned(optimizer):
+            return
+        self._check_identity(optimizer)
+        if any(callable(value) for value in (*args, *kwargs.values())):
+            raise TransferError(
+                f"{type(optimizer).__name__}.step was given a closure, which evaluates the loss inside the step.",
+                why="a write must last from one forward pass to one optimizer step",
+                fix="compute loss.backward() before optimizer.step()",
+            )
+        for write in self._writes_of(optimizer):
+            write.before_step(optimizer)
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        owned = self._owned(optimizer)
+        if not owned:
+            return
+        skipped = _was_skipped(optimizer)
+        for write in self._writes_of(optimizer):
+            write.after_step(skipped=skipped)
+        if not skipped:
+            self._stepped.update(owned)
+
+    def _follow_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._after_step(optimizer, args, kwargs)
+        if self._advance():
+            self._write_if_due()
+
+    def _advance(self) -> bool:
+        """Learn if every write is consumed; count the step if every owner has stepped. True where one was counted."""
+        if self._flight is not None and not self._flight.pending:
+            self._finish()
+        if not self.plan.clock <= self._stepped:
+            return False
+        self._stepped.clear()
+        self.step_count += 1
+        return True
+
+    def _finish(self) -> None:
+        """Learn from the flight that is on its way, if there is one; writes that were never consumed are settled."""
+        flight, self._flight = self._flight, None
+        if flight is None:
+            return
+        for write in flight.pending:
+            write.settle()
+        signals = {t.name: w.signal for t, w in flight.writes.items() if w.signal is not None}
+        if not signals:
+            return
+        flight.entry["signal"] = {name: _norm(signal) for name, signal in signals.items()}
+        if self._running().learn(flight, self._learned):
+            self._learned += 1
+        else:
+            self._skip(flight.entry, "what the step made of the weights is not finite")
+
+    def _entry(self, flight: Flight) -> dict[str, Any]:
+        receivers = {}
+        for i, output in zip(self.plan.receivers, flight.outputs, strict=True):
+            receivers[self.plan.slots[i].name] = _change(flight.inputs[i], output.detach())
+        return {
+            "transfer": len(self.history),
+            "step": self.step_count,
+            "links": [link.name for link in self.plan.links],
+            "receivers": receivers,
+            "facts": self._running().facts(),
+        }
+
+    def _skip(self, entry: dict[str, Any], reason: str) -> None:
+        entry["skipped"] = reason
+        if not self.history or self.history[-1] is not entry:
+            self.history.append(entry)
+        self.skipped += 1
+        self._skipped_in_a_row += 1
+        names = ", ".join(entry["receivers"])
+        if self._skipped_in_a_row >= self.nan_limit:
+            raise TransferError(
+                f"{self._skipped_in_a_row} transfers in a row were skipped: {reason}.",
+                where={"receivers": names, "step": entry["step"]},
+                fix="look for inf or nan in the loss and the weights; lower the learning rate, or raise nan_limit",
+            )
+        warnings.warn(
+            f"transfer before step {entry['step']} skipped: {reason} ({names})",
+            TransferWarning,
+            stacklevel=4,
+        )
+
+    def _owned(self, optimizer: Optimizer) -> list[LinkedTensor]:
+        if optimizer in self._followed:
+            return [tensor for tensor, _ in self._followed[optimizer]]
+        return [tensor for tensor in self.plan.written if owns(optimizer, tensor)]
+
+    def _writes_of(self, optimizer: Optimizer) -> list[Write]:
+        if self._flight is None:
+            return []
+        owned = self._owned(optimizer)
+        return [write for write in self._flight.pending if write.tensor in owned]
+
+    def _check_identity(self, optimizer: Optimizer) -> None:
+        """A followed optimizer steps the parameters it had at `follow`; the model must still hold those."""
+        for tensor, parameter in self._followed.get(optimizer, []):
+            if tensor.live() is not parameter:
+                raise TransferError(
+                    f"'{tensor.name}' is no longer the parameter that the followed optimizer steps.",
+                    why="the model's parameters were replaced after follow()",
+                    fix="graft.detach(), make a new optimizer over model.parameters(), attach and follow that",
+                )
+
+
+def _check_optimizers(optimizers: Iterable[Optimizer], plan: Plan) -> None:
+    optimizers = list(optimizers)
+    if not optimizers:
+        raise AttachError(
+            "follow() needs the optimizer that steps the target.", fix="graft.follow(optimizer)"
+        )
+    for optimizer in optimizers:
+        if not isinstance(optimizer, Optimizer):
+            raise AttachError(
+                f"follow() takes torch optimizers, not {type(optimizer).__name__}.",
+                fix="pass the torch.optim.Optimizer inside it, often `.optimizer`",
+            )
+        if isinstance(optimizer, LBFGS):
+            raise AttachError(
+                "LBFGS evaluates the loss inside its step, so a write cannot last one step.",
+                fix="use an optimizer without a closure, such as SGD or AdamW",
+            )
+        if not any(owns(optimizer, tensor) for tensor in plan.written):
+            raise AttachError(
+                f"this {type(optimizer).__name__} steps none of the parameters that the graft writes.",
+                where={"written": ", ".join(tensor.name for tensor in plan.written)},
+                fix="pass the optimizer made from the target's parameters, after any .to() that replaced them",
+            )
+    for tensor in plan.written:
+        if not any(owns(optimizer, tensor) for optimizer in optimizers):
+            raise AttachError(
+                f"no optimizer passed to follow() steps '{tensor.name}'.",
+                why="what the graft writes must be trained, or it would never learn from it",
+                fix="pass its optimizer too, unfreeze it, or link only in the other direction",
+            )
+
+
+def _was_skipped(optimizer: Optimizer) -> bool:
+    # A fused optimizer is stepped by GradScaler even when it must not move: the kernel reads this flag, and so do we.
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf is not None and bool(found_inf.item())
+
+
+def _norm(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor.float()))
+
+
+def _change(before: Tensor, after: Tensor) -> dict[str, float]:
+    size = torch.linalg.vector_norm(after - before) / torch.linalg.vector_norm(before).clamp_min(
+        1e-30
+    )
+    cosine = torch.nn.functional.cosine_similarity(before.flatten(), after.flatten(), dim=0)
+    return {"size": float(size), "cosine": float(cosine)}
