@@ -1,0 +1,414 @@
+"""Find pairs by score: every compatible pair is scored, and the best assignment that keeps depth order is taken.
+
+In: two graphs and what is linked already. Out: a `Rule` whose pairs explain their scores.
+Always true: only parameters of one family of kinds meet, attention roles agree, every parameter has at most one
+partner, and of two pairs the one that is deeper in the source is not shallower in the target; the total score is
+the largest that this allows, and the result depends on nothing but the graphs and the options.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..errors import MatchError, nearest
+from ..graph.parameter import Parameter
+from .hits import listed, quoted, viewable
+from .pairing import ARROWS, Pair, exclude, overlap
+from .report import Rule
+from .views import matrix, matrix_shape
+
+if TYPE_CHECKING:
+    from ..graph import LayerGraph
+
+__all__ = ["Options", "assign", "find"]
+
+MEASURES = ("kind", "shape", "depth", "spectrum")
+_CONVOLUTIONS = ("conv", "depthwise", "grouped", "transposed_conv")
+_RELATED = 0.5  # score of two kinds of one family, such as conv and depthwise
+_UNIT = (
+    1_000_000  # scores are compared as millionths, so that equal ones are equal on every machine
+)
+# Query, key and value run side by side: at equal depth they need one order in every model.
+_ROLE_ORDER = ("attention.fused", "attention.query", "attention.key", "attention.value")
+
+_Scores = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Options:
+    """The arguments of `Mapping.auto`; see there."""
+
+    kind: str | None
+    role: str | None
+    limit: int | None
+    min_score: float
+    spectrum: bool
+    weights: dict[str, float]
+
+    @property
+    def text(self) -> str:
+        """The call in one line."""
+        said = [("kind", self.kind), ("role", self.role), ("limit", self.limit)]
+        words = [f"{name}={value!r}" for name, value in said if value is not None]
+        words += [f"min_score={self.min_score:g}"]
+        words += ["spectrum=True"] if self.spectrum else []
+        words += [f"weights={self.weights!r}"] if self.weights else []
+        return f"auto({', '.join(words)})"
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """What is compared."""
+        return MEASURES if self.spectrum else MEASURES[:-1]
+
+    def check(self) -> None:
+        """Raise MatchError where an argument is out of range."""
+        for name in self.weights:
+            if name not in MEASURES:
+                raise MatchError(
+                    f"weights has no measure {name!r}.",
+                    near=nearest(name, MEASURES),
+                    fix="use weights for " + ", ".join(map(repr, MEASURES)),
+                )
+        if "spectrum" in self.weights and not self.spectrum:
+            raise MatchError(
+                "weights counts the spectrum, which is not compared.", fix="add spectrum=True"
+            )
+        values = [self.weights.get(name, 1.0) for name in self.measures]
+        if not all(0 <= value < math.inf for value in values) or not sum(values) > 0:
+            raise MatchError(
+                f"weights={self.weights!r} cannot be averaged.",
+                fix="use finite weights of 0 and more, with one above 0",
+            )
+        if not 0 <= self.min_score <= 1:
+            raise MatchError(
+                f"min_score={self.min_score!r} is not a score.",
+                fix="use a number from 0 to 1, for example min_score=0.6",
+            )
+        if self.limit is not None and self.limit < 1:
+            raise MatchError(
+                f"limit={self.limit!r} leaves no pair.", fix="use limit=1 or more, or limit=None"
+            )
+
+
+def find(
+    source: LayerGraph, target: LayerGraph, linked: Sequence[Pair], direction: str, options: Options
+) -> Rule:
+    """The pairs of the best assignment, as a rule that explains each.
+
+    Args:
+        source: the graph that gives, unless `direction` says otherwise.
+        target: the graph that receives.
+        linked: pairs that are there already; what they hold takes no part.
+        direction: of every new pair.
+        options: the arguments of `Mapping.auto`.
+
+    Raises:
+        MatchError: an option is out of range, or no pair scores high enough.
+    """
+    options.check()
+    givers, takers, notes = _candidates(source, target, linked, options)
+    measured = _measure(source, target, givers, takers, options)
+    score = _weighted(measured, options)
+    allowed = _compatible(givers, takers) & ~_same(source, target, givers, takers)
+    if not allowed.any():
+        raise _nothing_compatible(source, target, givers, takers, options)
+    worth = np.where(allowed & (score >= options.min_score), np.rint(score * _UNIT), -1)
+    chosen = assign(worth.astype(np.int64))
+    if not chosen:
+        raise _nothing_good_enough(givers, takers, np.where(allowed, score, -1.0), options)
+    chosen = _best(chosen, score, options.limit)
+    pairs = tuple(
+        Pair(givers[i], takers[j], direction, _explained(score[i, j], i, j, measured))
+        for i, j in chosen
+    )
+    for refused in exclude((*linked, *pairs), source, target):
+        raise MatchError(refused.what, why=refused.why, fix=refused.otherwise)
+    notes += _partnerless("source", givers, [i for i, _ in chosen])
+    notes += _partnerless("target", takers, [j for _, j in chosen])
+    arrow = "" if direction == "forward" else f" {ARROWS[direction]}"
+    return Rule(options.text + arrow, pairs, tuple(notes), (len(givers), len(takers)))
+
+
+def assign(worth: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """The matching of largest total worth in which rows and columns rise together.
+
+    Args:
+        worth: (n, m), what each pair is worth; negative for pairs that must not be.
+
+    Returns:
+        (row, column) pairs, both strictly rising. Of several matchings with the largest total, one whose pairs come
+        as early as possible, the last pair first. Pairs of worth 0 are left out.
+
+    >>> assign(np.array([[5, 4], [4, 0]]))  # 5 + 0 beats 4 and 4, which cross
+    [(0, 0)]
+    >>> assign(np.array([[1, 9, 2], [3, 1, 8]]))
+    [(0, 1), (1, 2)]
+    """
+    rows, columns = worth.shape
+    best = np.zeros((rows + 1, columns + 1), dtype=np.int64)
+    for i in range(rows):
+        paired = best[i, :-1] + np.maximum(worth[i], 0)
+        best[i + 1, 1:] = np.maximum.accumulate(np.maximum(best[i, 1:], paired))
+    chosen = []
+    i, j = rows, columns
+    while i and j:
+        if best[i, j] == best[i - 1, j]:
+            i -= 1
+        elif best[i, j] == best[i, j - 1]:
+            j -= 1
+        else:
+            i, j = i - 1, j - 1
+            chosen.append((i, j))
+    return chosen[::-1]
+
+
+# --- who takes part -----------------------------------------------------------------------------------------------
+
+
+def _candidates(
+    source: LayerGraph, target: LayerGraph, linked: Sequence[Pair], options: Options
+) -> tuple[list[Parameter], list[Parameter], list[str]]:
+    givers, takers = viewable(source), viewable(target)
+    if not (_packed(givers) and _packed(takers)):
+        # One model packs query, key and value and the other does not: they meet part by part.
+        givers, takers = _unpacked(givers), _unpacked(takers)
+    notes: list[str] = []
+    taken = {
+        "source": [pair.source for pair in linked],
+        "target": [pair.target for pair in linked],
+    }
+    sides = []
+    for side, parameters in (("source", givers), ("target", takers)):
+        asked = [parameter for parameter in parameters if _asked_for(parameter, options)]
+        free = [parameter for parameter in asked if not _held(parameter, taken[side])]
+        read = [parameter for parameter in free if parameter.depth is not None]
+        if len(free) < len(asked):
+            notes.append(f"{side}: {len(asked) - len(free)} passed over: linked already")
+        if len(read) < len(free):
+            unread = [parameter.address for parameter in free if parameter.depth is None]
+            notes.append(f"{side}: {len(unread)} passed over: never read ({listed(unread)})")
+        sides.append(sorted(read, key=_place))
+    return sides[0], sides[1], notes
+
+
+def _asked_for(parameter: Parameter, options: Options) -> bool:
+    right_kind = options.kind is None or parameter.kind == options.kind
+    return right_kind and (options.role is None or fnmatchcase(parameter.role, options.role))
+
+
+def _held(parameter: Parameter, by: Sequence[Parameter]) -> bool:
+    return any(
+        parameter.fqn == other.fqn and overlap(parameter.selection, other.selection) for other in by
+    )
+
+
+def _packed(parameters: Sequence[Parameter]) -> bool:
+    return any(parameter.role == "attention.fused" for parameter in parameters)
+
+
+def _unpacked(parameters: Sequence[Parameter]) -> list[Parameter]:
+    found: list[Parameter] = []
+    for parameter in parameters:
+        names = [name for name, part in parameter.parts.items() if part.role]
+        packed = parameter.role == "attention.fused" and names
+        found += [parameter.select(name) for name in names] if packed else [parameter]
+    return found
+
+
+def _place(parameter: Parameter) -> tuple[float, int]:
+    """Where a parameter stands in its model; `sorted` keeps the model's order among equals."""
+    role = parameter.role
+    rank = _ROLE_ORDER.index(role) if role in _ROLE_ORDER else len(_ROLE_ORDER)
+    return round(parameter.depth or 0.0, 9), rank
+
+
+def _compatible(givers: Sequence[Parameter], takers: Sequence[Parameter]) -> NDArray[np.bool_]:
+    return _equal([_company(one) for one in givers], [_company(other) for other in takers])
+
+
+def _company(parameter: Parameter) -> tuple[object, ...]:
+    """Two parameters may meet where this is equal."""
+    family = "conv" if parameter.kind in _CONVOLUTIONS else parameter.kind
+    role = parameter.role if parameter.role.startswith("attention.") else "weight"
+    if parameter.kind != "recurrent":
+        return family, role
+    # An input-to-hidden weight is no hidden-to-hidden one, and an LSTM's gates are not a GRU's.
+    stem = parameter.fqn.rpartition(".")[2].split("_l")[0]
+    reverse = parameter.fqn.endswith("_reverse")
+    return family, role, stem, reverse, tuple(parameter.parts)
+
+
+def _same(
+    source: LayerGraph, target: LayerGraph, givers: Sequence[Parameter], takers: Sequence[Parameter]
+) -> NDArray[np.bool_]:
+    """Pairs of one and the same tensor."""
+    left = [id(source.tensor(parameter.fqn)) for parameter in givers]
+    right = [id(target.tensor(parameter.fqn)) for parameter in takers]
+    return _equal(left, right)
+
+
+def _equal(left: Sequence[object], right: Sequence[object]) -> NDArray[np.bool_]:
+    numbers: dict[object, int] = {}
+    one = np.array([numbers.setdefault(key, len(numbers)) for key in left], dtype=np.int64)
+    other = np.array([numbers.setdefault(key, len(numbers)) for key in right], dtype=np.int64)
+    equal: NDArray[np.bool_] = one[:, None] == other[None, :]
+    return equal
+
+
+# --- the measures, each 0 to 1 ------------------------------------------------------------------------------------
+
+
+def _measure(
+    source: LayerGraph,
+    target: LayerGraph,
+    givers: Sequence[Parameter],
+    takers: Sequence[Parameter],
+    options: Options,
+) -> dict[str, _Scores]:
+    measured = {
+        "kind": _kind_score(givers, takers),
+        "shape": _shape_score(givers, takers),
+        "depth": _depth_score(givers, takers),
+    }
+    if options.spectrum:
+        left = np.array([_energy(source, parameter, "source") for parameter in givers])
+        right = np.array([_energy(target, parameter, "target") for parameter in takers])
+        measured["spectrum"] = _spectrum_score(left, right)
+    return measured
+
+
+def _kind_score(givers: Sequence[Parameter], takers: Sequence[Parameter]) -> _Scores:
+    """1 for the same kind, 0.5 for two kinds of one family."""
+    same = _equal([one.kind for one in givers], [other.kind for other in takers])
+    return np.where(same, 1.0, _RELATED)
+
+
+def _shape_score(givers: Sequence[Parameter], takers: Sequence[Parameter]) -> _Scores:
+    """exp(-(|ln rows/rows'| + |ln columns/columns'|) / 2): the geometric mean of the two ratios."""
+    left = np.log(np.array([matrix_shape(one) for one in givers], dtype=np.float64).reshape(-1, 2))
+    right = np.log(np.array([matrix_shape(one) for one in takers], dtype=np.float64).reshape(-1, 2))
+    ratios: _Scores = np.abs(left[:, None, :] - right[None, :, :])
+    score: _Scores = np.exp(-ratios.mean(axis=-1))
+    return score
+
+
+def _depth_score(givers: Sequence[Parameter], takers: Sequence[Parameter]) -> _Scores:
+    """1 - |depth - depth'|."""
+    left = np.array([one.depth for one in givers], dtype=np.float64)
+    right = np.array([other.depth for other in takers], dtype=np.float64)
+    score: _Scores = 1.0 - np.abs(left[:, None] - right[None, :])
+    return score
+
+
+_GRID = np.linspace(0.0, 1.0, 65)
+
+
+def _spectrum_score(left: _Scores, right: _Scores) -> _Scores:
+    """1 - the largest gap between two shares of energy at one share of rank; 1 for a matrix and its multiples."""
+    gaps = [np.abs(row[None, :] - right).max(axis=-1) for row in left] if len(right) else []
+    return 1.0 - np.array(gaps, dtype=np.float64).reshape(len(left), len(right))
+
+
+def _energy(graph: LayerGraph, parameter: Parameter, side: str) -> _Scores:
+    """(65,) the share of squared singular values held by the largest ones, at 0, 1/64, … 1 of the rank."""
+    tensor = graph.tensor(parameter.fqn).detach()
+    if tensor.is_meta:
+        raise MatchError(
+            f"spectrum=True compares values, and {side} {quoted(parameter.fqn)} is on the meta device.",
+            fix="trace the model with real weights, or use spectrum=False",
+        )
+    values = torch.linalg.svdvals(_finite(matrix(parameter, tensor), parameter, side)).square()
+    total = float(values.sum())
+    # A matrix of zeros has no direction to prefer: its energy counts as evenly spread.
+    shares = values / total if total > 0 else torch.full_like(values, 1 / len(values))
+    held = np.concatenate([[0.0], np.cumsum(shares.cpu().numpy())])
+    energy: _Scores = np.interp(_GRID, np.linspace(0.0, 1.0, len(held)), held)
+    return energy
+
+
+def _finite(values: torch.Tensor, parameter: Parameter, side: str) -> torch.Tensor:
+    values = values.double()
+    if not bool(torch.isfinite(values).all()):
+        raise MatchError(
+            f"spectrum=True compares values, and {side} {quoted(parameter.address)} is not finite.",
+            fix="mend the weights, or use spectrum=False",
+        )
+    return values
+
+
+def _weighted(measured: dict[str, _Scores], options: Options) -> _Scores:
+    weights = {name: options.weights.get(name, 1.0) for name in measured}
+    stacked = np.stack([measured[name] for name in measured])
+    score: _Scores = np.average(stacked, axis=0, weights=[weights[name] for name in measured])
+    return score
+
+
+# --- the outcome --------------------------------------------------------------------------------------------------
+
+
+def _best(
+    chosen: list[tuple[int, int]], score: _Scores, limit: int | None
+) -> list[tuple[int, int]]:
+    if limit is None:
+        return chosen
+    ranked = sorted(chosen, key=lambda pair: -round(float(score[pair]) * _UNIT))
+    return sorted(ranked[:limit])
+
+
+def _explained(score: float, i: int, j: int, measured: dict[str, _Scores]) -> str:
+    parts = ", ".join(f"{name} {values[i, j]:.2f}" for name, values in measured.items())
+    return f"auto (score {score:.2f}: {parts})"
+
+
+def _partnerless(side: str, parameters: Sequence[Parameter], chosen: Sequence[int]) -> list[str]:
+    used = set(chosen)
+    alone = [parameter.address for i, parameter in enumerate(parameters) if i not in used]
+    return [f"{side}: {len(alone)} without a partner: {listed(alone)}"] if alone else []
+
+
+def _nothing_good_enough(
+    givers: Sequence[Parameter], takers: Sequence[Parameter], score: _Scores, options: Options
+) -> MatchError:
+    i, j = np.unravel_index(int(score.argmax()), score.shape)
+    best = float(score[i, j])
+    return MatchError(
+        f"no pair scores {options.min_score:g} or more; the best scores {best:.2f}.",
+        where={
+            "source": quoted(givers[int(i)].address),
+            "target": quoted(takers[int(j)].address),
+        },
+        fix=f"use min_score={math.floor(best * 100) / 100:g}, or link them by name",
+        score=best,
+    )
+
+
+def _nothing_compatible(
+    source: LayerGraph,
+    target: LayerGraph,
+    givers: Sequence[Parameter],
+    takers: Sequence[Parameter],
+    options: Options,
+) -> MatchError:
+    kinds = [
+        sorted({f"{one.kind} ({one.role})" for one in parameters}) or ["nothing"]
+        for parameters in (givers, takers)
+    ]
+    return MatchError(
+        f"{options.text} finds no two parameters that may meet.",
+        where={"source": ", ".join(kinds[0]), "target": ", ".join(kinds[1])},
+        why="only one family of kinds meets, with equal roles in attention; what is linked "
+        "already takes no part",
+        fix=f"name them: mapping.link({_first(source)}, {_first(target)})",
+    )
+
+
+def _first(graph: LayerGraph) -> str:
+    return next((quoted(parameter.fqn) for parameter in viewable(graph)), "'...'")
