@@ -1,0 +1,170 @@
+"""MergeNet as an adapter: its options, checked once, and the transfer module they build.
+
+In: options. Out: an `Adapter` for `graftlib.attach`. Not here: the method itself (`transfer`, `lpka`, `encoding`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor
+
+from graftlib.errors import GraftError
+from graftlib.graft.adapter import Adapter, Link, Slot
+
+from .._options import chosen, flag, whole_number
+from .encoding import energy_rank
+from .lpka import LPKA, PAIRINGS, IdentityLPKA, PaperLPKA
+from .transfer import Transfer
+
+__all__ = ["MergeNet"]
+
+
+class MergeNet(Adapter):
+    """Attention between the low-rank codes of two layers' weights, learned while the models train.
+
+    Args:
+        layers: knowledge-transfer layers, each acting on what the one before produced.
+        heads: attention heads of each pairing; the paper uses 8 for vision and 12 for text.
+        rank: width of the low-rank code. An int is capped at min(rows, columns); None keeps the whole matrix; a
+            float between 0 and 1 is a share of the spectral energy, resolved once, when the adapter is attached.
+        max_rank: cap of a rank that comes from a share.
+        residual: keep the part of the receiver that the rank leaves out. False is the paper's literal form: what is
+            written is B A, and the rest is lost.
+        init: ``"identity"``: a fresh adapter changes nothing, to the bit. ``"paper"``: the authors' form, whose
+            LayerNorms give the receiver's code unit row variance at the first transfer.
+        write: see `Adapter`.
+        signal: see `Adapter`.
+        pairings: which of ``"rr", "rc", "cr", "cc"`` (receiver, then giver, by rows or by columns) take part.
+        omega: ``"learned"`` weights of the pairings, or their plain ``"mean"`` (as in the authors' code).
+        width: total width of one pairing's heads for ``init="identity"``, rounded up to whole heads. The paper's
+            form follows the authors' rule, max((receiver + giver token width) / 2, 128).
+        deterministic: plain attention, whose sums have one order.
+
+    Raises:
+        GraftError: an option out of its range, or two that contradict each other.
+
+    >>> MergeNet(heads=12, rank=0.9)
+    MergeNet(layers=2, heads=12, rank=0.9, max_rank=64, init='identity', write='replace', signal='trajectory')
+    """
+
+    def __init__(
+        self,
+        layers: int = 2,
+        heads: int = 8,
+        rank: int | float | None = 32,
+        *,
+        max_rank: int = 64,
+        residual: bool = True,
+        init: Literal["identity", "paper"] = "identity",
+        write: Literal["replace", "probe"] = "replace",
+        signal: Literal["trajectory", "gradient"] = "trajectory",
+        pairings: Sequence[str] = PAIRINGS,
+        omega: Literal["learned", "mean"] = "learned",
+        width: int = 128,
+        deterministic: bool = False,
+    ) -> None:
+        for name, number in {
+            "layers": layers,
+            "heads": heads,
+            "max_rank": max_rank,
+            "width": width,
+        }.items():
+            whole_number(name, number)
+        _check_rank(rank)
+        flag("residual", residual)
+        flag("deterministic", deterministic)
+        chosen("init", init, ("identity", "paper"))
+        chosen("write", write, ("replace", "probe"))
+        chosen("signal", signal, ("trajectory", "gradient"))
+        chosen("omega", omega, ("learned", "mean"))
+        _check_pairings(pairings)
+        if init == "identity" and not residual and rank is not None:
+            raise GraftError(
+                "residual=False and init='identity' contradict each other below full rank.",
+                why="without the part that the rank leaves out, B A is not W: attaching would change the model",
+                fix="use residual=True, rank=None, or init='paper'",
+                option="residual",
+            )
+        self.layers = layers
+        self.heads = heads
+        self.code_rank = rank
+        self.max_rank = max_rank
+        self.residual = residual
+        self.init = init
+        self.write = write
+        self.signal = signal
+        self.pairings = tuple(pairings)
+        self.omega = omega
+        self.width = width
+        self.deterministic = deterministic
+
+    def rank(self, matrix: Tensor, limit: int) -> int | None:
+        """See `Adapter.rank`: an int is capped, None stays None, a share of the energy is measured on `matrix`."""
+        if self.code_rank is None:
+            return None
+        if isinstance(self.code_rank, float):
+            return energy_rank(matrix, self.code_rank, min(self.max_rank, limit))
+        return min(self.code_rank, limit)
+
+    def build(self, slots: Sequence[Slot], links: Sequence[Link]) -> Transfer:
+        """See `Adapter.build`; the initial values are drawn from torch's global random state."""
+        return Transfer(
+            slots,
+            links,
+            layers=self.layers,
+            lpka=self._lpka,
+            relative=self.init == "identity",
+            residual=self.residual,
+        )
+
+    def _lpka(self, receiver: tuple[int, int], giver: tuple[int, int]) -> LPKA:
+        learned, plain = self.omega == "learned", self.deterministic
+        shared = (receiver, giver, self.pairings, self.heads)
+        if self.init == "paper":
+            return PaperLPKA(*shared, learned=learned, deterministic=plain)
+        return IdentityLPKA(*shared, width=self.width, learned=learned, deterministic=plain)
+
+    def __repr__(self) -> str:
+        options = {
+            "layers": self.layers,
+            "heads": self.heads,
+            "rank": self.code_rank,
+            "max_rank": self.max_rank,
+            "init": self.init,
+            "write": self.write,
+            "signal": self.signal,
+        }
+        return f"MergeNet({', '.join(f'{name}={value!r}' for name, value in options.items())})"
+
+
+def _check_rank(rank: object) -> None:
+    if rank is None:
+        return
+    if isinstance(rank, float) and 0 < rank < 1:
+        return
+    if isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1:
+        return
+    raise GraftError(
+        f"rank={rank!r} is no rank.",
+        fix="give an int from 1 on, None for the whole matrix, or a share of the energy between 0 and 1",
+        option="rank",
+    )
+
+
+def _check_pairings(pairings: object) -> None:
+    if isinstance(pairings, str) or not isinstance(pairings, Sequence) or not pairings:
+        raise GraftError(
+            f"pairings={pairings!r} is not a list of pairings.",
+            fix="give some of " + ", ".join(map(repr, PAIRINGS)) + ", for example pairings=('rr',)",
+            option="pairings",
+        )
+    for pairing in pairings:
+        chosen("pairings", pairing, PAIRINGS)
+    if len(set(pairings)) < len(pairings):
+        raise GraftError(
+            f"pairings={tuple(pairings)!r} names one twice.",
+            fix="name each pairing once",
+            option="pairings",
+        )

@@ -1,0 +1,130 @@
+"""Re-encode a matrix as W = B A + rest (eq. 4-5), and put a changed A back.
+
+In: a matrix (rows, columns) and the basis of the last transfer. Out: a basis B (rows, rank) with orthonormal columns,
+and the code A = B^T W (rank, columns). B is data: no gradient passes through it; A carries gradients to W.
+Always true: B spans the leading left singular vectors of W as closely as a warm-started subspace iteration gets, its
+columns keep their meaning from one transfer to the next, no random state but our own is touched, and no finite matrix,
+however degenerate, gives NaN. Not here: what happens to the code (`transfer`, `lpka`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .._matrices import add
+
+__all__ = ["Encoding", "energy_rank", "leading_basis", "turn"]
+
+COLD = 8  # iterations of the first transfer
+WARM = 1  # of every later one: the weights have hardly moved
+
+
+class Encoding(nn.Module):
+    """The basis of one matrix, carried from one transfer to the next.
+
+    Args:
+        shape: (rows, columns) of the matrix.
+        rank: width of the basis, at most min(rows, columns). None, or a rank equal to the rows, keeps the whole
+            matrix: B would be a rotation, so it is the identity and is not stored.
+
+    The buffer `basis` (rows, rank) is all zero before the first transfer and changes in training mode only.
+    """
+
+    basis: Tensor | None
+
+    def __init__(self, shape: tuple[int, int], rank: int | None) -> None:
+        super().__init__()
+        rows, columns = shape
+        whole = rank is None or rank >= rows
+        width = rows if rank is None else min(rank, rows, columns)
+        self.shape = (rows if whole else width, columns)
+        self.register_buffer("basis", None if whole else torch.zeros(rows, width))
+
+    def forward(self, matrix: Tensor) -> Tensor | None:
+        """The basis (rows, rank) for `matrix`; None where the code is the matrix itself."""
+        if self.basis is None:
+            return None
+        with torch.no_grad():
+            last = self.basis.to(matrix.dtype)
+            basis = next_basis(matrix, last) if last.any() else first_basis(matrix, last.shape[1])
+            if self.training:
+                self.basis.copy_(basis)
+        return basis
+
+
+def encode(matrix: Tensor, basis: Tensor | None) -> Tensor:
+    """The code A = B^T W (rank, columns)."""
+    if basis is None:
+        return matrix
+    code: Tensor = basis.mT @ matrix
+    return code
+
+
+def decode(matrix: Tensor, basis: Tensor | None, change: Tensor) -> Tensor:
+    """W + B (A_new - A): `matrix` to the bit where `change` = A_new - A is zero."""
+    return add(matrix, change if basis is None else basis @ change)
+
+
+def first_basis(matrix: Tensor, rank: int) -> Tensor:
+    """The leading left singular vectors (rows, rank), largest first, each with a fixed sign."""
+    unit = _unit(matrix)
+    basis = leading_basis(unit, _sketch(unit, rank), COLD)
+    rotation, _, _ = torch.linalg.svd(basis.mT @ unit, full_matrices=False)
+    basis = torch.matmul(basis, rotation)
+    peak = basis.gather(0, basis.abs().argmax(0, keepdim=True))
+    return torch.where(peak < 0, -basis, basis)
+
+
+def next_basis(matrix: Tensor, last: Tensor) -> Tensor:
+    """The leading left singular space, spanned by the vectors nearest to those of `last`, both (rows, rank)."""
+    return turn(leading_basis(_unit(matrix), last, WARM), last)
+
+
+def leading_basis(matrix: Tensor, start: Tensor, iterations: int) -> Tensor:
+    """Subspace iteration on W W^T: per iteration two matrix products and a thin QR.
+
+    A shift at the height of the rounding errors leaves the eigenvectors alone, and holds the directions that W does
+    not reach (all of them, for a zero matrix) where they are: rounding would throw them anywhere.
+    """
+    shift = 4 * torch.finfo(matrix.dtype).eps * matrix.square().sum().clamp(min=1)
+    basis = start
+    for _ in range(iterations):
+        basis = torch.linalg.qr(matrix @ (matrix.mT @ basis) + shift * basis).Q
+    return basis
+
+
+def turn(basis: Tensor, last: Tensor) -> Tensor:
+    """`basis` in the coordinates nearest to `last`: the rotation R that minimises |basis R - last| (Procrustes)."""
+    left, _, right = torch.linalg.svd(basis.mT @ last)
+    turned: Tensor = basis @ (left @ right)
+    return turned
+
+
+def energy_rank(matrix: Tensor, share: float, limit: int) -> int:
+    """The smallest rank, from 1 to `limit`, that keeps `share` of the squared singular values.
+
+    >>> energy_rank(torch.diag(torch.tensor([3.0, 1.0, 1.0])), 0.8, 3)      # 9 of 11, then 10 of 11
+    1
+    >>> energy_rank(torch.diag(torch.tensor([3.0, 1.0, 1.0])), 0.9, 3)
+    2
+    """
+    unit = _unit(matrix.detach()).double()
+    small = unit if unit.shape[0] <= unit.shape[1] else unit.mT
+    energies = torch.linalg.eigvalsh(small @ small.mT).clamp(min=0).flip(0)
+    kept = energies.cumsum(0)
+    enough = int((kept < share * kept[-1]).sum()) + 1
+    return max(1, min(enough, limit))
+
+
+def _unit(matrix: Tensor) -> Tensor:
+    """Scaled to a largest entry of 1, so that W W^T neither under- nor overflows; what is not finite becomes 0."""
+    peak = matrix.abs().amax().clamp(min=torch.finfo(matrix.dtype).tiny)
+    return torch.nan_to_num(matrix / peak, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _sketch(matrix: Tensor, rank: int) -> Tensor:
+    """A fixed Gaussian start (rows, rank): the same on every device, and no global random state is used."""
+    numbers = torch.Generator().manual_seed(0)
+    start = torch.randn(matrix.shape[0], rank, generator=numbers, dtype=torch.float64)
+    return start.to(matrix)

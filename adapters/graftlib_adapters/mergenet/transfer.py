@@ -1,0 +1,106 @@
+"""The module of one MergeNet transfer: encode once, let L layers act on the codes, decode once.
+
+In: one matrix per slot. Out: one new matrix per receiving slot. Always true: within a layer all receivers are written
+at once from what the layer before produced (eq. 3), so that both directions of a link hear each other; several links
+into one receiver are averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from graftlib.graft.adapter import Link, Slot
+
+from .._matrices import averaged, receivers, rms
+from .encoding import Encoding, decode, encode
+from .lpka import LPKA
+
+__all__ = ["Transfer"]
+
+MakeLPKA = Callable[[tuple[int, int], tuple[int, int]], LPKA]
+
+
+class Transfer(nn.Module):
+    """Maps the slots' matrices to the receivers' new ones.
+
+    Args:
+        slots: the matrices, with their ranks.
+        links: who gives to whom.
+        layers: L, the number of knowledge-transfer layers.
+        lpka: makes the adapter of one link and layer from the shapes of the receiver's and the giver's code.
+        relative: hand the codes over in units of their own root mean square, and take changes in that unit.
+        residual: keep what the rank leaves out; without it the new matrix is B A_new.
+    """
+
+    def __init__(
+        self,
+        slots: Sequence[Slot],
+        links: Sequence[Link],
+        *,
+        layers: int,
+        lpka: MakeLPKA,
+        relative: bool,
+        residual: bool,
+    ) -> None:
+        super().__init__()
+        self.links = tuple(links)
+        self.receivers = receivers(slots)
+        self.relative = relative
+        self.residual = residual
+        self.encodings = nn.ModuleList(Encoding(slot.shape, slot.rank) for slot in slots)
+        shapes = [cast(Encoding, encoding).shape for encoding in self.encodings]
+        self.layers = nn.ModuleList(
+            nn.ModuleList(lpka(shapes[link.receiver], shapes[link.giver]) for link in links)
+            for _ in range(layers)
+        )
+
+    def forward(self, matrices: Sequence[Tensor]) -> list[Tensor]:
+        """One (rows, columns) tensor per slot -> one per receiving slot, in the order of the slots."""
+        bases = [encoding(w) for encoding, w in zip(self.encodings, matrices, strict=True)]
+        codes = [encode(w, basis) for w, basis in zip(matrices, bases, strict=True)]
+        units = [rms(code) if self.relative else code.new_ones(()) for code in codes]
+        changes = self._exchange([_divide(a, unit) for a, unit in zip(codes, units, strict=True)])
+        new = []
+        for i in self.receivers:
+            change = units[i] * changes[i].to(matrices[i].dtype)
+            if not self.residual and bases[i] is not None:
+                new.append(cast(Tensor, bases[i]) @ (codes[i] + change))
+            else:
+                new.append(decode(matrices[i], bases[i], change))
+        return new
+
+    def _exchange(self, codes: list[Tensor]) -> dict[int, Tensor]:
+        """The L layers: receiver -> what all of them together change in its code."""
+        dtype = next(self.layers.parameters()).dtype
+        state = [code.to(dtype) for code in codes]
+        total: dict[int, Tensor] = {}
+        for layer in self.layers:
+            said = [
+                lpka(state[link.receiver], state[link.giver])
+                for lpka, link in zip(cast(nn.ModuleList, layer), self.links, strict=True)
+            ]
+            for i, change in averaged(said, self.links).items():
+                total[i] = total[i] + change if i in total else change
+                state[i] = state[i] + change
+        return total
+
+    @torch.no_grad()
+    def facts(self) -> dict[str, list[float]]:
+        """Link name -> its omegas, layer by layer, within a layer in the order of `pairings`."""
+        return {
+            link.name: [
+                float(omega)
+                for layer in self.layers
+                for omega in cast(LPKA, cast(nn.ModuleList, layer)[i]).omega
+            ]
+            for i, link in enumerate(self.links)
+        }
+
+
+def _divide(code: Tensor, unit: Tensor) -> Tensor:
+    """`code` in units of `unit`; a zero code stays zero."""
+    return code / torch.where(unit > 0, unit, torch.ones_like(unit))
