@@ -7,20 +7,49 @@
     view(source, target)          look: one offline page                graftlib.view
 
 The methods themselves, such as MergeNet, are adapters and live in `graftlib_adapters`.
+
+The rooms that need torch are imported when a name of theirs is first used, so that ``graftlib --help`` is quick.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from .errors import GraftError as GraftError
-from .export import export_onnx as export_onnx
-from .graft import Adapter as Adapter
-from .graft import Graft as Graft
-from .graft import TransferCycle as TransferCycle
-from .graft import attach as attach
-from .graph import LayerGraph as LayerGraph
-from .graph import Parameter as Parameter
-from .graph import trace as trace
-from .match import Mapping as Mapping
-from .match import matrix as matrix
-from .match import unmatrix as unmatrix
-from .view import view as view
+from .view import (
+    view as view,  # needs no torch; late, the sub-package of the same name would stand in its place
+)
+
+if TYPE_CHECKING:
+    from .export import export_onnx as export_onnx
+    from .graft import Adapter as Adapter
+    from .graft import Graft as Graft
+    from .graft import TransferCycle as TransferCycle
+    from .graft import attach as attach
+    from .graph import LayerGraph as LayerGraph
+    from .graph import Parameter as Parameter
+    from .graph import trace as trace
+    from .match import Mapping as Mapping
+    from .match import matrix as matrix
+    from .match import unmatrix as unmatrix
 
 __version__ = "0.1.0"
+
+_ROOMS = {
+    "graph": ("LayerGraph", "Parameter", "trace"),
+    "match": ("Mapping", "matrix", "unmatrix"),
+    "graft": ("Adapter", "Graft", "TransferCycle", "attach"),
+    "export": ("export_onnx",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for room, names in _ROOMS.items():
+        if name in names:
+            from importlib import import_module
+
+            globals()[name] = getattr(import_module(f".{room}", __name__), name)
+            return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *(name for names in _ROOMS.values() for name in names)})

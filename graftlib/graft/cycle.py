@@ -1,7 +1,7 @@
 """When a transfer happens: the schedule of eq. 7 in the MergeNet paper, with a start, a stop and an offset.
 
-In: a count of optimizer steps of the target. Out: whether a transfer precedes that step. Always true: the answer depends
-on the count alone, so a resumed run transfers at the same steps.
+In: a count of optimizer steps of the target. Out: whether a transfer precedes that step. Always true: the answer
+depends on the count alone, so a resumed run transfers at the same steps.
 """
 
 from __future__ import annotations

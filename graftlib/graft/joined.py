@@ -37,7 +37,7 @@ class JoinedGraph:
 
     source: LayerGraph
     target: LayerGraph
-    nx: nx.MultiDiGraph
+    nx: nx.MultiDiGraph[str]
 
     @property
     def adapters(self) -> list[str]:
@@ -52,7 +52,7 @@ class JoinedGraph:
 def joined(plan: Plan) -> JoinedGraph:
     """The joined graph of a plan."""
     source, target = plan.mapping.source, plan.mapping.target
-    graph = nx.MultiDiGraph()
+    graph: nx.MultiDiGraph[str] = nx.MultiDiGraph()
     for side, layers in (("source", source), ("target", target)):
         if side == "target" or source.model is not target.model:
             graph.update(

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from graftlib.graft.adapter import Link, Slot
 from graftlib_adapters import MergeNet
 from graftlib_adapters.mergenet.encoding import Encoding
+from graftlib_adapters.mergenet.transfer import _bounded
 
-SMALL = {"heads": 2, "width": 8}
+SMALL = {"heads": 2, "width": 8, "trust": None}
 
 
 def built(adapter, shapes, links, dtype=torch.float64):
@@ -243,3 +244,33 @@ def test_one_encoding_per_slot_whatever_the_links():
     links = [*BOTH, Link(0, 0, "self")]
     module = built(MergeNet(rank=2, **SMALL), [(6, 8), (5, 7)], links)
     assert sum(isinstance(m, Encoding) for m in module.modules()) == 2
+
+
+@given(st.floats(1e-3, 0.5), st.floats(1e-2, 1e4), st.integers(1, 7), st.integers(1, 9))
+def test_a_transfer_changes_a_matrix_by_less_than_trust(trust, loud, rows, columns):
+    """However large the adapter's answer is..."""
+    shapes = [(rows, columns), (5, 7)]
+    module = built(MergeNet(rank=3, **{**SMALL, "trust": trust}), shapes, BOTH[:1])
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(loud)
+    w, v = matrices(*shapes)
+    assert (module([w, v])[0] - w).norm() < trust * w.norm() * (1 + 1e-9)
+
+
+def test_without_trust_it_may_change_by_more():
+    """...and without a bound it would: the law above can fail."""
+    shapes = [(6, 8), (5, 7)]
+    module = built(MergeNet(rank=3, **SMALL), shapes, BOTH[:1])
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(100)
+    w, v = matrices(*shapes)
+    assert (module([w, v])[0] - w).norm() > 0.5 * w.norm()
+
+
+def test_a_small_change_passes_the_bound_as_it_is():
+    """Pinned: a change of a tenth of the trust loses half a percent of its size, 1 / sqrt(1.01)."""
+    change = torch.full((2, 3), 0.002, dtype=torch.float64)
+    torch.testing.assert_close(_bounded(change, 0.02), change / 1.01**0.5)
+    assert torch.equal(_bounded(change, None), change)

@@ -64,6 +64,12 @@ def test_what_is_a_rank(rank):
     assert resolved is None if rank is None else 1 <= resolved <= 6
 
 
+@pytest.mark.parametrize("trust", [0, -1, True, "much", float("nan")])
+def test_what_is_no_trust(trust):
+    with pytest.raises(GraftError, match="share of a norm"):
+        MergeNet(trust=trust)
+
+
 def test_an_adapter_prints_itself():
     assert "rank=0.5" in repr(MergeNet(rank=0.5))
     assert repr(MLPAdapter(width=3)).startswith("MLPAdapter(width=3, init='identity'")

@@ -40,6 +40,8 @@ class MergeNet(Adapter):
         omega: ``"learned"`` weights of the pairings, or their plain ``"mean"`` (as in the authors' code).
         width: total width of one pairing's heads for ``init="identity"``, rounded up to whole heads. The paper's
             form follows the authors' rule, max((receiver + giver token width) / 2, 128).
+        trust: for ``init="identity"``, one transfer changes a matrix by less than this share of its norm, however
+            large the adapter's answer is; None for no bound.
         deterministic: plain attention, whose sums have one order.
 
     Raises:
@@ -63,6 +65,7 @@ class MergeNet(Adapter):
         pairings: Sequence[str] = PAIRINGS,
         omega: Literal["learned", "mean"] = "learned",
         width: int = 128,
+        trust: float | None = 0.02,
         deterministic: bool = False,
     ) -> None:
         for name, number in {
@@ -73,6 +76,7 @@ class MergeNet(Adapter):
         }.items():
             whole_number(name, number)
         _check_rank(rank)
+        _check_trust(trust)
         flag("residual", residual)
         flag("deterministic", deterministic)
         chosen("init", init, ("identity", "paper"))
@@ -98,6 +102,7 @@ class MergeNet(Adapter):
         self.pairings = tuple(pairings)
         self.omega = omega
         self.width = width
+        self.trust = trust
         self.deterministic = deterministic
 
     def rank(self, matrix: Tensor, limit: int) -> int | None:
@@ -117,6 +122,7 @@ class MergeNet(Adapter):
             lpka=self._lpka,
             relative=self.init == "identity",
             residual=self.residual,
+            trust=self.trust if self.init == "identity" else None,
         )
 
     def _lpka(self, receiver: tuple[int, int], giver: tuple[int, int]) -> LPKA:
@@ -150,6 +156,16 @@ def _check_rank(rank: object) -> None:
         f"rank={rank!r} is no rank.",
         fix="give an int from 1 on, None for the whole matrix, or a share of the energy between 0 and 1",
         option="rank",
+    )
+
+
+def _check_trust(trust: object) -> None:
+    if trust is None or (isinstance(trust, int | float) and not isinstance(trust, bool) and trust > 0):
+        return
+    raise GraftError(
+        f"trust={trust!r} is no share of a norm.",
+        fix="give a number above 0, for example trust=0.02, or None for no bound",
+        option="trust",
     )
 
 

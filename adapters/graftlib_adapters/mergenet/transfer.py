@@ -34,6 +34,7 @@ class Transfer(nn.Module):
         lpka: makes the adapter of one link and layer from the shapes of the receiver's and the giver's code.
         relative: hand the codes over in units of their own root mean square, and take changes in that unit.
         residual: keep what the rank leaves out; without it the new matrix is B A_new.
+        trust: one transfer changes a code by less than this share of its norm; None for no bound.
     """
 
     def __init__(
@@ -45,12 +46,14 @@ class Transfer(nn.Module):
         lpka: MakeLPKA,
         relative: bool,
         residual: bool,
+        trust: float | None,
     ) -> None:
         super().__init__()
         self.links = tuple(links)
         self.receivers = receivers(slots)
         self.relative = relative
         self.residual = residual
+        self.trust = trust
         self.encodings = nn.ModuleList(Encoding(slot.shape, slot.rank) for slot in slots)
         shapes = [cast(Encoding, encoding).shape for encoding in self.encodings]
         self.layers = nn.ModuleList(
@@ -66,7 +69,7 @@ class Transfer(nn.Module):
         changes = self._exchange([_divide(a, unit) for a, unit in zip(codes, units, strict=True)])
         new = []
         for i in self.receivers:
-            change = units[i] * changes[i].to(matrices[i].dtype)
+            change = units[i] * _bounded(changes[i], self.trust).to(matrices[i].dtype)
             if not self.residual and bases[i] is not None:
                 new.append(cast(Tensor, bases[i]) @ (codes[i] + change))
             else:
@@ -99,6 +102,17 @@ class Transfer(nn.Module):
             ]
             for i, link in enumerate(self.links)
         }
+
+
+def _bounded(change: Tensor, trust: float | None) -> Tensor:
+    """`change`, of a code with unit root mean square, smoothly kept below `trust` times that code's norm.
+
+    A small change passes as it is; zero stays zero, and so does its derivative's value, one.
+    """
+    if trust is None:
+        return change
+    share = change.square().mean() / trust**2
+    return change * torch.rsqrt(1 + share)
 
 
 def _divide(code: Tensor, unit: Tensor) -> Tensor:

@@ -1,0 +1,136 @@
+"""What reaches the terminal: results on stdout, all else on stderr, names made harmless.
+
+In: text that may hold names from models and files, which are untrusted. Out: the same text without control
+characters, so that a layer's name cannot move the cursor or colour the prompt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ..errors import GraftError
+
+__all__ = ["complain", "printable", "say", "say_json", "shown", "working", "write_text"]
+
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    r"""`text` with control characters, bidirectional overrides and lone surrogates spelled out.
+
+    >>> print(printable("conv\x1b[31m"))
+    conv\x1b[31m
+    """
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def shown(name: str, limit: int = 240) -> str:
+    """A name from outside as an error message quotes it: printable, quoted, at most `limit` characters.
+
+    >>> shown("x" * 100, limit=5)
+    "'xxxxx…'"
+    """
+    return ascii(name) if len(name) <= limit else f"'{ascii(name[:limit])[1:-1]}…'"
+
+
+def say(thing: object) -> None:
+    """Print a result on stdout."""
+    typer.echo(printable(str(thing)))
+
+
+def complain(text: str) -> None:
+    """Print a warning or an error on stderr."""
+    typer.echo(printable(text), err=True)
+
+
+def say_json(thing: object) -> None:
+    """Print one JSON document on stdout; a `str` is taken as JSON already and checked.
+
+    Numbers that JSON does not know (NaN, infinities) become null.
+    """
+    value = json.loads(thing) if isinstance(thing, str) else thing
+    typer.echo(json.dumps(_plain(value), indent=2, ensure_ascii=True, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    """`value` in the types of JSON; records become objects, what is unknown becomes its text."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item) for item in value]
+    return str(value)
+
+
+@contextlib.contextmanager
+def working(task: str) -> Iterator[None]:
+    """Show a spinner and the seconds on stderr while the block runs.
+
+    What a library or a user's factory prints meanwhile goes to stderr: stdout carries results and nothing else.
+    """
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        disable=not sys.stderr.isatty(),
+    )
+    with contextlib.redirect_stdout(sys.stderr), bar:
+        bar.add_task(printable(task), total=None)
+        yield
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to a temporary name beside `path` and rename it: never half a file.
+
+    Raises:
+        GraftError: the folder does not exist or cannot be written; nothing is left behind.
+    """
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:32]}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text)
+            # mkstemp makes files for their owner only; a result is an ordinary file.
+            Path(temporary).chmod(0o666 & ~_umask())
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise GraftError(
+            f"{shown(str(path))} cannot be written.",
+            why=error.strerror or str(error),
+            fix="name a file in a folder that exists and is writable",
+        ) from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,90 @@
+"""``graftlib export``: a model as an ONNX file that was proven to answer as the model does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .console import say, say_json, working
+from .options import (
+    Debug,
+    Device,
+    DeviceOption,
+    DryRun,
+    InputDtype,
+    Inputs,
+    Json,
+    ModelArgument,
+    Seed,
+    Weights,
+)
+from .steps import load, load_options, plan
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("export")(export)
+
+
+def export(
+    model: ModelArgument,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")] = Path(
+        "model.onnx"
+    ),
+    static_batch: Annotated[
+        bool, typer.Option("--static-batch", help="Keep the batch size of the example input.")
+    ] = False,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--source",
+            metavar="MODEL",
+            help="A larger model to time beside this one; it is not written.",
+            show_default=False,
+        ),
+    ] = None,
+    inputs: Inputs = None,
+    input_dtype: InputDtype = None,
+    weights: Weights = None,
+    device: DeviceOption = Device.auto,
+    seed: Seed = 0,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Ship a model as ONNX, proven against PyTorch first.
+
+    Example: graftlib export torchvision:mobilenet_v2 --weights slim.safetensors -o slim.onnx
+    """
+    if device is Device.meta:
+        raise typer.BadParameter(
+            "an export needs values, the meta device holds none", param_hint="--device"
+        )
+    asked = load_options(inputs, input_dtype, weights, device, seed)
+    if dry_run:
+        plan(as_json, "export", [model, *([source] if source else [])], output, device)
+        return
+    loaded = load(model, values=True, **asked)
+    large = load(source, values=True, **{**asked, "weights": None}) if source else None
+    with working(f"exporting {model}"):
+        from ..export import export_onnx
+
+        report = export_onnx(
+            loaded.model,
+            output,
+            loaded.args,
+            loaded.kwargs,
+            dynamic_batch=not static_batch,
+            source=large.model if large else None,
+            source_args=large.args if large else None,
+            source_kwargs=large.kwargs if large else None,
+            seed=seed,
+        )
+    if as_json:
+        say_json(report.to_dict())
+    else:
+        say(report)

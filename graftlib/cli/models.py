@@ -1,0 +1,449 @@
+"""From a name to a model and example inputs.
+
+In: ``torchvision:NAME``, ``timm:NAME``, ``hf:FOLDER`` or ``FILE.py:FACTORY``, all untrusted. Out: an `nn.Module` in
+eval mode with inputs that it accepts. Nothing is downloaded and nothing is unpickled; values are random (by seed)
+unless a folder or a checkpoint brings them. Only ``FILE.py:FACTORY`` runs code that is not installed.
+Not here: reading checkpoints (`weights`), making tensors (`inputs`).
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib
+import importlib.util
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map_only
+
+from ..errors import CheckpointError, GraftError, MissingExtraError, ModelNameError, nearest
+from . import inputs
+from .console import shown
+from .weights import load_weights
+
+__all__ = ["FORMS", "Loaded", "ModelName", "find_model", "load_model"]
+
+FORMS = "torchvision:NAME, timm:NAME, hf:FOLDER or FILE.py:FACTORY"
+
+
+@dataclass(frozen=True)
+class ModelName:
+    """A name whose library knows it; nothing has been built or executed yet.
+
+    Attributes:
+        library: ``"torchvision"``, ``"timm"``, ``"hf"`` or ``"file"``.
+        rest: what follows the colon; for a file, the factory's name.
+        path: the folder or the file; None for torchvision and timm.
+    """
+
+    library: str
+    rest: str
+    path: Path | None = None
+
+    def __str__(self) -> str:
+        if self.library == "file":
+            return f"{self.path}:{self.rest}"
+        return f"{self.library}:{self.rest}"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model and the inputs to run it with.
+
+    Attributes:
+        name: as given.
+        model: in eval mode, on `device`.
+        args: positional example inputs, on `device`.
+        kwargs: example inputs by keyword, on `device`.
+        device: ``"cpu"``, ``"cuda"`` or ``"meta"``; of a file's model, where its factory put it.
+    """
+
+    name: str
+    model: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
+
+
+# ------------------------------------------------------------------------------------------- names
+
+
+def find_model(name: str) -> ModelName:
+    """Look `name` up without building the model; a .py file is read and not executed.
+
+    Raises:
+        ModelNameError: nothing has that name; the message holds the nearest ones.
+        MissingExtraError: the library that would know is not installed.
+    """
+    if not name.isprintable():
+        raise ModelNameError(f"{shown(name)} holds characters that no model's name has.", fix=FORMS)
+    library, colon, rest = name.partition(":")
+    if colon and library in _FINDERS:
+        return _FINDERS[library](rest)
+    file, colon, factory = name.rpartition(":")
+    if colon and file.endswith(".py"):
+        return _find_factory(Path(file), factory)
+    raise ModelNameError(
+        f"{shown(name)} is not the name of a model.", near=_prefixed(name), fix=f"write {FORMS}"
+    )
+
+
+def _find_torchvision(rest: str) -> ModelName:
+    names = require("torchvision.models", "vision").list_models()
+    return ModelName("torchvision", _known(rest, names, "torchvision"))
+
+
+def _find_timm(rest: str) -> ModelName:
+    timm = require("timm", "timm")
+    # A pretrained tag after the dot (resnet18.a1_in1k) chooses a configuration, which keeps its own input size.
+    known = timm.list_models() if not timm.is_model(rest) else [rest]
+    return ModelName("timm", _known(rest, known, "timm"))
+
+
+def _find_folder(rest: str) -> ModelName:
+    folder = Path(rest)
+    try:
+        folder = folder.expanduser()  # behind a colon the shell leaves the tilde alone
+        found = (folder / "config.json").is_file()
+        beside = sorted(p.name for p in folder.parent.iterdir() if (p / "config.json").is_file())
+    except (OSError, RuntimeError):  # the latter for the home of a user there is not
+        found, beside = False, []
+    if not found:
+        raise ModelNameError(
+            f"{shown('hf:' + rest)} is not a folder with a config.json.",
+            near=nearest(folder.name, beside),
+            fix="name a local folder; to get one: hf download REPO --local-dir FOLDER",
+        )
+    return ModelName("hf", rest, folder)
+
+
+def _find_factory(file: Path, factory: str) -> ModelName:
+    try:
+        text = file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelNameError(
+            f"{shown(str(file))} cannot be read.",
+            why=str(getattr(error, "strerror", None) or error),
+            near=nearest(file.name, _python_files(file.parent)),
+            fix="write FILE.py:FACTORY",
+        ) from error
+    try:
+        names = _top_level_names(ast.parse(text))
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise ModelNameError(f"{shown(str(file))} is not Python.", why=str(error)) from error
+    if not factory.isidentifier():
+        raise ModelNameError(
+            f"{shown(factory)} is not the name of a function.",
+            near=nearest(factory, names),
+            fix="write FILE.py:FACTORY",
+        )
+    if "*" not in names:
+        _known(factory, names, str(file))
+    return ModelName("file", factory, file)
+
+
+def _top_level_names(tree: ast.Module) -> list[str]:
+    """The names that a module binds outside of functions and classes; ``*`` where it takes all of another's."""
+    names: list[str] = []
+    rest: list[ast.AST] = list(tree.body)
+    while rest:
+        node = rest.pop()
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            names.append(node.name)
+            continue
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.append(node.id)
+        elif isinstance(node, ast.alias):
+            names.append(node.asname or node.name)
+        rest.extend(ast.iter_child_nodes(node))
+    return names
+
+
+def _python_files(folder: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in folder.glob("*.py"))
+    except OSError:
+        return []
+
+
+def _known(name: str, names: Sequence[str], home: str) -> str:
+    if name in names:
+        return name
+    near = nearest(name, names)
+    raise ModelNameError(
+        f"{shown(home)} has no model {shown(name)}.",
+        near=near,
+        fix="use one of the nearest names" if near else f"it knows {len(names)}, none like this",
+    )
+
+
+def _prefixed(name: str) -> list[str]:
+    """Full names of installed libraries' models that a bare name may have meant."""
+    bare, near = name.rpartition(":")[2], []
+    for library, module in (("torchvision", "torchvision.models"), ("timm", "timm")):
+        with contextlib.suppress(ImportError):
+            known = importlib.import_module(module).list_models()
+            near += [f"'{library}:{bare}'"] if bare in known else []
+    with contextlib.suppress(OSError):
+        near += [f"'hf:{name}'"] if name and (Path(name) / "config.json").is_file() else []
+        near += [f"'{name}:FACTORY'"] if name.endswith(".py") and Path(name).is_file() else []
+    return near or list(nearest(name.partition(":")[0], ["torchvision", "timm", "hf"]))
+
+
+_FINDERS: dict[str, Callable[[str], ModelName]] = {
+    "torchvision": _find_torchvision,
+    "timm": _find_timm,
+    "hf": _find_folder,
+}
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """An optional library, or a `MissingExtraError` that names the extra it comes with."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"this needs {module.partition('.')[0]}, which cannot be imported.",
+            why=str(error),
+            fix=f'pip install "graftlib[{extra}]"',
+        ) from error
+
+
+# ----------------------------------------------------------------------------------------- loading
+
+
+def load_model(
+    name: str,
+    *,
+    device: str = "auto",
+    values: bool = False,
+    weights: Path | None = None,
+    shapes: Sequence[tuple[int, ...]] = (),
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+) -> Loaded:
+    """Build the model that `name` names, with inputs to run it.
+
+    Args:
+        name: see `FORMS`.
+        device: ``auto``, ``cpu``, ``cuda`` or ``meta``. ``auto`` is the meta device where nothing needs values, else
+            the CPU; a file's model stays where its factory put it.
+        values: whether the caller needs real values (an export does, a trace does not).
+        weights: a state_dict to load.
+        shapes: shapes of positional inputs, in place of the model's own example.
+        dtype: their element type; None takes float32, or int64 for tokens.
+        seed: of random weights and inputs.
+
+    Raises:
+        ModelNameError: no such model; a factory that fails or returns something else; no input is known.
+        MissingExtraError: its library is not installed.
+        CheckpointError: weights that are truncated or belong to another model.
+        GraftError: no such device here; an input too large for the memory.
+    """
+    found = find_model(name)
+    if weights is not None and device == "auto":
+        device = "cpu"
+    _check_device(device)
+    torch.manual_seed(seed)
+    with _quiet():
+        loaded = _LOADERS[found.library](found, device, values, inputs.Wish(tuple(shapes), dtype))
+    if weights is not None:
+        load_weights(loaded.model, weights)
+    return Loaded(name, loaded.model.eval(), loaded.args, loaded.kwargs, loaded.device)
+
+
+def _check_device(device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise GraftError("there is no CUDA device here.", fix="use --device cpu, or --device auto")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Constructors of libraries announce changes of their own; a user of this command line cannot act on them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"(torchvision|timm|transformers)\b")
+        yield
+
+
+def _build(make: Callable[[], nn.Module], device: str) -> nn.Module:
+    """Make a model on `device`; a constructor that reads a value cannot run on meta, so move it there afterwards."""
+    if device != "meta":
+        return make().to(device)
+    try:
+        with torch.device("meta"):
+            return make()
+    except (RuntimeError, NotImplementedError):
+        return make().to("meta")
+
+
+def _load_torchvision(found: ModelName, device: str, values: bool, wish: inputs.Wish) -> Loaded:
+    models = require("torchvision.models", "vision")
+    family = models.get_model_builder(found.rest).__module__.split(".")[2]
+    if device == "auto":
+        # Detectors choose boxes by their values (non-maximum suppression).
+        device = "cpu" if values or family == "detection" else "meta"
+    options: dict[str, Any] = {"weights": None}
+    if family in ("detection", "segmentation"):
+        options["weights_backbone"] = None  # the default would download it
+    model = _build(lambda: models.get_model(found.rest, **options), device)
+    default = models.get_model_weights(found.rest).DEFAULT
+    return Loaded(
+        found.rest, model, inputs.for_torchvision(family, default, wish, device), {}, device
+    )
+
+
+def _load_timm(found: ModelName, device: str, values: bool, wish: inputs.Wish) -> Loaded:
+    timm = require("timm", "timm")
+    device = _resolve(device, values)
+    model = _build(lambda: timm.create_model(found.rest, pretrained=False), device)
+    config: Any = model.pretrained_cfg
+    size = (2, *config.get("input_size", (3, 224, 224)))
+    return Loaded(found.rest, model, inputs.plain(wish, size, device), {}, device)
+
+
+def _load_folder(found: ModelName, device: str, values: bool, wish: inputs.Wish) -> Loaded:
+    transformers = require("transformers", "hf")
+    folder = found.path or Path()
+    has_weights = any(folder.glob("*.safetensors"))
+    device = _resolve(device, values)
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # JSON, validation and unknown kinds each raise their own
+        raise CheckpointError(
+            f"{shown(str(folder / 'config.json'))} cannot be used.", why=str(error)
+        ) from error
+    if hasattr(config, "use_cache"):
+        config.use_cache = False  # a cache object among the outputs is no tensor
+    kind = _hf_class(transformers, config)
+    try:
+        if has_weights and device != "meta":
+            model = kind.from_pretrained(
+                folder,
+                config=config,
+                use_safetensors=True,
+                local_files_only=True,
+                dtype=torch.float32,
+            ).to(device)
+        else:
+            model = _build(lambda: kind(config), device)
+    except Exception as error:
+        raise CheckpointError(
+            f"{shown(str(folder))} does not give a {kind.__name__}.",
+            why=f"{type(error).__name__}: {error}",
+            fix="fetch the folder again, or name another --device" if has_weights else None,
+        ) from error
+    args, kwargs = inputs.for_hf(model, wish, device)
+    return Loaded(found.rest, model, args, kwargs, device)
+
+
+def _hf_class(transformers: ModuleType, config: Any) -> Any:
+    """The class that `config.architectures` names, if transformers has it as a model; else AutoModel's choice."""
+    named = (config.architectures or [None])[0]
+    kind = getattr(transformers, named, None) if isinstance(named, str) else None
+    if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel):
+        return kind
+    try:
+        return transformers.AutoModel._model_mapping[type(config)]
+    except KeyError:
+        raise ModelNameError(
+            f"transformers has no model class {shown(str(named))} for {shown(str(config.model_type))}.",
+            fix="build it in a file and name FILE.py:FACTORY",
+        ) from None
+
+
+def _load_file(found: ModelName, device: str, values: bool, wish: inputs.Wish) -> Loaded:
+    path = found.path or Path()
+    factory = getattr(_execute(path), found.rest, None)
+    if not callable(factory):
+        raise ModelNameError(f"{shown(found.rest)} in {shown(str(path))} is not callable.")
+    try:
+        made = factory()
+    except GraftError:
+        raise
+    except Exception as error:
+        raise _failed(path, found.rest, error) from error
+    model, args, kwargs = _unpack(made, found)
+    if wish.shapes:
+        args, kwargs = inputs.plain(wish, (), "cpu"), {}
+    if not (args or kwargs):
+        raise ModelNameError(
+            f"{shown(str(found))} returns a model without inputs.",
+            fix="give --input 1x3x32x32, or return (model, args, kwargs)",
+        )
+    if device == "auto":
+        device = next((p.device.type for p in model.parameters()), "cpu")
+    elsewhere = device  # the closure below must not see a later value
+    args, kwargs = tree_map_only(torch.Tensor, lambda t: t.to(elsewhere), (args, kwargs))
+    return Loaded(found.rest, model.to(device), tuple(args), dict(kwargs), device)
+
+
+def _unpack(made: Any, found: ModelName) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
+    """A factory's result as (model, args, kwargs)."""
+    parts = made if isinstance(made, tuple) else (made,)
+    model, args, kwargs = (*parts, (), {})[:3] if len(parts) == 1 else (*parts, {})[:3]
+    args = (args,) if isinstance(args, torch.Tensor) else args
+    if not (
+        isinstance(model, nn.Module)
+        and isinstance(args, (tuple, list))
+        and isinstance(kwargs, dict)
+        and len(parts) <= 3
+    ):
+        raise ModelNameError(
+            f"{shown(str(found))} returns {type(made).__name__}, not a model.",
+            fix="return an nn.Module, or (model, args), or (model, args, kwargs)",
+        )
+    return model, tuple(args), kwargs
+
+
+def _execute(path: Path) -> ModuleType:
+    """Run a .py file as a module, with its own folder importable as for ``python FILE.py``."""
+    name = f"_graftlib_file_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ModelNameError(f"{shown(str(path))} cannot be imported.")
+    module = importlib.util.module_from_spec(spec)
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
+    sys.modules[name] = module  # dataclasses and pickling look a class up by its module's name
+    try:
+        spec.loader.exec_module(module)
+    except GraftError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise _failed(path, "import", error) from error
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(folder)
+    return module
+
+
+def _failed(path: Path, step: str, error: BaseException) -> ModelNameError:
+    return ModelNameError(
+        f"{shown(str(path))} raised an error ({step}).",
+        why=f"{type(error).__name__}: {error}",
+        fix="run it with python first; --debug shows where it stopped",
+    )
+
+
+def _resolve(device: str, values: bool) -> str:
+    if device != "auto":
+        return device
+    return "cpu" if values else "meta"
+
+
+_LOADERS: dict[str, Callable[[ModelName, str, bool, inputs.Wish], Loaded]] = {
+    "torchvision": _load_torchvision,
+    "timm": _load_timm,
+    "hf": _load_folder,
+    "file": _load_file,
+}

@@ -1,0 +1,97 @@
+"""Options that several commands share, with one wording each."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = [
+    "DEBUG",
+    "Debug",
+    "Device",
+    "DeviceOption",
+    "DryRun",
+    "InputDtype",
+    "Inputs",
+    "Json",
+    "ModelArgument",
+    "Seed",
+    "Weights",
+]
+
+DEBUG = "graftlib.debug"
+"""Key of the context's `meta` under which `--debug` is remembered for the error door."""
+
+
+class Device(StrEnum):
+    """Where a model's tensors live."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    meta = "meta"
+
+
+def _remember(ctx: typer.Context, wanted: bool) -> bool:
+    if wanted:
+        ctx.meta[DEBUG] = True
+    return wanted
+
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="torchvision:NAME, timm:NAME, hf:FOLDER, or FILE.py:FACTORY. The last one executes FILE.py: "
+        "name only files that you trust.",
+        show_default=False,
+    ),
+]
+Debug = Annotated[
+    bool, typer.Option("--debug", callback=_remember, help="Show the traceback of an error.")
+]
+DeviceOption = Annotated[
+    Device,
+    typer.Option(
+        "--device",
+        help="auto takes meta (shapes without values) where no values are needed, else the CPU.",
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would be done; run and write nothing.")
+]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="SHAPE",
+        help="Shape of an example input, such as 2x3x32x32; repeat it for several inputs. Known models have "
+        "one of their own.",
+        show_default=False,
+    ),
+]
+InputDtype = Annotated[
+    str | None,
+    typer.Option(
+        "--input-dtype",
+        metavar="DTYPE",
+        help="Element type of --input: float32, float16, bfloat16, float64, int64, int32 or bool.",
+        show_default="float32, or int64 for tokens",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
+Seed = Annotated[
+    int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of random weights and inputs.")
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights",
+        metavar="FILE",
+        help="A state_dict to load: .safetensors, or a .pt that holds tensors alone.",
+        show_default=False,
+    ),
+]

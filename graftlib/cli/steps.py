@@ -1,0 +1,108 @@
+"""The steps that several commands take: read the shared options, load, see, or only say what would be done.
+
+In: what `options` parsed. Out: a loaded model, its layer graph, or a plan on stdout.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from .console import say, say_json, working
+from .options import Device
+
+if TYPE_CHECKING:
+    from ..graph import LayerGraph
+    from .models import Loaded
+
+__all__ = ["load", "load_options", "plan", "see"]
+
+
+def load_options(
+    shapes: list[str] | None,
+    dtype: str | None,
+    weights: Path | None,
+    device: Device,
+    seed: int,
+) -> dict[str, Any]:
+    """What the shared options say, as keywords of `models.load_model`.
+
+    Raises:
+        typer.BadParameter: a shape or an element type that cannot be read, values asked of the meta device.
+    """
+    from .inputs import DTYPES, parse_shape
+
+    try:
+        sizes = [parse_shape(text) for text in shapes or ()]
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--input") from None
+    if dtype is not None and dtype not in DTYPES:
+        raise typer.BadParameter(
+            f"{dtype!a} is none of {', '.join(DTYPES)}", param_hint="--input-dtype"
+        )
+    if dtype is not None and not sizes:
+        raise typer.BadParameter(
+            "it says the element type of --input, which is missing", param_hint="--input-dtype"
+        )
+    if weights is not None and device is Device.meta:
+        raise typer.BadParameter("the meta device holds no values", param_hint="--weights")
+    return {
+        "shapes": sizes,
+        "dtype": DTYPES[dtype] if dtype else None,
+        "weights": weights,
+        "device": device.value,
+        "seed": seed,
+    }
+
+
+def load(name: str, **asked: Any) -> Loaded:
+    """`models.load_model` behind a spinner."""
+    with working(f"loading {name}"):
+        from .models import load_model
+
+        return load_model(name, **asked)
+
+
+def see(name: str, **asked: Any) -> LayerGraph:
+    """The layer graph of the model `name`; with ``device="auto"``, on the CPU where the meta device will not do."""
+    from ..errors import TraceError
+
+    loaded = load(name, **asked)
+    with working(f"tracing {name}"):
+        from ..graph import trace as trace_model
+
+        try:
+            return trace_model(loaded.model, loaded.args, loaded.kwargs)
+        except TraceError:
+            if asked["device"] != "auto" or loaded.device != "meta":
+                raise
+    loaded = load(name, **{**asked, "device": "cpu"})
+    with working(f"tracing {name} with values"):
+        return trace_model(loaded.model, loaded.args, loaded.kwargs)
+
+
+def plan(as_json: bool, verb: str, names: list[str], output: Path | None, device: Device) -> None:
+    """Check that the names exist and say what would be done; nothing is built, run or written."""
+    with working("looking the names up"):
+        from .models import find_model
+
+        found = [find_model(name) for name in names]
+    would: dict[str, Any] = {
+        "dry_run": True,
+        "command": verb,
+        "models": [str(name) for name in found],
+        "executes": [str(name.path) for name in found if name.library == "file"],
+        "device": device.value,
+        "writes": str(output) if output else None,
+        "overwrites": output is not None and output.exists(),
+    }
+    if as_json:
+        say_json(would)
+        return
+    say(f"would {verb} {' and '.join(map(str, found))} (device: {device.value})")
+    for path in would["executes"]:
+        say(f"would execute {path}")
+    if output is not None:
+        say(f"would {'overwrite' if output.exists() else 'write'} {output}")

@@ -1,0 +1,71 @@
+"""``graftlib trace``: a model's layer graph, as text, JSON or GraphML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .console import say, say_json, write_text
+from .options import (
+    Debug,
+    Device,
+    DeviceOption,
+    DryRun,
+    InputDtype,
+    Inputs,
+    Json,
+    ModelArgument,
+    Seed,
+    Weights,
+)
+from .steps import load_options, plan, see
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("trace")(trace)
+
+
+def trace(
+    model: ModelArgument,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", help="Write the graph here: .json or .graphml.", show_default=False
+        ),
+    ] = None,
+    inputs: Inputs = None,
+    input_dtype: InputDtype = None,
+    weights: Weights = None,
+    device: DeviceOption = Device.auto,
+    seed: Seed = 0,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """See a model as a graph of layers: kinds, parameters, shapes.
+
+    Example: graftlib trace torchvision:resnet18 -o resnet18.graphml
+    """
+    if output is not None and output.suffix not in (".json", ".graphml"):
+        raise typer.BadParameter("write to a .json or a .graphml file", param_hint="--output")
+    asked = load_options(inputs, input_dtype, weights, device, seed)
+    if dry_run:
+        plan(as_json, "trace", [model], output, device)
+        return
+    graph = see(model, **asked)
+    if output is not None:
+        if output.suffix == ".json":
+            write_text(output, graph.to_json())
+        else:
+            graph.to_graphml(output)
+    if as_json:
+        say_json(graph.to_json())
+    elif output is None:
+        say(graph)
+    else:
+        say(f"{graph.name}: {len(graph.layers)} layers -> {output}")

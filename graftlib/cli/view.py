@@ -1,0 +1,98 @@
+"""``graftlib view``: one offline HTML page with one model, or two models and what links them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .console import say, say_json, working
+from .options import (
+    Debug,
+    Device,
+    DeviceOption,
+    DryRun,
+    InputDtype,
+    Inputs,
+    Json,
+    ModelArgument,
+    Seed,
+)
+from .steps import load_options, plan, see
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("view")(view)
+
+
+def view(
+    source: ModelArgument,
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[TARGET]", help="A second model, shown on the right.", show_default=False
+        ),
+    ] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The page to write.")] = Path(
+        "mapping.html"
+    ),
+    mapping: Annotated[
+        Path | None,
+        typer.Option(
+            "--mapping", help="A saved mapping (YAML) between the two.", show_default=False
+        ),
+    ] = None,
+    auto: Annotated[bool, typer.Option("--auto", help="Propose a mapping and show it.")] = False,
+    inputs: Inputs = None,
+    input_dtype: InputDtype = None,
+    device: DeviceOption = Device.auto,
+    seed: Seed = 0,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Draw a model, or two side by side, as one HTML page.
+
+    The page works offline. --input serves both models.
+
+    Example: graftlib view torchvision:resnet50 torchvision:mobilenet_v2 --auto -o mapping.html
+    """
+    if mapping is not None and auto:
+        raise typer.BadParameter("give --mapping or --auto, not both", param_hint="--auto")
+    if target is None and (mapping is not None or auto):
+        raise typer.BadParameter("a mapping needs a second model", param_hint="TARGET")
+    asked = load_options(inputs, input_dtype, None, device, seed)
+    if dry_run:
+        plan(as_json, "view", [source, *([target] if target else [])], output, device)
+        return
+    left = see(source, **asked)
+    right = see(target, **asked) if target else None
+    with working("drawing"):
+        from ..match import Mapping
+        from ..view import view as view_graphs
+
+        links = None
+        if right is not None and mapping is not None:
+            links = Mapping.load(mapping, left, right)
+        elif right is not None and auto:
+            links = Mapping(left, right)
+            links.auto()
+        view_graphs(left, right, links).save(output)
+    if as_json:
+        say_json(
+            {
+                "source": left.name,
+                "target": right.name if right else None,
+                "pairs": len(links.pairs) if links else 0,
+                "path": str(output),
+                "size_bytes": output.stat().st_size,
+            }
+        )
+        return
+    if links is not None:
+        say(links)
+    say(f"wrote {output}")

@@ -1,0 +1,271 @@
+"""The commands from end to end on small models: what is printed, what is written, what a dry run leaves alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from typer.testing import CliRunner
+
+from graftlib.cli import steps
+from graftlib.cli.app import app
+from graftlib.cli.doctor import extras
+from graftlib.errors import TraceError
+
+run = CliRunner().invoke
+
+NETS = """
+import torch
+from torch import nn
+
+def small():
+    print("factory chatter")
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 2))
+    return net, (torch.rand(2, 3, 8, 8),)
+
+def wide():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(512, 2))
+    return net, (torch.rand(2, 3, 8, 8),)
+
+class HostileNames(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.add_module("a\\x1b[31m</script><b>", nn.Linear(3, 3))
+
+    def forward(self, x):
+        return next(iter(self.children()))(x)
+
+def hostile():
+    return HostileNames(), (torch.rand(2, 3),)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "nets.py").write_text(NETS)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def files(folder: Path) -> set[str]:
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if "__pycache__" not in p.parts}
+
+
+# -------------------------------------------------------------------------------------------- trace
+
+
+def test_trace_prints_the_graph(folder: Path):
+    result = run(app, ["trace", "nets.py:small"])
+    assert result.exit_code == 0, result.stderr
+    assert "Conv2d" in result.stdout
+    assert "factory chatter" not in result.stdout
+    assert "factory chatter" in result.stderr
+
+
+def test_trace_json_is_json_and_nothing_else(folder: Path):
+    result = run(app, ["trace", "nets.py:small", "--json"])
+    assert result.exit_code == 0, result.stderr
+    assert isinstance(json.loads(result.stdout), dict)
+
+
+@pytest.mark.parametrize("suffix", ["json", "graphml"])
+def test_trace_writes_a_file(folder: Path, suffix: str):
+    result = run(app, ["trace", "nets.py:small", "-o", f"graph.{suffix}"])
+    assert result.exit_code == 0, result.stderr
+    assert files(folder) == {"nets.py", f"graph.{suffix}"}
+    text = (folder / f"graph.{suffix}").read_text()
+    assert text.startswith("{" if suffix == "json" else "<?xml")
+
+
+def test_trace_takes_a_wrong_input_as_an_error_of_ours(folder: Path):
+    result = run(app, ["trace", "nets.py:small", "--input", "2x5x8x8"])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "Traceback" not in result.stderr
+
+
+def test_a_hostile_layer_name_does_not_reach_the_terminal(folder: Path):
+    result = run(app, ["trace", "nets.py:hostile"])
+    assert result.exit_code == 0, result.stderr
+    assert "\x1b" not in result.stdout
+    assert "[31m" in result.stdout
+
+
+def test_a_library_model_is_traced_without_its_values():
+    result = run(app, ["trace", "torchvision:resnet18", "--json"])
+    assert result.exit_code == 0, result.stderr
+    text = json.dumps(json.loads(result.stdout))
+    assert "layer4.1.conv2" in text
+
+
+@pytest.mark.parametrize(("device", "tries"), [("auto", ["auto", "cpu"]), ("meta", ["meta"])])
+def test_only_auto_tries_again_with_values(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, device: str, tries: list[str]
+):
+    """A model whose forward branches on a value cannot run on the meta device."""
+    asked = []
+    load = steps.load
+
+    def spy(name: str, **options: object):
+        asked.append(options["device"])
+        return load(name, **options)
+
+    def refuses_meta(model: nn.Module, args: object, kwargs: object) -> str:
+        if next(model.parameters()).is_meta:
+            raise TraceError("it reads a value.")
+        return "seen"
+
+    monkeypatch.setattr(steps, "load", spy)
+    monkeypatch.setattr("graftlib.graph.trace", refuses_meta)
+    found = {"shapes": [], "dtype": None, "weights": None, "seed": 0, "device": device}
+    if device == "auto":
+        assert steps.see("torchvision:squeezenet1_1", **found) == "seen"
+    else:
+        with pytest.raises(TraceError):
+            steps.see("torchvision:squeezenet1_1", **found)
+    assert asked == tries
+
+
+# --------------------------------------------------------------------------------------------- view
+
+
+def test_view_writes_one_page(folder: Path):
+    result = run(app, ["view", "nets.py:small", "-o", "x.html"])
+    assert result.exit_code == 0, result.stderr
+    assert files(folder) == {"nets.py", "x.html"}
+    assert "<html" in (folder / "x.html").read_text()
+
+
+def test_view_shows_a_proposed_mapping(folder: Path):
+    arguments = ["view", "nets.py:wide", "nets.py:small", "--auto", "-o", "x.html", "--json"]
+    result = run(app, arguments)
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["pairs"] > 0
+    assert report["size_bytes"] == (folder / "x.html").stat().st_size
+
+
+def test_view_takes_a_saved_mapping_and_refuses_a_foreign_one(folder: Path):
+    from graftlib.graph import trace
+    from graftlib.match import Mapping
+
+    def graph(width: int):
+        return trace(nn.Sequential(nn.Linear(3, width), nn.Linear(width, 2)), (torch.rand(2, 3),))
+
+    mapping = Mapping(graph(8), graph(4))
+    mapping.link("0.weight", "0.weight")
+    mapping.save(folder / "foreign.yaml")
+    arguments = ["view", "torchvision:squeezenet1_1", "torchvision:alexnet", "-o", "x.html"]
+    result = run(app, [*arguments, "--mapping", "foreign.yaml"])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert not (folder / "x.html").exists()
+
+
+# ------------------------------------------------------------------------------------------- export
+
+
+def test_export_writes_a_proven_file(folder: Path):
+    save_file(
+        {
+            "0.weight": torch.zeros(4, 3, 3, 3),
+            "0.bias": torch.zeros(4),
+            "3.weight": torch.zeros(2, 256),
+            "3.bias": torch.tensor([7.0, 8.0]),
+        },
+        folder / "w.safetensors",
+    )
+    arguments = ["export", "nets.py:small", "--weights", "w.safetensors", "-o", "x.onnx", "--json"]
+    result = run(app, arguments)
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["model"] == "Sequential"
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(folder / "x.onnx", providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    (answer,) = session.run(None, {name: torch.rand(1, 3, 8, 8).numpy()})
+    assert answer.tolist() == [[7.0, 8.0]]
+
+
+def test_a_truncated_checkpoint_exports_nothing(folder: Path):
+    (folder / "w.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    result = run(app, ["export", "nets.py:small", "--weights", "w.safetensors", "-o", "x.onnx"])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "truncated" in result.stderr
+    assert not (folder / "x.onnx").exists()
+
+
+def test_an_unwritable_path_is_an_error_of_ours(folder: Path):
+    result = run(app, ["export", "nets.py:small", "-o", "absent/x.onnx"])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "Traceback" not in result.stderr
+    assert files(folder) == {"nets.py"}
+
+
+# ------------------------------------------------------------------------------------------ dry run
+
+
+@pytest.mark.parametrize("command", ["trace", "view", "export"])
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_dry_run_writes_and_executes_nothing(folder: Path, command: str, form: list[str]):
+    (folder / "nets.py").write_text("open('ran', 'w')\ndef small(): pass")
+    suffix = {"trace": "json", "view": "html", "export": "onnx"}[command]
+    arguments = [command, "nets.py:small", "-o", f"x.{suffix}", "--dry-run", *form]
+    result = run(app, arguments)
+    assert result.exit_code == 0, result.stderr
+    assert files(folder) == {"nets.py"}
+    assert "nets.py" in result.stdout
+    assert f"x.{suffix}" in result.stdout
+    if form:
+        assert json.loads(result.stdout)["executes"] == ["nets.py"]
+
+
+def test_a_dry_run_knows_the_names(folder: Path):
+    assert run(app, ["trace", "nets.py:smalll", "--dry-run"]).exit_code == 1
+    assert run(app, ["view", "nets.py:small", "timm:resnet19", "--dry-run"]).exit_code == 1
+
+
+# ------------------------------------------------------------------------------------------- doctor
+
+
+def test_doctor_is_healthy_here():
+    result = run(app, ["doctor", "--json"])
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["smoke"]["trace"]["passed"]
+    assert found["smoke"]["export"]["passed"]
+    assert "works" in run(app, ["doctor"]).stdout
+
+
+def test_doctor_names_a_missing_library_and_the_line_that_mends_it(monkeypatch: pytest.MonkeyPatch):
+    from importlib.metadata import PackageNotFoundError, version
+
+    def without_timm(name: str) -> str:
+        if name == "timm":
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr("graftlib.cli.doctor.version", without_timm)
+    found = extras()
+    assert found["timm"]["libraries"]["timm"]["state"] == "missing"
+    assert found["timm"]["install"] == 'pip install "graftlib[timm]"'
+    assert not found["timm"]["ready"]
+    assert found["vision"]["ready"]
+    assert {"onnx", "vision", "hf", "timm", "demo"} <= set(found)
+    assert "dev" not in found
+
+
+def test_a_sick_core_is_exit_code_one(monkeypatch: pytest.MonkeyPatch):
+    def sick() -> str:
+        raise RuntimeError("no tracing today")
+
+    monkeypatch.setattr("graftlib.cli.doctor._trace", sick)
+    monkeypatch.setattr("graftlib.cli.doctor.extras", dict)
+    result = run(app, ["doctor"])
+    assert result.exit_code == 1
+    assert "FAILS" in result.stdout
+    assert "no tracing today" in result.stdout

@@ -1,0 +1,104 @@
+"""What reaches the terminal: harmless text, valid JSON, whole files."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from graftlib.cli.console import _plain, printable, say_json, shown, working, write_text
+from graftlib.errors import GraftError
+
+ANY_TEXT = st.text(st.characters(codec=None))  # lone surrogates included
+
+
+@given(ANY_TEXT)
+def test_printable_text_moves_no_cursor_and_always_encodes(text: str):
+    shown_text = printable(text)
+    assert not any(ord(c) < 32 and c not in "\n\t" for c in shown_text)
+    assert "\x1b" not in shown_text
+    shown_text.encode("utf-8")
+
+
+@given(st.text(st.characters(categories=["L", "N", "P", "S"])))
+def test_ordinary_text_is_left_alone(text: str):
+    assert printable(text) == text
+
+
+@pytest.mark.parametrize("trap", ["\x1b[2J", "\r", "\x9b31m", "\u202egnp.exe", "\udcff", "\x00"])
+def test_each_trap_is_spelled_out(trap: str):
+    assert printable(f"a{trap}b") != f"a{trap}b"
+    assert printable(f"a{trap}b").startswith("a\\")
+
+
+@given(ANY_TEXT)
+def test_a_shown_name_is_short_and_plain(name: str):
+    assert shown(name).isascii() or "…" in shown(name)
+    assert len(shown("x" * 10_000)) < 250
+
+
+@dataclass(frozen=True)
+class Record:
+    loss: float
+    shape: tuple[int, ...]
+
+
+def test_json_knows_records_and_has_no_nan(capsys: pytest.CaptureFixture[str]):
+    say_json(
+        {"record": Record(float("nan"), (2, 3)), "infinite": [float("inf")], "path": Path("x")}
+    )
+    assert json.loads(capsys.readouterr().out) == {
+        "record": {"loss": None, "shape": [2, 3]},
+        "infinite": [None],
+        "path": "x",
+    }
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | ANY_TEXT, st.lists))
+def test_plain_values_stay(value: object):
+    assert _plain(value) == value
+
+
+def test_what_a_library_prints_goes_to_stderr(capsys: pytest.CaptureFixture[str]):
+    with working("[bold]not markup"):
+        print("chatter")
+    sys.stdout.write("result")
+    out, err = capsys.readouterr()
+    assert out == "result"
+    assert "chatter" in err
+
+
+def test_a_written_file_is_whole_and_alone(tmp_path: Path):
+    target = tmp_path / "graph.json"
+    target.write_text("old")
+    write_text(target, "new\udcff")
+    assert target.read_text() == "new\\udcff"
+    assert list(tmp_path.iterdir()) == [target]
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert target.stat().st_mode == plain.stat().st_mode
+
+
+def test_a_folder_that_is_not_there_is_an_error_with_a_fix(tmp_path: Path):
+    with pytest.raises(GraftError, match=r"cannot be written[\s\S]*fix .*folder"):
+        write_text(tmp_path / "absent" / "graph.json", "{}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    target = tmp_path / "graph.json"
+    target.write_text("old")
+
+    def full(self: Path, other: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(GraftError, match="No space left"):
+        write_text(target, "new")
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]

@@ -1,0 +1,248 @@
+"""Laws of the whole repository: who imports whom, what an import costs in packages, what the documents promise."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+
+# --------------------------------------------------------------------------------- who imports whom
+
+
+def lint_imports(folder: Path, config: Path) -> subprocess.CompletedProcess[str]:
+    code = "import sys; from importlinter.cli import lint_imports_command; lint_imports_command()"
+    return subprocess.run(
+        [sys.executable, "-c", code, "--config", str(config), "--no-cache"],
+        cwd=folder,
+        env={"PATH": "", "PYTHONPATH": str(folder), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def house(folder: Path, *, cli: str) -> Path:
+    """A small house under our own contracts, with a room for each that they name."""
+    contracts = PYPROJECT["tool"]["importlinter"]
+    layers = next(c["layers"] for c in contracts["contracts"] if c["type"] == "layers")
+    rooms = [room.strip() for layer in layers for room in layer.split("|")]
+    for room in ["graftlib", "graftlib_adapters", *rooms]:
+        path = folder / room.replace(".", "/")
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "__init__.py").write_text("")
+    (folder / "graftlib/cli/__init__.py").write_text(cli)
+    written = configparser.ConfigParser()
+    written["importlinter"] = {"root_packages": "\n" + "\n".join(contracts["root_packages"])}
+    for i, contract in enumerate(contracts["contracts"]):
+        written[f"importlinter:contract:{i}"] = {
+            key: "\n" + "\n".join(value) if isinstance(value, list) else str(value)
+            for key, value in contract.items()
+        }
+    config = folder / ".importlinter"
+    with config.open("w") as file:
+        written.write(file)
+    return config
+
+
+def test_the_rooms_keep_their_order():
+    result = lint_imports(ROOT, ROOT / "pyproject.toml")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_a_house_in_order_passes(tmp_path: Path):
+    result = lint_imports(tmp_path, house(tmp_path, cli="from ..graph import *"))
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_a_core_that_knows_a_method_is_seen(tmp_path: Path):
+    """Also where the import hides in a function."""
+    result = lint_imports(
+        tmp_path, house(tmp_path, cli="def demo():\n    import graftlib_adapters")
+    )
+    assert result.returncode == 1
+    assert "the core knows no method BROKEN" in result.stdout
+
+
+def test_a_room_that_looks_back_is_seen(tmp_path: Path):
+    config = house(tmp_path, cli="")
+    (tmp_path / "graftlib/graph/__init__.py").write_text("from ..match import *")
+    result = lint_imports(tmp_path, config)
+    assert result.returncode == 1
+    assert "one direction BROKEN" in result.stdout
+
+
+# ------------------------------------------------------------------------------- what an import loads
+
+OPTIONAL = {
+    "torchvision",
+    "timm",
+    "transformers",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "matplotlib",
+    "sklearn",
+    "lightning",
+    "accelerate",
+    "jinja2",
+    "typer",
+    "rich",
+    "scipy",
+    "joblib",
+    "playwright",
+}
+
+
+def loaded_by(statement: str) -> set[str]:
+    """The optional packages in `sys.modules` after `statement`, beyond those that torch brings itself."""
+    code = (
+        f"import sys, json, torch\nbefore = set(sys.modules)\n{statement}\n"
+        "print(json.dumps(sorted(set(sys.modules) - before)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    names = json.loads(result.stdout.splitlines()[-1])
+    return {name.partition(".")[0] for name in names} & OPTIONAL
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import graftlib",
+        "import graftlib\nfor name in dir(graftlib): getattr(graftlib, name)",
+        "import graftlib_adapters\nfor name in dir(graftlib_adapters): getattr(graftlib_adapters, name)",
+    ],
+)
+def test_an_import_leaves_optional_packages_alone(statement: str):
+    assert loaded_by(statement) == set()
+
+
+def test_the_probe_sees_a_package_that_is_loaded():
+    assert "rich" in loaded_by("import rich.console")
+    assert "typer" in loaded_by("import graftlib.cli")
+
+
+# -------------------------------------------------------------------------------- what README shows
+
+BLOCK = re.compile(r"^```python([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def python_blocks(text: str) -> tuple[list[str], int]:
+    """The python blocks to run, in order, and how many are marked ``no-run``."""
+    found = BLOCK.findall(text)
+    kept = [code for mark, code in found if mark.strip() != "no-run"]
+    return kept, len(found) - len(kept)
+
+
+def run_blocks(blocks: list[str], folder: Path) -> None:
+    """Run all blocks in one fresh interpreter: later blocks may use names of earlier ones, as a reader would."""
+    script = folder / "blocks.py"
+    script.write_text("\n\n".join(blocks))
+    result = subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning:__main__", str(script)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_readme_runs(tmp_path: Path):
+    blocks, skipped = python_blocks((ROOT / "README.md").read_text("utf-8"))
+    if not blocks and not skipped:
+        pytest.fail("README.md shows no python")
+    assert skipped <= len(blocks), f"{skipped} blocks are not run, {len(blocks)} are"
+    run_blocks(blocks, tmp_path)
+
+
+def test_a_block_that_does_not_run_is_seen(tmp_path: Path):
+    text = "```python\nx = 1\n```\nand\n```python\nassert x == 2\n```\n```python no-run\n1/0\n```\n"
+    blocks, skipped = python_blocks(text)
+    assert (len(blocks), skipped) == (2, 1)
+    with pytest.raises(AssertionError, match="assert x == 2"):
+        run_blocks(blocks, tmp_path)
+    run_blocks(blocks[:1], tmp_path)
+
+
+# -------------------------------------------------------------------------------- what the text says
+
+
+def tracked() -> list[Path]:
+    """Our own text files; vendored libraries speak for themselves."""
+    suffixes = {".py", ".md", ".toml", ".yml", ".html", ".j2", ""}
+    folders = ["graftlib", "adapters", "examples", "tests", "docs"]
+    found = [path for name in folders for path in (ROOT / name).rglob("*") if path.is_file()]
+    return [
+        path
+        for path in [*found, *(p for p in ROOT.iterdir() if p.is_file())]
+        if path.suffix in suffixes and not {"vendor", "__pycache__"} & set(path.parts)
+    ]
+
+
+def test_no_file_names_a_place_on_one_machine():
+    """Paths of one developer's machine would be dead ends for all others."""
+    place = re.compile(r"(?<![\w.])/(work|root|home|Users)/\w")
+    assert place.search("see /work/x")
+    found = [str(path) for path in tracked() if place.search(path.read_text("utf-8", "replace"))]
+    assert [path for path in found if not path.endswith("test_house.py")] == []
+
+
+def test_the_version_is_the_same_everywhere():
+    import graftlib
+
+    assert graftlib.__version__ == PYPROJECT["project"]["version"]
+
+
+# ------------------------------------------------------------------------------------ what is shipped
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """The names in a wheel built from a copy of the sources (a build leaves files beside them)."""
+    import shutil
+
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    source.mkdir()
+    for name in ["graftlib", "adapters"]:
+        shutil.copytree(
+            ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", ".*")
+        )
+    for name in ["pyproject.toml", "README.md", "LICENSE"]:
+        shutil.copy(ROOT / name, source / name)
+    # The build backend is among the developers' packages, so that a test needs no network.
+    options = ["--no-deps", "--no-build-isolation", "--quiet", "--wheel-dir", str(folder)]
+    command = [sys.executable, "-m", "pip", "wheel", *options, "."]
+    subprocess.run(command, cwd=source, check=True, capture_output=True)
+    (built,) = folder.glob("graftlib-*.whl")
+    with zipfile.ZipFile(built) as archive:
+        return set(archive.namelist())
+
+
+@pytest.mark.slow
+def test_the_wheel_is_complete(wheel: set[str]):
+    """Types, vendored assets with their licences, and every source file travel with it; tests do not."""
+    assert {"graftlib/py.typed", "graftlib_adapters/py.typed"} <= wheel
+    for home, package in [(ROOT, "graftlib"), (ROOT / "adapters", "graftlib_adapters")]:
+        ours = {
+            path.relative_to(home).as_posix()
+            for path in (home / package).rglob("*")
+            if path.is_file() and "__pycache__" not in path.parts
+        }
+        assert ours - wheel == set()
+    assert any(name.endswith("licenses/LICENSE") for name in wheel)
+    assert any(name.endswith("entry_points.txt") for name in wheel)
+    assert not [name for name in wheel if name.startswith(("tests", "examples", "docs"))]
