@@ -1,0 +1,9 @@
+"""See: a model becomes a graph of layers."""
+
+from .layergraph import LayerGraph as LayerGraph
+from .layers import Layer as Layer
+from .parameter import Parameter as Parameter
+from .parameter import Part as Part
+from .select import Hit as Hit
+from .select import select as select
+from .trace import trace as trace

@@ -1,0 +1,213 @@
+"""The capture ladder: rungs are tried in order until one sees the model.
+
+In: a model and example inputs. Out: a `Capture`: the graph in the normal form (see `normal`), which rung made
+it, and what each rung that was tried answered. Always true: the user's model is as before, whatever happened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import logging
+import random
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from ..errors import TraceError
+from .exported import record_export
+from .fake import record_fake
+from .frames import Call
+from .recorder import record_meta, record_real
+
+__all__ = ["RUNGS", "Capture", "capture", "device_of"]
+
+Rung = Callable[
+    [nn.Module, Sequence[Any], Mapping[str, Any], torch.device], tuple[fx.Graph, list[Call]]
+]
+RUNGS: dict[str, Rung] = {
+    "meta": record_meta,
+    "fake": record_fake,
+    "export": record_export,
+    "real": record_real,
+}
+# Modes at the PreDispatch key live in one place for the whole process, so captures take turns.
+_TURN = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What a rung saw.
+
+    Attributes:
+        graph: in the normal form.
+        calls: the module calls that ``node.meta["call"]`` counts.
+        rung: the name of the rung that made it.
+        real: real tensors ran, so every constant in the graph has its value.
+        answers: rung -> ``"ok"``, or why it gave nothing.
+    """
+
+    graph: fx.Graph
+    calls: tuple[Call, ...]
+    rung: str
+    real: bool
+    answers: dict[str, str]
+
+
+def capture(
+    model: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    device: torch.device | str | None = None,
+    rungs: Sequence[str] = tuple(RUNGS),
+) -> Capture:
+    """See a forward pass of `model`.
+
+    Args:
+        model: already unwrapped (see `structure.unwrap`).
+        args: positional example inputs, tensors on any device.
+        kwargs: keyword example inputs.
+        device: the device that the forward pass is meant for; the model's own by default.
+        rungs: names of rungs, tried in this order.
+
+    Raises:
+        TraceError: no rung saw it; ``answers`` and ``shapes`` are attributes.
+    """
+    kwargs = dict(kwargs or {})
+    home = torch.device(device) if device is not None else device_of(model)
+    answers: dict[str, str] = {}
+    failures: dict[str, Exception] = {}
+    for rung in rungs:
+        if rung == "real" and _on_meta(model):
+            answers[rung] = "skipped: the model has no values, it is on the meta device"
+            continue
+        if rung == "export" and "real" in rungs and not _on_meta(model) and _by_values(failures):
+            answers[rung] = "skipped: the forward pass depends on values, as the 'fake' rung saw"
+            continue
+        try:
+            with _TURN, _undisturbed(model):
+                graph, calls = RUNGS[rung](model, args, kwargs, home)
+        except TraceError:
+            raise
+        except Exception as error:
+            failures[rung] = error
+            answers[rung] = _first_line(error)
+        else:
+            answers[rung] = "ok"
+            return Capture(graph, tuple(calls), rung, rung == "real", answers)
+    raise _untraceable(model, args, kwargs, answers) from next(iter(failures.values()), None)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model lives; cpu for a model that is on the meta device or has no tensors."""
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.device.type != "meta":
+            return tensor.device
+    return torch.device("cpu")
+
+
+def _by_values(failures: Mapping[str, Exception]) -> bool:
+    from torch._subclasses import fake_tensor
+
+    kinds = (fake_tensor.DataDependentOutputException, fake_tensor.DynamicOutputShapeException)
+    return isinstance(failures.get("fake"), kinds)
+
+
+def _on_meta(model: nn.Module) -> bool:
+    return any(t.device.type == "meta" for t in [*model.parameters(), *model.buffers()])
+
+
+@contextlib.contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Leave random states as they are, and say nothing: a rung that fails answers by its exception."""
+    tensors = [*model.parameters(), *model.buffers()]
+    devices = sorted({t.device for t in tensors if t.device.type == "cuda"}, key=str)
+    numpy = sys.modules.get("numpy")
+    python_state = random.getstate()
+    numpy_state = numpy.random.get_state() if numpy else None
+    try:
+        with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # Tracers print the half of the graph that they have when they give up.
+            with contextlib.redirect_stderr(io.StringIO()), _mute("torch"):
+                yield
+    finally:
+        random.setstate(python_state)
+        if numpy:
+            numpy.random.set_state(numpy_state)
+
+
+@contextlib.contextmanager
+def _mute(name: str) -> Iterator[None]:
+    """Drop what this thread logs under `name`."""
+    thread = threading.get_ident()
+    logger = logging.getLogger(name)
+
+    def keep(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    handlers = list(logger.handlers)
+    for handler in handlers:
+        handler.addFilter(keep)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(keep)
+
+
+def _first_line(error: Exception) -> str:
+    line = next((line for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {line}".strip()[:300]
+
+
+def _untraceable(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], answers: dict[str, str]
+) -> TraceError:
+    shapes = _input_shapes(model, args, kwargs)
+    name = type(model).__name__
+    if problem := _unbound(model, args, kwargs):
+        what = f"'{name}' cannot be called with these example inputs: {problem}."
+        fix = f"pass what its forward takes: {name}.forward{inspect.signature(model.forward)}"
+    else:
+        what = f"no way of tracing could follow '{name}' on these example inputs."
+        fix = (
+            "check that the model itself runs on these inputs: model(*args, **kwargs); "
+            "if it does, its forward does what none of the rungs can follow"
+        )
+    return TraceError(
+        what,
+        where={"inputs": shapes or "none", **answers},
+        fix=fix,
+        answers=answers,
+        shapes=shapes,
+        model=name,
+    )
+
+
+def _unbound(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+    try:
+        inspect.signature(model.forward).bind(*args, **kwargs)
+    except TypeError as error:
+        return str(error)
+    except ValueError:
+        return None
+    return None
+
+
+def _input_shapes(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    words = [f"args[{i}]" for i in range(len(args))] + [*kwargs]
+    shown = []
+    for word, tree in zip(words, [*args, *kwargs.values()], strict=True):
+        leaves = pytree.tree_leaves(tree)
+        shown += [f"{word} {tuple(t.shape)} {t.dtype}" for t in leaves if isinstance(t, Tensor)]
+    return ", ".join(shown)

@@ -1,0 +1,67 @@
+"""The `Parameter` records of a traced model.
+
+In: the model, its graph, the reads of its parameters, what attentions make of them, depths. Out: one record for
+every name of every parameter, in the model's own order; a tied name is listed with `tied_to` set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import fx, nn
+
+from .kinds import meaning_by_module, meaning_by_read
+from .parameter import Parameter
+from .reads import Read
+from .roles import Projection
+
+__all__ = ["describe"]
+
+
+def describe(
+    model: nn.Module,
+    reads: Mapping[str, Sequence[Read]],
+    projections: Mapping[str, Projection],
+    depths: Mapping[fx.Node, float],
+) -> tuple[Parameter, ...]:
+    """A record for each name of each parameter of `model`."""
+    first: dict[int, str] = {}
+    records = []
+    for fqn, tensor in model.named_parameters(remove_duplicate=False):
+        origin = first.setdefault(id(tensor), fqn)
+        layer, _, leaf = fqn.rpartition(".")
+        shape = tuple(tensor.shape)
+        own = _own_reads(reads.get(origin, ()), layer)
+        if own:
+            meaning = meaning_by_read(own[0], leaf)
+            depth = depths.get(own[0].node, 0.0)
+        else:
+            meaning, depth = meaning_by_module(model.get_submodule(layer), leaf, shape), None
+        projection = projections.get(origin)
+        if projection is None or meaning.kind not in _PROJECTED:
+            projection = Projection(meaning.role, None, meaning.parts)
+        records.append(
+            Parameter(
+                fqn=fqn,
+                shape=shape,
+                dtype=tensor.dtype,
+                kind=meaning.kind,
+                role=projection.role,
+                layer=layer,
+                depth=depth,
+                axes=meaning.axes,
+                tied_to=origin if origin != fqn else None,
+                groups=meaning.groups,
+                heads=projection.heads,
+                parts=projection.parts,
+            )
+        )
+    return tuple(records)
+
+
+_PROJECTED = ("linear", "conv", "bias")
+
+
+def _own_reads(reads: Sequence[Read], layer: str) -> Sequence[Read]:
+    """The reads that belong to this name of a tied parameter: those made by the module that owns the name."""
+    return [read for read in reads if read.node.meta["module"] == layer] or reads

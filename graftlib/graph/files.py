@@ -1,0 +1,132 @@
+"""A `LayerGraph` as JSON text and as a GraphML file. Weights are never written."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import networkx as nx
+
+if TYPE_CHECKING:
+    from .layergraph import LayerGraph
+    from .parameter import Parameter, Part
+
+__all__ = ["FORMAT", "VERSION", "as_json", "write_graphml"]
+
+FORMAT = "graftlib.layergraph"
+VERSION = 1
+
+
+def as_json(graph: LayerGraph) -> str:
+    """The whole graph: layers, edges and parameters; no weights, no example values."""
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "name": graph.name,
+        "rung": graph.rung,
+        "real": graph.real,
+        "answers": graph.answers,
+        "inputs": [{"name": name, "shape": shape} for name, shape in graph.inputs.items()],
+        "outputs": [{"shape": shape} for shape in graph.outputs],
+        "layers": [
+            {
+                "name": layer.name,
+                "fqn": layer.fqn,
+                "kind": layer.kind,
+                "parameters": layer.parameters,
+                "in_shapes": layer.in_shapes,
+                "out_shapes": layer.out_shapes,
+                "calls": layer.calls,
+                "depth": layer.depth,
+            }
+            for layer in graph.layers
+        ],
+        "edges": [
+            {
+                "source": source,
+                "target": target,
+                "tensor": key,
+                "shape": edge["shape"],
+                "dtype": _dtype(edge["dtype"]),
+            }
+            for source, target, key, edge in graph.nx.edges(keys=True, data=True)
+        ],
+        "parameters": [_parameter(parameter) for parameter in graph.parameters()],
+    }
+    return json.dumps(document, indent=1, ensure_ascii=True)
+
+
+def write_graphml(graph: LayerGraph, path: str | os.PathLike[str]) -> None:
+    """Write to a temporary name beside `path`, then rename."""
+    plain: nx.MultiDiGraph[str] = nx.MultiDiGraph(name=_xml(graph.name))
+    for layer in graph.layers:
+        plain.add_node(
+            _xml(layer.name),
+            fqn=_xml(layer.fqn),
+            kind=_xml(layer.kind),
+            parameters=_xml(" ".join(layer.parameters)),
+            in_shapes=_shapes(layer.in_shapes),
+            out_shapes=_shapes(layer.out_shapes),
+            calls=layer.calls,
+            **({} if layer.depth is None else {"depth": layer.depth}),
+        )
+    for source, target, key, edge in graph.nx.edges(keys=True, data=True):
+        shape, dtype = _shapes([edge["shape"]]), _dtype(edge["dtype"])
+        plain.add_edge(_xml(source), _xml(target), key=key, shape=shape, dtype=dtype)
+    path = Path(path)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            nx.write_graphml_xml(plain, file)
+        Path(name).chmod(0o666 & ~_umask())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _parameter(parameter: Parameter) -> dict[str, Any]:
+    return {
+        "fqn": parameter.fqn,
+        "shape": parameter.shape,
+        "dtype": _dtype(parameter.dtype),
+        "kind": parameter.kind,
+        "role": parameter.role,
+        "layer": parameter.layer,
+        "depth": parameter.depth,
+        "axes": parameter.axes,
+        "tied_to": parameter.tied_to,
+        "groups": parameter.groups,
+        "heads": parameter.heads,
+        "parts": {name: _part(part) for name, part in parameter.parts.items()},
+    }
+
+
+def _part(part: Part) -> dict[str, Any]:
+    units: Any = part.units
+    if isinstance(units, range):
+        units = {"start": units.start, "stop": units.stop}
+    return {"axis": part.axis, "units": units, "heads": part.heads, "role": part.role}
+
+
+def _dtype(dtype: object) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _shapes(shapes: Sequence[tuple[int, ...]]) -> str:
+    return " ".join("x".join(map(str, shape)) or "()" for shape in shapes)
+
+
+def _xml(text: str) -> str:
+    """XML has no way to write control characters; names in a model are untrusted."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,227 @@
+"""What a parameter is: its kind, its role, the meaning of its axes, its groups.
+
+In: the op that reads a parameter (or, where none does, the module that owns it). Out: a `Meaning`.
+Rules stand in tables: `READERS` (in `ops`) says which argument of an op is a weight, `KIND` what kind of weight
+the op has. What no rule knows is ``other``, never a guess.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from .ops import READERS, SHAPE, argument, name_of
+from .parameter import Part
+from .reads import Read
+
+__all__ = ["Meaning", "meaning_by_module", "meaning_by_read"]
+
+KERNEL = {1: ("kw",), 2: ("kh", "kw"), 3: ("kd", "kh", "kw")}
+GATES = {"lstm": ("input", "forget", "cell", "output"), "gru": ("reset", "update", "new")}
+KIND = {
+    "linear": "linear",
+    "addmm": "linear",
+    "embedding": "embedding",
+    "embedding_bag": "embedding",
+    "layer_norm": "norm",
+    "native_layer_norm": "norm",
+    "group_norm": "norm",
+    "rms_norm": "norm",
+    "batch_norm": "norm",
+    "instance_norm": "norm",
+    "lstm": "recurrent",
+    "gru": "recurrent",
+    "rnn_tanh": "recurrent",
+    "rnn_relu": "recurrent",
+    "lstm_cell": "recurrent",
+    "gru_cell": "recurrent",
+    "rnn_tanh_cell": "recurrent",
+    "rnn_relu_cell": "recurrent",
+}
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """Kind, role, axes, groups and gates, as in `Parameter`."""
+
+    kind: str
+    role: str
+    axes: tuple[str, ...]
+    groups: int = 1
+    parts: dict[str, Part] = field(default_factory=dict)
+
+
+def meaning_by_read(read: Read, leaf: str) -> Meaning:
+    """By the op that reads it.
+
+    Args:
+        read: the first read.
+        leaf: the last component of the FQN, for what only the name tells (an LSTM's ``weight_hr_l0``).
+    """
+    shape = tuple(read.source.meta["val"].shape)
+    name = name_of(read.node)
+    if not _keeps_axes(read):
+        return _other(shape, "weight" if len(shape) > 1 else "gain")
+    role = _role(name, read.slot)
+    if role is None:
+        return _by_arithmetic(read, name, shape)
+    if role in ("gain", "shift"):
+        return Meaning("norm", role, ("unit",) if len(shape) == 1 else _plain(shape))
+    if "conv" in name:
+        return _conv(read, name, shape, role)
+    if name in KIND and KIND[name] == "recurrent":
+        return _recurrent(name.removesuffix("_cell"), leaf, shape)
+    if role == "bias":
+        return Meaning("bias", "bias", ("out",) if len(shape) == 1 else _plain(shape))
+    if name in KIND and KIND[name] == "linear":
+        stored = _axes_of(read, ("in", "out") if name == "addmm" else ("out", "in"))
+        return Meaning("linear", "weight", stored) if stored else _other(shape, "weight")
+    if name in KIND and KIND[name] == "embedding":
+        return Meaning("embedding", "weight", ("entry", "dim"))
+    return _other(shape, "weight")
+
+
+def meaning_by_module(module: nn.Module, leaf: str, shape: tuple[int, ...]) -> Meaning:
+    """By the type of the module that owns it, for a parameter that no op reads."""
+    bias = leaf.startswith("bias") or leaf.endswith("bias")
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        mode = getattr(module, "mode", type(module).__name__.removesuffix("Cell")).lower()
+        return _recurrent(mode, leaf, shape)
+    if _is_norm(module):
+        return Meaning("norm", "shift" if bias else "gain", _plain_or(shape, ("unit",)))
+    if bias and len(shape) == 1:
+        return Meaning("bias", "bias", ("out",))
+    if isinstance(module, nn.modules.conv._ConvNd) and leaf == "weight":
+        return _conv_meaning(shape, module.groups, module.transposed)
+    if leaf != "weight":
+        return _other(shape, "weight" if len(shape) > 1 else "gain")
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return Meaning("embedding", "weight", ("entry", "dim"))
+    if isinstance(module, nn.Linear) and len(shape) == 2:
+        return Meaning("linear", "weight", ("out", "in"))
+    if type(module).__name__ == "Conv1D" and len(shape) == 2:
+        return Meaning("linear", "weight", ("in", "out"))
+    return _other(shape, "weight" if len(shape) > 1 else "gain")
+
+
+def _role(name: str, slot: str) -> str | None:
+    slots = READERS.get(name, {})
+    if slot in slots:
+        return slots[slot]
+    if f"{slot.partition('.')[0]}.*" in slots:
+        return "weight"
+    return None
+
+
+def _keeps_axes(read: Read) -> bool:
+    """Whether the way to the op leaves the shape, or only turns two axes."""
+    before, after = read.source.meta["val"].shape, read.value.meta["val"].shape
+    return sorted(before) == sorted(after) or all(name_of(n) in SHAPE for n in read.path)
+
+
+def _turned(read: Read) -> bool:
+    turns = [
+        n
+        for n in read.path
+        if name_of(n) in ("t", "transpose", "permute", "numpy_T", "mT", "swapaxes")
+    ]
+    return len(turns) % 2 == 1
+
+
+def _axes_of(read: Read, axes: tuple[str, str]) -> tuple[str, ...] | None:
+    """The parameter's axes when the op sees `axes` at the end of the path."""
+    if read.source.meta["val"].ndim != 2:
+        return None
+    return axes[::-1] if _turned(read) else axes
+
+
+def _by_arithmetic(read: Read, name: str, shape: tuple[int, ...]) -> Meaning:
+    """Ops that take weights and data alike: products, sums, `einsum`."""
+    if name == "addmm" and read.slot == "0":
+        return Meaning("bias", "bias", ("out",))
+    if name in ("mm", "matmul") and len(shape) == 2:
+        stored = _axes_of(read, ("in", "out") if read.slot == "1" else ("out", "in"))
+        return Meaning("linear", "weight", stored) if stored else _other(shape, "weight")
+    if name == "einsum" and (axes := _einsum_axes(read)):
+        return Meaning("linear", "weight", axes)
+    if name in ("add", "add_") and len(shape) == 1:
+        return Meaning("bias", "bias", ("out",))
+    if name in ("mul", "mul_") and len(shape) == 1:
+        return Meaning("norm" if _after_rsqrt(read) else "other", "gain", ("unit",))
+    return _other(shape, "weight")
+
+
+def _einsum_axes(read: Read) -> tuple[str, ...] | None:
+    equation = str(argument(read.node, 0, "equation")).replace(" ", "")
+    terms, _, result = equation.partition("->")
+    if read.path or "." in equation or not result:
+        return None
+    letters = terms.split(",")[int(read.slot.partition(".")[2])]
+    axes = tuple("out" if letter in result else "in" for letter in letters)
+    return axes if sorted(axes) == ["in", "out"] else None
+
+
+def _after_rsqrt(read: Read) -> bool:
+    """Whether the other factor was divided by its own size: a norm that is written out."""
+    seen, queue = 0, [n for n in read.node.all_input_nodes if n is not read.value]
+    while queue and seen < 8:
+        node = queue.pop(0)
+        seen += 1
+        if name_of(node) in ("rsqrt", "rms_norm", "layer_norm"):
+            return True
+        queue += (
+            node.all_input_nodes if name_of(node) in ("mul", "to", "_to_copy", "type_as") else []
+        )
+    return False
+
+
+def _conv(read: Read, name: str, shape: tuple[int, ...], role: str) -> Meaning:
+    if role == "bias":
+        return Meaning("bias", "bias", ("out",))
+    transposed = "transpose" in name or bool(argument(read.node, 6, "transposed", False) is True)
+    position = 8 if name == "convolution" else 6
+    if "transpose" in name:
+        transposed, position = True, 6
+    return _conv_meaning(shape, int(argument(read.node, position, "groups", 1)), transposed)
+
+
+def _conv_meaning(shape: tuple[int, ...], groups: int, transposed: bool) -> Meaning:
+    kernel = KERNEL.get(len(shape) - 2, tuple(f"k{i}" for i in range(len(shape) - 2)))
+    if transposed:
+        return Meaning("transposed_conv", "weight", ("in", "out", *kernel), groups)
+    kind = "conv" if groups == 1 else "depthwise" if shape[1] == 1 else "grouped"
+    return Meaning(kind, "weight", ("out", "in", *kernel), groups)
+
+
+def _recurrent(mode: str, leaf: str, shape: tuple[int, ...]) -> Meaning:
+    # An LSTM with `proj_size` has a matrix without gates, known by its name alone.
+    gates = () if "_hr" in leaf else GATES.get(mode, ())
+    size = shape[0] // max(len(gates), 1)
+    parts = {gate: Part(0, range(i * size, (i + 1) * size)) for i, gate in enumerate(gates)}
+    if len(shape) == 1:
+        return Meaning("bias", "bias", ("out",), parts=parts)
+    return Meaning("recurrent", "weight", ("out", "in"), parts=parts)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    norms: tuple[Any, ...] = (
+        nn.modules.batchnorm._NormBase,
+        nn.LayerNorm,
+        nn.GroupNorm,
+        nn.RMSNorm,
+    )
+    return isinstance(module, norms)
+
+
+def _other(shape: tuple[int, ...], role: str) -> Meaning:
+    return Meaning("other", role, _plain(shape))
+
+
+def _plain(shape: tuple[int, ...]) -> tuple[str, ...]:
+    return tuple(f"axis{i}" for i in range(len(shape)))
+
+
+def _plain_or(shape: tuple[int, ...], axes: tuple[str, ...]) -> tuple[str, ...]:
+    return axes if len(shape) == len(axes) else _plain(shape)

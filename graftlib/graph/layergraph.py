@@ -1,0 +1,207 @@
+"""`LayerGraph`: a model as `trace` saw it.
+
+In: a captured graph. Out: layers, parameters, tensors' shapes; printed, as JSON, as GraphML.
+Always true: the model is kept by reference and never changed or written to a file; names in it are text.
+Elsewhere: how the graph was captured (`capture`), how ops became layers (`layers`), what a parameter is
+(`kinds`, `roles`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import networkx as nx
+from torch import Tensor, fx, nn
+
+from ..errors import MatchError, TraceError, ViewError, nearest
+from .capture import Capture, capture
+from .depth import relative_depths
+from .describe import describe
+from .layers import Layer, Shapes, contract
+from .normal import graph_root
+from .parameter import Parameter
+from .reads import find_reads
+from .roles import find_projections
+from .select import select
+
+__all__ = ["LayerGraph"]
+
+
+class LayerGraph:
+    """The layers and parameters of one model, at the shapes of one example input.
+
+    Made by `graftlib.trace`. ``print(graph)`` is a table of its layers.
+
+    Attributes:
+        model: the traced module, by reference, unwrapped.
+        fx: the captured `torch.fx.Graph` of ATen ops. Placeholders are the user's input tensors, flattened;
+            ``get_attr`` nodes read parameters and buffers by FQN; ``node.meta["val"]`` holds meta tensors,
+            ``node.meta["layer"]`` the name of the layer, ``node.meta["module"]`` the FQN of the module. It
+            is for reading: sizes are baked into it.
+        nx: `networkx.MultiDiGraph`; nodes are layer names with attribute ``layer``, edges are tensors with
+            attributes ``shape`` and ``dtype``.
+        layers: in execution order.
+        rung: what captured it: ``meta``, ``fake``, ``export`` or ``real``.
+        real: real tensors ran.
+        answers: rung -> what it answered, for all that were tried.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        capture: Capture,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model = model
+        self.fx: fx.Graph = capture.graph
+        self.rung: str = capture.rung
+        self.real: bool = capture.real
+        self.answers: dict[str, str] = dict(capture.answers)
+        self._example = (tuple(args), dict(kwargs or {}))
+        names = dict(model.named_parameters())
+        reads = find_reads(self.fx, names)
+        depths = relative_depths(self.fx, reads)
+        self.layers: tuple[Layer, ...]
+        self.nx: nx.MultiDiGraph[str]
+        self.layers, self.nx = contract(model, self.fx, capture.calls, depths)
+        projections = find_projections(self.fx, reads)
+        self._parameters = {p.fqn: p for p in describe(model, reads, projections, depths)}
+
+    @property
+    def name(self) -> str:
+        """The class name of the model."""
+        return type(self.model).__name__
+
+    @property
+    def inputs(self) -> dict[str, tuple[int, ...]]:
+        """Input name -> shape, in flattened order."""
+        heads = [node for node in self.fx.nodes if node.op == "placeholder"]
+        return {str(node.target): tuple(node.meta["val"].shape) for node in heads}
+
+    @property
+    def outputs(self) -> Shapes:
+        """Shapes of the output tensors, in flattened order."""
+        return tuple(tuple(val.shape) for val in self.fx.output_node().meta["val"])
+
+    def parameters(
+        self, pattern: str = "*", *, kind: str | None = None, role: str | None = None
+    ) -> list[Parameter]:
+        """The parameters that `pattern` means, in the model's order.
+
+        Args:
+            pattern: as in `graftlib.graph.select`, with an optional ``::part``.
+            kind: only those of this kind.
+            role: only those of this role; a packed one counts where its part has the role.
+
+        Returns:
+            records, tied duplicates too (with `tied_to` set); an empty list where nothing matches.
+
+        Raises:
+            MatchError: the pattern is not well formed.
+            ViewError: of the parameters that are hit, none has such a part.
+        """
+        name, part = _split(pattern)
+        hits = [self._parameters[hit.name] for hit in select(name, self._parameters)]
+        if kind is not None:
+            hits = [p for p in hits if p.kind == kind]
+        if part:
+            hits = _narrowed(hits, part)
+        if role is not None:
+            hits = [p for p in hits if p.role == role]
+        return hits
+
+    def parameter(self, address: str) -> Parameter:
+        """The one parameter at an address: an FQN, a module's name (its ``weight``), or ``fqn::part``.
+
+        Raises:
+            MatchError: there is none; ``near`` has the nearest names.
+            ViewError: it has no such part.
+        """
+        fqn, _, part = address.partition("::")
+        found = self._parameters.get(fqn) or self._parameters.get(f"{fqn}.weight")
+        if found is None:
+            raise MatchError(
+                f"'{self.name}' has no parameter '{fqn}'.",
+                near=nearest(fqn, list(self._parameters)),
+                fix="name a parameter as in model.named_parameters()",
+                address=address,
+            )
+        return found.select(part) if part else found
+
+    def tensor(self, fqn: str) -> nn.Parameter:
+        """The live parameter of the model itself.
+
+        Raises:
+            MatchError: there is none.
+        """
+        return self.model.get_parameter(self.parameter(fqn.partition("::")[0]).fqn)
+
+    def to_json(self) -> str:
+        """The graph as a versioned JSON document; the same text for the same graph."""
+        from .files import as_json
+
+        return as_json(self)
+
+    def to_graphml(self, path: str | os.PathLike[str]) -> None:
+        """Write the layers and the tensors between them as GraphML, all or nothing.
+
+        Raises:
+            OSError: the path cannot be written.
+        """
+        from .files import write_graphml
+
+        write_graphml(self, path)
+
+    def __str__(self) -> str:
+        from .report import as_table
+
+        return as_table(self)
+
+    def __repr__(self) -> str:
+        count = len(self._parameters)
+        return f"<LayerGraph of {self.name}: {len(self.layers)} layers, {count} parameters>"
+
+    def _runnable(self) -> fx.Graph:
+        """The graph with the real value of every constant: run it with ``GraphModule(graph._root(), …)``.
+
+        Raises:
+            TraceError: the model has no values, cannot run, or switches autocast on by itself.
+        """
+        graph = self.fx
+        if not self.real:
+            args, kwargs = self._example
+            graph = capture(self.model, args, kwargs, rungs=("real",)).graph
+        if any("autocast" in node.meta for node in graph.nodes):
+            raise TraceError(
+                f"the captured graph of '{self.name}' cannot be run by itself.",
+                why="its forward pass switches autocast on, which a graph of ops does not hold",
+                fix="run the model itself",
+            )
+        return graph
+
+    def _root(self, graph: fx.Graph | None = None) -> dict[str, Tensor]:
+        """What the ``get_attr`` nodes of a graph read: the model's live tensors, and the graph's constants."""
+        return graph_root(self.model, graph if graph is not None else self.fx)
+
+
+def _split(pattern: str) -> tuple[str, str]:
+    """The pattern of the name, and the part behind ``::``; a regular expression may hold colons of its own."""
+    name, colons, part = pattern.rpartition("::")
+    return (name, part) if colons and re.fullmatch(r"[\w.\[\]]+", part) else (pattern, "")
+
+
+def _narrowed(hits: list[Parameter], part: str) -> list[Parameter]:
+    """Those that have the part, narrowed to it; ViewError where there are hits and none has it."""
+    narrowed, refused = [], None
+    for parameter in hits:
+        try:
+            narrowed.append(parameter.select(part))
+        except ViewError as error:
+            refused = refused or error
+    if refused is not None and not narrowed:
+        raise refused
+    return narrowed

@@ -1,0 +1,201 @@
+"""Ops contracted to layers.
+
+In: a captured graph in the normal form and its module calls. Out: `Layer` records in execution order and a
+`networkx.MultiDiGraph` of them whose edges are the tensors that flow between layers.
+Rules: consecutive ops of one module call are one run. All runs of a module that calls no other module and has
+parameters are one layer, however often it is called. Any other run is a layer of its own: ``fqn``, then
+``fqn#2``, and so on; the root's are ``(root)``. Runs are contiguous, so only calling a layer again closes a cycle.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import networkx as nx
+from torch import Tensor, fx, nn
+
+from .frames import Call
+from .normal import tensor_leaves
+from .ops import SHAPE, name_of
+
+__all__ = ["ROOT", "Layer", "contract"]
+
+ROOT = "(root)"
+Shapes = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One node of the layer graph.
+
+    Attributes:
+        name: unique in the graph: the FQN, with ``#n`` for further runs.
+        fqn: of the module; ``""`` for the root.
+        kind: the module's class name where it calls no other module, else the names of its ops.
+        parameters: FQNs of its parameters; of those it only borrows (functional use), the first FQN.
+        in_shapes: of the tensors that enter at its first call.
+        out_shapes: of the tensors that leave at its first call.
+        calls: how often it ran.
+        depth: 0.0 to 1.0 by the longest chain of weighted ops; None in a graph without weights.
+    """
+
+    name: str
+    fqn: str
+    kind: str
+    parameters: tuple[str, ...]
+    in_shapes: Shapes
+    out_shapes: Shapes
+    calls: int
+    depth: float | None
+
+
+@dataclass
+class _Run:
+    """Consecutive ops of one module call."""
+
+    call: Call
+    nodes: list[fx.Node] = field(default_factory=list)
+    layer: str = ""
+
+
+def contract(
+    model: nn.Module,
+    graph: fx.Graph,
+    calls: Sequence[Call],
+    depths: Mapping[fx.Node, float],
+) -> tuple[tuple[Layer, ...], nx.MultiDiGraph[str]]:
+    """Contract ops to layers; writes ``node.meta["layer"]`` (None for the inputs and the output).
+
+    Args:
+        model: the traced model.
+        graph: in the normal form.
+        calls: that ``node.meta["call"]`` counts.
+        depths: relative depth of each op.
+    """
+    modules = dict(model.named_modules())
+    runs = list(_runs(graph, calls))
+    _name(runs, modules)
+    home = {node: run for run in runs for node in run.nodes}
+    for node in graph.nodes:
+        node.meta["layer"] = home[node].layer if node in home else None
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            node.meta["layer"] = next((user.meta["layer"] for user in node.users), None)
+    grouped: dict[str, list[_Run]] = {}
+    for run in runs:
+        grouped.setdefault(run.layer, []).append(run)
+    tensors = {*dict(model.named_parameters())}
+    layers = tuple(_layer(name, group, modules, tensors, depths) for name, group in grouped.items())
+    return layers, _flow(layers, home)
+
+
+def _runs(graph: fx.Graph, calls: Sequence[Call]) -> Iterator[_Run]:
+    run: _Run | None = None
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        call = calls[node.meta["call"]]
+        if run is None or run.call is not call:
+            if run is not None:
+                yield run
+            run = _Run(call)
+        run.nodes.append(node)
+    if run is not None:
+        yield run
+
+
+def _name(runs: Sequence[_Run], modules: Mapping[str, nn.Module]) -> None:
+    counts: dict[str, int] = {}
+    for run in runs:
+        fqn = run.call.fqn
+        own = fqn or ROOT
+        if _is_one_layer(run.call, modules):
+            run.layer = own
+            continue
+        counts[own] = counts.get(own, 0) + 1
+        run.layer = own if counts[own] == 1 else f"{own}#{counts[own]}"
+
+
+def _is_one_layer(call: Call, modules: Mapping[str, nn.Module]) -> bool:
+    if not call.leaf or not call.fqn:
+        return False
+    return any(True for _ in modules[call.fqn].parameters())
+
+
+def _layer(
+    name: str,
+    runs: Sequence[_Run],
+    modules: Mapping[str, nn.Module],
+    parameters: set[str],
+    depths: Mapping[fx.Node, float],
+) -> Layer:
+    call = runs[0].call
+    nodes = [node for run in runs for node in run.nodes]
+    read = [
+        str(source.target)
+        for node in nodes
+        for source in node.all_input_nodes
+        if source.op == "get_attr" and source.target in parameters
+    ]
+    leaf = call.leaf and bool(call.fqn)
+    module = modules.get(call.fqn)
+    own: list[str] = []
+    if leaf and module is not None:
+        own = [f"{call.fqn}.{n}" for n, _ in module.named_parameters(remove_duplicate=False)]
+        mine = {id(p) for p in module.parameters()}
+        root = modules[""]
+        read = [fqn for fqn in read if id(root.get_parameter(fqn)) not in mine]
+    first = {*runs[0].nodes}
+    entering = dict.fromkeys(
+        source
+        for node in runs[0].nodes
+        for source in node.all_input_nodes
+        if source not in first and source.op != "get_attr"
+    )
+    leaving = [
+        node
+        for node in runs[0].nodes
+        if any(user not in first for user in node.users) and isinstance(node.meta["val"], Tensor)
+    ]
+    known = [depths[node] for node in nodes if node in depths]
+    return Layer(
+        name=name,
+        fqn=call.fqn,
+        kind=type(module).__name__ if leaf and module is not None else _kind(nodes),
+        parameters=tuple(dict.fromkeys([*own, *read])),
+        in_shapes=_shapes(entering),
+        out_shapes=_shapes(leaving),
+        calls=len({run.call.id for run in runs}) if leaf else 1,
+        depth=max(known) if known else None,
+    )
+
+
+def _shapes(nodes: Any) -> Shapes:
+    return tuple(tuple(t.shape) for node in nodes for t in tensor_leaves(node.meta["val"]))
+
+
+def _kind(nodes: Sequence[fx.Node]) -> str:
+    """``softmax+matmul``: the ops that compute, or, where none does, those that move elements."""
+    names = list(dict.fromkeys(name_of(n) for n in nodes if n.target is not operator.getitem))
+    names = [name for name in names if name not in SHAPE] or names or ["getitem"]
+    return "+".join(names[:3]) + ("+..." if len(names) > 3 else "")
+
+
+def _flow(layers: Sequence[Layer], home: Mapping[fx.Node, _Run]) -> nx.MultiDiGraph[str]:
+    flow: nx.MultiDiGraph[str] = nx.MultiDiGraph()
+    for layer in layers:
+        flow.add_node(layer.name, layer=layer)
+    for node, run in home.items():
+        if not isinstance(node.meta["val"], Tensor):
+            continue
+        for user in node.users:
+            other = home.get(user)
+            if other is None or other is run:
+                continue
+            if not flow.has_edge(run.layer, other.layer, node.name):
+                shape, dtype = tuple(node.meta["val"].shape), node.meta["val"].dtype
+                flow.add_edge(run.layer, other.layer, node.name, shape=shape, dtype=dtype)
+    return flow

@@ -1,0 +1,252 @@
+"""Which units of one tensor does another one read?
+
+In: a captured graph, a node whose elements are numbered by the unit they belong to, and a later node. Out: the
+same numbers where they ended up, found by running the shape ops in between on the numbers themselves. So a layout
+is never recognised, it is read off: concatenated, interleaved and grouped query-key-value weights are all alike.
+Always true: an op that is not understood raises `Inexact`; there is no guess.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from .ops import ACTIVATIONS, ELEMENTWISE, REDUCING, SHAPE, argument, moved_args, name_of, words
+
+__all__ = ["NOTHING", "Inexact", "along", "carry", "thin", "units_of_rows", "vector"]
+
+NOTHING = -1  # the number of an element that comes from elsewhere
+LIMIT = 1 << 26  # elements; beyond it an answer is not worth its memory
+_RESHAPES = words(
+    "view reshape reshape_as flatten unflatten view_as _unsafe_view _reshape_alias squeeze unsqueeze"
+)
+_SAME = words("alias clone contiguous detach lift_fresh_copy to type_as _to_copy")
+
+
+class Inexact(Exception):  # noqa: N818  (an answer, not a fault)
+    """The numbers cannot be followed exactly."""
+
+
+class _Mixed:
+    """A value that depends on many units at once, like a mean."""
+
+
+def along(units: Tensor, axis: int, shape: Iterable[int]) -> Tensor:
+    """`units` along `axis` of a tensor of `shape`, the same everywhere else; takes no memory."""
+    shape = tuple(shape)
+    row = [1] * len(shape)
+    row[axis] = len(units)
+    return units.view(row).expand(shape)
+
+
+def thin(numbers: Tensor, keep: int) -> Tensor:
+    """One position of every axis (but `keep`) along which nothing changes."""
+    for i in range(numbers.ndim):
+        if numbers.stride(i) == 0 and i != keep % numbers.ndim:
+            numbers = numbers.narrow(i, 0, 1)
+    return numbers
+
+
+def vector(numbers: Tensor, axis: int) -> Tensor:
+    """(n,) the numbers along `axis`.
+
+    Raises:
+        Inexact: they are not the same at every other position.
+    """
+    rows = thin(numbers, keep=axis).movedim(axis, -1)
+    first = rows.reshape(-1, rows.shape[-1])[0]
+    if not torch.equal(rows, first.expand_as(rows)):
+        raise Inexact("the units differ from position to position")
+    return first
+
+
+def units_of_rows(numbers: Tensor, axis: int) -> list[list[int]]:
+    """The different rows of numbers along `axis`, by first appearance: one row a head.
+
+    Raises:
+        Inexact: rows overlap, or hold elements from elsewhere.
+    """
+    rows = thin(numbers, keep=axis).movedim(axis, -1)
+    rows = rows.reshape(-1, rows.shape[-1]).real.long()
+    heads = [
+        list(row)
+        for row in dict.fromkeys(map(tuple, torch.unique_consecutive(rows, dim=0).tolist()))
+    ]
+    heads = [row for row in heads if any(unit != NOTHING for unit in row)]
+    flat = [unit for row in heads for unit in row]
+    if not flat or NOTHING in flat or len({*flat}) != len(flat):
+        raise Inexact("the heads do not split the units among them")
+    return heads
+
+
+def carry(start: Mapping[fx.Node, Tensor], target: fx.Node) -> Tensor:
+    """The numbers of `target`'s elements.
+
+    Args:
+        start: node -> the numbers of its elements, of its shape.
+        target: a node that depends on one of them.
+
+    Raises:
+        Inexact: an op on the way is not one that only moves elements or works on each alone.
+    """
+    known: dict[fx.Node, Any] = dict(start)
+    for node in _between(known, target):
+        known[node] = _step(node, known)
+    numbers = known.get(target)
+    if not isinstance(numbers, Tensor):
+        raise Inexact(f"'{target}' holds no single units")
+    return numbers
+
+
+def _between(start: Mapping[fx.Node, Any], target: fx.Node) -> list[fx.Node]:
+    """The nodes on the ways from `start` to `target`, in execution order."""
+    depends: dict[fx.Node, bool] = dict.fromkeys(start, True)
+    order: list[fx.Node] = []
+    stack = [target]
+    while stack:
+        node = stack[-1]
+        if node in depends:
+            stack.pop()
+            continue
+        waiting = [s for s in moved_args(node) if s not in depends]
+        # What lies behind an op that is not understood cannot change the answer; it raises if it is reached.
+        if waiting and _understood(node):
+            stack += waiting
+            continue
+        stack.pop()
+        depends[node] = any(depends.get(source, False) for source in moved_args(node))
+        if depends[node]:
+            order.append(node)
+    return order
+
+
+def _understood(node: fx.Node) -> bool:
+    return name_of(node) in SHAPE | ELEMENTWISE | ACTIVATIONS | REDUCING
+
+
+def _step(node: fx.Node, known: Mapping[fx.Node, Any]) -> Any:
+    name = name_of(node)
+    given = [known[source] for source in moved_args(node) if source in known]
+    if name in REDUCING:
+        return _Mixed()
+    if any(isinstance(value, Tensor) and value.numel() > LIMIT for value in given):
+        raise Inexact("too large to number")
+    if name in ELEMENTWISE or name in ACTIVATIONS:
+        return _elementwise(node, given)
+    if all(isinstance(value, _Mixed) for value in given):
+        return _Mixed()
+    if name not in SHAPE:
+        raise Inexact(f"'{name}' is not understood")
+    return _move(node, name, known)
+
+
+def _elementwise(node: fx.Node, given: list[Any]) -> Any:
+    shape = _shape(node)
+    numbers = [value.expand(shape) for value in given if isinstance(value, Tensor)]
+    if not numbers:
+        return _Mixed()
+    for other in numbers[1:]:
+        if not _same_units(numbers[0], other):
+            raise Inexact(f"'{node}' mixes units of different heads")
+    return numbers[0]
+
+
+def _same_units(one: Tensor, other: Tensor) -> bool:
+    """Whether both hold the same units along the last axis, in whatever order (a rotation pairs them up)."""
+    one, other = _thin_both(one, other)
+    if torch.equal(one, other):
+        return True
+    if one.is_complex() or other.is_complex():
+        return False
+    return torch.equal(one.sort(-1).values, other.sort(-1).values)
+
+
+def _move(node: fx.Node, name: str, known: Mapping[fx.Node, Any]) -> Any:
+    if isinstance(known.get(node.all_input_nodes[0]), _Mixed):
+        return _Mixed()
+    first: Any = node.args[0]
+    if name in _SAME:
+        return known[first]
+    if name in _RESHAPES:
+        return _reshape(known[first], _shape(node))
+    if name == "expand_as":
+        return known[first].expand(_shape(node))
+    if name in ("cat", "concat", "concatenate", "stack"):
+        return _join(node, known)
+    if name == "getitem":
+        return operator.getitem(known[first], node.args[1])
+    if name == "pad":
+        return torch.nn.functional.pad(known[first], argument(node, 1, "pad"), value=NOTHING)
+    if name == "view_as_complex":
+        return torch.view_as_complex(known[first].double().contiguous())
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: _given(source, known))
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _given(source: fx.Node, known: Mapping[fx.Node, Any]) -> Any:
+    """Numbers, or the value of a constant (a list of positions to read)."""
+    if source in known:
+        return known[source]
+    constant = source.meta.get("constant")
+    if constant is None or constant.device.type == "meta":
+        raise Inexact(f"'{source}' tells where to read, and its values are not known")
+    return constant.cpu()
+
+
+def _join(node: fx.Node, known: Mapping[fx.Node, Any]) -> Tensor:
+    sources: Any = node.args[0]
+    pieces = [_numbers_or_nothing(source, known) for source in sources]
+    axis: Any = argument(node, 1, "dim", 0)
+    thin = list(pieces)
+    rank = pieces[0].ndim
+    joined = axis % (rank + 1 if name_of(node) == "stack" else rank)
+    keep = joined if name_of(node) != "stack" else None
+    free = [
+        i
+        for i in range(rank)
+        if i != keep and all(p.stride(i) == 0 or p.shape[i] == 1 for p in pieces)
+    ]
+    for i in free:
+        thin = [piece.narrow(i, 0, 1) for piece in thin]
+    op: Callable[..., Tensor] = torch.stack if name_of(node) == "stack" else torch.cat
+    return op(thin, joined).expand(_shape(node))
+
+
+def _numbers_or_nothing(source: fx.Node, known: Mapping[fx.Node, Any]) -> Tensor:
+    value = known.get(source)
+    if isinstance(value, _Mixed):
+        raise Inexact(f"'{source}' holds no single units")
+    if isinstance(value, Tensor):
+        return value
+    return torch.tensor(NOTHING).expand(_shape(source))
+
+
+def _reshape(numbers: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """`numbers.reshape(shape)`, leaving constant axes alone that are the same at both ends."""
+    before = tuple(numbers.shape)
+    n = min(len(before), len(shape))
+    head = next((i for i in range(n) if before[i] != shape[i]), n)
+    tail = next((i for i in range(n - head) if before[-1 - i] != shape[-1 - i]), n - head)
+    front = list(range(head))
+    back = list(range(-tail, 0))
+    target = list(shape)
+    for i in [*front, *back]:
+        if numbers.stride(i) == 0:
+            numbers = numbers.narrow(i, 0, 1)
+            target[i] = 1
+    return numbers.reshape(target).expand(shape)
+
+
+def _thin_both(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    for i in range(one.ndim - 1):
+        if one.stride(i) == 0 and other.stride(i) == 0:
+            one, other = one.narrow(i, 0, 1), other.narrow(i, 0, 1)
+    return one, other
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    return tuple(node.meta["val"].shape)

@@ -1,0 +1,65 @@
+"""The printed form of a `LayerGraph`: one line a layer."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .layergraph import LayerGraph
+    from .layers import Layer
+
+__all__ = ["as_table"]
+
+ROWS = 60
+WIDTH = 44
+HEAD = ("layer", "kind", "calls", "in", "out", "parameters", "depth")
+
+
+def as_table(graph: LayerGraph) -> str:
+    """A headline, then the first `ROWS` layers as aligned text."""
+    tensors = {id(p): p.numel() for p in graph.model.parameters()}
+    total = sum(tensors.values())
+    lines = [
+        f"{_clean(graph.name)}: {len(graph.layers)} layers, {len(tensors)} parameters, "
+        f"{total:,} elements (seen by the '{graph.rung}' rung)",
+        "inputs   " + ", ".join(f"{_clean(n)} {_shape(s)}" for n, s in graph.inputs.items()),
+        "outputs  " + ", ".join(_shape(s) for s in graph.outputs),
+    ]
+    rows = [HEAD, *(_row(graph, layer) for layer in graph.layers[:ROWS])]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
+    lines += [
+        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+    if len(graph.layers) > ROWS:
+        lines.append(f"... and {len(graph.layers) - ROWS} more")
+    return "\n".join(lines)
+
+
+def _row(graph: LayerGraph, layer: Layer) -> tuple[str, ...]:
+    count = sum(math.prod(graph.parameter(fqn).shape) for fqn in layer.parameters)
+    depth = "" if layer.depth is None else f"{layer.depth:.2f}"
+    return (
+        _clean(layer.name),
+        _clean(layer.kind),
+        str(layer.calls),
+        _shapes(layer.in_shapes),
+        _shapes(layer.out_shapes),
+        f"{count:,}" if count else "",
+        depth,
+    )
+
+
+def _shapes(shapes: tuple[tuple[int, ...], ...]) -> str:
+    text = " ".join(_shape(s) for s in shapes[:2])
+    return text + (f" +{len(shapes) - 2}" if len(shapes) > 2 else "")
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "()"
+
+
+def _clean(text: str) -> str:
+    """A name from a model as one short printable word: it is untrusted."""
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    return text if len(text) <= WIDTH else f"{text[: WIDTH // 2 - 2]}...{text[-(WIDTH // 2 - 1) :]}"

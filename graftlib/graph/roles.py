@@ -1,0 +1,292 @@
+"""Which weights are the projections of an attention, and which of their units are whose.
+
+In: a captured graph and the reads of its parameters. Out: for each such parameter a `Projection`: its role, and
+its parts, exact to the unit and head by head. Everything is found by following data, never by names: back from
+query, key and value to the linear layer that made them, forward from the result to the one that reads it.
+Where a layout cannot be read off exactly, the parts are left out and the role stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx
+
+from .attention import Attention, find_attentions
+from .ops import ACTIVATIONS, ELEMENTWISE, REDUCING, SHAPE, WEIGHTED, moved_args, name_of
+from .parameter import Part
+from .provenance import Inexact, along, carry, thin, units_of_rows, vector
+from .reads import Read, weight_nodes
+
+__all__ = ["Projection", "find_projections"]
+
+_TRANSPARENT = SHAPE | ELEMENTWISE | REDUCING
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The role of one parameter in attentions.
+
+    Attributes:
+        role: as in `Parameter`.
+        heads: of a parameter that is not packed.
+        parts: as in `Parameter`.
+    """
+
+    role: str
+    heads: int | None = None
+    parts: dict[str, Part] = field(default_factory=dict)
+
+
+@dataclass
+class _Found:
+    """What was seen of one parameter, over all attentions."""
+
+    shape: tuple[int, ...]
+    axis: int | None = None
+    heads: dict[str, list[list[int]]] = field(default_factory=dict)
+    words: dict[str, None] = field(default_factory=dict)
+    exact: bool = True
+
+    def add(self, word: str, axis: int | None, heads: list[list[int]] | None) -> None:
+        known = self.heads.get(word)
+        agree = heads is not None and known in (None, heads) and self.axis in (None, axis)
+        self.words[word] = None
+        self.exact = self.exact and agree
+        if heads is not None:
+            self.axis, self.heads[word] = axis, heads
+
+
+def find_projections(graph: fx.Graph, reads: Mapping[str, list[Read]]) -> dict[str, Projection]:
+    """FQN -> its role in attentions; only for weights that have one, and for their biases.
+
+    Args:
+        graph: in the normal form.
+        reads: from `reads.find_reads`.
+    """
+    weights = weight_nodes(graph)
+    made_by = _makers(reads)
+    bias_of = _biases(reads)
+    found: dict[str, _Found] = {}
+    biases: dict[str, _Found] = {}
+    for attention in find_attentions(graph, weights):
+        for word, (node, axis) in attention.operands.items():
+            maker = _maker(node, made_by)
+            if maker is None:
+                continue
+            heads, own = None, None
+            with contextlib.suppress(Inexact):
+                heads, own = _heads(made_by[maker], node, axis)
+            _entry(found, made_by[maker]).add(word, own, heads)
+            _add_bias(biases, bias_of.get(maker), word, node, axis)
+        _add_output(found, attention, made_by, weights)
+    projections = {fqn: _projection(one) for fqn, one in found.items()}
+    for fqn, one in biases.items():
+        if projection := _projection(one):
+            projections[fqn] = Projection("bias", projection.heads, projection.parts)
+    return {fqn: one for fqn, one in projections.items() if one is not None}
+
+
+def _entry(found: dict[str, _Found], read: Read) -> _Found:
+    shape = tuple(read.source.meta["val"].shape)
+    return found.setdefault(str(read.source.target), _Found(shape))
+
+
+def _makers(reads: Mapping[str, list[Read]]) -> dict[fx.Node, Read]:
+    """Ops that make features from a weight -> that weight's read."""
+    return {
+        read.node: read
+        for found in reads.values()
+        for read in found
+        if (rule := WEIGHTED.get(name_of(read.node)))
+        and read.slot == str(rule.weight)
+        and read.source.meta["val"].ndim >= 2
+    }
+
+
+def _maker(node: fx.Node, made_by: Mapping[fx.Node, Read]) -> fx.Node | None:
+    """The one op whose features `node` holds; None for none or several."""
+    makers, seen, queue = set(), {node}, [node]
+    while queue:
+        node = queue.pop(0)
+        if node in made_by:
+            makers.add(node)
+        elif name_of(node) in _TRANSPARENT:
+            fresh = [source for source in moved_args(node) if source not in seen]
+            seen.update(fresh)
+            queue += fresh
+        if len(makers) > 1:
+            return None
+    return makers.pop() if makers else None
+
+
+def _heads(read: Read, node: fx.Node, axis: int) -> tuple[list[list[int]], int]:
+    """The units of a weight (or bias) that `node` reads, head by head, and the axis they stand on."""
+    own, units = _units(read, "out")
+    return units_of_rows(carry(_numbered(read.node, units), node), axis), own
+
+
+def _numbered(maker: fx.Node, units: Tensor) -> dict[fx.Node, Tensor]:
+    shape = maker.meta["val"].shape
+    features = WEIGHTED[name_of(maker)].features
+    return {maker: along(units, features, shape)}
+
+
+def _units(read: Read, side: str) -> tuple[int, Tensor]:
+    """Axis of the parameter, and for each feature the parameter's unit on that axis.
+
+    A weight may be cut or turned before its op reads it, so its axes are numbered and sent the same way.
+    """
+    rule = WEIGHTED[name_of(read.node)]
+    shape = tuple(read.source.meta["val"].shape)
+    if read.slot != str(rule.weight):
+        return 0, vector(
+            carry({read.source: along(torch.arange(shape[0]), 0, shape)}, read.value), 0
+        )
+    at = rule.out_axis if side == "out" else rule.in_axis
+    for axis in (0, 1):
+        numbers = carry({read.source: along(torch.arange(shape[axis]), axis, shape)}, read.value)
+        try:
+            units = vector(numbers, at)
+        except Inexact:
+            continue
+        if len(units) == 1 or units[0] != units[-1]:
+            return axis, units
+    raise Inexact("neither axis of the weight is the one its op reads")
+
+
+def _biases(reads: Mapping[str, list[Read]]) -> dict[fx.Node, Read]:
+    """Ops that make features from a weight -> the read of the bias that they add."""
+    return {
+        read.node: read
+        for found in reads.values()
+        for read in found
+        if (rule := WEIGHTED.get(name_of(read.node)))
+        and read.slot == str(rule.bias)
+        and read.source.meta["val"].ndim == 1
+    }
+
+
+def _add_bias(
+    biases: dict[str, _Found], read: Read | None, word: str, node: fx.Node, axis: int
+) -> None:
+    if read is None:
+        return
+    try:
+        heads, own = _heads(read, node, axis)
+    except Inexact:
+        return
+    _entry(biases, read).add(word, own, heads)
+
+
+def _add_output(
+    found: dict[str, _Found],
+    attention: Attention,
+    made_by: Mapping[fx.Node, Read],
+    weights: set[fx.Node],
+) -> None:
+    if attention.result is None:
+        return
+    reader = _reader(attention.result, made_by, weights)
+    if reader is None:
+        return
+    read = made_by[reader]
+    heads, axis = None, None
+    with contextlib.suppress(Inexact):
+        heads, axis = _output_heads(attention, read, made_by)
+    _entry(found, read).add("output", axis, heads)
+
+
+def _reader(
+    result: fx.Node, made_by: Mapping[fx.Node, Read], weights: set[fx.Node]
+) -> fx.Node | None:
+    """The one op with a weight that takes an attention's result."""
+    readers, seen, queue = set(), {result}, [result]
+    while queue:
+        for user in queue.pop(0).users:
+            if user in made_by:
+                readers.add(user)
+            elif user not in seen and name_of(user) in SHAPE | ELEMENTWISE | ACTIVATIONS:
+                # A sum with other data is the residual stream: what reads that is not this attention's own.
+                strangers = [s for s in user.all_input_nodes if s not in seen and s not in weights]
+                if name_of(user) in ("add", "add_", "sub", "cat", "stack") and strangers:
+                    continue
+                seen.add(user)
+                queue.append(user)
+    return readers.pop() if len(readers) == 1 else None
+
+
+def _output_heads(
+    attention: Attention, read: Read, made_by: Mapping[fx.Node, Read]
+) -> tuple[list[list[int]], int]:
+    """The units on the in axis of the output projection, head by head."""
+    assert attention.result is not None
+    shape = tuple(attention.result.meta["val"].shape)
+    if shape[:-1] != tuple(attention.operands["query"][0].meta["val"].shape)[:-1]:
+        raise Inexact("the result does not stand where the query stood")
+    labels = _head_labels(attention, made_by)
+    count, size = int(labels.max()) + 1, shape[-1]
+    numbers = (labels.unsqueeze(-1) * size + torch.arange(size)).expand(shape)
+    rule = WEIGHTED[name_of(read.node)]
+    source = read.node.args[rule.input]
+    assert isinstance(source, fx.Node)
+    features = vector(carry({attention.result: numbers}, source), rule.features)
+    axis, units = _units(read, "in")
+    if not torch.equal(features.sort().values, torch.arange(count * size)) or len(units) != len(
+        features
+    ):
+        raise Inexact("the output projection does not read every head once")
+    placed = units[features.argsort()].view(count, size)
+    return placed.tolist(), axis
+
+
+def _head_labels(attention: Attention, made_by: Mapping[fx.Node, Read]) -> Tensor:
+    """The number of the head at each position of the query, its feature axis left out."""
+    node, axis = attention.operands["query"]
+    maker = _maker(node, made_by)
+    if maker is None or axis not in (-1, node.meta["val"].ndim - 1):
+        raise Inexact("the query's heads are not known")
+    _, units = _units(made_by[maker], "out")
+    numbers = carry(_numbered(maker, units), node)
+    first = {head[0]: i for i, head in enumerate(units_of_rows(numbers, axis))}
+    leading = thin(numbers, keep=axis).select(axis, 0).real.long()
+    lookup = torch.zeros(max(first) + 1, dtype=torch.long)
+    for unit, label in first.items():
+        lookup[unit] = label
+    return lookup[leading]
+
+
+def _projection(found: _Found) -> Projection | None:
+    words = list(found.words)
+    if len(words) == 1:
+        role = f"attention.{words[0]}"
+        heads = found.heads.get(words[0]) if found.exact else None
+        if heads is None or found.axis is None:
+            return Projection(role)
+        if sum(map(len, heads)) == found.shape[found.axis]:
+            return Projection(role, len(heads), {"heads": _part(found.axis, heads, role)})
+        # Some units are another's, whose way was not understood.
+        return Projection("attention.fused", None, {words[0]: _part(found.axis, heads, role)})
+    if "output" in words:
+        return None
+    if not found.exact or found.axis is None:
+        return Projection("attention.fused")
+    units = [unit for heads in found.heads.values() for head in heads for unit in head]
+    if len({*units}) != len(units):
+        # One projection serves as several operands: it is not packed.
+        return None
+    parts: dict[str, Part] = {
+        word: _part(found.axis, found.heads[word], f"attention.{word}")
+        for word in ("query", "key", "value")
+        if word in found.heads
+    }
+    return Projection("attention.fused", None, parts)
+
+
+def _part(axis: int, heads: list[list[int]], role: str) -> Part:
+    units = [unit for head in heads for unit in head]
+    run = range(units[0], units[0] + len(units))
+    return Part(axis, run if list(run) == units else tuple(units), len(heads), role)

@@ -1,0 +1,143 @@
+"""A copy of a model's structure whose tensors are something else.
+
+In: the user's model. Out: a second model of the same classes and attributes, in eval mode, in which every tensor
+is what a given function made of it: a meta tensor (no memory), or an alias. Always true: the user's model, its
+training flags and its tensors are not touched; tensors that were one object stay one object.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..errors import TraceError
+
+__all__ = ["alias", "copy_value", "like_meta", "rebuild", "unwrap"]
+
+T = TypeVar("T")
+Change = Callable[[Tensor], Tensor]
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The user's own module inside DataParallel, DistributedDataParallel and `torch.compile`."""
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    while True:
+        if isinstance(model, wrappers):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def rebuild(model: nn.Module, change: Change) -> nn.Module:
+    """`model` again, in eval mode, with `change` applied once to every tensor that it holds.
+
+    Raises:
+        TraceError: a parameter is not initialised yet (a lazy module that has never run).
+    """
+    memo: dict[int, Any] = {}
+    registered = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for fqn, tensor in registered.items():
+        if nn.parameter.is_lazy(tensor):
+            raise TraceError(
+                f"'{fqn}' is not initialised yet.",
+                why="a lazy module learns its shapes from its first forward pass",
+                fix="run the model once before tracing it",
+            )
+        memo[id(tensor)] = change(tensor)
+    return _copy_module(model, change, memo).eval()
+
+
+def copy_value(value: T, change: Change) -> T:
+    """A deep copy of any object (an argument of the forward pass) with `change` applied to its tensors."""
+    with _OnCopy(change):
+        return copy.deepcopy(value)
+
+
+def like_meta(tensor: Tensor) -> Tensor:
+    """A meta tensor of the same shape, strides, dtype, gradient flag; a Parameter stays one."""
+    if type(tensor) in (Tensor, nn.Parameter, nn.Buffer) and tensor.layout is torch.strided:
+        size, stride = tensor.shape, tensor.stride()
+        meta = torch.empty_strided(size, stride, dtype=tensor.dtype, device="meta")
+    else:
+        meta = torch.empty_like(tensor.detach(), device="meta")
+    return _keep_kind(tensor, meta)
+
+
+def alias(tensor: Tensor) -> Tensor:
+    """Another tensor object over the same memory, for a parameter; a clone for anything else.
+
+    Buffers are written by many forward passes. A parameter is not, and may be large; its alias is a new object
+    so that a forward pass that assigns to ``.data`` does not reach the user's.
+    """
+    if isinstance(tensor, nn.Parameter):
+        return _keep_kind(tensor, tensor.detach())
+    return _keep_kind(tensor, tensor.detach().clone())
+
+
+def _keep_kind(like: Tensor, tensor: Tensor) -> Tensor:
+    if isinstance(like, nn.Parameter):
+        tensor = nn.Parameter(tensor, requires_grad=like.requires_grad)
+    tensor.__dict__.update(like.__dict__)
+    return tensor
+
+
+class _OnCopy(TorchFunctionMode):
+    """Answers `copy.deepcopy` of a tensor that the memo does not know, wherever it hides."""
+
+    def __init__(self, change: Change) -> None:
+        super().__init__()
+        self._change = change
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is not Tensor.__deepcopy__:
+            return func(*args, **(kwargs or {}))
+        tensor, memo = args
+        if id(tensor) not in memo:
+            memo[id(tensor)] = self._change(tensor)
+        return memo[id(tensor)]
+
+
+def _copy_module(model: nn.Module, change: Change, memo: dict[int, Any]) -> nn.Module:
+    known = dict(memo)
+    try:
+        with _OnCopy(change):
+            return copy.deepcopy(model, memo)
+    except Exception:
+        # Something in it refuses to be copied: a lock, a file, a generator. Share only that.
+        return _copy_attributes(model, change, known)
+
+
+def _copy_attributes(model: nn.Module, change: Change, memo: dict[int, Any]) -> nn.Module:
+    modules = list(model.modules())
+    for module in modules:
+        memo[id(module)] = module.__class__.__new__(module.__class__)
+    for module in modules:
+        twin = memo[id(module)].__dict__
+        for name, value in module.__dict__.items():
+            twin[name] = _copy_or_share(value, change, memo)
+    copied: nn.Module = memo[id(model)]
+    return copied
+
+
+def _copy_or_share(value: Any, change: Change, memo: dict[int, Any]) -> Any:
+    known = dict(memo)
+    try:
+        with _OnCopy(change):
+            return copy.deepcopy(value, memo)
+    except Exception:
+        memo.clear()
+        memo.update(known)
+        return value

@@ -1,0 +1,57 @@
+"""`trace`: a model and example inputs in, a `LayerGraph` out. The model stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import TraceError
+from .capture import capture
+from .layergraph import LayerGraph
+from .recorder import to_device
+from .structure import unwrap
+
+__all__ = ["trace"]
+
+
+def trace(
+    model: nn.Module,
+    args: Sequence[Any] | Tensor = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    device: torch.device | str | None = None,
+) -> LayerGraph:
+    """See `model` as a graph of layers.
+
+    Runs a forward pass in eval mode on tensors without memory; only a model that branches on values it computed
+    is run for real, on a copy of its structure. Parameters, buffers, hooks, training flags and random states stay
+    as they are. Forward hooks of the model run too, as they may take part in what it computes.
+
+    Args:
+        model: any module, also on the meta device; DataParallel, DistributedDataParallel and `torch.compile`
+            are looked through.
+        args: positional example inputs, nested as the forward pass takes them; tensors on any device, the
+            meta device included. One tensor may stand without its tuple.
+        kwargs: keyword example inputs.
+        device: the device that the forward pass is meant for; the model's own by default.
+
+    Raises:
+        TraceError: no way of tracing could follow the model; the message says what each one answered.
+
+    >>> graph = trace(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), torch.empty(1, 3, device="meta"))
+    >>> [layer.name for layer in graph.layers]
+    ['0', '1']
+    """
+    if not isinstance(model, nn.Module):
+        raise TraceError(
+            f"only a torch.nn.Module can be traced, not a {type(model).__name__}.",
+            fix="wrap the function in a module: its forward calls the function",
+        )
+    args = (args,) if isinstance(args, Tensor) else tuple(args)
+    model = unwrap(model)
+    seen = capture(model, args, kwargs, device=device)
+    shapes = to_device((args, dict(kwargs or {})), torch.device("meta"))
+    return LayerGraph(model, seen, *(shapes if not seen.real else ((), {})))
