@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .graft import attach as attach
     from .graph import LayerGraph as LayerGraph
     from .graph import Parameter as Parameter
+    from .graph import rule as rule
     from .graph import trace as trace
     from .match import Mapping as Mapping
     from .match import matrix as matrix
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _ROOMS = {
-    "graph": ("LayerGraph", "Parameter", "trace"),
+    "graph": ("LayerGraph", "Parameter", "rule", "trace"),
     "match": ("Mapping", "matrix", "unmatrix"),
     "graft": ("Adapter", "Graft", "TransferCycle", "attach"),
     "export": ("export_onnx",),

@@ -7,7 +7,7 @@ whose facts stay available as attributes.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 __all__ = [
@@ -47,7 +47,7 @@ class GraftError(Exception):
         self,
         what: str,
         *,
-        where: dict[str, object] | None = None,
+        where: Mapping[str, object] | None = None,
         why: str | None = None,
         near: Iterable[str] = (),
         fix: str | None = None,

@@ -1,5 +1,9 @@
 """See: a model becomes a graph of layers."""
 
+from .axes import AxisClass as AxisClass
+from .axes import CheckResult as CheckResult
+from .axes import Member as Member
+from .axes import rule as rule
 from .layergraph import LayerGraph as LayerGraph
 from .layers import Layer as Layer
 from .parameter import Parameter as Parameter

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 from torch import Tensor, fx, nn
@@ -26,6 +26,9 @@ from .parameter import Parameter
 from .reads import find_reads
 from .roles import find_projections
 from .select import select
+
+if TYPE_CHECKING:
+    from .axes import AxisClass, CheckResult
 
 __all__ = ["LayerGraph"]
 
@@ -139,6 +142,40 @@ class LayerGraph:
             MatchError: there is none.
         """
         return self.model.get_parameter(self.parameter(fqn.partition("::")[0]).fqn)
+
+    @property
+    def axis_classes(self) -> tuple[AxisClass, ...]:
+        """Which axes of which parameters move together: the free classes first, each kind in the model's order.
+
+        Worked out at the first use. A class that is not `free` names in `frozen_by` what fixes its order.
+        """
+        from .axes import axis_classes
+
+        return axis_classes(self)
+
+    @property
+    def freedom(self) -> float:
+        """The share of the weights that some free class moves, 0.0 to 1.0 (see `graftlib/graph/axes/README.md`)."""
+        from .axes import freedom
+
+        return freedom(self)
+
+    @property
+    def frozen_ops(self) -> dict[str, int]:
+        """Ops that froze what they touch for want of a rule -> how often; the most frequent first."""
+        from .axes import frozen_ops
+
+        return frozen_ops(self)
+
+    def check(self, *, seed: int = 0) -> CheckResult:
+        """The permutation check: shuffle every free class in a copy of the model, run both, compare.
+
+        In float64 and eval mode on the CPU, with norms and running statistics drawn at random first; the model itself
+        is not changed. A model on the meta device gets random weights.
+        """
+        from .axes import check
+
+        return check(self, seed=seed)
 
     def to_json(self) -> str:
         """The graph as a versioned JSON document; the same text for the same graph."""

@@ -1,0 +1,10 @@
+"""Which axes of which parameters move together, and the check that says so."""
+
+from .check import CheckResult as CheckResult
+from .check import check as check
+from .classes import AxisClass as AxisClass
+from .classes import Member as Member
+from .classes import axis_classes as axis_classes
+from .classes import freedom as freedom
+from .classes import frozen_ops as frozen_ops
+from .registry import rule as rule

@@ -1,0 +1,228 @@
+"""Axis classes: which axes of which parameters must be put in another order together.
+
+In: a layer graph. Out: `AxisClass` records, the share of the weights that is free, the ops that cost freedom.
+Always true: the members of a class that is not frozen may be permuted alike, with any permutation, and the function
+stays; `check` runs the model to say so. Axes of kernels are positions and not listed.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from .algebra import Atom, Expr, Prod, Sum, leaves, resolve
+from .blind import blind_parts
+from .infer import Inference, infer
+from .rules_spatial import KERNEL
+from .values import Axes
+
+if TYPE_CHECKING:
+    from ..layergraph import LayerGraph
+
+__all__ = [
+    "AxisClass",
+    "Member",
+    "axis_classes",
+    "classes_of",
+    "freedom",
+    "freedom_of",
+    "frozen_ops",
+]
+
+
+@dataclass(frozen=True)
+class Member:
+    """A part of one axis of one parameter that moves with its class.
+
+    The slice of `axis` from `start`, of as many units as `factors` multiply to, is seen as an array of shape
+    `factors`; the class moves along dimension `position` of that array.
+
+    Attributes:
+        fqn: of a parameter, or of a buffer that the state dict carries (running statistics).
+        axis: of the tensor.
+        start: first unit of the slice.
+        factors: shape of the slice, row-major.
+        position: the factor that moves; it has as many units as the class.
+        blind: the function provably does not depend on this member (a key's bias under softmax).
+        tied_by: the op that first tied it to another member, in words.
+    """
+
+    fqn: str
+    axis: int
+    start: int
+    factors: tuple[int, ...]
+    position: int
+    blind: bool = False
+    tied_by: str | None = None
+
+    def __str__(self) -> str:
+        word = f"{self.fqn}[{self.axis}]"
+        if len(self.factors) > 1 or self.start:
+            shape = " ".join(
+                f"*{size}*" if i == self.position else str(size)
+                for i, size in enumerate(self.factors)
+            )
+            word += f" from {self.start} as ({shape})"
+        return word + (" (blind)" if self.blind else "")
+
+
+@dataclass(frozen=True)
+class AxisClass:
+    """Parts of parameters whose units must be renamed together to keep the function.
+
+    Attributes:
+        size: how many units.
+        members: in the model's order.
+        frozen_by: what fixes the order of the units, in words; None where they are free.
+        ties: the ops that tied the members to each other, in the order of the graph.
+
+    >>> members = (Member("0.weight", 0, 0, (64,), 0, tied_by="linear in '0'"), Member("0.bias", 0, 0, (64,), 0))
+    >>> print(AxisClass(64, members))
+    64 units, free
+      0.weight[0]  linear in '0'
+      0.bias[0]
+    """
+
+    size: int
+    members: tuple[Member, ...]
+    frozen_by: str | None = None
+    ties: tuple[str, ...] = ()
+
+    @property
+    def free(self) -> bool:
+        """Whether the units may be renamed."""
+        return self.frozen_by is None
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.size} units, " + (f"frozen by {self.frozen_by}" if self.frozen_by else "free")
+        ]
+        width = max((len(str(member)) for member in self.members), default=0)
+        lines += [
+            f"  {member!s:<{width}}  {member.tied_by or ''}".rstrip() for member in self.members
+        ]
+        lines += [f"  tied by {', '.join(self.ties)}"] if self.ties else []
+        return "\n".join(lines)
+
+
+# A graph is read once; what was found goes when the graph goes.
+_read: weakref.WeakKeyDictionary[LayerGraph, tuple[Inference, tuple[AxisClass, ...]]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _reading(graph: LayerGraph) -> tuple[Inference, tuple[AxisClass, ...]]:
+    if graph not in _read:
+        found = infer(graph.model, graph.fx, real=graph.real)
+        _read[graph] = (found, classes_of(found, blind_parts(graph.fx)))
+    return _read[graph]
+
+
+def axis_classes(graph: LayerGraph) -> tuple[AxisClass, ...]:
+    """The classes of a graph: the free ones first, each kind in the order of the model."""
+    return _reading(graph)[1]
+
+
+def freedom(graph: LayerGraph) -> float:
+    """See `freedom_of`."""
+    return freedom_of(_reading(graph)[0])
+
+
+def frozen_ops(graph: LayerGraph) -> dict[str, int]:
+    """Ops that froze something for want of a rule -> how often; the most frequent first."""
+    found = _reading(graph)[0].frozen_ops
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def freedom_of(found: Inference) -> float:
+    """The share of the weights that may move: 0 to 1; 1 for a model without weights.
+
+    Over all weights of two and more dimensions and their axes longer than one, kernels' positions left out: the
+    elements whose place along the axis some free class moves, by the elements on all.
+    """
+    free, every = 0.0, 0
+    for axes in found.axes.values():
+        if len(axes) < 2:
+            continue
+        count = prod(axes.shape)
+        for axis in axes:
+            if axis.size > 1 and not _is_kernel(axis):
+                free += count * _free_units(resolve(axis)) / axis.size
+                every += count
+    return free / every if every else 1.0
+
+
+def _is_kernel(axis: Expr) -> bool:
+    return all(atom.frozen == KERNEL for atom in leaves(axis))
+
+
+def _free_units(axis: Expr) -> int:
+    if isinstance(axis, Sum):
+        return sum(_free_units(term) for term in axis.terms)
+    if isinstance(axis, Prod):
+        free = any(_free_units(factor) for factor in axis.factors if isinstance(factor, Atom))
+        if free:
+            return axis.size
+        return max(_free_units(factor) * (axis.size // factor.size) for factor in axis.factors)
+    return axis.size if axis.frozen is None and axis.size > 1 else 0
+
+
+def classes_of(
+    found: Inference, blind: Mapping[tuple[str, int], frozenset[int]] | None = None
+) -> tuple[AxisClass, ...]:
+    """The classes of a reading.
+
+    Args:
+        found: the reading.
+        blind: (FQN, axis) -> units that the function does not depend on.
+    """
+    members: dict[Atom, list[Member]] = {}
+    for fqn, axes in found.axes.items():
+        for i, axis in enumerate(axes):
+            for atom, start, factors, position in _parts(resolve(axis), 0):
+                if atom.size > 1 and atom.frozen != KERNEL:
+                    units = range(start, start + prod(factors))
+                    unseen = (blind or {}).get((fqn, i), frozenset()).issuperset(units)
+                    why = _first_tie(axes, i) or atom.by
+                    member = Member(fqn, i, start, factors, position, unseen, why)
+                    members.setdefault(atom, []).append(member)
+    made = [
+        AxisClass(atom.size, tuple(each), atom.frozen, tuple(atom.ties))
+        for atom, each in members.items()
+    ]
+    return (*(c for c in made if c.free), *(c for c in made if not c.free))
+
+
+def _first_tie(axes: Axes, i: int) -> str | None:
+    own: Any = axes[i]
+    return own.by if isinstance(own, Atom) else None
+
+
+def _parts(axis: Expr, start: int) -> Iterator[tuple[Atom, int, tuple[int, ...], int]]:
+    """(atom, start, factors, position) of every atom of a resolved axis that begins at unit `start`."""
+    if isinstance(axis, Atom):
+        yield axis, start, (axis.size,), 0
+    elif isinstance(axis, Sum):
+        for term in axis.terms:
+            yield from _parts(term, start)
+            start += term.size
+    else:
+        yield from _factors(axis, start)
+
+
+def _factors(axis: Prod, start: int) -> Iterator[tuple[Atom, int, tuple[int, ...], int]]:
+    sizes = tuple(factor.size for factor in axis.factors)
+    for i, factor in enumerate(axis.factors):
+        if isinstance(factor, Atom):
+            yield factor, start, sizes, i
+            continue
+        # A sum inside a product: its terms lie in every row of the factors before it.
+        inner = prod(sizes[i + 1 :])
+        for row in range(prod(sizes[:i])):
+            at = start + row * factor.size * inner
+            for atom, offset, factors, position in _parts(factor, 0):
+                packed = (*factors, inner) if inner > 1 else factors
+                yield atom, at + offset * inner, packed, position

@@ -1,0 +1,348 @@
+"""Read a graph op by op and find what each axis of each parameter has become.
+
+In: a `torch.fx.Graph` in the normal form and its model. Out: an `Inference`: FQN -> axes, and the ops without a rule.
+Always true: what comes from outside (inputs, outputs, constants, derived buffers) has a fixed order; an op without a
+rule, or whose rule cannot make sense of its arguments, freezes all it touches and is counted by name.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from . import (
+    rules_contraction,
+    rules_elementwise,
+    rules_index,
+    rules_movement,
+    rules_norm,
+    rules_recurrent,
+    rules_spatial,
+)
+from .algebra import ONE, Atom, Untieable, freeze, tie
+from .combine import fixed_axes
+from .journal import Journal
+from .lookahead import overload, picked, written
+from .registry import Op, Rule, entering, find
+from .values import Axes, Stack, plain
+
+__all__ = ["Inference", "infer"]
+
+BUILT_IN = (
+    rules_contraction,
+    rules_elementwise,
+    rules_index,
+    rules_movement,
+    rules_norm,
+    rules_recurrent,
+    rules_spatial,
+)
+_RESHAPES = (
+    "aten.view.default",
+    "aten.reshape.default",
+    "aten.unflatten.int",
+    "aten._unsafe_view.default",
+    "aten.view_as.default",
+    "aten.reshape_as.default",
+)
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What a reading found.
+
+    Attributes:
+        axes: FQN of a parameter, or of a buffer that the state dict carries -> its axes, for those that are read.
+        frozen_ops: op -> how often it froze something for want of a rule.
+        ties: the op behind every tie of two free atoms, by the tie's number.
+    """
+
+    axes: Mapping[str, Axes]
+    frozen_ops: dict[str, int]
+    ties: tuple[str, ...]
+
+
+def infer(
+    model: nn.Module, graph: fx.Graph, *, real: bool = False, skip: int | None = None
+) -> Inference:
+    """Read `graph`.
+
+    Args:
+        model: whose parameters and buffers the graph reads.
+        graph: in the normal form.
+        real: the graph is what happened on one input, and may have taken another way on another input.
+        skip: number of a tie to leave out; None for none.
+    """
+    with Journal(skip) as journal:
+        reader = _Reader(model, journal)
+        for node in graph.nodes:
+            reader.read(node)
+        if real:
+            _freeze_beside_unread(model, reader.states)
+    return Inference(reader.states, dict(reader.unruled), tuple(journal.ties))
+
+
+class _Reader:
+    def __init__(self, model: nn.Module, journal: Journal) -> None:
+        self.journal = journal
+        self.values: dict[fx.Node, Any] = {}
+        self.states: dict[str, Axes] = {}
+        self.unruled: Counter[str] = Counter()
+        self.tensors: dict[str, Tensor] = {
+            **dict(model.named_buffers()),
+            **dict(model.named_parameters()),
+        }
+        kept = model.state_dict(keep_vars=True).keys()
+        self.state = {
+            *dict(model.named_parameters()),
+            *(n for n, _ in model.named_buffers() if n in kept),
+        }
+
+    def read(self, node: fx.Node) -> None:
+        value = node.meta.get("val")
+        if node.op == "output":
+            for axes in _tensors(self.given(node.args)):
+                for axis in axes:
+                    freeze(axis, "the output")
+        elif node.op == "placeholder":
+            self.journal.by = f"the input '{node.target}'"
+            self.values[node] = fixed_axes(value.shape) if isinstance(value, Tensor) else None
+        elif node.op == "get_attr":
+            self.values[node] = self.attribute(node, node.meta["val"])
+        elif node.op == "call_function":
+            self.values[node] = self.call(node)
+
+    def attribute(self, node: fx.Node, value: Tensor) -> Axes:
+        fqn = str(node.target)
+        if fqn in self.state and value.is_floating_point():
+            self.states[fqn] = Axes(ONE if size == 1 else Atom(size) for size in value.shape)
+            return self.states[fqn]
+        self.journal.by = f"the constant '{fqn}'"
+        tensor = node.meta.get("constant", self.tensors.get(fqn))
+        return Axes(
+            Atom(size) if size > 1 and _constant_along(tensor, d) else axis
+            for d, (size, axis) in enumerate(zip(value.shape, fixed_axes(value.shape), strict=True))
+        )
+
+    def call(self, node: fx.Node) -> Any:
+        if node.target is operator.getitem:
+            source: Any
+            place: Any
+            source, place = node.args
+            whole = self.values[source]
+            return whole[place] if isinstance(whole, (list, tuple)) else whole
+        name = overload(node)
+        self.journal.by = (
+            f"{name.removeprefix('aten.').partition('.')[0]} in '{node.meta.get('module', '')}'"
+        )
+        shapes = tuple(tuple(t.shape) for t in _metas(node.meta.get("val")))
+        args, kwargs = self.given(node.args), self.given(node.kwargs)
+        found = find(name)
+        if found is not None:
+            try:
+                return self.apply(node, found, shapes, args, kwargs)
+            except (
+                Untieable,
+                LookupError,
+                TypeError,
+                ValueError,
+                NotImplementedError,
+                AttributeError,
+            ):
+                name = f"{name} (rule does not fit)"
+        return self.freeze_all(name, [args, kwargs], node.meta.get("val"))
+
+    def given(self, arguments: Any) -> Any:
+        if isinstance(arguments, fx.Node):
+            return self.values.get(arguments)
+        if isinstance(arguments, (list, tuple)):
+            return [self.given(item) for item in arguments]
+        if isinstance(arguments, dict):
+            return {key: self.given(item) for key, item in arguments.items()}
+        return arguments
+
+    def apply(
+        self,
+        node: fx.Node,
+        found: Rule,
+        shapes: tuple[tuple[int, ...], ...],
+        args: list[Any],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        stacks = [x for x in args if isinstance(x, Stack)]
+        once = len(stacks) == 1 and not kwargs_stacked(kwargs) and stacks[0].dim >= 0
+        if found.batchwise and once:
+            return self.each(node, found, shapes, args, kwargs, stacks[0])
+        if not found.stacks:
+            args, kwargs = plain(args), {key: plain(value) for key, value in kwargs.items()}
+        result = self.once(node, found, shapes, args, kwargs)
+        self.same_place(node, args, result)
+        return result
+
+    def each(
+        self,
+        node: fx.Node,
+        found: Rule,
+        shapes: tuple[tuple[int, ...], ...],
+        args: list[Any],
+        kwargs: dict[str, Any],
+        stack: Stack,
+    ) -> Any:
+        """Apply a rule to every tensor of a stack; what comes out is a stack where the dimension is still there."""
+        results = []
+        for part in stack.parts:
+            mine = [part if x is stack else x for x in args]
+            results.append(plain(self.once(node, found, shapes, mine, kwargs)))
+        out = Stack(stack.marker, results)
+        if out.dim < 0:
+            return out.plain()
+        return out
+
+    def once(
+        self,
+        node: fx.Node,
+        found: Rule,
+        shapes: tuple[tuple[int, ...], ...],
+        args: list[Any],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        here = Op(node, shapes, _named(node, args, kwargs), _hints(node))
+        with entering(here):
+            result = found.apply(*args, **kwargs)
+        self.check_shapes(result, shapes)
+        if isinstance(result, Axes) and result.uniform and not _stays_uniform(found, args, kwargs):
+            return Axes(result)
+        return result
+
+    @staticmethod
+    def check_shapes(result: Any, shapes: tuple[tuple[int, ...], ...]) -> None:
+        made = [
+            axes.parts[0].shape if isinstance(axes, Stack) else Axes(axes).shape
+            for axes in _results(result)
+        ]
+        if shapes and made != list(shapes):
+            raise Untieable(f"a rule gave {made} where the op gave {list(shapes)}")
+
+    def same_place(self, node: fx.Node, args: list[Any], result: Any) -> None:
+        """An op that writes in place: what was there and what is there now move alike."""
+        schema = getattr(node.target, "_schema", None)
+        if schema is None or not schema.is_mutable or not args or not isinstance(args[0], Axes):
+            return
+        if isinstance(result, Axes) and args[0].shape == result.shape and _writes_first(schema):
+            for a, b in zip(args[0], result, strict=True):
+                tie(a, b)
+
+    def freeze_all(self, name: str, given: Any, value: Any) -> Any:
+        froze = False
+        for axes in _tensors(plain_deep(given)):
+            for axis in axes:
+                froze |= freeze(axis, self.journal.by + ", which has no rule")
+        if froze:
+            self.unruled[name] += 1
+        return _fixed_like(value)
+
+
+def _freeze_beside_unread(model: nn.Module, states: Mapping[str, Axes]) -> None:
+    """On another input the experts that were not chosen are: what their like ties, they would tie too."""
+    unread = {
+        word for fqn, _ in model.named_parameters() if fqn not in states for word in _siblings(fqn)
+    }
+    for fqn, axes in states.items():
+        if not unread.isdisjoint(_siblings(fqn)):
+            for axis in axes:
+                freeze(axis, "a layer like it that this input did not reach")
+
+
+def _siblings(fqn: str) -> set[str]:
+    """The name with one number in it left open, for each of its numbers: ``experts.*.weight``, ``expert_*.weight``."""
+    return {fqn[: found.start()] + "*" + fqn[found.end() :] for found in re.finditer(r"\d+", fqn)}
+
+
+def kwargs_stacked(kwargs: Mapping[str, Any]) -> bool:
+    return any(isinstance(value, Stack) for value in kwargs.values())
+
+
+def plain_deep(value: Any) -> Any:
+    if isinstance(value, dict):
+        return [plain_deep(item) for item in value.values()]
+    if isinstance(value, list):
+        return [plain_deep(item) for item in value]
+    return plain(value)
+
+
+def _tensors(value: Any) -> Iterator[Axes]:
+    value = value.plain() if isinstance(value, Stack) else value
+    if isinstance(value, Axes):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _results(value: Any) -> Iterator[Any]:
+    if isinstance(value, (Axes, Stack)):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _results(item)
+
+
+def _metas(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _metas(item)
+
+
+def _fixed_like(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return fixed_axes(value.shape)
+    if isinstance(value, (list, tuple)):
+        return [_fixed_like(item) for item in value]
+    return value
+
+
+def _named(node: fx.Node, args: list[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return dict(kwargs)
+    names = [argument.name for argument in schema.arguments]
+    defaults = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+    return {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
+
+
+def _hints(node: fx.Node) -> dict[str, Any]:
+    name = overload(node)
+    if name in _RESHAPES:
+        return {"picked": picked(node)}
+    if name.startswith(("aten.zeros", "aten.ones", "aten.empty", "aten.full", "aten.new_")):
+        return {"written": written(node)}
+    return {}
+
+
+def _stays_uniform(found: Rule, args: list[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether what is alike everywhere is so still: a running sum of ones is not, nor zeros with something added."""
+    if found.apply is rules_elementwise.alike:
+        return True
+    given = list(_tensors([args, list(kwargs.values())]))
+    return (found.batchwise or found.stacks) and all(axes.uniform for axes in given)
+
+
+def _writes_first(schema: Any) -> bool:
+    info = schema.arguments[0].alias_info
+    return info is not None and info.is_write
+
+
+def _constant_along(tensor: Tensor | None, dim: int) -> bool:
+    if tensor is None or tensor.device.type == "meta" or tensor.layout is not torch.strided:
+        return False
+    with torch.no_grad():
+        return bool((tensor == tensor.narrow(dim, 0, 1)).all())

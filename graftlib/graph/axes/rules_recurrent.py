@@ -1,0 +1,96 @@
+"""Rules of recurrent layers: the gates have a fixed order, the hidden units do not."""
+
+# Equations are no sentences.
+# ruff: noqa: D403, D415
+
+from __future__ import annotations
+
+from typing import Any
+
+from .algebra import Expr, freeze, split, tie, total
+from .combine import stacked
+from .lookahead import overload
+from .registry import Op, op, rule
+from .values import Axes, Stack
+
+GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+
+
+def _kind(here: Op) -> str:
+    name = overload(here.node).removeprefix("aten.").partition(".")[0]
+    return name.removesuffix("_cell")
+
+
+@rule("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu", stacks=True)
+def recurrent(x: Any, state: Any, weights: Any, *args: Any, **kwargs: Any) -> list[Any]:
+    """h = f(W[(g, h), i] x[i] + U[(g, h), k] h[k] + b + c); both directions side by side; layer on layer"""
+    x = x.plain() if isinstance(x, Stack) else x
+    named = op().named
+    if "data" in named:
+        raise NotImplementedError("packed sequences")
+    gates = GATES[_kind(op())]
+    layers, both = int(named["num_layers"]), bool(named["bidirectional"])
+    directions = 2 if both else 1
+    states = [state] if isinstance(state, (Axes, Stack)) else list(state)
+    size = len(weights) // (layers * directions)
+    hiddens: list[list[Expr]] = [[] for _ in states]
+    below: Expr = x[-1]
+    for layer in range(layers):
+        outs: list[Expr] = []
+        for d in range(directions):
+            at = (layer * directions + d) * size
+            hidden, cell = _cell(below, weights[at : at + size], gates)
+            outs.append(hidden)
+            for kind, unit in zip(hiddens, (hidden, cell), strict=False):
+                kind.append(unit)
+        below = total(outs)
+    for given, kind in zip(states, hiddens, strict=True):
+        _tie_state(given, kind)
+    batch = x[1 if named.get("batch_first") is False and len(x) == 3 else 0]
+    finals = [stacked([Axes((batch, unit)) for unit in kind], 0) for kind in hiddens]
+    if len(x) == 2:
+        finals = [stacked([Axes((unit,)) for unit in kind], 0) for kind in hiddens]
+    return [Axes((*x[:-1], below)), *finals]
+
+
+def _cell(below: Expr, weights: list[Axes], gates: int) -> tuple[Expr, Expr]:
+    """(hidden, cell) of one direction of one layer; with a projection they differ."""
+    matrices = [w for w in weights if len(w) == 2]
+    biases = [w for w in weights if len(w) == 1]
+    inward, inner = matrices[:2]
+    tie(inward[1], below)
+    tie(inward[0], inner[0])
+    for bias in biases:
+        tie(inward[0], bias[0])
+    gate, unit = split(inward[0], gates, inward[0].size // gates)
+    freeze(gate)
+    if len(matrices) == 3:  # W_hr: (projected, hidden)
+        tie(matrices[2][1], unit)
+        tie(inner[1], matrices[2][0])
+        return matrices[2][0], unit
+    tie(inner[1], unit)
+    return unit, unit
+
+
+def _tie_state(given: Any, units: list[Expr]) -> None:
+    if isinstance(given, Stack) and given.dim == 0:
+        for part, unit in zip(given.parts, units, strict=True):
+            tie(part[-1], unit)
+        return
+    axes = given.plain() if isinstance(given, Stack) else given
+    if not axes.uniform:
+        for unit in units:
+            tie(axes[-1], unit)
+
+
+@rule("aten.lstm_cell", "aten.gru_cell", "aten.rnn_tanh_cell", "aten.rnn_relu_cell")
+def cell(x: Axes, state: Any, *weights: Any) -> Any:
+    """one step of one layer"""
+    given = [w for w in weights if isinstance(w, Axes)]
+    states = [state] if isinstance(state, Axes) else list(state)
+    hidden, _ = _cell(x[-1], given, GATES[_kind(op())])
+    for one in states:
+        if not one.uniform:
+            tie(one[-1], hidden)
+    out = Axes((*x[:-1], hidden))
+    return [out, out] if len(states) == 2 else out

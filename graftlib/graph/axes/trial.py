@@ -1,0 +1,217 @@
+"""A model made ready for a trial run: a double-precision copy, its weights, its inputs.
+
+In: a layer graph. Out: a `Trial`: the copy, in eval mode on the CPU, with norms, running statistics and whatever is
+the same everywhere drawn at random; inputs; and `run`, which gives the outputs as flat doubles.
+Always true: the model of the graph is not touched, the random state neither. A forward pass that asks for single
+precision gets double: otherwise rounding would hide, or feign, what is looked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from .. import structure
+from .lookahead import overload
+
+if TYPE_CHECKING:
+    from ..layergraph import LayerGraph
+
+__all__ = ["Trial", "difference"]
+
+Example = tuple[Sequence[Any], Mapping[str, Any]]
+_LOW = {
+    torch.float32: torch.float64,
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.complex64: torch.complex128,
+}
+_GAINS = ("weight", "gamma", "scale", "running_var", "g")
+
+
+class Trial:
+    """One model, one input.
+
+    Args:
+        graph: of the model.
+        seed: for weights and inputs.
+        example: (args, kwargs) to run on; tensors on the meta device, and those of the graph's own example when
+            this is None, are drawn at random.
+    """
+
+    def __init__(self, graph: LayerGraph, *, seed: int = 0, example: Example | None = None) -> None:
+        self._seed = seed
+        self._random = torch.Generator().manual_seed(seed)
+        made = graph._example if example is None else example
+        self.model = structure.rebuild(graph.model, self._double)
+        self._draw_weights()
+        self.args, self.kwargs = self._inputs(made, graph.fx)
+
+    def tensor(self, fqn: str) -> Tensor:
+        """A parameter or buffer of the copy, to be written to."""
+        owner, _, name = fqn.rpartition(".")
+        module = self.model.get_submodule(owner)
+        found: Tensor = getattr(module, name)
+        return found.detach()
+
+    def run(self) -> list[Tensor]:
+        """The output tensors, flattened, as doubles."""
+        args, kwargs = structure.copy_value((self.args, self.kwargs), torch.clone)
+        # A structure of its own for every run: some models keep what they computed from their weights.
+        model = structure.rebuild(self.model, lambda tensor: tensor)
+        with _alone(self._seed), _Double():
+            out = model(*args, **kwargs)
+        return [
+            torch.view_as_real(t).double() if t.is_complex() else t.double()
+            for t in pytree.tree_leaves(out)
+            if isinstance(t, Tensor)
+        ]
+
+    def _double(self, tensor: Tensor) -> Tensor:
+        if tensor.layout is not torch.strided:
+            return tensor
+        wide = _LOW.get(tensor.dtype, tensor.dtype)
+        if tensor.device.type == "meta":
+            made = torch.zeros(tensor.shape, dtype=wide, device="cpu")
+            if wide.is_floating_point:
+                made = torch.randn(tensor.shape, dtype=wide, generator=self._random, device="cpu") * 0.1
+        else:
+            made = tensor.detach().to("cpu", wide, copy=True)
+        if isinstance(tensor, nn.Parameter):
+            return nn.Parameter(made, requires_grad=False)
+        return made
+
+    def _draw_weights(self) -> None:
+        state = self.model.state_dict(keep_vars=True)
+        for fqn, tensor in {
+            **dict(self.model.named_parameters()),
+            **dict(self.model.named_buffers()),
+        }.items():
+            if fqn not in state or not tensor.is_floating_point() or tensor.numel() < 2:
+                continue
+            if tensor.ndim <= 1 or bool((tensor == tensor.flatten()[0]).all()):
+                self._draw(fqn.rpartition(".")[2], tensor)
+
+    def _draw(self, name: str, tensor: Tensor) -> None:
+        with torch.no_grad():
+            noise = torch.rand(tensor.shape, dtype=tensor.dtype, generator=self._random, device="cpu")
+            if name in _GAINS or bool((tensor > 0).all()):
+                tensor.copy_(0.5 + noise)
+            else:
+                tensor.copy_(0.4 * (noise - 0.5))
+
+    def _inputs(self, example: Example, graph: fx.Graph) -> Any:
+        heads = [node for node in graph.nodes if node.op == "placeholder"]
+        leaves, spec = pytree.tree_flatten((tuple(example[0]), dict(example[1])))
+        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        for k, i in enumerate(places):
+            leaves[i] = self._input(leaves[i], heads[k] if k < len(heads) else None)
+        return pytree.tree_unflatten(leaves, spec)
+
+    def _input(self, tensor: Tensor, head: fx.Node | None) -> Tensor:
+        wide = _LOW.get(tensor.dtype, tensor.dtype)
+        if tensor.device.type != "meta":
+            return tensor.detach().to("cpu", wide, copy=True)
+        if wide.is_floating_point or wide.is_complex:
+            return torch.randn(tensor.shape, dtype=wide, generator=self._random, device="cpu")
+        rows = _rows(head) if head is not None else None
+        if rows is None:
+            return torch.ones(tensor.shape, dtype=wide, device="cpu")  # a mask that lets all through
+        return torch.randint(0, rows, tensor.shape, dtype=wide, generator=self._random, device="cpu")
+
+
+def _rows(head: fx.Node) -> int | None:
+    """How many rows the tables have in which an integer input looks up; None where it looks up in none."""
+    queue, seen, rows = [head], {head}, []
+    while queue:
+        here = queue.pop()
+        for user in here.users:
+            if user.op != "call_function":
+                continue
+            if overload(user).startswith("aten.embedding") and user.args[1] is here:
+                rows.append(int(user.args[0].meta["val"].shape[0]))  # type: ignore[union-attr]
+            elif user not in seen and _is_integer(user.meta.get("val")):
+                seen.add(user)
+                queue.append(user)
+    return min(rows) if rows else None
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype in (torch.int64, torch.int32)
+
+
+@contextlib.contextmanager
+def _alone(seed: int) -> Iterator[None]:
+    """No gradients, double precision by default, a random state of its own, no fused attention."""
+    fast, default = torch.backends.mha.get_fastpath_enabled(), torch.get_default_dtype()
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.set_default_dtype(default)
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+class _Double(TorchFunctionMode):
+    """Hears every request for single or half precision as one for double."""
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in ("float", "half", "bfloat16") and func in (
+            Tensor.float,
+            Tensor.half,
+            Tensor.bfloat16,
+        ):
+            func = Tensor.double
+        args, kwargs = _widened(args), _widened(kwargs or {})
+        return func(*args, **kwargs)
+
+
+def _widened(value: Any) -> Any:
+    if isinstance(value, torch.dtype):
+        return _LOW.get(value, value)
+    if type(value) in (list, tuple):
+        return type(value)(_widened(item) for item in value)
+    if type(value) is dict:
+        return {key: _widened(item) for key, item in value.items()}
+    return value
+
+
+def difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    """The largest difference of two runs, relative to the largest number of the output tensor it is in.
+
+    Infinite where shapes, or the places of what is not finite, differ.
+    """
+    if len(a) != len(b):
+        return float("inf")
+    return max((_difference(x, y) for x, y in zip(a, b, strict=True)), default=0.0)
+
+
+def _difference(x: Tensor, y: Tensor) -> float:
+    if x.shape != y.shape:
+        return float("inf")
+    finite = x.isfinite()
+    if not torch.equal(finite, y.isfinite()):
+        return float("inf")
+    x, y = x[finite], y[finite]
+    if x.numel() == 0:
+        return 0.0
+    gap, scale = float((x - y).abs().max()), float(x.abs().max())
+    return gap / scale if scale > 0 else gap
