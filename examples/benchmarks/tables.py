@@ -13,8 +13,8 @@ DOCS = Path(__file__).parents[2] / "docs"
 HEAD = """# Measurements
 
 Every table is made from a JSON file in `docs/benchmarks/` by `python examples/benchmarks/tables.py`, and every JSON file by
-the command above its table. Times are those of one machine (2 cores, no GPU): compare ratios, not seconds. CUDA, DDP and
-FSDP2 are not measured.
+the command above its table. Times are those of one machine (2 cores, no GPU): compare ratios, not seconds. CUDA, DDP
+and FSDP2 are not measured.
 """
 
 
@@ -40,8 +40,8 @@ def step_cost(found: dict) -> str:
 
 MobileNetV2 at 32 x 32 (its stride-1 form, 100 classes, batch {settings["batch"]}), one link from a frozen ResNet-50's
 classifier, a transfer every fourth step, rank {settings["rank"]}; beside it distillation with that ResNet-50 as the
-teacher. Ratios to the plain step, amortised over a cycle, within a round; median and quartiles of {settings["rounds"]} rounds,
-{settings["threads"]} thread. Memory is the growth of a process's largest resident set while it trains.
+teacher. Ratios to the plain step, amortised over a cycle, within a round; median and quartiles of
+{settings["rounds"]} rounds, {settings["threads"]} thread. Memory is the growth of a process's largest resident set.
 
     python examples/benchmarks/step_cost.py --out docs/benchmarks/step_cost.json
 
@@ -59,9 +59,9 @@ def adapter_cost(found: dict) -> str:
         rows.append([name, f"{row['parameters'] / 1e6:.2f} M", held, time, spread])
     return f"""## What a transfer costs
 
-One transfer with its update at the shapes of the paper's pair (160 x 960 from 100 x 2048, 8 heads, 2 layers), against the
-authors' arithmetic written out: own projections for each pairing, materialised attention with dropout, a feed-forward sized
-so that the parameters come to their 38.6 M. Median and quartiles of {found["repetitions"]} interleaved repetitions over
+One transfer with its update at the shapes of the paper's pair (160 x 960 from 100 x 2048, 8 heads, 2 layers), against
+the authors' arithmetic written out: own projections for each pairing, materialised attention with dropout, a
+feed-forward sized so that the parameters come to their 38.6 M. Median and quartiles of {found["repetitions"]} interleaved repetitions over
 {found["seeds"]} seeds, {found["threads"]} thread. A good part of the gain is their dropout, so the second row leaves it out.
 
     python examples/benchmarks/adapter_cost.py --out docs/benchmarks/adapter_cost.json
@@ -104,8 +104,8 @@ def accuracy(title: str, name: str, found: dict) -> str:
         flags.append(f"--{flag.replace('_', '-')} {settings[flag]}")
     return f"""### {title}
 
-Source {found["source_accuracy"]:.2f} %. Accuracy of the last epoch in per cent, mean ± standard deviation of n = {n} seeds;
-paired differences in points with their 95 % interval.
+Source {found["source_accuracy"]:.2f} %. Accuracy of the last epoch in per cent, mean ± standard deviation of
+n = {n} seeds; paired differences in points with their 95 % interval.
 
     python examples/benchmarks/accuracy.py {" ".join(flags)} --out docs/benchmarks/{name}.json
 
@@ -115,17 +115,18 @@ paired differences in points with their 95 % interval.
 
 ACCURACY_HEAD = """## Does it help?
 
-A slim MobileNetV2 is trained on few images; a far stronger ResNet, trained on many, is the frozen source. Two of the target's
-residual branches are linked, a transfer every fourth step, stopping at 80 % of training; seed by seed all arms share
-initial weights and batches. The controls carry no knowledge: a source whose linked weights are noise of the same moments,
+A slim MobileNetV2 is trained on few images; a far stronger ResNet, trained on many, is the frozen source. Two of the
+target's residual branches are linked, a transfer every fourth step, stopping at 80 % of training; seed by seed all arms
+share initial weights and batches. The controls carry no knowledge: a source whose linked weights are noise of the same moments,
 or have their rows shuffled, or were never trained; noise of the size of the graft's own transfers at the same steps.
 
 **A gain of a graft counts only where it beats `plain` and `random source`.** READING
 """
 
 READING = (
-    "In none of these settings does it: with the bounded transfers that are the default a graft neither helps nor hurts "
-    "beyond what the seeds scatter, and the source's knowledge makes no difference that these runs can see."
+    "In none of these settings does it: with the bounded transfers that are the default a graft "
+    "neither helps nor hurts beyond what the seeds scatter, and the source's knowledge makes no "
+    "difference that these runs can see."
 )
 
 

@@ -10,19 +10,14 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 import re
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import typer
 
-from ..errors import GraftError
-
-__all__ = ["complain", "printable", "say", "say_json", "shown", "working", "write_text"]
+__all__ = ["complain", "printable", "say", "say_json", "shown", "working"]
 
 _UNPRINTABLE = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -103,34 +98,3 @@ def working(task: str) -> Iterator[None]:
     with contextlib.redirect_stdout(sys.stderr), bar:
         bar.add_task(printable(task), total=None)
         yield
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `text` to a temporary name beside `path` and rename it: never half a file.
-
-    Raises:
-        GraftError: the folder does not exist or cannot be written; nothing is left behind.
-    """
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:32]}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(text)
-            # mkstemp makes files for their owner only; a result is an ordinary file.
-            Path(temporary).chmod(0o666 & ~_umask())
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise GraftError(
-            f"{shown(str(path))} cannot be written.",
-            why=error.strerror or str(error),
-            fix="name a file in a folder that exists and is writable",
-        ) from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .console import say, say_json, write_text
+from ..disk import write_whole
+from .console import say, say_json
 from .options import (
     Debug,
     Device,
@@ -60,7 +61,7 @@ def trace(
     graph = see(model, **asked)
     if output is not None:
         if output.suffix == ".json":
-            write_text(output, graph.to_json())
+            write_whole(output, graph.to_json())
         else:
             graph.to_graphml(output)
     if as_json:

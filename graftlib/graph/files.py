@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import networkx as nx
+
+from ..disk import write_whole
 
 if TYPE_CHECKING:
     from .layergraph import LayerGraph
@@ -61,7 +63,7 @@ def as_json(graph: LayerGraph) -> str:
 
 
 def write_graphml(graph: LayerGraph, path: str | os.PathLike[str]) -> None:
-    """Write to a temporary name beside `path`, then rename."""
+    """Write the layers and the tensors between them; see `LayerGraph.to_graphml`."""
     plain: nx.MultiDiGraph[str] = nx.MultiDiGraph(name=_xml(graph.name))
     for layer in graph.layers:
         plain.add_node(
@@ -77,16 +79,9 @@ def write_graphml(graph: LayerGraph, path: str | os.PathLike[str]) -> None:
     for source, target, key, edge in graph.nx.edges(keys=True, data=True):
         shape, dtype = _shapes([edge["shape"]]), _dtype(edge["dtype"])
         plain.add_edge(_xml(source), _xml(target), key=key, shape=shape, dtype=dtype)
-    path = Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            nx.write_graphml_xml(plain, file)
-        Path(name).chmod(0o666 & ~_umask())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    text = io.BytesIO()
+    nx.write_graphml_xml(plain, text)
+    write_whole(Path(path), text.getvalue())
 
 
 def _parameter(parameter: Parameter) -> dict[str, Any]:
@@ -124,9 +119,3 @@ def _shapes(shapes: Sequence[tuple[int, ...]]) -> str:
 def _xml(text: str) -> str:
     """XML has no way to write control characters; names in a model are untrusted."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -187,7 +187,7 @@ class LayerGraph:
         """Write the layers and the tensors between them as GraphML, all or nothing.
 
         Raises:
-            OSError: the path cannot be written.
+            GraftError: the path cannot be written.
         """
         from .files import write_graphml
 

@@ -7,14 +7,13 @@ models is refused with everything that differs.
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from ..disk import write_whole
 from ..errors import GraftError, MappingError
 from ..graph.parameter import Parameter
 from .hits import alike, quoted, viewable
@@ -48,7 +47,8 @@ def save(path: str | Path, source: LayerGraph, target: LayerGraph, pairs: Sequen
             for pair in pairs
         ],
     }
-    _write(Path(path), yaml.safe_dump(content, sort_keys=False, width=100))
+    text = yaml.safe_dump(content, sort_keys=False, width=100)
+    write_whole(Path(path), text, error=MappingError)
 
 
 def load(path: str | Path, source: LayerGraph, target: LayerGraph) -> Rule:
@@ -87,24 +87,6 @@ def _model(name: str, parameters: Sequence[Parameter]) -> dict[str, object]:
 
 
 # --- the file -----------------------------------------------------------------------------------------------------
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        # Not tempfile: its files are private to the user, and this one should be as readable as any other.
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(text)
-        temporary.replace(path)
-    except OSError as error:
-        if not isinstance(error, FileExistsError):
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-        raise MappingError(
-            f"the mapping cannot be written to {quoted(str(path))}.",
-            why=error.strerror or str(error),
-            fix="save to a folder that exists and that you may write to, with room on its disk",
-        ) from None
 
 
 def _read(path: Path) -> Any:

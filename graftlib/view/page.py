@@ -14,14 +14,13 @@ import html
 import json
 import os
 import re
-import tempfile
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ..errors import GraftError
+from ..disk import write_whole
 from .dot import scene_to_dot
 from .scene import Scene, build_scene
 from .text import scene_to_text
@@ -61,15 +60,7 @@ class View:
             GraftError: the file cannot be written.
         """
         path = Path(path)
-        try:
-            _write_whole(path, self.html)
-        except OSError as error:
-            raise GraftError(
-                f"'{path}' cannot be written.",
-                why=f"{type(error).__name__}: {error.strerror or error}",
-                fix="name a path in a folder that exists, with space, that you may write to",
-                path=path,
-            ) from error
+        write_whole(path, self.html)
         return path
 
     def to_text(self) -> str:
@@ -220,24 +211,3 @@ def _parameter(parameter: Any) -> dict[str, Any]:
         "parts": ", ".join(parameter.parts),
     }
     return {key: value for key, value in record.items() if value not in (None, "")}
-
-
-def _write_whole(path: Path, text: str) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -66,7 +66,11 @@ S, T, Y = [1.0, -0.5, 2.0], [0.3, 1.2, -0.7], 2
 
 
 def tensors():
-    return torch.tensor([S], dtype=torch.float64), torch.tensor([T], dtype=torch.float64), torch.tensor([Y])
+    return (
+        torch.tensor([S], dtype=torch.float64),
+        torch.tensor([T], dtype=torch.float64),
+        torch.tensor([Y]),
+    )
 
 
 def test_kd_by_hand():

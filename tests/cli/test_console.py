@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graftlib.cli.console import _plain, printable, say_json, shown, working, write_text
-from graftlib.errors import GraftError
+from graftlib.cli.console import _plain, printable, say_json, shown, working
 
 ANY_TEXT = st.text(st.characters(codec=None))  # lone surrogates included
 
@@ -71,34 +70,3 @@ def test_what_a_library_prints_goes_to_stderr(capsys: pytest.CaptureFixture[str]
     out, err = capsys.readouterr()
     assert out == "result"
     assert "chatter" in err
-
-
-def test_a_written_file_is_whole_and_alone(tmp_path: Path):
-    target = tmp_path / "graph.json"
-    target.write_text("old")
-    write_text(target, "new\udcff")
-    assert target.read_text() == "new\\udcff"
-    assert list(tmp_path.iterdir()) == [target]
-    plain = tmp_path / "plain"
-    plain.touch()
-    assert target.stat().st_mode == plain.stat().st_mode
-
-
-def test_a_folder_that_is_not_there_is_an_error_with_a_fix(tmp_path: Path):
-    with pytest.raises(GraftError, match=r"cannot be written[\s\S]*fix .*folder"):
-        write_text(tmp_path / "absent" / "graph.json", "{}")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    target = tmp_path / "graph.json"
-    target.write_text("old")
-
-    def full(self: Path, other: Path) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(GraftError, match="No space left"):
-        write_text(target, "new")
-    assert target.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [target]

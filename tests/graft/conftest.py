@@ -70,7 +70,9 @@ class _Nudge(nn.Module):
         return [new[i] for i, slot in enumerate(self.slots) if slot.receives]
 
     def facts(self):
-        return {link.name: [float(g)] for link, g in zip(self.links, self.gates.detach(), strict=True)}
+        return {
+            link.name: [float(g)] for link, g in zip(self.links, self.gates.detach(), strict=True)
+        }
 
 
 class World:

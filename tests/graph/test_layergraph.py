@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from graftlib import GraftError
 from graftlib.errors import MatchError, ViewError
 from graftlib.graph import LayerGraph, trace
 
@@ -77,10 +78,10 @@ def test_a_failed_write_leaves_what_was_there(graph, tmp_path, monkeypatch):
     path.write_text("before")
 
     def fail(*args):
-        raise OSError("disk full")
+        raise OSError(28, "disk full")
 
-    monkeypatch.setattr(nx, "write_graphml_xml", fail)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr("pathlib.Path.replace", fail)
+    with pytest.raises(GraftError, match="disk full"):
         graph.to_graphml(path)
     assert path.read_text() == "before"
     assert [p.name for p in tmp_path.iterdir()] == ["graph.graphml"]

@@ -2,7 +2,6 @@
 
 import html
 import json
-import os
 import re
 
 import pytest
@@ -87,10 +86,10 @@ def test_save_writes_the_whole_file_or_none(standin, tmp_path, monkeypatch):
     path = shown.save(tmp_path / "x.html")
     assert path.read_text(encoding="utf-8") == shown.html
 
-    def full(_):
+    def full(*_):
         raise OSError(28, "No space left")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr("pathlib.Path.replace", full)
     with pytest.raises(GraftError, match="cannot be written"):
         shown.save(path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.html"]

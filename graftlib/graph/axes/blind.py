@@ -107,7 +107,7 @@ def _leads_to_keys(user: fx.Node) -> bool:
 
 def _units(numbers: Any) -> Iterator[int]:
     for tensor in numbers if isinstance(numbers, (list, tuple)) else [numbers]:
-        yield from torch.unique(tensor).tolist()  # type: ignore[no-untyped-call]
+        yield from torch.unique(tensor).tolist()
 
 
 def _moved(user: fx.Node, here: fx.Node, numbers: Any) -> Any:

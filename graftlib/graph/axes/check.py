@@ -115,7 +115,10 @@ def permute(tensor: Tensor, member: Member, order: Tensor) -> None:
         count *= size
     units = tensor.narrow(member.axis, member.start, count)
     index = (
-        torch.arange(count, device="cpu").reshape(member.factors).index_select(member.position, order).flatten()
+        torch.arange(count, device="cpu")
+        .reshape(member.factors)
+        .index_select(member.position, order)
+        .flatten()
     )
     with torch.no_grad():
         units.copy_(units.index_select(member.axis, index.to(tensor.device)))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .algebra import fixed, freeze, product, split, tie
+from .algebra import Expr, fixed, freeze, product, split, tie
 from .combine import fixed_axes, freeze_dims, spatial
 from .registry import op, rule
 from .values import Axes
@@ -53,7 +53,29 @@ def _conv(x: Axes, weight: Axes, bias: Axes | None, groups: int, *, transposed: 
         out = weight[0]
     if bias is not None:
         tie(out, bias[0])
-    return Axes((*x[:place], out, *spatial(x, op().shape, rank)))
+    return Axes((*x[:place], out, *_positions(x, weight)))
+
+
+def _positions(x: Axes, weight: Axes) -> list[Expr]:
+    """The positions of the result: those of `x` where the kernel looks at one alone, else in a fixed order."""
+    rank, named = len(weight) - 2, op().named
+    steps, pads = _each(named.get("stride", 1), rank), _each(named.get("padding", 0), rank)
+    made: list[Expr] = []
+    for axis, kernel, size, step, pad in zip(
+        x[-rank:], weight[2:], op().shape[-rank:], steps, pads, strict=True
+    ):
+        alone = kernel.size == 1 and step == 1 and pad in (0, "same", "valid")
+        if not (alone and size == axis.size):
+            freeze(axis)
+            axis = fixed(size)
+        made.append(axis)
+    return made
+
+
+def _each(value: Any, rank: int) -> list[Any]:
+    """One value for each dimension of positions, however many were given."""
+    given = list(value) if isinstance(value, (list, tuple)) else [value]
+    return given if len(given) == rank else given[:1] * rank
 
 
 def _moved(rank: int) -> Any:
@@ -130,6 +152,7 @@ def deform_conv2d(x: Axes, weight: Axes, offset: Axes, mask: Axes, bias: Axes, *
     """as a convolution, whose positions other channels move"""
     for other in (offset, mask):
         freeze_dims(other, range(len(other)))
+    freeze_dims(x, (-1, -2))
     groups = x[1].size // weight[1].size
     return _conv(x, weight, bias, groups, transposed=False)
 

@@ -81,7 +81,10 @@ class Trial:
         if tensor.device.type == "meta":
             made = torch.zeros(tensor.shape, dtype=wide, device="cpu")
             if wide.is_floating_point:
-                made = torch.randn(tensor.shape, dtype=wide, generator=self._random, device="cpu") * 0.1
+                made = (
+                    torch.randn(tensor.shape, dtype=wide, generator=self._random, device="cpu")
+                    * 0.1
+                )
         else:
             made = tensor.detach().to("cpu", wide, copy=True)
         if isinstance(tensor, nn.Parameter):
@@ -101,7 +104,9 @@ class Trial:
 
     def _draw(self, name: str, tensor: Tensor) -> None:
         with torch.no_grad():
-            noise = torch.rand(tensor.shape, dtype=tensor.dtype, generator=self._random, device="cpu")
+            noise = torch.rand(
+                tensor.shape, dtype=tensor.dtype, generator=self._random, device="cpu"
+            )
             if name in _GAINS or bool((tensor > 0).all()):
                 tensor.copy_(0.5 + noise)
             else:
@@ -123,8 +128,12 @@ class Trial:
             return torch.randn(tensor.shape, dtype=wide, generator=self._random, device="cpu")
         rows = _rows(head) if head is not None else None
         if rows is None:
-            return torch.ones(tensor.shape, dtype=wide, device="cpu")  # a mask that lets all through
-        return torch.randint(0, rows, tensor.shape, dtype=wide, generator=self._random, device="cpu")
+            return torch.ones(
+                tensor.shape, dtype=wide, device="cpu"
+            )  # a mask that lets all through
+        return torch.randint(
+            0, rows, tensor.shape, dtype=wide, generator=self._random, device="cpu"
+        )
 
 
 def _rows(head: fx.Node) -> int | None:

@@ -284,6 +284,14 @@ CASES: dict[str, Case] = {
         a=lambda: nn.Conv3d(3, 6, 3),
         z=lambda: nn.Conv3d(6, 2, 3),
     ),
+    "conv_over_tokens": case(
+        [4, 6],
+        torch.randn(2, 3, 5),
+        lambda m, x: m.z(m.c(m.a(x.transpose(1, 2)))),
+        a=lin(3, 6),
+        c=lambda: nn.Conv1d(5, 4, 1),
+        z=lambda: nn.Sequential(nn.Conv1d(4, 1, 1), nn.Linear(6, 2)),
+    ),
     "flattened": case(
         [6],
         image(),
