@@ -12,9 +12,9 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 HEAD = """# Measurements
 
-Every table is made from a JSON file in `docs/benchmarks/` by `python examples/benchmarks/tables.py`, and every JSON file by
-the command above its table. Times are those of one machine (2 cores, no GPU): compare ratios, not seconds. CUDA, DDP
-and FSDP2 are not measured.
+Every table is made from a JSON file in `docs/benchmarks/` by `python examples/benchmarks/tables.py`, and every JSON
+file by the command above its table. Times are those of one machine (2 cores, no GPU) that was busy with other work:
+compare ratios, not seconds. CUDA, DDP and FSDP2 are not measured.
 """
 
 
@@ -61,8 +61,9 @@ def adapter_cost(found: dict) -> str:
 
 One transfer with its update at the shapes of the paper's pair (160 x 960 from 100 x 2048, 8 heads, 2 layers), against
 the authors' arithmetic written out: own projections for each pairing, materialised attention with dropout, a
-feed-forward sized so that the parameters come to their 38.6 M. Median and quartiles of {found["repetitions"]} interleaved repetitions over
-{found["seeds"]} seeds, {found["threads"]} thread. A good part of the gain is their dropout, so the second row leaves it out.
+feed-forward sized so that the parameters come to their 38.6 M. Median and quartiles of {found["repetitions"]}
+interleaved repetitions over {found["seeds"]} seeds, {found["threads"]} thread. A part of the gain is their dropout, so
+the second row leaves it out.
 
     python examples/benchmarks/adapter_cost.py --out docs/benchmarks/adapter_cost.json
 
@@ -117,8 +118,9 @@ ACCURACY_HEAD = """## Does it help?
 
 A slim MobileNetV2 is trained on few images; a far stronger ResNet, trained on many, is the frozen source. Two of the
 target's residual branches are linked, a transfer every fourth step, stopping at 80 % of training; seed by seed all arms
-share initial weights and batches. The controls carry no knowledge: a source whose linked weights are noise of the same moments,
-or have their rows shuffled, or were never trained; noise of the size of the graft's own transfers at the same steps.
+share initial weights and batches. The controls carry no knowledge: a source whose linked weights are noise of the same
+moments, or have their rows shuffled, or were never trained; noise of the size of the graft's own transfers at the same
+steps.
 
 **A gain of a graft counts only where it beats `plain` and `random source`.** READING
 """

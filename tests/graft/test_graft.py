@@ -615,3 +615,20 @@ def test_a_write_inside_autocast_and_no_grad_is_the_same_write(make_world):
         ends.append((graft.history, world.weights()))
     assert ends[0][0] == ends[1][0]
     assert same(ends[0][1], ends[1][1])
+
+
+@pytest.mark.parametrize("source_too", [True, False])
+def test_a_graft_goes_where_its_target_is(world, device, source_too):
+    """Both may move after attaching; a source that stays behind is read across."""
+    graft = attach(MergeNet(), world.mapping, cycle=1)
+    world.target.to(device)
+    if source_too:
+        world.source.to(device)
+    world.x, world.y = world.x.to(device), world.y.to(device)
+    optimizer = sgd(world)
+    graft.follow(optimizer)
+    world.train(optimizer, 3)
+    assert {p.device.type for p in graft._running().module.parameters()} == {device}
+    assert graft.history[-1]["receivers"]["target:hidden.weight"]["size"] > 0
+    graft.detach()
+    assert world.target.hidden.weight.device.type == device
