@@ -5,12 +5,14 @@
     attach(adapter, mapping)      graft: while the target trains        graftlib.graft
     export_onnx(model, path)      ship: ONNX, with its proof            graftlib.export
     view(source, target)          look: one offline page                graftlib.view
+    surgery.narrow(model, graph)  cut: edits by axis class              graftlib.surgery
 
 The methods themselves, such as MergeNet, are adapters and live in `graftlib_adapters`.
 
 The rooms that need torch are imported when a name of theirs is first used, so that ``graftlib --help`` is quick.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .errors import GraftError as GraftError
@@ -19,6 +21,7 @@ from .view import (
 )
 
 if TYPE_CHECKING:
+    from . import surgery as surgery
     from .export import export_onnx as export_onnx
     from .graft import Adapter as Adapter
     from .graft import Graft as Graft
@@ -43,10 +46,10 @@ _ROOMS = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "surgery":
+        return import_module(".surgery", __name__)
     for room, names in _ROOMS.items():
         if name in names:
-            from importlib import import_module
-
             globals()[name] = getattr(import_module(f".{room}", __name__), name)
             return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -151,6 +151,7 @@ ARMS: dict[str, dict] = {
     "mergenet": {"adapter": {}},
     "mergenet probe": {"adapter": {"write": "probe"}},
     "mergenet gradient": {"adapter": {"signal": "gradient"}},
+    "mergenet unbounded": {"adapter": {"trust": None}},
     "mergenet paper form": {"adapter": {"init": "paper", "rank": None}},
     "random source": {"adapter": {}, "spoil": "random"},
     "shuffled source": {"adapter": {}, "spoil": "shuffled"},

@@ -157,6 +157,8 @@ COLUMNS = (
 
 def _cells(row: Row) -> list[str]:
     passed = {True: "passed", False: "**failed**", None: "–"}[row.get("passed")]
+    if row.get("passed") is False and row.get("warning"):
+        passed = "inconclusive"
     ops = ", ".join(f"{op} ×{n}" for op, n in row.get("frozen_ops", {}).items())
     remarks = "; ".join(
         filter(None, [ops, row.get("warning"), row.get("error"), row.get("unbuilt")])

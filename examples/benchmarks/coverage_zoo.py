@@ -39,7 +39,7 @@ def _torchvision(name: str) -> Built:
     size = 64
     if room == "detection":
         options = {"weights": None, "weights_backbone": None, "num_classes": 5}
-        return builder(**options).eval(), ([torch.rand(3, 96, 96), torch.rand(3, 80, 112)],), {}
+        return builder(**options).eval(), ([torch.rand(3, 96, 96), torch.rand(3, 96, 96)],), {}
     if room == "segmentation":
         return builder(weights=None, weights_backbone=None).eval(), (_image(1, 64),), {}
     if room == "optical_flow":
@@ -56,7 +56,7 @@ def _torchvision(name: str) -> Built:
             64 if "14" not in name else 56,
         )
     if name == "maxvit_t":
-        options, size = {"input_size": (64, 64), "partition_size": 2}, 64
+        options, size = {"input_size": (224, 224)}, 224
     return builder(**options).eval(), (_image(2, size),), {}
 
 

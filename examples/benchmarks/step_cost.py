@@ -7,8 +7,8 @@ both networks.
     python examples/benchmarks/step_cost.py --out docs/benchmarks/step_cost.json
 
 Time: the arms take turns, one cycle of steps each, in one process; the ratio is taken within a round, and the table
-gives the median over rounds with its quartiles. Memory: the largest resident set of a process of its own for each arm,
-less what the process held before its first step.
+gives the median over rounds with its quartiles. Memory (Linux): the largest resident set of a process of its own for
+each arm, less what the process held before its first step.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -106,17 +105,19 @@ def measure_time(args: argparse.Namespace) -> dict[str, dict]:
     return table
 
 
-def rss() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def resident(field: str) -> int:
+    """Bytes: ``VmRSS`` now, ``VmHWM`` at most since the process began (ru_maxrss starts at the parent's)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
 
 
 def measure_memory(name: str, args: argparse.Namespace) -> None:
     """Runs in a process of its own; prints bytes."""
     arm = Arm(name, args.batch, args.rank)
-    before = rss()
+    before = resident("VmRSS")
     for _ in range(CYCLE + 1):
         arm.step()
-    print(rss() - before)
+    print(resident("VmHWM") - before)
 
 
 def main() -> None:
@@ -134,13 +135,14 @@ def main() -> None:
     if args.memory_of:
         measure_memory(args.memory_of, args)
         return
-    table = measure_time(args)
+    peaks = {}
     for name in ARMS:
         command = [sys.executable, __file__, "--memory-of", name, "--batch", str(args.batch)]
         command += ["--rank", str(args.rank), "--threads", str(args.threads)]
-        table[name]["peak_bytes"] = int(subprocess.check_output(command, text=True))
+        peaks[name] = int(subprocess.check_output(command, text=True))
+    table = measure_time(args)
     for name in ARMS:
-        table[name]["memory_ratio"] = table[name]["peak_bytes"] / table["plain"]["peak_bytes"]
+        table[name] |= {"peak_bytes": peaks[name], "memory_ratio": peaks[name] / peaks["plain"]}
     print("| arm | CPU time | quartiles | wall | peak memory |", "|---|---|---|---|---|", sep="\n")
     for name, row in table.items():
         low, high = row["cpu_quartiles"]

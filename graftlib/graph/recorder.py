@@ -46,7 +46,7 @@ def record_meta(
     twin = structure.rebuild(model, structure.like_meta)
     given, named = structure.copy_value((tuple(args), dict(kwargs)), structure.like_meta)
     with torch.device(META):
-        return _record(model, twin, given, named, keep=_strong, rename={META: device})
+        return _record(model, twin, given, named, rename={META: device})
 
 
 def record_real(
@@ -62,7 +62,7 @@ def record_real(
     twin = structure.rebuild(model, structure.alias)
     given, named = to_device((tuple(args), dict(kwargs)), device)
     shared = {p.untyped_storage().data_ptr(): fqn for fqn, p in model.named_parameters()}
-    return _record(model, twin, given, named, keep=TensorWeakRef, protected=shared)
+    return _record(model, twin, given, named, protected=shared)
 
 
 def to_device(value: Any, device: torch.device) -> Any:
@@ -98,7 +98,6 @@ def _record(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     *,
-    keep: Callable[[Tensor], Callable[[], Tensor | None]],
     rename: Mapping[torch.device, torch.device] | None = None,
     protected: Mapping[int, str] | None = None,
 ) -> tuple[fx.Graph, list[Call]]:
@@ -106,7 +105,7 @@ def _record(
     builder = Builder(lambda: frames.current)
     # A module that could not be copied still computes with the user's own tensors.
     names = {**first_names(model), **first_names(twin)}
-    recorder = _Recorder(builder, names, keep, dict(rename or {}), dict(protected or {}))
+    recorder = _Recorder(builder, names, dict(rename or {}), dict(protected or {}))
     leaves, spec = pytree.tree_flatten((args, kwargs))
     # One object given twice is two inputs.
     leaves = [leaf.view_as(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
@@ -120,10 +119,6 @@ def _record(
     return builder.output(outputs), frames.calls
 
 
-def _strong(tensor: Tensor) -> Callable[[], Tensor | None]:
-    return lambda: tensor
-
-
 # A mode at the PreDispatch key must be one of three classes that torch knows by name. `SchemaCheckMode` is the
 # one that runs ops as they are and keeps no state with the tracer; only its class is borrowed, not its body.
 class _Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]
@@ -131,14 +126,12 @@ class _Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]
         self,
         builder: Builder,
         names: dict[int, str],
-        keep: Callable[[Tensor], Callable[[], Tensor | None]],
         rename: dict[torch.device, torch.device],
         protected: dict[int, str],
     ) -> None:
         TorchDispatchMode.__init__(self, _dispatch_key=torch._C.DispatchKey.PreDispatch)  # type: ignore[no-untyped-call]
         self._builder = builder
         self._names = names
-        self._keep = keep
         self._rename = rename
         self._protected = protected
         # id -> (what still finds the tensor, its node). An id may be used again once its tensor is gone.
@@ -178,7 +171,7 @@ class _Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]
 
     def learn(self, tensor: Tensor, node: fx.Node) -> None:
         """From here on `tensor` is what `node` gives."""
-        self._seen[id(tensor)] = (self._keep(tensor), node)
+        self._seen[id(tensor)] = (TensorWeakRef(tensor), node)
 
     def node(self, tensor: Tensor) -> fx.Node:
         """The node that gives `tensor`; parameters, buffers and constants get theirs when first met."""

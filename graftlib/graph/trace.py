@@ -54,4 +54,6 @@ def trace(
     model = unwrap(model)
     seen = capture(model, args, kwargs, device=device)
     shapes = to_device((args, dict(kwargs or {})), torch.device("meta"))
-    return LayerGraph(model, seen, *(shapes if not seen.real else ((), {})))
+    # Who traces inside `with torch.device("meta")` means the model: reading the graph needs numbers.
+    with torch.device("cpu"):
+        return LayerGraph(model, seen, *shapes)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,9 +20,6 @@ from torch.utils import _pytree as pytree
 
 from .. import structure
 from .lookahead import overload
-
-if TYPE_CHECKING:
-    from ..layergraph import LayerGraph
 
 __all__ = ["Trial", "difference"]
 
@@ -36,6 +33,14 @@ _LOW = {
 _GAINS = ("weight", "gamma", "scale", "running_var", "g")
 
 
+class Seen(Protocol):
+    """What a trial needs of a layer graph."""
+
+    model: nn.Module
+    fx: fx.Graph
+    _example: Any
+
+
 class Trial:
     """One model, one input.
 
@@ -44,14 +49,23 @@ class Trial:
         seed: for weights and inputs.
         example: (args, kwargs) to run on; tensors on the meta device, and those of the graph's own example when
             this is None, are drawn at random.
+        drawn: draw norms and statistics; otherwise the weights are the model's own.
     """
 
-    def __init__(self, graph: LayerGraph, *, seed: int = 0, example: Example | None = None) -> None:
+    def __init__(
+        self,
+        graph: Seen,
+        *,
+        seed: int = 0,
+        example: Example | None = None,
+        drawn: bool = True,
+    ) -> None:
         self._seed = seed
         self._random = torch.Generator().manual_seed(seed)
         made = graph._example if example is None else example
         self.model = structure.rebuild(graph.model, self._double)
-        self._draw_weights()
+        if drawn:
+            self._draw_weights()
         self.args, self.kwargs = self._inputs(made, graph.fx)
 
     def tensor(self, fqn: str) -> Tensor:

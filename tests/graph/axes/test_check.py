@@ -165,3 +165,26 @@ def test_every_seed_passes():
     graph = seen("packed_attention")
     assert all(check(graph, seed=seed).passed for seed in range(3))
     assert len([each for each in axis_classes(graph) if each.free]) == 5
+
+
+class SortsTies(nn.Module):
+    """Gives back the places of the largest of equal scores: rounding decides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.z = nn.Linear(3, 64), nn.Linear(64, 1)
+
+    def forward(self, x):
+        scale = torch.arange(1.0, 65.0)[:, None]
+        scores = self.z(self.a(x).tanh() * scale) - self.z.bias
+        return (scores / scale).flatten().argsort()
+
+
+def test_outputs_that_jump_on_rounding_are_said():
+    """The classes are right, and equal scores sort by their last bit: that is no wrong class."""
+    model, x = SortsTies().eval(), torch.randn(1, 3)
+    result = check(trace(model, x), example=((x,), {}))
+    assert result.max_rel_error > 1e-3
+    assert not result.passed
+    assert "rounding" in (result.warning or "")
+    assert "inconclusive" in str(result)

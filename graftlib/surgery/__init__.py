@@ -1,0 +1,6 @@
+"""Cut: edits of a model by axis class, and of what goes stale with them."""
+
+from .narrow import narrow as narrow
+from .permute import permute as permute
+from .refusal import SurgeryError as SurgeryError
+from .widen import widen as widen

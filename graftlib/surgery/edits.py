@@ -1,0 +1,116 @@
+"""What every edit shares: which class is meant, whether it may be edited, new tensors in the place of old ones.
+
+In: a model, the graph that it (or one of the same structure) was traced to. Out: checked requests, and tensors replaced
+under all their names. Always true: nothing is written before everything was checked.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from ..graph import LayerGraph
+from ..graph.axes import AxisClass, axis_classes
+from .refusal import SurgeryError
+
+__all__ = ["Request", "editable", "owned", "replace", "requested", "tensor_of"]
+
+T = TypeVar("T")
+# A class of the graph, or its number in ``graph.axis_classes``.
+Request = AxisClass | int
+
+
+def requested(graph: LayerGraph, asked: Mapping[Request, T]) -> dict[AxisClass, T]:
+    """What is asked, by class.
+
+    Raises:
+        SurgeryError: a class is frozen, or is none of the graph's.
+    """
+    classes = axis_classes(graph)
+    found: dict[AxisClass, T] = {}
+    for key, wish in asked.items():
+        if isinstance(key, int):
+            if not 0 <= key < len(classes):
+                raise SurgeryError(
+                    f"there is no axis class {key}.",
+                    why=f"'{graph.name}' has {len(classes)}",
+                    fix="look at graph.axis_classes",
+                )
+            key = classes[key]
+        elif key not in classes:
+            raise SurgeryError(
+                f"a class of {key.size} units is none of this graph's.",
+                where={"members": ", ".join(map(str, key.members[:3]))},
+                fix="take it from the axis_classes of the graph that you pass",
+            )
+        if not key.free:
+            raise SurgeryError(
+                f"the {key.size} units of '{key.members[0].fqn}' cannot be edited.",
+                where={"members": ", ".join(map(str, key.members[:3]))},
+                why=f"their order is frozen by {key.frozen_by}",
+                fix="edit a class that is free",
+            )
+        found[key] = wish
+    return found
+
+
+def editable(
+    model: nn.Module, graph: LayerGraph, classes: Iterable[AxisClass], inplace: bool
+) -> nn.Module:
+    """The model itself, or a copy, once its tensors are known to be those of the graph.
+
+    Raises:
+        SurgeryError: a tensor has another shape than the graph says, or is missing.
+    """
+    wrong = []
+    for member in {m.fqn: m for each in classes for m in each.members}.values():
+        try:
+            shape = tuple(tensor_of(model, member.fqn).shape)
+        except AttributeError:
+            wrong.append(f"'{member.fqn}' is missing")
+            continue
+        known = tuple(tensor_of(graph.model, member.fqn).shape)
+        if shape != known:
+            wrong.append(f"'{member.fqn}' {shape} instead of {known}")
+    if wrong:
+        raise SurgeryError(
+            f"the model is not the one that was traced: {len(wrong)} tensors differ.",
+            where={"first": "; ".join(wrong[:3])},
+            fix="trace this model, and edit it by its own graph",
+        )
+    return model if inplace else copy.deepcopy(model)
+
+
+def tensor_of(model: nn.Module, fqn: str) -> Tensor:
+    """A parameter or buffer by name; AttributeError where there is none."""
+    owner, _, name = fqn.rpartition(".")
+    found = getattr(model.get_submodule(owner), name)
+    if not isinstance(found, Tensor):
+        raise AttributeError(fqn)
+    return found
+
+
+def owned(model: nn.Module, tensor: Tensor) -> Iterator[tuple[nn.Module, str, bool]]:
+    """(module, name, whether it is a parameter) of every place that holds this very tensor."""
+    for module in model.modules():
+        for name, held in module._parameters.items():
+            if held is tensor:
+                yield module, name, True
+        for name, buffer in module._buffers.items():
+            if buffer is tensor:
+                yield module, name, False
+
+
+def replace(model: nn.Module, fqn: str, values: Tensor) -> None:
+    """Put new values, of any shape, in the place of a tensor, under all the names that it has."""
+    old = tensor_of(model, fqn)
+    values = values.detach().clone()
+    new: Any = values
+    if isinstance(old, nn.Parameter):
+        new = nn.Parameter(values, requires_grad=old.requires_grad)
+    for module, name, is_parameter in list(owned(model, old)):
+        held: dict[str, Any] = module._parameters if is_parameter else module._buffers
+        held[name] = new

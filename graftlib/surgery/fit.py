@@ -1,0 +1,149 @@
+"""Give a model tensors of other sizes, and make it prove that it is still what it was.
+
+In: for each (FQN, axis) the old places that the new tensor reads, and the new size of each class. Out: an edited
+model that has run on the traced shapes (without values), and whose axis classes are the old ones in their new sizes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import TraceError
+from ..graph import LayerGraph, trace
+from ..graph.axes import AxisClass, Member, axis_classes
+from .edits import editable, owned, replace, tensor_of
+from .refusal import SurgeryError
+from .stale import Set, refresh_heads, refresh_layer, refresh_width
+
+__all__ = ["fitted"]
+
+Rows = Mapping[tuple[str, int], Tensor]
+
+
+def fitted(
+    model: nn.Module,
+    graph: LayerGraph,
+    rows: Rows,
+    sizes: Mapping[AxisClass, int],
+    *,
+    inplace: bool,
+    finish: Callable[[nn.Module], None] = lambda model: None,
+) -> nn.Module:
+    """The model with new sizes.
+
+    Args:
+        model: to be edited, or copied.
+        graph: of the model.
+        rows: (FQN, axis) -> for each place of the new axis, the old place that it reads.
+        sizes: class -> how many units it will have.
+        inplace: edit the model itself; otherwise a copy.
+        finish: is given the edited model before it must prove itself; it raises SurgeryError to refuse it.
+
+    Raises:
+        SurgeryError: the modules do not run with these sizes. The model is as it was.
+    """
+    failure: SurgeryError | None = None
+    # A size may be written down at the layer, or only far above it. The first reading that runs is the right one.
+    for far in (False, True):
+        edited = editable(model, graph, sizes, inplace=False)
+        _resize(edited, rows, sizes, far=far)
+        try:
+            _must_run(edited, graph, sizes)
+            finish(edited)
+        except SurgeryError as error:
+            failure = failure or error
+            continue
+        if not inplace:
+            return edited
+        _resize(model, rows, sizes, far=far)
+        finish(model)
+        return model
+    assert failure is not None
+    raise failure
+
+
+def _resize(model: nn.Module, rows: Rows, sizes: Mapping[AxisClass, int], *, far: bool) -> None:
+    around = dict(model.named_modules())
+    done: Set = set()
+    for (fqn, axis), places in rows.items():
+        tensor = tensor_of(model, fqn)
+        replace(model, fqn, tensor.detach().index_select(axis, places.to(tensor.device)))
+        refresh_width(_holders(around, fqn, far), tensor.shape[axis], len(places), done)
+    for each, size in sizes.items():
+        for member in each.members:
+            if len(member.factors) > 1 and member.position < len(member.factors) - 1:
+                refresh_heads(_holders(around, member.fqn, far), each.size, size, done)
+    for each, size in sizes.items():
+        for member in each.members:
+            for module, _, _ in owned(model, tensor_of(model, member.fqn)):
+                refresh_layer(module, _groups(module, member, size))
+
+
+def _groups(module: nn.Module, member: Member, count: int) -> int | None:
+    """The new number of groups, where the class is the groups of this module."""
+    old: Any = getattr(module, "groups", None) or getattr(module, "num_groups", None)
+    first = member.axis == 0 and member.position == 0
+    return count if first and old and old > 1 and member.factors[0] == old else None
+
+
+def _holders(modules: Mapping[str, nn.Module], fqn: str, far: bool) -> list[object]:
+    """What may hold the size of a tensor: its module and the two around it; `far`: all above, and their configs."""
+    path = fqn.split(".")[:-1]
+    last = -1 if far else max(len(path) - 3, 0)
+    found: list[object] = [modules[".".join(path[:i])] for i in range(len(path), last, -1)]
+    if far:
+        configs = [getattr(module, "config", None) for module in found]
+        found += [config for config in configs if hasattr(config, "__dict__")]
+    return found
+
+
+def _must_run(model: nn.Module, graph: LayerGraph, sizes: Mapping[AxisClass, int]) -> None:
+    args, kwargs = graph._example
+    where = {
+        f"{each.size} -> {size}": ", ".join(map(str, each.members[:2]))
+        for each, size in sizes.items()
+    }
+    fix = "leave these classes as they are, or take the sizes in the model's own code from its tensors"
+    if not args and not kwargs:
+        raise SurgeryError(
+            "the edited model cannot be run: the graph keeps no example.", where=where, fix=fix
+        )
+    try:
+        after = trace(model, args, kwargs)
+    except TraceError as error:
+        raise SurgeryError(
+            "the modules do not run with these sizes.",
+            where=where,
+            why="; ".join(f"{rung}: {answer}" for rung, answer in error.answers.items())[:400],  # type: ignore[attr-defined]
+            fix=fix,
+        ) from error
+    if after.outputs != graph.outputs:
+        raise SurgeryError(
+            "the outputs would change their shape.",
+            where={"before": graph.outputs, "after": after.outputs, **where},
+            fix=fix,
+        )
+    # A view with -1 in it runs with any size: two heads of four may pass for four heads of two.
+    placed = min(sizes.values()) > 1  # a factor of one unit drops out, and the others move up
+    if _outline(graph, sizes, placed) != _outline(after, {}, placed):
+        raise SurgeryError(
+            "the modules run with these sizes, but not as what they were.", where=where, fix=fix
+        )
+
+
+def _place(member: Member, placed: bool) -> tuple[str, int, int]:
+    return member.fqn, member.axis, member.position if placed else 0
+
+
+def _outline(graph: LayerGraph, sizes: Mapping[AxisClass, int], placed: bool) -> Counter[object]:
+    """The free classes by their size and by where they lie, to the factor where `placed`; one unit is no class."""
+    found: Counter[object] = Counter()
+    for each in axis_classes(graph):
+        size = sizes.get(each, each.size)
+        if each.free and size > 1:
+            found[size, frozenset(_place(m, placed) for m in each.members)] += 1
+    return found

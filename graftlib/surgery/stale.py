@@ -1,0 +1,110 @@
+"""Attributes that say a size and go stale when a tensor gets another one.
+
+In: the modules whose tensors changed. Out: their attributes set to what the tensors say. The table knows torch's own
+layers; for others, attributes of a known name that held the old size are set, at the module and at those around it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+__all__ = ["HEADS", "WIDTHS", "Set", "refresh_heads", "refresh_layer", "refresh_width"]
+
+# (holder, attribute) that have been set: a new size may be another class's old one.
+Set = set[tuple[int, str]]
+
+# Names for a number of heads, and for a width, in modules that are not torch's own.
+HEADS = (
+    "num_heads",
+    "num_attention_heads",
+    "n_heads",
+    "n_head",
+    "nhead",
+    "heads",
+    "num_key_value_heads",
+)
+WIDTHS = (
+    "embed_dim",
+    "inner_dim",
+    "all_head_size",
+    "attn_dim",
+    "dim",
+    "split_size",
+    "hidden_dim",
+    "intermediate_size",
+    "hidden_size",
+    "d_model",
+    "kdim",
+    "vdim",
+    "d_ff",
+    "ffn_dim",
+    "mlp_dim",
+    "hidden_features",
+    "nx",
+    "nf",
+)
+
+
+def refresh_layer(module: nn.Module, groups: int | None = None) -> None:
+    """Set the sizes of one of torch's layers from its tensors.
+
+    Args:
+        module: any module; those that are none of torch's layers stay.
+        groups: the new number of groups, of a grouped convolution or a group norm; None where it stays.
+    """
+    made: Any = module
+    weight = module._parameters.get("weight")
+    if isinstance(module, nn.Linear) and weight is not None:
+        made.out_features, made.in_features = weight.shape
+    elif isinstance(module, nn.modules.conv._ConvNd) and weight is not None:
+        made.groups = groups or made.groups
+        first, second = weight.shape[0], weight.shape[1] * made.groups
+        made.in_channels, made.out_channels = (
+            (first, second) if made.transposed else (second, first)
+        )
+    elif isinstance(module, (nn.modules.batchnorm._NormBase,)):
+        held = weight if weight is not None else module._buffers.get("running_mean")
+        if held is not None:
+            made.num_features = held.shape[0]
+    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and weight is not None:
+        made.normalized_shape = tuple(weight.shape)
+    elif isinstance(module, nn.GroupNorm) and weight is not None:
+        made.num_channels, made.num_groups = weight.shape[0], groups or made.num_groups
+    elif isinstance(module, nn.Embedding) and weight is not None:
+        made.num_embeddings, made.embedding_dim = weight.shape
+    elif isinstance(module, nn.PReLU) and weight is not None:
+        made.num_parameters = weight.shape[0]
+    elif isinstance(module, nn.RNNBase):
+        _refresh_recurrent(module)
+    elif type(module).__name__ == "Conv1D" and hasattr(module, "nf") and weight is not None:
+        made.nx, made.nf = weight.shape  # Hugging Face's linear layer, stored transposed
+
+
+def _refresh_recurrent(module: nn.RNNBase) -> None:
+    made: Any = module
+    made.input_size = made.weight_ih_l0.shape[1]
+    made.hidden_size = made.weight_hh_l0.shape[0] // {"LSTM": 4, "GRU": 3}.get(made.mode, 1)
+    if made.proj_size:
+        made.proj_size = made.weight_hr_l0.shape[0]
+    made._flat_weights = [getattr(made, name) for name in made._flat_weights_names]
+
+
+def refresh_heads(modules: list[object], old: int, new: int, done: Set) -> None:
+    """Set what holds a number of heads in any of the modules."""
+    _set(modules, HEADS, old, new, done)
+
+
+def refresh_width(modules: list[object], old: int, new: int, done: Set) -> None:
+    """Set what holds a width in any of the modules."""
+    _set(modules, WIDTHS, old, new, done)
+
+
+def _set(holders: list[object], names: tuple[str, ...], old: int, new: int, done: Set) -> None:
+    for holder in holders:
+        for name in names:
+            value = holder.__dict__.get(name)
+            if type(value) is int and value == old and (id(holder), name) not in done:
+                setattr(holder, name, new)
+                done.add((id(holder), name))
