@@ -36,6 +36,7 @@ def step_cost(found: dict) -> str:
         memory = f"{row['memory_ratio']:.3f}x ({row['peak_bytes'] / 2**20:.0f} MiB)"
         ratio = f"{row['cpu_ratio']:.3f}x"
         rows.append([name, ratio, f"{low:.3f} to {high:.3f}", f"{row['wall_ratio']:.3f}x", memory])
+    flags = f"--batch {settings['batch']} --rounds {settings['rounds']}"
     return f"""## What a step costs
 
 MobileNetV2 at 32 x 32 (its stride-1 form, 100 classes, batch {settings["batch"]}), one link from a frozen ResNet-50's
@@ -43,7 +44,7 @@ classifier, a transfer every fourth step, rank {settings["rank"]}; beside it dis
 teacher. Ratios to the plain step, amortised over a cycle, within a round; median and quartiles of
 {settings["rounds"]} rounds, {settings["threads"]} thread. Memory is the growth of a process's largest resident set.
 
-    python examples/benchmarks/step_cost.py --out docs/benchmarks/step_cost.json
+    python examples/benchmarks/step_cost.py {flags} --out docs/benchmarks/step_cost.json
 
 {table(["step", "CPU time", "quartiles", "wall", "peak memory"], rows)}
 """
