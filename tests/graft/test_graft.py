@@ -128,6 +128,19 @@ def test_a_probe_is_stepped_from_the_very_bits_before_it(world, nudge):
 # ------------------------------------------------------------------------------------------------------------ counting
 
 
+@pytest.mark.parametrize("clip", [1e-8, 1e3])
+def test_the_adapters_gradient_is_clipped(world, nudge, clip):
+    graft = attach(nudge(signal="gradient"), world.mapping, cycle=1, clip=clip).follow(sgd(world))
+    transferor = graft._running()
+    step, norms = transferor.optimizer.step, []
+    transferor.optimizer.step = lambda: (
+        norms.append(transferor.module.gates.grad.norm().item()),
+        step(),
+    )
+    world.train(next(iter(graft._followed)), 1)
+    assert (norms[0] <= 1.01e-8) == (clip == 1e-8)
+
+
 @pytest.mark.parametrize("write", WRITES)
 def test_step_and_follow_train_alike(make_world, nudge, write):
     follows, steps = make_world(), make_world()
@@ -330,6 +343,14 @@ def test_weights_loaded_over_a_pending_write_are_respected(world, nudge):
     with graft.settled():
         assert same(loaded, world.weights())
     graft.detach()
+    assert same(loaded, world.weights())
+
+
+def test_weights_loaded_while_settled_are_respected_too(world, nudge):
+    graft = attach(nudge(gate=0.7), world.mapping, cycle=1).follow(sgd(world))
+    loaded = {k: torch.full_like(v, 0.5) for k, v in world.weights().items()}
+    with graft.settled():
+        world.target.load_state_dict(loaded)
     assert same(loaded, world.weights())
 
 
