@@ -109,7 +109,9 @@ def _fitting(graft: Graft, state: dict[str, Any]) -> Plan:
     theirs = {name: list(facts[:2]) for name, facts in state["slots"].items()}
     if mine != theirs or state["links"] != [link.name for link in graft.plan.links]:
         odd = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
-        rows: dict[str, object] = {n: f"here {mine.get(n, 'absent')}, saved {theirs.get(n, 'absent')}" for n in odd}
+        rows: dict[str, object] = {
+            n: f"here {mine.get(n, 'absent')}, saved {theirs.get(n, 'absent')}" for n in odd
+        }
         raise CheckpointError(
             "the state belongs to a graft with other links or shapes.",
             where=rows or {"links": f"saved {state['links']}"},

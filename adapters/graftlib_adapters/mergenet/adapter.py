@@ -160,7 +160,9 @@ def _check_rank(rank: object) -> None:
 
 
 def _check_trust(trust: object) -> None:
-    if trust is None or (isinstance(trust, int | float) and not isinstance(trust, bool) and trust > 0):
+    if trust is None or (
+        isinstance(trust, int | float) and not isinstance(trust, bool) and trust > 0
+    ):
         return
     raise GraftError(
         f"trust={trust!r} is no share of a norm.",
