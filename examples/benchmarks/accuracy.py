@@ -146,17 +146,21 @@ LINKS = {
     "head": [("fc", "classifier.1")],
 }
 
+LOOSE = {"trust": 0.02}  # four times the default bound on the size of a transfer
+
 ARMS: dict[str, dict] = {
     "plain": {},
     "mergenet": {"adapter": {}},
-    "mergenet probe": {"adapter": {"write": "probe"}},
-    "mergenet gradient": {"adapter": {"signal": "gradient"}},
+    "random source": {"adapter": {}, "spoil": "random"},
+    "mergenet, trust 0.02": {"adapter": {**LOOSE}},
+    "random source, trust 0.02": {"adapter": {**LOOSE}, "spoil": "random"},
+    "shuffled source, trust 0.02": {"adapter": {**LOOSE}, "spoil": "shuffled"},
+    "source at initialisation, trust 0.02": {"adapter": {**LOOSE}, "spoil": "initial"},
+    "equal-norm noise, trust 0.02": {"noise": "mergenet, trust 0.02"},
+    "mergenet probe, trust 0.02": {"adapter": {"write": "probe", **LOOSE}},
+    "mergenet gradient, trust 0.02": {"adapter": {"signal": "gradient", **LOOSE}},
     "mergenet unbounded": {"adapter": {"trust": None}},
     "mergenet paper form": {"adapter": {"init": "paper", "rank": None}},
-    "random source": {"adapter": {}, "spoil": "random"},
-    "shuffled source": {"adapter": {}, "spoil": "shuffled"},
-    "source at initialisation": {"adapter": {}, "spoil": "initial"},
-    "equal-norm noise": {"noise": "mergenet"},
     "mlp adapter": {"mlp": True},
     "parameter sharing": {"sharing": True},
     "KD": {"distil": "kd"},

@@ -65,7 +65,7 @@ class MergeNet(Adapter):
         pairings: Sequence[str] = PAIRINGS,
         omega: Literal["learned", "mean"] = "learned",
         width: int = 128,
-        trust: float | None = 0.02,
+        trust: float | None = 0.005,
         deterministic: bool = False,
     ) -> None:
         for name, number in {
@@ -166,7 +166,7 @@ def _check_trust(trust: object) -> None:
         return
     raise GraftError(
         f"trust={trust!r} is no share of a norm.",
-        fix="give a number above 0, for example trust=0.02, or None for no bound",
+        fix="give a number above 0, for example trust=0.005, or None for no bound",
         option="trust",
     )
 
