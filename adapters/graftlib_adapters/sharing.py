@@ -31,8 +31,6 @@ class ParameterSharing(Adapter):
         GraftError: `write` is no choice.
     """
 
-    learns = False
-
     def __init__(self, *, write: Literal["replace", "probe"] = "replace") -> None:
         chosen("write", write, ("replace", "probe"))
         self.write = write

@@ -104,6 +104,8 @@ def accuracy(title: str, name: str, found: dict) -> str:
         flags.insert(1, "--root DIR")
     for flag in ("epochs", "source_epochs"):
         flags.append(f"--{flag.replace('_', '-')} {settings[flag]}")
+    if settings["data"] != "digits":
+        flags.append("--arms " + " ".join(f'"{arm}"' for arm in settings["arms"]))
     return f"""### {title}
 
 Source {found["source_accuracy"]:.2f} %. Accuracy of the last epoch in per cent, mean ± standard deviation of

@@ -53,12 +53,10 @@ class Adapter(ABC):
             weights serve one forward and backward pass, and the step is applied to the weights before them.
         signal: what the adapter learns from. ``"trajectory"``: the weights the optimizer stepped from minus the
             weights after. ``"gradient"``: the gradient of the loss with respect to the rewritten weights.
-        learns: whether `build`'s module has anything to learn.
     """
 
     write: Literal["replace", "probe"] = "replace"
     signal: Literal["trajectory", "gradient"] = "trajectory"
-    learns: bool = True
 
     def rank(self, matrix: Tensor, limit: int) -> int | None:
         """The rank for one matrix, resolved once when the adapter is attached; None keeps the whole matrix.

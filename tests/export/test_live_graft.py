@@ -15,8 +15,6 @@ from graftlib.match import Mapping
 class Doubles(Adapter):
     """Writes twice the giver's matrix."""
 
-    learns = False
-
     def build(self, slots, links):
         class Module(nn.Module):
             def forward(self, matrices):
