@@ -1,7 +1,8 @@
 """Distillation losses as pure functions: the rivals that a graft is measured against.
 
 In: student and teacher logits (batch, classes), labels (batch,) int64. Out: a scalar, in nats, to be added to or
-weighed against the task's own loss; gradients flow to the student alone. Always true: classes are picked by index,
+weighed against the task's own loss; gradients flow to the student alone. Two of them, `tf_kd` and `uskd`, have no
+teacher: they make its answer from the labels and the student. Always true: classes are picked by index,
 never by adding large negative numbers, so half precision is safe.
 """
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["dkd", "kd", "nkd", "rkd"]
+__all__ = ["dkd", "kd", "nkd", "rkd", "tf_kd", "uskd"]
 
 
 def kd(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -> Tensor:
@@ -90,6 +91,82 @@ def nkd(
     soft = F.softmax(_without(teacher, labels) / temperature, dim=1)
     others = -(soft * F.log_softmax(_without(student, labels) / temperature, dim=1)).sum(1).mean()
     return target + gamma * temperature**2 * others
+
+
+def tf_kd(
+    student: Tensor,
+    labels: Tensor,
+    *,
+    confidence: float = 0.99,
+    temperature: float = 20.0,
+) -> Tensor:
+    """Yuan et al. 2020, teacher-free by regularisation: KL(u || student) for a virtual teacher u, mean over the batch.
+
+    The teacher gives the true class `confidence` and shares the rest evenly (eq. 9); u is the softmax of these
+    probabilities over the temperature, as in the authors' code, which leaves the student at temperature 1. Their code
+    also averages over the classes and makes up for it by a multiplier; here the sum over the classes is taken.
+
+    Args:
+        student: (batch, classes) logits, two classes or more.
+        labels: (batch,) int64, the true classes.
+        confidence: what the virtual teacher gives the true class, above 1 / classes.
+        temperature: of the virtual teacher; a high one makes it soft.
+
+    >>> flat, label = torch.zeros(1, 4), torch.tensor([1])
+    >>> [round(float(tf_kd(flat, label, temperature=t)), 5) for t in (20.0, 0.5)]
+    [0.00023, 0.45707]
+    """
+    classes = student.shape[1]
+    teacher = torch.full_like(student, (1 - confidence) / (classes - 1), requires_grad=False)
+    teacher = teacher.scatter(1, labels[:, None], confidence)
+    return F.kl_div(
+        F.log_softmax(student, dim=1),
+        F.log_softmax(teacher / temperature, dim=1),
+        reduction="batchmean",
+        log_target=True,
+    )
+
+
+def uskd(
+    student: Tensor,
+    weak: Tensor,
+    labels: Tensor,
+    *,
+    alpha: float = 1.0,
+    beta: float = 0.1,
+    mu: float = 0.005,
+) -> Tensor:
+    """Yang et al. 2023, universal self-knowledge distillation: soft labels from the student itself, with Zipf's law.
+
+    The true class is asked for ``s_t^2 + 1 - mean(s_t^2)`` of its own probability; the others, normalised among
+    themselves, for 1 / rank, ranked by ``w_i / (1 - w_t) + s_i / (1 - s_t)``, student and weak probabilities together.
+    The ranks are those of the paper; its authors' code ranks by logarithms and counts the true class.
+
+    Args:
+        student: (batch, classes) logits, two classes or more.
+        weak: (batch, classes) logits of an extra linear layer on a pooled feature from the middle of the student; it
+            learns from `mu` times the cross entropy with labels smoothed by 0.1, and through its feature the student.
+        labels: (batch,) int64, the true classes.
+        alpha: weight of the true class.
+        beta: weight of the other classes.
+        mu: weight of the weak logits' own lesson.
+    """
+    index = labels[:, None]
+    chance = F.softmax(student.detach(), dim=1).gather(1, index)
+    asked = chance.square() + 1 - chance.square().mean()
+    target = -(asked * F.log_softmax(student, dim=1).gather(1, index)).mean()
+    rest = _without(student, labels)
+    score = F.softmax(rest.detach(), dim=1) + F.softmax(_without(weak.detach(), labels), dim=1)
+    others = -(_zipf(score) * F.log_softmax(rest, dim=1)).sum(1).mean()
+    lesson = F.cross_entropy(weak, labels, label_smoothing=0.1)
+    return alpha * target + beta * others + mu * lesson
+
+
+def _zipf(score: Tensor) -> Tensor:
+    """The largest of each row gets 1, the next 1/2, then 1/3, ..., over their sum; equal ones in order."""
+    rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1) + 1
+    share = rank.to(score.dtype).reciprocal()
+    return share / share.sum(1, keepdim=True)
 
 
 def _without(logits: Tensor, labels: Tensor) -> Tensor:

@@ -75,5 +75,6 @@ class Adapter(ABC):
         slot that receives, in order of the slots; a receiver that it leaves alone comes back as *the same tensor
         object*, or as an equal one. It is differentiable with respect to its own parameters and its inputs. Buffers
         may carry state from one transfer to the next and change in training mode only. It draws no random numbers.
-        An optional method ``facts() -> dict[str, list[float]]`` reports what it has learned, link name -> values.
+        An optional method ``facts() -> dict[str, list[float]]`` reports what it has learned, link name -> values; an
+        optional attribute ``fact_names`` says what the values of one link are called, in order.
         """

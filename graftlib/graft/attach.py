@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from ..errors import AttachError
+from typing import Any, Literal
+
+from ..errors import AttachError, nearest
 from ..match import Mapping
 from . import live
 from .adapter import Adapter
 from .cycle import TransferCycle
 from .graft import Graft
 from .plan import Plan, overlap, plan
+from .ranks import Ranks
 from .transfer import Transferor
 
 __all__ = ["attach"]
@@ -25,6 +28,11 @@ def attach(
     clip: float = 50.0,
     seed: int = 0,
     nan_limit: int = 10,
+    record: int = False,
+    sync: Literal["verify", "broadcast"] = "verify",
+    verify_every: int = 1000,
+    deterministic: bool | None = None,
+    group: Any = None,
 ) -> Graft:
     """Graft the linked parameters of two models onto each other for the time of a training.
 
@@ -41,13 +49,23 @@ def attach(
         clip: largest norm of the adapter's gradient at one update.
         seed: of the adapter's initial parameters; torch's global random state is left alone.
         nan_limit: so many skipped transfers in a row (values that are not finite) raise instead of warning.
+        record: keep in `Graft.history` the singular values of each receiver before and after every `record`-th
+            transfer (True: every one), for `Graft.report`. An SVD of each receiver, so nothing for large layers.
+        sync: with several processes (torch.distributed): ``"verify"`` sends nothing and compares fingerprints of the
+            linked tensors, unless sharded, and of the adapter; ``"broadcast"`` also sends every transfer's weights
+            from the group's first rank.
+        verify_every: steps of the target between two comparisons, one collective call each; 0 for never, as where the
+            processes train different models.
+        deterministic: attention by plain products, whose sums have one order; None: where there are several processes.
+        group: their process group; None for the default one.
 
     Returns:
         A `Graft`: train inside ``with graft.step():`` or call ``graft.follow(optimizer)`` once.
 
     Raises:
         AttachError: the mapping is empty, a linked tensor has no values, two links write the same elements, another
-            live graft writes them already, or shares of training are given without `total_steps`.
+            live graft writes them already, shares of training are given without `total_steps`, or an option is out
+            of range.
     """
     if not isinstance(adapter, Adapter):
         raise AttachError(
@@ -60,6 +78,8 @@ def attach(
             f"{schedule} has shares of training, but the number of steps is not known.",
             fix="attach(..., total_steps=epochs * len(loader)), or give start and stop in steps",
         )
+    ranks = Ranks(sync, verify_every, group)
+    _check(ranks, record)
     made = plan(mapping, adapter)
     _refuse_second(made)
     transferor = Transferor(
@@ -70,8 +90,33 @@ def attach(
         clip=clip,
         seed=seed,
         transfers=schedule.count(total_steps) if total_steps else None,
+        ranks=ranks,
+        deterministic=ranks.count > 1 if deterministic is None else deterministic,
     )
-    return Graft(made, transferor, schedule, total_steps=total_steps, nan_limit=nan_limit)
+    return Graft(
+        made,
+        transferor,
+        schedule,
+        total_steps=total_steps,
+        nan_limit=nan_limit,
+        ranks=ranks,
+        record=record,
+    )
+
+
+def _check(ranks: Ranks, record: int) -> None:
+    if ranks.sync not in ("verify", "broadcast"):
+        raise AttachError(
+            f"sync={ranks.sync!r} is no way to keep processes alike.",
+            near=nearest(str(ranks.sync), ["verify", "broadcast"]),
+            fix="sync='verify' or sync='broadcast'",
+        )
+    for name, value in (("verify_every", ranks.verify_every), ("record", record)):
+        if not isinstance(value, int) or value < 0:
+            raise AttachError(
+                f"{name}={value!r} must be an int of at least 0.",
+                fix=f"{name}=0 for never, or every how many",
+            )
 
 
 def _refuse_second(made: Plan) -> None:

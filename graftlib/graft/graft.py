@@ -14,9 +14,11 @@ The life of a transfer:
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,16 +30,19 @@ from torch.optim.optimizer import (
 )
 from torch.utils.hooks import RemovableHandle
 
+from ..disk import write_whole
 from ..errors import AttachError, TransferError
 from . import live
 from .cycle import TransferCycle
 from .joined import JoinedGraph, joined, spliced
 from .linked import LinkedTensor, Write, owns
 from .plan import Plan
+from .ranks import Ranks
+from .rounds import Rounds
 from .saving import load, save
 from .transfer import Flight, Transferor
 
-__all__ = ["Graft", "TransferWarning"]
+__all__ = ["Graft", "TransferWarning", "check_optimizers"]
 
 
 class TransferWarning(UserWarning):
@@ -52,9 +57,9 @@ class Graft:
             ``receivers`` (slot name -> ``size``, the Frobenius norm of the change over that of the weights before, and
             ``cosine`` between the two), ``facts`` (what the adapter reports of itself, such as omega), ``signal``
             (slot's tensor name -> norm of what it learned from; absent until learned), and ``skipped`` with the reason
-            where it did not take place.
+            where it did not take place. With ``record`` a receiver also has ``spectrum``: ``before`` and ``after``, its
+            largest singular values, at most 64.
         skipped: how many transfers were skipped because something was not finite.
-        step_count: optimizer steps of the target that have been counted.
     """
 
     def __init__(
@@ -65,20 +70,27 @@ class Graft:
         *,
         total_steps: int | None,
         nan_limit: int,
+        ranks: Ranks,
+        record: int,
     ) -> None:
         self.plan = plan
         self.cycle = cycle
         self.total_steps = total_steps
         self.nan_limit = nan_limit
+        self.ranks = ranks
+        self.record = int(record)
         self.history: list[dict[str, Any]] = []
         self.skipped = 0
-        self.step_count = 0
+        self._rounds = Rounds(plan.clock)
+        self._verified = 0  # the step at which the ranks were compared last
+        self._closures = False
+        self._once: _Once | None = None
+        self._fact_names = transferor.fact_names()
         self._transferor: Transferor | None = transferor
         self._flight: Flight | None = None
         self._decided = -1  # the step before which it was last decided whether to transfer
         self._learned = 0
         self._skipped_in_a_row = 0
-        self._stepped: set[LinkedTensor] = set()
         self._followed: dict[Optimizer, list[tuple[LinkedTensor, nn.Parameter]]] = {}
         self._handles: list[RemovableHandle] = []
         self._resume: dict[str, Any] | None = None
@@ -87,12 +99,15 @@ class Graft:
     # ------------------------------------------------------------------------------------------ the two ways to train
 
     @contextmanager
-    def step(self) -> Iterator[Graft]:
+    def step(self, *, closure: bool = False) -> Iterator[Graft]:
         """Enclose forward, backward and optimizer step: entering writes where a transfer is due, leaving learns.
 
         It may also enclose less than one optimizer step, as gradient accumulation does: the write then stays until an
         optimizer has consumed it. Steps are heard through torch's global optimizer hooks, which are set inside the
         ``with`` block only.
+
+        Args:
+            closure: accept that the loss is evaluated inside ``optimizer.step``, see `follow`.
 
         Raises:
             AttachError: the graft follows an optimizer already, or was detached.
@@ -104,6 +119,7 @@ class Graft:
                 "this graft follows an optimizer, so step() would count every step twice.",
                 fix="use either graft.follow(optimizer) or `with graft.step():`",
             )
+        self._closures = closure
         self._write_if_due()
         hooks = [
             register_optimizer_step_pre_hook(self._before_step),
@@ -116,7 +132,7 @@ class Graft:
                 hook.remove()
         self._advance()
 
-    def follow(self, *optimizers: Optimizer) -> Graft:
+    def follow(self, *optimizers: Optimizer, closure: bool = False) -> Graft:
         """Let optimizer hooks do everything: after this call the training loop does not change at all.
 
         The write for the next step takes place at the end of the step before it, and the first one here. The hooks keep
@@ -125,6 +141,8 @@ class Graft:
         Args:
             optimizers: those that step the receiving parameters; the target's steps are the ones counted. A round is
                 complete when every optimizer that owns a linked target parameter has stepped at least once.
+            closure: accept that ``optimizer.step`` is handed a closure that evaluates the loss, once and before the
+                update, as some trainers do. LBFGS stays refused.
 
         Returns:
             The graft itself.
@@ -139,7 +157,8 @@ class Graft:
                 "this graft follows its optimizers already.",
                 fix="call follow once, with all of them",
             )
-        _check_optimizers(optimizers, self.plan)
+        check_optimizers(optimizers, self.plan)
+        self._closures = closure
         for optimizer in optimizers:
             self._followed[optimizer] = [
                 (t, t.live()) for t in self.plan.written if owns(optimizer, t)
@@ -179,6 +198,14 @@ class Graft:
         live.leave(self)
 
     @property
+    def step_count(self) -> int:
+        """Optimizer steps of the target so far, those that GradScaler skipped left out.
+
+        With GradScaler and a fused optimizer on an accelerator reading it may make the host wait for the device.
+        """
+        return self._rounds.read()
+
+    @property
     def attached(self) -> bool:
         """Whether the graft is still on."""
         return self._transferor is not None
@@ -206,6 +233,22 @@ class Graft:
         """
         with self.settled():
             return spliced(self.plan, self._running(), self._flight)
+
+    def report(self, path: str | os.PathLike[str]) -> Path:
+        """Write what the adapter learned, from `history`, as one HTML page that works offline.
+
+        Singular values are on it where `attach` was given ``record``.
+
+        Returns:
+            The path. The graft may be attached or detached.
+
+        Raises:
+            GraftError: the file cannot be written.
+        """
+        from .report import page  # brings jinja2, which only this needs
+
+        write_whole(Path(path), page(self))
+        return Path(path)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs beside the models' and optimizers' own state: plain data and tensors.
@@ -248,12 +291,29 @@ class Graft:
         """Perform the transfer before the coming step, unless that was decided already."""
         if self._resume is not None:
             self._take_up(self._resume)
-        if self._decided == self.step_count:
+        if not (self._rounds.exact or self._may_be_due()):
             return
-        self._decided = self.step_count
-        if self.cycle.transfers(self.step_count, self.total_steps):
+        step = self._rounds.read()
+        if self._decided == step:
+            return
+        self._decided = step
+        if self.ranks.due(step, self._verified):
+            self._verified = step
+            self.ranks.verify(self._replicated(), step)
+        if self.cycle.transfers(step, self.total_steps):
             self._finish()
             self._transfer()
+
+    def _may_be_due(self) -> bool:
+        """Whether a transfer could be due if no unread step was skipped; until then the device is not asked."""
+        steps = range(self._decided + 1, self._rounds.at_most + 1)
+        return any(self.cycle.transfers(step, self.total_steps) for step in steps)
+
+    def _replicated(self) -> dict[str, Tensor]:
+        """What must be the same on every rank: the linked tensors, unless sharded, and the adapter."""
+        linked = {t.name: t.local() for t in dict.fromkeys(self.plan.tensors) if not t.sharded}
+        module = self._running().module.state_dict()
+        return {**linked, **{f"adapter:{name}": value for name, value in module.items()}}
 
     def _transfer(self) -> None:
         transferor = self._running()
@@ -273,25 +333,36 @@ class Graft:
         """Redo the pending transfer of a saved state from the inputs it had."""
         self._resume = None
         transferor = self._running()
-        flight = transferor.fly(resume["inputs"])
+        flight = transferor.fly(transferor.read(), resume["inputs"])
         flight.entry = resume["entry"]
         self.history.append(flight.entry)
         for tensor, write in flight.writes.items():
-            write.signal = resume["signals"].get(tensor.name)
+            if tensor.name in resume["signals"]:
+                write.signal = tensor.part(resume["signals"][tensor.name])
             if write.pending:
                 write.write()
         self._flight = flight
 
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _before_step(
+        self, optimizer: Optimizer, args: Any, kwargs: Any
+    ) -> tuple[Any, dict[str, Any]] | None:
         if not self._owned(optimizer):
-            return
+            return None
         self._check_identity(optimizer)
-        if any(callable(value) for value in (*args, *kwargs.values())):
+        if not any(callable(value) for value in (*args, *kwargs.values())):
+            self._before_update(optimizer)
+            return None
+        if not self._closures or isinstance(optimizer, LBFGS):
             raise TransferError(
                 f"{type(optimizer).__name__}.step was given a closure, which evaluates the loss inside the step.",
                 why="a write must last from one forward pass to one optimizer step",
-                fix="compute loss.backward() before optimizer.step()",
+                fix="compute loss.backward() before optimizer.step(), or pass closure=True to follow() or step() where "
+                "the closure is evaluated once and before the update",
             )
+        self._once = once = _Once(lambda: self._before_update(optimizer))
+        return tuple(map(once.around, args)), {k: once.around(v) for k, v in kwargs.items()}
+
+    def _before_update(self, optimizer: Optimizer) -> None:
         for write in self._writes_of(optimizer):
             write.before_step(optimizer)
 
@@ -299,26 +370,31 @@ class Graft:
         owned = self._owned(optimizer)
         if not owned:
             return
-        skipped = _was_skipped(optimizer)
-        for write in self._writes_of(optimizer):
-            write.after_step(skipped=skipped)
-        if not skipped:
-            self._stepped.update(owned)
+        once, self._once = self._once, None
+        if once is not None and not once.calls:
+            raise TransferError(
+                f"{type(optimizer).__name__}.step was given a closure and did not evaluate it.",
+                fix="use an optimizer that evaluates the loss once, such as SGD or AdamW",
+            )
+        # GradScaler steps a fused optimizer even when it must not move: the kernel reads this flag, and so do we.
+        found_inf = getattr(optimizer, "found_inf", None)
+        self._rounds.hear(owned, found_inf)
+        writes = self._writes_of(optimizer)
+        if writes:
+            # Only a write in flight must know at once, and have the host wait for the device.
+            skipped = found_inf is not None and bool(found_inf.item())
+            for write in writes:
+                write.after_step(skipped=skipped)
 
     def _follow_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._after_step(optimizer, args, kwargs)
-        if self._advance():
-            self._write_if_due()
+        self._advance()
+        self._write_if_due()
 
-    def _advance(self) -> bool:
-        """Learn if every write is consumed; count the step if every owner has stepped. True where one was counted."""
+    def _advance(self) -> None:
+        """Learn if every write is consumed."""
         if self._flight is not None and not self._flight.pending:
             self._finish()
-        if not self.plan.clock <= self._stepped:
-            return False
-        self._stepped.clear()
-        self.step_count += 1
-        return True
 
     def _finish(self) -> None:
         """Learn from the flight that is on its way, if there is one; writes that were never consumed are settled."""
@@ -327,22 +403,26 @@ class Graft:
             return
         for write in flight.pending:
             write.settle()
-        signals = {t.name: w.signal for t, w in flight.writes.items() if w.signal is not None}
+        signals = {t: t.whole(w.signal) for t, w in flight.writes.items() if w.signal is not None}
         if not signals:
             return
-        flight.entry["signal"] = {name: _norm(signal) for name, signal in signals.items()}
-        if self._running().learn(flight, self._learned):
+        flight.entry["signal"] = {t.name: _norm(signal) for t, signal in signals.items()}
+        if self._running().learn(flight, signals, self._learned):
             self._learned += 1
         else:
             self._skip(flight.entry, "what the step made of the weights is not finite")
 
     def _entry(self, flight: Flight) -> dict[str, Any]:
-        receivers = {}
+        receivers: dict[str, dict[str, Any]] = {}
+        spectra = self.record > 0 and len(self.history) % self.record == 0 and flight.finite
         for i, output in zip(self.plan.receivers, flight.outputs, strict=True):
-            receivers[self.plan.slots[i].name] = _change(flight.inputs[i], output.detach())
+            before, after = flight.inputs[i], output.detach()
+            receivers[self.plan.slots[i].name] = entry = _change(before, after)
+            if spectra:
+                entry["spectrum"] = {"before": _spectrum(before), "after": _spectrum(after)}
         return {
             "transfer": len(self.history),
-            "step": self.step_count,
+            "step": self._rounds.known,
             "links": [link.name for link in self.plan.links],
             "receivers": receivers,
             "facts": self._running().facts(),
@@ -389,7 +469,12 @@ class Graft:
                 )
 
 
-def _check_optimizers(optimizers: Iterable[Optimizer], plan: Plan) -> None:
+def check_optimizers(optimizers: Iterable[Optimizer], plan: Plan) -> None:
+    """Refuse optimizers that a graft cannot live with, or that leave a written parameter unstepped.
+
+    Raises:
+        AttachError: see `Graft.follow`.
+    """
     optimizers = list(optimizers)
     if not optimizers:
         raise AttachError(
@@ -421,19 +506,45 @@ def _check_optimizers(optimizers: Iterable[Optimizer], plan: Plan) -> None:
             )
 
 
-def _was_skipped(optimizer: Optimizer) -> bool:
-    # A fused optimizer is stepped by GradScaler even when it must not move: the kernel reads this flag, and so do we.
-    found_inf = getattr(optimizer, "found_inf", None)
-    return found_inf is not None and bool(found_inf.item())
+class _Once:
+    """Does `then` after a closure, and lets it be evaluated once only."""
+
+    def __init__(self, then: Callable[[], None]) -> None:
+        self.then, self.calls = then, 0
+
+    def around(self, value: Any) -> Any:
+        """`value`, wrapped where it is a closure."""
+        if not callable(value):
+            return value
+
+        def evaluated(*args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            if self.calls > 1:
+                raise TransferError(
+                    "the optimizer evaluated its closure twice in one step.",
+                    why="a write must last from one forward pass to one update",
+                    fix="use an optimizer that evaluates the loss once, such as SGD or AdamW",
+                )
+            answer = value(*args, **kwargs)
+            self.then()
+            return answer
+
+        return evaluated
 
 
 def _norm(tensor: Tensor) -> float:
     return float(torch.linalg.vector_norm(tensor.float()))
 
 
-def _change(before: Tensor, after: Tensor) -> dict[str, float]:
+def _change(before: Tensor, after: Tensor) -> dict[str, Any]:
     size = torch.linalg.vector_norm(after - before) / torch.linalg.vector_norm(before).clamp_min(
         1e-30
     )
     cosine = torch.nn.functional.cosine_similarity(before.flatten(), after.flatten(), dim=0)
     return {"size": float(size), "cosine": float(cosine)}
+
+
+def _spectrum(matrix: Tensor) -> list[float]:
+    """The largest singular values, at most 64."""
+    values: list[float] = torch.linalg.svdvals(matrix.float())[:64].tolist()
+    return values

@@ -4,12 +4,18 @@ In: a model and an FQN; values in the tensor's own dtype and on its own device. 
 `no_grad`, which never replace the parameter object. Always true: a write that no optimizer step has consumed can be
 settled, that is, the tensor gets back the very bits it had before.
 
+A sharded parameter (a DTensor, as FSDP2's ``fully_shard`` makes it) is gathered where its whole value is needed, and
+written part by part: every process keeps, compares and writes its own part, without communication.
+
 This file is the only one that touches the user's parameters.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +24,9 @@ from torch.optim import Optimizer
 from ..errors import TransferError, nearest
 
 __all__ = ["LinkedTensor", "Write", "owns"]
+
+# Names under which wrappers hold the module that they wrap: torch.compile, DDP, activation checkpointing, FSDP1.
+WRAPPED = ("_orig_mod", "module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,34 +43,127 @@ class LinkedTensor:
         return f"{self.side}:{self.fqn}"
 
     def live(self) -> nn.Parameter:
-        """The parameter as the model holds it now.
+        """The parameter as the model holds it now, through whatever wrappers its modules have been put into since.
 
         Raises:
             TransferError: the model no longer has a parameter of that name.
         """
-        try:
-            return self.model.get_parameter(self.fqn)
-        except AttributeError:
+        chain, found = self._look_up()
+        manager = _fsdp_manager(chain)
+        if manager is not None and found is not None and not _is_sharded(found):
+            # After an evaluation's forward pass FSDP2 leaves its root gathered. What is written there is lost.
+            manager.reshard()
+            chain, found = self._look_up()
+        if found is None:
             names = [name for name, _ in self.model.named_parameters()]
             raise TransferError(
                 f"the {self.side} model has no parameter '{self.fqn}' any more.",
                 why="its modules were replaced after the graft was attached",
                 near=nearest(self.fqn, names),
                 fix="detach the graft before surgery, trace again, and attach to the new model",
-            ) from None
+            )
+        return found
+
+    def _look_up(self) -> tuple[list[nn.Module], nn.Parameter | None]:
+        """The modules from the model down to the parameter's owner, and the parameter."""
+        *path, name = self.fqn.split(".")
+        chain = [self.model]
+        for step in path:
+            chain.append(_child(chain[-1], step))
+        found = next(
+            (m._parameters[name] for m in _unwrapped(chain[-1]) if name in m._parameters), None
+        )
+        return chain, found if isinstance(found, nn.Parameter) else None
+
+    @property
+    def sharded(self) -> bool:
+        """Whether every process holds a part of the tensor only."""
+        return _is_sharded(self.live())
 
     def read(self) -> Tensor:
-        """A copy of the values, outside autograd."""
-        return self.live().detach().clone()
+        """A copy of all values, outside autograd; a sharded tensor is gathered (one collective call)."""
+        live: Any = self.live().detach()
+        if _is_sharded(live):
+            live = live.full_tensor()
+        copy: Tensor = live.clone()
+        return copy
 
-    def put(self, values: Tensor) -> None:
-        """Write `values` in place, outside autograd; the parameter object stays the same."""
+    def local(self) -> Tensor:
+        """The values that this process holds, outside autograd: the parameter's own memory, not a copy."""
+        return _local(self.live().detach())
+
+    def part(self, values: Tensor) -> Tensor:
+        """What this process holds of the given whole `values`; `values` itself where the tensor is not sharded."""
+        live: Any = self.live()
+        if not _is_sharded(live):
+            return values
+        from torch.distributed.tensor import distribute_tensor
+
+        # src_data_rank=None: every process cuts its part from its own equal copy, and nothing is sent.
+        return _local(
+            distribute_tensor(values, live.device_mesh, live.placements, src_data_rank=None)
+        ).contiguous()
+
+    def whole(self, part: Tensor) -> Tensor:
+        """All values from the `part` of each process (one collective call); `part` itself where not sharded."""
+        live: Any = self.live()
+        if not _is_sharded(live):
+            return part
+        from torch.distributed.tensor import DTensor
+
+        spread = DTensor.from_local(
+            part,
+            live.device_mesh,
+            live.placements,
+            run_check=False,
+            shape=live.shape,
+            stride=live.stride(),
+        )
+        gathered: Tensor = spread.full_tensor()
+        return gathered
+
+    def put(self, part: Tensor) -> None:
+        """Write this process's `part` in place, outside autograd; the parameter object stays the same."""
         with torch.no_grad():
-            self.live().copy_(values)
+            self.local().copy_(part)
 
-    def holds(self, values: Tensor) -> bool:
-        """Whether the tensor holds exactly `values` now (one comparison on the device, one host sync)."""
-        return torch.equal(self.live().detach(), values)
+    def holds(self, part: Tensor) -> bool:
+        """Whether this process holds exactly `part` now (one comparison on the device, one host sync)."""
+        return torch.equal(self.local(), part)
+
+
+def _child(module: nn.Module, name: str) -> nn.Module:
+    """The child `name` of `module`, or of what it wraps; an empty module where there is none."""
+    children = (m._modules.get(name) for m in _unwrapped(module))
+    found = next((child for child in children if child is not None), None)
+    # Not `found or ...`: a module's truth is its length, and not every module has one.
+    return nn.Module() if found is None else found
+
+
+def _unwrapped(module: nn.Module) -> Iterator[nn.Module]:
+    """`module`, then what it wraps, from the outside in."""
+    yield module
+    inner = next((m for n in WRAPPED if (m := module._modules.get(n)) is not None), None)
+    if inner is not None:
+        yield from _unwrapped(inner)
+
+
+def _is_sharded(tensor: Tensor) -> bool:
+    # By its method, because importing DTensor costs a third of a second that most processes never need.
+    return hasattr(tensor, "full_tensor")
+
+
+def _local(tensor: Any) -> Tensor:
+    part: Tensor = tensor.to_local() if _is_sharded(tensor) else tensor
+    return part
+
+
+def _fsdp_manager(chain: list[nn.Module]) -> Any:
+    """The innermost module that FSDP2 shards as one, or None."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None:
+        return None
+    return next((module for module in reversed(chain) if isinstance(module, fsdp.FSDPModule)), None)
 
 
 def owns(optimizer: Optimizer, tensor: LinkedTensor) -> bool:
@@ -76,11 +178,12 @@ class Write:
 
     Attributes:
         tensor: what was written.
-        settled: the values before the write, in the tensor's dtype.
-        written: the values of the write, in the tensor's dtype.
+        settled: the values before the write, in the tensor's dtype; of a sharded tensor this process's part.
+        written: the values of the write, likewise.
         probe: whether the optimizer must step from `settled` instead of from `written`.
         by_gradient: whether the signal is the gradient instead of the optimizer's movement.
-        signal: what training made of the write, set once an optimizer step has consumed it; None while pending.
+        signal: what training made of the write, set once an optimizer step has consumed it; None while pending. Of a
+            sharded tensor this process's part.
     """
 
     tensor: LinkedTensor
@@ -133,13 +236,13 @@ class Write:
             )
         else:
             stepped_from = self.settled if self.probe else self.written
-            self.signal = stepped_from - self.tensor.live().detach()
+            self.signal = stepped_from - self.tensor.local()
 
 
 def _unscaled_gradient(parameter: nn.Parameter, optimizer: Optimizer) -> Tensor | None:
     if parameter.grad is None:
         return None
-    gradient = parameter.grad.detach().clone()
+    gradient = _local(parameter.grad.detach()).clone()
     # A fused optimizer unscales inside its kernel: GradScaler hands it the scale as an attribute of that step.
     scale = getattr(optimizer, "grad_scale", None)
     return gradient if scale is None else gradient / scale.to(gradient.device)

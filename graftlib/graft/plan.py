@@ -135,7 +135,7 @@ def _values(tensor: LinkedTensor) -> Tensor:
             f"'{tensor.name}' has dtype {live.dtype}; only floating point weights can be rewritten.",
             fix="dequantise the layer, or leave it out of the mapping",
         )
-    return live
+    return tensor.read() if tensor.sharded else live
 
 
 def _refuse_overlaps(made: Plan) -> None:

@@ -28,6 +28,7 @@ KEYS = {"slots", "links", "counts", "stepped", "module", "optimizer", "history",
 
 def save(graft: Graft, transferor: Transferor) -> dict[str, Any]:
     """The state of `graft`; tensors are copies, so that training on does not change it."""
+    graft._rounds.read()
     flight = graft._flight if graft.pending else None
     module = {
         name: value.detach().clone() for name, value in transferor.module.state_dict().items()
@@ -42,7 +43,9 @@ def save(graft: Graft, transferor: Transferor) -> dict[str, Any]:
         resume = {
             "inputs": [value.clone() for value in flight.inputs],
             "signals": {
-                t.name: w.signal.clone() for t, w in flight.writes.items() if w.signal is not None
+                t.name: t.whole(w.signal).clone()
+                for t, w in flight.writes.items()
+                if w.signal is not None
             },
             "entry": history.pop(),
         }
@@ -57,7 +60,7 @@ def save(graft: Graft, transferor: Transferor) -> dict[str, Any]:
             "skipped": graft.skipped,
             "skipped_in_a_row": graft._skipped_in_a_row,
         },
-        "stepped": sorted(tensor.name for tensor in graft._stepped),
+        "stepped": sorted(tensor.name for tensor in graft._rounds.stepped),
         "module": module,
         "optimizer": deepcopy(transferor.optimizer.state_dict()) if transferor.optimizer else None,
         "history": history,
@@ -83,10 +86,11 @@ def load(graft: Graft, transferor: Transferor, state: dict[str, Any]) -> None:
     if transferor.optimizer is not None:
         transferor.optimizer.load_state_dict(deepcopy(state["optimizer"]))
     counts = state["counts"]
-    graft.step_count, graft._decided = counts["step"], counts["decided"]
+    stepped = [t for t in graft.plan.written if t.name in state["stepped"]]
+    graft._rounds.start(counts["step"], stepped)
+    graft._decided, graft._verified = counts["decided"], counts["step"]
     graft._learned, graft.skipped = counts["learned"], counts["skipped"]
     graft._skipped_in_a_row = counts["skipped_in_a_row"]
-    graft._stepped = {t for t in graft.plan.written if t.name in state["stepped"]}
     graft.history = deepcopy(state["history"])
     graft._resume = deepcopy(state["resume"])
 

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..match import matrix, unmatrix
 from .adapter import Adapter
 from .linked import LinkedTensor, Write
 from .plan import Plan
+from .ranks import Ranks
 
 __all__ = ["Flight", "Transferor"]
 
@@ -33,6 +35,7 @@ class Flight:
         outputs: what it made of them, one per receiving slot, still in its autograd graph.
         writes: one per written tensor.
         before: the module's buffers before this transfer.
+        sound: 0-D bool on the device, whether every value to be written is finite in its own dtype.
         entry: the line that goes into the history.
     """
 
@@ -40,6 +43,7 @@ class Flight:
     outputs: list[Tensor]
     writes: dict[LinkedTensor, Write]
     before: dict[str, Tensor]
+    sound: Tensor
     entry: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -49,8 +53,8 @@ class Flight:
 
     @property
     def finite(self) -> bool:
-        """Whether every output is finite (one host sync)."""
-        return all(bool(output.isfinite().all()) for output in self.outputs)
+        """Whether everything to be written is finite (one host sync)."""
+        return bool(self.sound)
 
 
 class Transferor:
@@ -60,6 +64,8 @@ class Transferor:
         lr: of the adapter's own AdamW; on a cosine over `transfers` where that is given, else constant.
         clip: the largest norm of the adapter's gradient.
         seed: of the adapter's initial parameters; the global random state is not touched.
+        ranks: the processes that share the training.
+        deterministic: attention by plain products, whose sums have one order.
     """
 
     def __init__(
@@ -72,8 +78,11 @@ class Transferor:
         clip: float,
         seed: int,
         transfers: int | None,
+        ranks: Ranks | None = None,
+        deterministic: bool = False,
     ) -> None:
         self.adapter, self.seed = adapter, seed
+        self.ranks, self.deterministic = ranks or Ranks(), deterministic
         self.lr, self.weight_decay, self.clip = lr, weight_decay, clip
         self.transfers = transfers
         self.build(made)
@@ -96,35 +105,56 @@ class Transferor:
         wide = any(t.live().dtype == torch.float64 for t in self.plan.tensors)
         return torch.float64 if wide else torch.float32
 
-    def read(self) -> list[Tensor]:
-        """Copies of every slot's matrix, in the adapter's dtype, on the first receiver's device."""
-        device = self.plan.tensors[self.plan.receivers[0]].live().device
-        values = {tensor: tensor.read() for tensor in dict.fromkeys(self.plan.tensors)}
-        return [m.to(device, self.dtype) for m in self.plan.matrices(values)]
+    def read(self) -> dict[LinkedTensor, Tensor]:
+        """Copies of every linked tensor's values; sharded ones are gathered."""
+        return {tensor: tensor.read() for tensor in dict.fromkeys(self.plan.tensors)}
 
-    def fly(self, inputs: list[Tensor]) -> Flight:
-        """Run the adapter on `inputs` and prepare the writes; nothing is written yet."""
+    def matrices(self, values: dict[LinkedTensor, Tensor]) -> list[Tensor]:
+        """Every slot's matrix, in the adapter's dtype, on the first receiver's device."""
+        device = values[self.plan.tensors[self.plan.receivers[0]]].device
+        # A receiver's values are what `settle` puts back: the adapter gets a copy that it may spoil.
+        return [
+            m.to(device, self.dtype, copy=slot.receives)
+            for m, slot in zip(self.plan.matrices(values), self.plan.slots, strict=True)
+        ]
+
+    def fly(self, values: dict[LinkedTensor, Tensor], inputs: list[Tensor] | None = None) -> Flight:
+        """Run the adapter and prepare the writes; nothing is written yet.
+
+        Args:
+            values: what `read` gave; owned by the flight from now on.
+            inputs: matrices to read instead of those in `values`, to redo a saved transfer.
+        """
+        inputs = self.matrices(values) if inputs is None else inputs
         self._move_to(inputs[0].device)
         before = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
         self.module.train()
-        with _own_world(inputs[0].device):
+        with _own_world(inputs[0].device, deterministic=self.deterministic):
             outputs = list(self.module(inputs))
-        return Flight(inputs, outputs, self._writes(outputs), before)
+        written = self._rewritten(values, outputs)
+        self.ranks.broadcast(written.values())
+        sound = torch.stack([w.isfinite().all().to(inputs[0].device) for w in written.values()])
+        return Flight(inputs, outputs, self._writes(values, written), before, sound.all())
 
-    def _writes(self, outputs: list[Tensor]) -> dict[LinkedTensor, Write]:
-        settled: dict[LinkedTensor, Tensor] = {}
+    def _rewritten(
+        self, values: dict[LinkedTensor, Tensor], outputs: list[Tensor]
+    ) -> dict[LinkedTensor, Tensor]:
+        """The whole values to write, in each tensor's own dtype."""
         written: dict[LinkedTensor, Tensor] = {}
         for i, output in zip(self.plan.receivers, outputs, strict=True):
             tensor = self.plan.tensors[i]
-            if tensor not in settled:
-                settled[tensor] = written[tensor] = tensor.read()
-            into = written[tensor]
+            into = written.get(tensor, values[tensor])
             rewritten = output.detach().to(into.device, into.dtype)
             written[tensor] = unmatrix(self.plan.parameters[i], rewritten, into=into)
+        return {tensor: value.contiguous() for tensor, value in written.items()}
+
+    def _writes(
+        self, values: dict[LinkedTensor, Tensor], written: dict[LinkedTensor, Tensor]
+    ) -> dict[LinkedTensor, Write]:
         probe = self.adapter.write == "probe"
         by_gradient = self.adapter.signal == "gradient"
         return {
-            t: Write(t, settled[t], written[t].contiguous(), probe, by_gradient) for t in settled
+            t: Write(t, t.part(values[t]), t.part(written[t]), probe, by_gradient) for t in written
         }
 
     def put_back(self, flight: Flight) -> None:
@@ -132,27 +162,27 @@ class Transferor:
         for name, buffer in self.module.named_buffers():
             buffer.copy_(flight.before[name])
 
-    def learn(self, flight: Flight, count: int) -> bool:
-        """One update of the adapter from the signals of a flight; `count` transfers were learned from before it.
+    def learn(self, flight: Flight, signals: dict[LinkedTensor, Tensor], count: int) -> bool:
+        """One update of the adapter from the whole signals of a flight; it has learned `count` times before.
 
         Returns:
             Whether the signals were finite; otherwise nothing is learned.
         """
         if self.optimizer is None:
             return True
-        outputs, signals = [], []
+        outputs, lessons = [], []
         for i, output in zip(self.plan.receivers, flight.outputs, strict=True):
-            signal = flight.writes[self.plan.tensors[i]].signal
+            signal = signals.get(self.plan.tensors[i])
             if signal is not None and output.requires_grad:
                 outputs.append(output)
-                signals.append(
+                lessons.append(
                     matrix(self.plan.parameters[i], signal).to(output.device, output.dtype)
                 )
         if not outputs:
             return True
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        with _own_world(outputs[0].device):
-            torch.autograd.backward(outputs, signals, inputs=parameters)
+        with _own_world(outputs[0].device, deterministic=self.deterministic):
+            torch.autograd.backward(outputs, lessons, inputs=parameters)
             norm = nn.utils.clip_grad_norm_(parameters, self.clip)
             finite = bool(norm.isfinite())
             if finite:
@@ -173,6 +203,10 @@ class Transferor:
         report = getattr(self.module, "facts", None)
         return dict(report()) if callable(report) else {}
 
+    def fact_names(self) -> list[str]:
+        """What the numbers of one link's facts are called; empty where the module does not say."""
+        return [str(name) for name in getattr(self.module, "fact_names", ())]
+
     def _move_to(self, device: torch.device) -> None:
         first = next(iter([*self.module.parameters(), *self.module.buffers()]), None)
         if first is None or first.device == device:
@@ -184,11 +218,12 @@ class Transferor:
 
 
 @contextmanager
-def _own_world(device: torch.device) -> Iterator[None]:
+def _own_world(device: torch.device, *, deterministic: bool) -> Iterator[None]:
     """Gradients on, autocast off, outside inference mode: whatever the host has entered around us."""
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.autocast(device.type, enabled=False),
-    ):
+    with ExitStack() as world:
+        world.enter_context(torch.inference_mode(False))
+        world.enter_context(torch.enable_grad())
+        world.enter_context(torch.autocast(device.type, enabled=False))
+        if deterministic:
+            world.enter_context(sdpa_kernel(SDPBackend.MATH))
         yield

@@ -89,7 +89,9 @@ class World:
 
     def loss(self, i, model=None):
         i %= len(self.x)
-        return nn.functional.cross_entropy((model or self.target)(self.x[i]), self.y[i])
+        return nn.functional.cross_entropy(
+            (self.target if model is None else model)(self.x[i]), self.y[i]
+        )
 
     def train(self, optimizer, steps, start=0):
         """A plain loop that knows nothing of grafts."""

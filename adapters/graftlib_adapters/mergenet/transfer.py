@@ -60,6 +60,11 @@ class Transfer(nn.Module):
             nn.ModuleList(lpka(shapes[link.receiver], shapes[link.giver]) for link in links)
             for _ in range(layers)
         )
+        self.fact_names = [
+            f"layer {number} {pairing}"
+            for number, layer in enumerate(self.layers, start=1)
+            for pairing in cast(LPKA, cast(nn.ModuleList, layer)[0]).pairings
+        ]
 
     def forward(self, matrices: Sequence[Tensor]) -> list[Tensor]:
         """One (rows, columns) tensor per slot -> one per receiving slot, in the order of the slots."""

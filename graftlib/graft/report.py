@@ -1,0 +1,275 @@
+"""What the adapter learned, as one HTML page that needs no network and no script.
+
+In: a graft's history and plan. Out: a page: per receiver the size and cosine of each transfer and its singular values
+before and after, per link what the adapter reports of itself (omega) over time, and the transfers as a table. Always
+true: names are untrusted text and are escaped; the page's policy allows its own style and nothing else; the same
+history gives the same bytes; at most `POINTS` points a line and `ROWS` transfers are shown, and the page says where it
+left some out.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .graft import Graft
+
+__all__ = ["chart", "page"]
+
+POINTS = 500
+ROWS = 200
+WIDTH, HEIGHT, LEFT, BOTTOM = 460, 190, 64, 24
+
+Points = list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a chart: its label, its colour's number, SVG points, and its last value as text."""
+
+    label: str
+    colour: int
+    points: str
+    dots: list[tuple[float, float, str]]
+    last: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A picture ready to be drawn: lines, ticks at (pixel, text), and what the axes are."""
+
+    title: str
+    across: str
+    lines: list[Line]
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    note: str
+
+
+def page(graft: Graft) -> str:
+    """The report of `graft`, attached or detached."""
+    import jinja2
+    from markupsafe import Markup
+
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_asset),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style = "\n" + _asset("report.css")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    source, target = graft.plan.mapping.source.name, graft.plan.mapping.target.name
+    html = environment.get_template("report.html.j2").render(
+        policy=f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
+        style=Markup(style),
+        title=f"{source} to {target}",
+        facts=_facts(graft),
+        receivers=[_receiver(graft, i) for i in graft.plan.receivers],
+        rows=_rows(graft.history),
+        left_out=max(0, len(graft.history) - ROWS),
+        width=WIDTH,
+        height=HEIGHT,
+        left=LEFT,
+        bottom=BOTTOM,
+    )
+    return _without_surrogates(html)
+
+
+def chart(
+    title: str, across: str, lines: dict[str, Points], *, logarithmic: bool = False
+) -> Chart | None:
+    """A chart of labelled lines; None where no line has a finite point.
+
+    Args:
+        title: what is up the y axis.
+        across: what is along the x axis.
+        lines: label -> (x, y) points, in the order of x; those that are not finite are left out.
+        logarithmic: draw y on a logarithmic scale; points that are not positive are left out.
+    """
+    kept = {
+        label: [
+            (float(x), math.log10(y) if logarithmic else float(y))
+            for x, y in points
+            if math.isfinite(y) and (y > 0 or not logarithmic)
+        ]
+        for label, points in lines.items()
+    }
+    thinned = {label: _thin(points) for label, points in kept.items() if points}
+    if not thinned:
+        return None
+    x_low, x_high = _span([x for points in thinned.values() for x, _ in points])
+    y_low, y_high = _span([y for points in thinned.values() for _, y in points])
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        across_ = LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - 10)
+        up = HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - BOTTOM - 10)
+        return round(across_, 1), round(up, 1)
+
+    def text(y: float) -> str:
+        return f"{10**y if logarithmic else y:.4g}"
+
+    drawn = []
+    for colour, (label, points) in enumerate(thinned.items()):
+        places = [(*at(x, y), f"{label}: {text(y)} at {across} {x:g}") for x, y in points]
+        path = " ".join(f"{x},{y}" for x, y, _ in places)
+        dots = places if len(places) <= 60 else places[-1:]
+        drawn.append(Line(label, colour % 8, path, dots, text(points[-1][1])))
+    left_out = sum(len(kept[label]) - len(points) for label, points in thinned.items())
+    return Chart(
+        title,
+        across,
+        drawn,
+        [(at(x, y_low)[0], f"{x:g}") for x in (x_low, x_high)],
+        _ticks([y_low, (y_low + y_high) / 2, y_high], lambda y: at(x_low, y)[1], logarithmic),
+        f"{left_out} points between are not drawn" if left_out else "",
+    )
+
+
+def _ticks(
+    heights: list[float], place: Callable[[float], float], logarithmic: bool
+) -> list[tuple[float, str]]:
+    """Where the ticks stand and what they say, with as many digits as tell them apart."""
+    values = [10**y if logarithmic else y for y in heights]
+    texts: list[str] = []
+    for digits in range(3, 10):
+        texts = [f"{value:.{digits}g}" for value in values]
+        if len(set(texts)) == len(texts):
+            break
+    return [(place(y), text) for y, text in zip(heights, texts, strict=True)]
+
+
+def _facts(graft: Graft) -> list[tuple[str, str]]:
+    cycle = graft.cycle
+    rows = [
+        ("links", str(len(graft.plan.links))),
+        ("steps of the target", f"{graft.step_count:,}"),
+        ("transfers", f"{sum('skipped' not in entry for entry in graft.history):,}"),
+        ("skipped", f"{graft.skipped:,}"),
+        ("cycle", f"every {cycle.every}, from {cycle.start}, to {cycle.stop or 'the end'}"),
+    ]
+    return rows
+
+
+def _receiver(graft: Graft, i: int) -> dict[str, Any]:
+    """All that is known of one receiving slot."""
+    slot, history = graft.plan.slots[i], graft.history
+    mine = [(e["step"], e["receivers"][slot.name]) for e in history if slot.name in e["receivers"]]
+    links = [link for link in graft.plan.links if link.receiver == i]
+    signal = graft.plan.tensors[i].name
+    charts = [
+        chart(
+            "size of the change, relative to the weights",
+            "step",
+            {"size": [(step, facts["size"]) for step, facts in mine]},
+        ),
+        chart(
+            "cosine between the weights before and after",
+            "step",
+            {"cosine": [(step, facts["cosine"]) for step, facts in mine]},
+        ),
+        chart(
+            "norm of what the adapter learned from",
+            "step",
+            {
+                "signal": [
+                    (e["step"], e["signal"][signal])
+                    for e in history
+                    if signal in e.get("signal", ())
+                ]
+            },
+        ),
+        _spectra(mine),
+    ]
+    recorded = any("spectrum" in facts for _, facts in mine)
+    return {
+        "name": slot.name,
+        "shape": " × ".join(map(str, slot.shape)),
+        "rank": "whole" if slot.rank is None else str(slot.rank),
+        "charts": [drawn for drawn in charts if drawn is not None],
+        "recorded": recorded,
+        "links": [
+            {
+                "name": link.name,
+                "giver": graft.plan.slots[link.giver].name,
+                "chart": _learned(graft, link.name),
+            }
+            for link in links
+        ],
+    }
+
+
+def _learned(graft: Graft, link: str) -> Chart | None:
+    """The facts that the adapter reported of one link, over time."""
+    said = [(e["step"], e["facts"][link]) for e in graft.history if link in e.get("facts", ())]
+    count = max((len(values) for _, values in said), default=0)
+    names = graft._fact_names
+    labels = names if len(names) == count else [f"value {k + 1}" for k in range(count)]
+    lines = {
+        label: [(step, values[k]) for step, values in said if k < len(values)]
+        for k, label in enumerate(labels)
+    }
+    return chart("what the adapter reports of the link (omega)", "step", lines)
+
+
+def _spectra(mine: Sequence[tuple[int, dict[str, Any]]]) -> Chart | None:
+    """Singular values before the first and after the last transfer that was recorded."""
+    recorded = [(step, facts["spectrum"]) for step, facts in mine if "spectrum" in facts]
+    if not recorded:
+        return None
+    (first, start), (last, end) = recorded[0], recorded[-1]
+    lines: dict[str, Points] = {
+        f"before step {first}": [(i, float(s)) for i, s in enumerate(start["before"], 1)],
+        f"after step {last}": [(i, float(s)) for i, s in enumerate(end["after"], 1)],
+    }
+    return chart("singular values, before and after", "number", lines, logarithmic=True)
+
+
+def _rows(history: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """The last transfers, one row a receiver."""
+    rows = []
+    for entry in history[-ROWS:]:
+        for name, facts in entry["receivers"].items():
+            rows.append(
+                {
+                    "transfer": str(entry["transfer"]),
+                    "step": str(entry["step"]),
+                    "receiver": name,
+                    "size": f"{facts['size']:.4g}",
+                    "cosine": f"{facts['cosine']:.6f}",
+                    "skipped": str(entry.get("skipped", "")),
+                }
+            )
+    return rows
+
+
+def _thin(points: Points) -> Points:
+    """At most `POINTS` of them, evenly spread, the first and the last among them."""
+    if len(points) <= POINTS:
+        return points
+    return [points[round(i * (len(points) - 1) / (POINTS - 1))] for i in range(POINTS)]
+
+
+def _span(values: Sequence[float]) -> tuple[float, float]:
+    """The least and the largest value, apart even where they coincide."""
+    low, high = min(values), max(values)
+    if high > low:
+        return low, high
+    room = abs(low) * 0.01 or 1.0
+    return low - room, high + room
+
+
+def _asset(name: str) -> str:
+    return files(__package__).joinpath(f"assets/{name}").read_text(encoding="utf-8")
+
+
+def _without_surrogates(html: str) -> str:
+    # Lone surrogates are legal in a Python name and in no file.
+    return html.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,151 @@
+"""A graft's state as one safetensors file: tensors as they are, plain data as JSON in the header.
+
+In: a graft, a path. Out: the file; or a graft that goes on where it was saved. Always true: nothing is pickled; a file
+that is damaged, or was saved beside other weights, is refused before anything changes.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from ..disk import write_whole
+from ..errors import CheckpointError
+from ..graft import Graft
+from ..graft.ranks import fingerprint
+
+__all__ = ["NAME", "bound", "load", "packed", "pending", "save", "take_up", "unpacked"]
+
+NAME = "graft.safetensors"
+HEADER = "graftlib"
+
+
+def bound(graft: Graft) -> dict[str, Any]:
+    """The graft's state, bound to the settled weights that it was taken beside. Every rank takes part."""
+    with graft.settled():
+        return {"graft": graft.state_dict(), "weights": _weights(graft)}
+
+
+def take_up(graft: Graft, state: dict[str, Any], *, where: str) -> None:
+    """Go on from a `bound` state, once the models and optimizers are loaded.
+
+    Raises:
+        CheckpointError: the state is foreign or incomplete, or the models hold other weights than those beside it.
+    """
+    if not isinstance(state, dict) or {"graft", "weights"} - state.keys():
+        raise CheckpointError(
+            "this is not the state of a graft in a trainer.",
+            where={"found in": where},
+            fix="resume from a checkpoint that was saved with the graft attached",
+        )
+    with graft.settled():
+        mine = _weights(graft)
+    odd = [name for name, value in mine.items() if state["weights"].get(name, value) != value]
+    if odd:
+        raise CheckpointError(
+            "the graft's state was saved beside other weights than those the models hold now.",
+            where={"found in": where, "differing": ", ".join(odd[:8])},
+            why="another run's checkpoint was resumed, or a trained source was not loaded",
+            fix="load every model from the same checkpoint as the graft; name its folder where the trainer cannot",
+        )
+    graft.load_state_dict(state["graft"])
+
+
+def save(state: dict[str, Any], path: Path) -> None:
+    """Write a state of tensors and plain data to `path`, whole or not at all."""
+    text, tensors = packed(state)
+    write_whole(path, to_bytes(tensors, {HEADER: text}), error=CheckpointError)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read what `save` wrote.
+
+    Raises:
+        CheckpointError: there is no such file, or it is damaged or foreign.
+    """
+    if not path.is_file():
+        raise CheckpointError(
+            f"the checkpoint has no state of the graft: {str(path)!r} does not exist.",
+            why="the run was stopped while it saved, or it was saved without the graft",
+            fix="resume from the checkpoint before it",
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {})[HEADER]
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
+        state = unpacked(text, tensors)
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{str(path)!r} is damaged, or no graft's state.",
+            why=f"{type(error).__name__}: {error}",
+            fix="resume from the checkpoint before it",
+        ) from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{str(path)!r} holds no graft's state.", fix="save it again")
+    return state
+
+
+def packed(state: Any) -> tuple[str, dict[str, Tensor]]:
+    """Tensors and plain data, as JSON with a name where each tensor was, and the tensors by these names.
+
+    >>> text, tensors = packed({"a": (1, None), 0: [True]})
+    >>> text
+    '{"items": [["a", {"tuple": [1, null]}], [0, [true]]]}'
+    >>> unpacked(text, tensors)
+    {'a': (1, None), 0: [True]}
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            name = str(len(tensors))
+            tensors[name] = value.detach().cpu().contiguous().clone()
+            return {"tensor": name}
+        if isinstance(value, dict):
+            # As pairs: JSON would turn every key into text, and an optimizer counts its parameters by ints.
+            return {"items": [[key, plain(one)] for key, one in value.items()]}
+        if isinstance(value, tuple):
+            return {"tuple": [plain(one) for one in value]}
+        if isinstance(value, list):
+            return [plain(one) for one in value]
+        return value
+
+    return json.dumps(plain(state)), tensors
+
+
+def unpacked(text: str, tensors: dict[str, Tensor]) -> Any:
+    """The inverse of `packed`."""
+
+    def rich(value: Any) -> Any:
+        if isinstance(value, list):
+            return [rich(one) for one in value]
+        if not isinstance(value, dict):
+            return value
+        ((kind, held),) = value.items()
+        if kind == "tensor":
+            return tensors[held]
+        if kind == "tuple":
+            return tuple(rich(one) for one in held)
+        if kind == "items":
+            return {key: rich(one) for key, one in held}
+        raise ValueError(f"unknown kind of data: {kind!r}")
+
+    return rich(json.loads(text))
+
+
+def pending(graft: Graft) -> bool:
+    """Whether the models hold a write now that no optimizer step has consumed."""
+    now = _weights(graft)
+    with graft.settled():
+        return now != _weights(graft)
+
+
+def _weights(graft: Graft) -> dict[str, int]:
+    """Fingerprints of the linked tensors; a sharded one has none, since each process holds its part only."""
+    linked = dict.fromkeys(graft.plan.tensors)
+    return {t.name: int(fingerprint(t.local())) for t in linked if not t.sharded}
