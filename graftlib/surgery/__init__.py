@@ -3,4 +3,5 @@
 from .narrow import narrow as narrow
 from .permute import permute as permute
 from .refusal import SurgeryError as SurgeryError
+from .refusal import SurgeryWarning as SurgeryWarning
 from .widen import widen as widen

@@ -10,14 +10,17 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import TraceError
-from ..graph import LayerGraph, trace
+from ..graph import LayerGraph
 from ..graph.axes import AxisClass, Member, axis_classes
+from ..graph.capture import capture
+from .config import refresh_config, sizes_changed
 from .edits import editable, owned, replace, tensor_of
 from .refusal import SurgeryError
-from .stale import Set, refresh_heads, refresh_layer, refresh_width
+from .stale import Set, refresh_heads, refresh_inner, refresh_layer, refresh_width
 
 __all__ = ["fitted"]
 
@@ -47,10 +50,12 @@ def fitted(
         SurgeryError: the modules do not run with these sizes. The model is as it was.
     """
     failure: SurgeryError | None = None
-    # A size may be written down at the layer, or only far above it. The first reading that runs is the right one.
-    for far in (False, True):
+    changed = sizes_changed(model, rows, sizes)
+    # A size may be written down around the layer, or only far above it, or what is written around it is the size of
+    # something else (GPT-2's width of an attention). The first reading that runs is the right one.
+    for reach in (3, None, 1):
         edited = editable(model, graph, sizes, inplace=False)
-        _resize(edited, rows, sizes, far=far)
+        _resize(edited, rows, sizes, reach)
         try:
             _must_run(edited, graph, sizes)
             finish(edited)
@@ -58,25 +63,31 @@ def fitted(
             failure = failure or error
             continue
         if not inplace:
+            refresh_config(edited, changed)
             return edited
-        _resize(model, rows, sizes, far=far)
+        _resize(model, rows, sizes, reach)
         finish(model)
+        refresh_config(model, changed)
         return model
     assert failure is not None
     raise failure
 
 
-def _resize(model: nn.Module, rows: Rows, sizes: Mapping[AxisClass, int], *, far: bool) -> None:
+def _resize(
+    model: nn.Module, rows: Rows, sizes: Mapping[AxisClass, int], reach: int | None
+) -> None:
     around = dict(model.named_modules())
     done: Set = set()
     for (fqn, axis), places in rows.items():
         tensor = tensor_of(model, fqn)
         replace(model, fqn, tensor.detach().index_select(axis, places.to(tensor.device)))
-        refresh_width(_holders(around, fqn, far), tensor.shape[axis], len(places), done)
+        refresh_width(_holders(around, fqn, reach), tensor.shape[axis], len(places), done)
     for each, size in sizes.items():
         for member in each.members:
             if len(member.factors) > 1 and member.position < len(member.factors) - 1:
-                refresh_heads(_holders(around, member.fqn, far), each.size, size, done)
+                refresh_heads(_holders(around, member.fqn, reach), each.size, size, done)
+            elif len(member.factors) > 1:
+                refresh_inner(_holders(around, member.fqn, reach), each.size, size, done)
     for each, size in sizes.items():
         for member in each.members:
             for module, _, _ in owned(model, tensor_of(model, member.fqn)):
@@ -90,12 +101,12 @@ def _groups(module: nn.Module, member: Member, count: int) -> int | None:
     return count if first and old and old > 1 and member.factors[0] == old else None
 
 
-def _holders(modules: Mapping[str, nn.Module], fqn: str, far: bool) -> list[object]:
-    """What may hold the size of a tensor: its module and the two around it; `far`: all above, and their configs."""
+def _holders(modules: Mapping[str, nn.Module], fqn: str, reach: int | None) -> list[object]:
+    """What may hold the size of a tensor: the `reach` modules nearest to it; None: all above, and their configs."""
     path = fqn.split(".")[:-1]
-    last = -1 if far else max(len(path) - 3, 0)
+    last = -1 if reach is None else max(len(path) - reach, -1 if reach > 1 else len(path) - 1)
     found: list[object] = [modules[".".join(path[:i])] for i in range(len(path), last, -1)]
-    if far:
+    if reach is None:
         configs = [getattr(module, "config", None) for module in found]
         found += [config for config in configs if hasattr(config, "__dict__")]
     return found
@@ -104,8 +115,11 @@ def _holders(modules: Mapping[str, nn.Module], fqn: str, far: bool) -> list[obje
 def _must_run(model: nn.Module, graph: LayerGraph, sizes: Mapping[AxisClass, int]) -> None:
     args, kwargs = graph._example
     where = {
-        f"{each.size} -> {size}": ", ".join(map(str, each.members[:2]))
-        for each, size in sizes.items()
+        f"{each.size} -> {size}{'' if i == 0 else f' ({i + 1})'}": ", ".join(
+            map(str, each.members[:2])
+        )
+        for i, (each, size) in enumerate(sizes.items())
+        if i < 6
     }
     fix = "leave these classes as they are, or take the sizes in the model's own code from its tensors"
     if not args and not kwargs:
@@ -113,7 +127,10 @@ def _must_run(model: nn.Module, graph: LayerGraph, sizes: Mapping[AxisClass, int
             "the edited model cannot be run: the graph keeps no example.", where=where, fix=fix
         )
     try:
-        after = trace(model, args, kwargs)
+        # What saw the model before sees it again; the other rungs would only take their time to refuse.
+        with torch.device("cpu"):
+            seen = capture(model, args, kwargs, rungs=(graph.rung,))
+            after = LayerGraph(model, seen, args, kwargs)
     except TraceError as error:
         raise SurgeryError(
             "the modules do not run with these sizes.",

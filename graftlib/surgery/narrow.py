@@ -3,12 +3,14 @@
 The function changes, as less computes it; a trained model keeps much of what it learnt, which makes a good start for
 training on. Always true: before it is handed over the edited model has run on the traced shapes (without
 values), and its axis classes are the old ones in their new sizes.
+Elsewhere: a share for the whole model (`everywhere`), layers fitted to data (`refit`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,10 @@ from torch import Tensor, nn
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass
 from .edits import Request, editable, requested, tensor_of
+from .everywhere import outer_classes, where_possible
 from .fit import fitted
+from .listen import as_batches
+from .refit import REFITS, reestimate, refitted
 from .refusal import SurgeryError
 from .scores import SCORES, Score
 
@@ -28,9 +33,13 @@ Keep = int | float | Sequence[int] | Tensor
 def narrow(
     model: nn.Module,
     graph: LayerGraph,
-    keep: Mapping[Request, Keep],
+    keep: float | Mapping[Request, Keep],
     *,
     score: str | Score = "magnitude",
+    data: Iterable[Any] | None = None,
+    refit: str | None = "least-squares",
+    ridge: float = 1e-6,
+    statistics: bool = False,
     inplace: bool = False,
 ) -> nn.Module:
     """Keep units of classes.
@@ -39,10 +48,20 @@ def narrow(
         model: the traced one, or another of the same structure.
         graph: from `graftlib.trace`.
         keep: class (or its number) -> how many units (int), what share of them (float up to 1.0), or which ones
-            (their numbers; they keep their order).
+            (their numbers; they keep their order). A float alone is a share of every free class: whole heads and
+            whole groups go, what lies inside them stays; a class that the model's code does not let be narrowed is
+            left as it is, with a warning that names it.
         score: which units to keep where a count or a share is given: ``"magnitude"`` (norm of what makes a unit
             times norm of what reads it), ``"uniform"`` (by place), or a function of (graph, model, class) that
             gives a number for each unit, larger is better.
+        data: inputs on the model's device, a few batches: each a tensor, a tuple of arguments, a mapping of keywords or
+            (args, kwargs). The labels of a loader are no input. They are run twice for every layer that is fitted.
+        refit: what `data` is used for: ``"least-squares"`` (the layers that read narrowed units get the weights and
+            biases that best give what they gave before), ``"rescale"`` (one factor for each such layer, so that the
+            mean square of what it gives stays), or None. Without `data` nothing is fitted.
+        ridge: of the least squares, in units of the mean square of a feature; larger stays nearer to the weights
+            that were kept.
+        statistics: take the running statistics of batch norms anew from `data`, after the fit.
         inplace: edit `model` itself; otherwise a copy is made.
 
     Returns:
@@ -51,15 +70,51 @@ def narrow(
     Raises:
         SurgeryError: a class is frozen or unknown, nothing would be left, or the modules do not run with these
             sizes (their code holds a size that is not known here). The model is as it was.
+        ValueError: `refit` is no known name, or `ridge` is not above 0.
+
+    Warns:
+        SurgeryWarning: a class (of a share for the whole model) or a layer (of a fit) was left as it is.
     """
     rank = SCORES[score] if isinstance(score, str) else score
-    kept = {
-        each: _units(graph, model, each, wish, rank)
-        for each, wish in requested(graph, keep).items()
-    }
-    sizes = {each: len(units) for each, units in kept.items()}
-    editable(model, graph, kept, inplace=True)  # is it the model of the graph?
-    return fitted(model, graph, _rows(model, kept), sizes, inplace=inplace)
+    batches = None if data is None else as_batches(data)
+    if refit is not None and refit not in REFITS:
+        raise ValueError(f"refit is one of {', '.join(map(repr, REFITS))} or None, not {refit!r}")
+    if not ridge > 0:
+        raise ValueError(f"ridge is above 0, not {ridge}")
+
+    def cut(kept: Mapping[AxisClass, Tensor], inplace: bool = False) -> nn.Module:
+        sizes = {each: len(units) for each, units in kept.items()}
+        editable(model, graph, kept, inplace=True)  # is it the model of the graph?
+        return fitted(model, graph, _rows(model, kept), sizes, inplace=inplace)
+
+    if isinstance(keep, Mapping):
+        asked = requested(graph, keep)
+        kept: Mapping[AxisClass, Tensor] = {
+            each: _units(graph, model, each, wish, rank) for each, wish in asked.items()
+        }
+        slim = cut(kept)
+    else:
+        counts = {each: max(round(_share(keep) * each.size), 1) for each in outer_classes(graph)}
+        wide = {each: _units(graph, model, each, count, rank) for each, count in counts.items()}
+        slim, kept = where_possible(wide, cut)
+    if batches is not None and refit is not None:
+        rows = _rows(model, kept)
+        refitted(model, slim, graph, list(kept), rows, batches, how=refit, ridge=ridge)
+    if batches is not None and statistics:
+        reestimate(slim, batches)
+    if not inplace:
+        return slim
+    cut(kept, inplace=True).load_state_dict(slim.state_dict())
+    return model
+
+
+def _share(keep: object) -> float:
+    if not isinstance(keep, float) or not 0 < keep <= 1:
+        raise SurgeryError(
+            f"{keep!r} is no share for a whole model.",
+            fix="give a float above 0 and up to 1.0, or a mapping of classes to how many units each keeps",
+        )
+    return keep
 
 
 def _units(graph: LayerGraph, model: nn.Module, each: AxisClass, wish: Keep, rank: Score) -> Tensor:
@@ -90,8 +145,10 @@ def _rows(model: nn.Module, kept: Mapping[AxisClass, Tensor]) -> dict[tuple[str,
     for each, units in kept.items():
         for member in each.members:
             size = tensor_of(model, member.fqn).shape[member.axis]
-            mask = masks.setdefault((member.fqn, member.axis), torch.ones(size, dtype=torch.bool))
-            mine = torch.zeros(each.size, dtype=torch.bool)
+            mask = masks.setdefault(
+                (member.fqn, member.axis), torch.ones(size, dtype=torch.bool, device="cpu")
+            )
+            mine = torch.zeros(each.size, dtype=torch.bool, device="cpu")
             mine[units] = True
             shape = [each.size if i == member.position else 1 for i in range(len(member.factors))]
             block = mine.view(shape).expand(member.factors).flatten()

@@ -10,12 +10,21 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["HEADS", "WIDTHS", "Set", "refresh_heads", "refresh_layer", "refresh_width"]
+__all__ = [
+    "HEADS",
+    "INNER",
+    "WIDTHS",
+    "Set",
+    "refresh_heads",
+    "refresh_inner",
+    "refresh_layer",
+    "refresh_width",
+]
 
 # (holder, attribute) that have been set: a new size may be another class's old one.
 Set = set[tuple[int, str]]
 
-# Names for a number of heads, and for a width, in modules that are not torch's own.
+# Names for a number of heads, for what is inside of one, and for a width, in modules that are not torch's own.
 HEADS = (
     "num_heads",
     "num_attention_heads",
@@ -25,6 +34,17 @@ HEADS = (
     "heads",
     "num_key_value_heads",
 )
+INNER = (
+    "head_dim",
+    "attention_head_size",
+    "key_value_proj_dim",
+    "d_kv",
+    "dim_per_head",
+    "head_size",
+    "d_head",
+    "dim_head",
+    "attention_head_dim",
+)
 WIDTHS = (
     "embed_dim",
     "inner_dim",
@@ -32,6 +52,7 @@ WIDTHS = (
     "attn_dim",
     "dim",
     "split_size",
+    "attention_dim",
     "hidden_dim",
     "intermediate_size",
     "hidden_size",
@@ -44,6 +65,11 @@ WIDTHS = (
     "hidden_features",
     "nx",
     "nf",
+    "n_embd",
+    "n_inner",
+    "dim_feedforward",
+    "encoder_ffn_dim",
+    "decoder_ffn_dim",
 )
 
 
@@ -59,6 +85,8 @@ def refresh_layer(module: nn.Module, groups: int | None = None) -> None:
     if isinstance(module, nn.Linear) and weight is not None:
         made.out_features, made.in_features = weight.shape
     elif isinstance(module, nn.modules.conv._ConvNd) and weight is not None:
+        if made.groups == made.in_channels == made.out_channels and made.groups > 1:
+            groups = weight.shape[0]  # depthwise, whatever the class of its channels is a part of
         made.groups = groups or made.groups
         first, second = weight.shape[0], weight.shape[1] * made.groups
         made.in_channels, made.out_channels = (
@@ -94,6 +122,11 @@ def _refresh_recurrent(module: nn.RNNBase) -> None:
 def refresh_heads(modules: list[object], old: int, new: int, done: Set) -> None:
     """Set what holds a number of heads in any of the modules."""
     _set(modules, HEADS, old, new, done)
+
+
+def refresh_inner(modules: list[object], old: int, new: int, done: Set) -> None:
+    """Set what holds the width of one head in any of the modules."""
+    _set(modules, INNER, old, new, done)
 
 
 def refresh_width(modules: list[object], old: int, new: int, done: Set) -> None:

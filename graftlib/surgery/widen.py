@@ -1,26 +1,28 @@
-"""`widen`: more units in an axis class, without a change of the function.
+"""`widen`: more units in axis classes, without a change of the function.
 
-A new unit is made like one that is there and is read with weights of zero, so that training can put it to use. Always
-true: the wider model was run next to the old one, in double precision, and gave the same; where that cannot be (a layer
-norm over the new units, the scores of an attention), the edit is refused.
+A new unit is made like one that is there, or of zeros, and is read with weights of zero, so that training can put it to
+use. Always true: the wider model was run next to the old one, in double precision, and gave the same; where that cannot
+be, the edit is refused with the reason.
+Elsewhere: what a new unit is in each tensor (`fill`), what must be scaled with the widths (`rescale`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from math import prod
+from collections.abc import Callable, Mapping
+from math import ceil
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from ..graph import LayerGraph, trace
-from ..graph.axes import AxisClass, Member, axis_classes
+from ..graph.axes import AxisClass, axis_classes
 from ..graph.axes.trial import Trial, difference
-from .edits import Request, editable, requested, tensor_of
+from .edits import Request, editable, requested
+from .fill import FILLS, grown
 from .fit import fitted
 from .refusal import SurgeryError
-from .scores import reads
+from .rescale import meets_norm, rescale_norms, rescale_queries, rms_norms, scores_only
 
 __all__ = ["widen"]
 
@@ -33,15 +35,23 @@ def widen(
     graph: LayerGraph,
     widths: Mapping[Request, int],
     *,
+    fill: str = "like",
     seed: int = 0,
     inplace: bool = False,
 ) -> nn.Module:
     """Add units to classes and keep the function.
 
+    A norm over the new units is kept where it can be: a layer norm (or RMS norm, or group norm inside its groups)
+    where every unit is repeated equally often, so at a multiple of the width; an RMS norm at any width with units of
+    zero, its gain times sqrt(n / N) and its eps times n / N. Where an attention's scores lie over the units, the
+    queries take the factor sqrt(N / n) if the model divides by the width of a head.
+
     Args:
         model: the traced one, or another of the same structure.
         graph: from `graftlib.trace`.
         widths: class (or its number) -> how many units it shall have, at least as many as now.
+        fill: what a new unit is. ``"like"``: made as another one is, all being repeated equally often as far as that
+            goes, and read with zeros. ``"zero"``: made of zeros and read with zeros; a running variance is 1.
         seed: which units the new ones are made like.
         inplace: edit `model` itself; otherwise a copy is made.
 
@@ -51,33 +61,39 @@ def widen(
     Raises:
         SurgeryError: a class is frozen or unknown, a width is too small, the modules do not run with these sizes, or
             the function would change. The model is as it was.
+        ValueError: `fill` is no known name.
     """
+    if fill not in FILLS:
+        raise ValueError(f"fill is one of {', '.join(map(repr, FILLS))}, not {fill!r}")
     wanted = requested(graph, widths)
     for each, width in wanted.items():
         if width < each.size:
             raise SurgeryError(f"{each.size} units cannot be widened to {width}.", fix="use narrow")
     editable(model, graph, wanted, inplace=True)  # is it the model of the graph?
-    wide = _all_widened(model, graph, wanted, seed, inplace=False)
+    wide = _all_widened(model, graph, wanted, fill, seed, inplace=False)
     if not inplace:
         return wide
-    return _all_widened(model, graph, wanted, seed, inplace=True)
+    return _all_widened(model, graph, wanted, fill, seed, inplace=True)
 
 
 def _all_widened(
     model: nn.Module,
     graph: LayerGraph,
     wanted: Mapping[AxisClass, int],
+    fill: str,
     seed: int,
     *,
     inplace: bool,
 ) -> nn.Module:
     wide, seen = editable(model, graph, wanted, inplace=inplace), graph
-    for each, width in wanted.items():
-        # The classes are found anew: two of them may meet in one axis.
-        place = _place(each)
-        here = next(c for c in axis_classes(seen) if c.free and _place(c) == place)
-        wide = _widened(wide, seen, here, width, seed, inplace)
-        seen = trace(wide, *graph._example)
+    for number, together in enumerate(_rounds(wanted)):
+        here = dict(together)
+        if number:
+            # The classes are found anew: two of them may meet in one axis.
+            seen = trace(wide, *graph._example)
+            free = {_place(each): each for each in axis_classes(seen) if each.free}
+            here = {free[_place(each)]: width for each, width in together.items()}
+        wide = _widened(wide, seen, here, fill, seed, inplace)
     return wide
 
 
@@ -85,76 +101,105 @@ def _place(each: AxisClass) -> frozenset[tuple[str, int, int]]:
     return frozenset((m.fqn, m.axis, m.position) for m in each.members)
 
 
+def _rounds(wanted: Mapping[AxisClass, int]) -> list[dict[AxisClass, int]]:
+    """Classes that are widened at once: all, but for those whose parts of one axis lie across each other."""
+    rounds: list[dict[AxisClass, int]] = []
+    for each, width in wanted.items():
+        fitting = next((r for r in rounds if not any(_across(each, c) for c in r)), None)
+        if fitting is None:
+            rounds.append({each: width})
+        else:
+            fitting[each] = width
+    return rounds
+
+
+def _across(one: AxisClass, other: AxisClass) -> bool:
+    for a in one.members:
+        for b in other.members:
+            if (a.fqn, a.axis) != (b.fqn, b.axis) or (a.start, a.factors) == (b.start, b.factors):
+                continue
+            ends = [m.start + torch.Size(m.factors).numel() for m in (a, b)]
+            if a.start < ends[1] and b.start < ends[0]:
+                return True
+    return False
+
+
 def _widened(
-    model: nn.Module, graph: LayerGraph, each: AxisClass, width: int, seed: int, inplace: bool
+    model: nn.Module,
+    graph: LayerGraph,
+    widths: Mapping[AxisClass, int],
+    fill: str,
+    seed: int,
+    inplace: bool,
 ) -> nn.Module:
     random = torch.Generator().manual_seed(seed)
-    like = torch.randint(each.size, (width - each.size,), generator=random, device="cpu")
-    units = torch.cat([torch.arange(each.size, device="cpu"), like])
-    rows, silent = _rows(model, graph, each, units)
+    units = {each: _units(each.size, width, random) for each, width in widths.items()}
+    change = grown(model, graph, units)
+    norms = rms_norms(graph, model, widths) if fill == "zero" else []
+    ways = (False, True) if any(scores_only(graph, each) for each in widths) else (False,)
+    for last, queries in enumerate(ways, 1):
 
-    def finish(edited: nn.Module) -> None:
-        for (fqn, axis), places in silent.items():
-            tensor = tensor_of(edited, fqn).detach()
-            tensor.index_fill_(axis, places.to(tensor.device), 0)
-        _must_agree(model, edited, graph, each, width)
+        def scale(edited: nn.Module, queries: bool = queries) -> None:
+            rescale_norms(edited, norms)
+            if queries:
+                rescale_queries(edited, graph, widths, change)
 
-    return fitted(model, graph, rows, {each: width}, inplace=inplace, finish=finish)
+        def finish(edited: nn.Module, scale: Callable[[nn.Module], None] = scale) -> None:
+            FILLS[fill](edited, change)
+            _must_agree(model, edited, graph, widths, fill, scale)
+            scale(edited)
+
+        try:
+            return fitted(model, graph, change.rows, widths, inplace=inplace, finish=finish)
+        except SurgeryError:
+            if last == len(ways):
+                raise
+    raise AssertionError("a way was tried")
 
 
-Places = dict[tuple[str, int], Tensor]
-
-
-def _rows(
-    model: nn.Module, graph: LayerGraph, each: AxisClass, units: Tensor
-) -> tuple[Places, Places]:
-    """Where each place of the new axes reads, and the new places at which they are read with zeros."""
-    rows: Places = {}
-    silent: Places = {}
-    by_axis: dict[tuple[str, int], list[Member]] = {}
-    for member in each.members:
-        by_axis.setdefault((member.fqn, member.axis), []).append(member)
-    for key, members in by_axis.items():
-        fqn, axis = key
-        size, at = tensor_of(model, fqn).shape[axis], 0
-        places: list[Tensor] = []
-        new: list[Tensor] = []
-        for member in sorted(members, key=lambda m: m.start):
-            places.append(torch.arange(at, member.start, device="cpu"))
-            at = member.start + prod(member.factors)
-            block = torch.arange(member.start, at, device="cpu").view(member.factors)
-            grown = block.index_select(member.position, units)
-            fresh = torch.zeros_like(grown, dtype=torch.bool)
-            index: list[Any] = [slice(None)] * grown.ndim
-            index[member.position] = slice(each.size, None)
-            fresh[tuple(index)] = True
-            start = sum(len(run) for run in places)
-            places.append(grown.flatten())
-            new.append(start + fresh.flatten().nonzero().flatten())
-        rows[key] = torch.cat([*places, torch.arange(at, size, device="cpu")])
-        if reads(graph, members[0]):
-            silent[key] = torch.cat(new)
-    return rows, silent
+def _units(size: int, width: int, random: torch.Generator) -> Tensor:
+    """The old unit that each new place is like: every one is repeated before any is repeated again."""
+    orders = [
+        torch.randperm(size, generator=random, device="cpu") for _ in range(ceil(width / size) - 1)
+    ]
+    return torch.cat([torch.arange(size, device="cpu"), *orders])[:width]
 
 
 def _must_agree(
-    model: nn.Module, edited: nn.Module, graph: LayerGraph, each: AxisClass, width: int
+    model: nn.Module,
+    edited: nn.Module,
+    graph: LayerGraph,
+    widths: Mapping[AxisClass, int],
+    fill: str,
+    scale: Callable[[nn.Module], None],
 ) -> None:
-    """Both are run as they are, in double precision, on one drawn input."""
+    """Both are run as they are, in double precision, on one drawn input; the wider one is scaled in doubles, too."""
     if model is edited:
         return  # the copy has agreed
-    before, after = (Trial(_Seen(graph, one), drawn=False).run() for one in (model, edited))
-    error = difference(before, after)
-    if error > TOLERANCE:
-        raise SurgeryError(
-            f"{each.size} units cannot be widened to {width} without a change of the function.",
-            where={
-                "class": ", ".join(map(str, each.members[:3])),
-                "relative change": f"{error:.1e}",
-            },
-            why="an op looks at all units at once (a norm over them, a product of queries and keys)",
-            fix="widen a class that no norm goes over, such as the inside of an MLP",
-        )
+    before, after = (Trial(_Seen(graph, one), drawn=False) for one in (model, edited))
+    scale(after.model)
+    error = difference(before.run(), after.run())
+    if error <= TOLERANCE:
+        return
+    sizes = ", ".join(f"{each.size} -> {width}" for each, width in widths.items())
+    normed = [each for each in widths if meets_norm(graph, each)]
+    even = all(widths[each] % each.size == 0 for each in normed)
+    why = "an op looks at all units at once, or one tensor makes and reads them (tied embeddings)"
+    fix = "widen a class that no norm goes over, such as the inside of an MLP"
+    if normed and not (fill == "like" and even):
+        why = "a norm goes over the units: its mean and variance stay where all are repeated equally often"
+        fix = f"widen to a multiple of {normed[0].size} with fill='like'"
+        if fill == "like":
+            fix += "; over an RMS norm alone, fill='zero' takes any width"
+    raise SurgeryError(
+        f"units cannot be widened ({sizes}) without a change of the function.",
+        where={
+            "class": "; ".join(str(each.members[0]) for each in normed or widths),
+            "relative change": f"{error:.1e}",
+        },
+        why=why,
+        fix=fix,
+    )
 
 
 class _Seen:
