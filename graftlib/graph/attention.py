@@ -17,7 +17,7 @@ __all__ = ["Attention", "find_attentions"]
 
 _PRODUCTS = words("matmul bmm baddbmm einsum")
 # Between the scores and the softmax, and between the softmax and the values.
-_ON_SCORES = ELEMENTWISE | SHAPE | {"tanh", "softmax", "_softmax"}
+_ON_SCORES = ELEMENTWISE | SHAPE | words("tanh softmax _softmax max maximum minimum copy_")
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ def _keeps_order(scores: fx.Node, context: fx.Node, value: fx.Node) -> bool:
             return False
         (query, _), found = one
         (attention, _), result = two
-        return query[:-1] == found[:-1] and attention[:-1] == result[:-1]
+        renamed = dict(zip(found, attention, strict=False))
+        return [renamed.get(letter) for letter in query[:-1]] == list(result[:-1])
     return context.args[1] is value
 
 

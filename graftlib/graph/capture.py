@@ -16,6 +16,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -109,7 +110,7 @@ def capture(
 
 def device_of(model: nn.Module) -> torch.device:
     """Where the model lives; cpu for a model that is on the meta device or has no tensors."""
-    for tensor in [*model.parameters(), *model.buffers()]:
+    for tensor in chain(model.parameters(), model.buffers()):
         if tensor.device.type != "meta":
             return tensor.device
     return torch.device("cpu")
@@ -129,8 +130,10 @@ def _on_meta(model: nn.Module) -> bool:
 @contextlib.contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
     """Leave random states as they are, and say nothing: a rung that fails answers by its exception."""
-    tensors = [*model.parameters(), *model.buffers()]
-    devices = sorted({t.device for t in tensors if t.device.type == "cuda"}, key=str)
+    devices: list[torch.device] = []
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        tensors = chain(model.parameters(), model.buffers())
+        devices = sorted({t.device for t in tensors if t.device.type == "cuda"}, key=str)
     numpy = sys.modules.get("numpy")
     python_state = random.getstate()
     numpy_state = numpy.random.get_state() if numpy else None

@@ -38,7 +38,10 @@ def describe(
         else:
             meaning, depth = meaning_by_module(model.get_submodule(layer), leaf, shape), None
         projection = projections.get(origin)
-        if projection is None or meaning.kind not in _PROJECTED:
+        if projection is not None and meaning.kind in ("grouped", "other"):
+            # The role holds; the parts would cut through groups, or through axes that are not named.
+            projection = Projection(projection.role, projection.heads, meaning.parts)
+        elif projection is None or meaning.kind not in _PROJECTED:
             projection = Projection(meaning.role, None, meaning.parts)
         records.append(
             Parameter(

@@ -98,7 +98,7 @@ class LayerGraph:
         Args:
             pattern: as in `graftlib.graph.select`, with an optional ``::part``.
             kind: only those of this kind.
-            role: only those of this role; a packed one counts where its part has the role.
+            role: only those of this role; a packed projection is narrowed to its part that has the role.
 
         Returns:
             records, tied duplicates too (with `tied_to` set); an empty list where nothing matches.
@@ -114,7 +114,7 @@ class LayerGraph:
         if part:
             hits = _narrowed(hits, part)
         if role is not None:
-            hits = [p for p in hits if p.role == role]
+            hits = [found for p in hits for found in _of_role(p, role)]
         return hits
 
     def parameter(self, address: str) -> Parameter:
@@ -229,6 +229,15 @@ def _split(pattern: str) -> tuple[str, str]:
     """The pattern of the name, and the part behind ``::``; a regular expression may hold colons of its own."""
     name, colons, part = pattern.rpartition("::")
     return (name, part) if colons and re.fullmatch(r"[\w.\[\]]+", part) else (pattern, "")
+
+
+def _of_role(parameter: Parameter, role: str) -> list[Parameter]:
+    """The parameter, or the part of a packed projection, that has the role; nothing where neither has."""
+    if parameter.role == role:
+        return [parameter]
+    if parameter.role != "attention.fused" or parameter.part is not None:
+        return []
+    return [parameter.select(name) for name, part in parameter.parts.items() if part.role == role]
 
 
 def _narrowed(hits: list[Parameter], part: str) -> list[Parameter]:

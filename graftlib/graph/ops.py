@@ -20,6 +20,7 @@ __all__ = [
     "WEIGHTED",
     "Weighted",
     "argument",
+    "keeps_features",
     "moved_args",
     "name_of",
     "words",
@@ -142,6 +143,17 @@ def argument(node: fx.Node, position: int, name: str, default: Any = None) -> An
 
 def moved_args(node: fx.Node) -> list[fx.Node]:
     """The nodes whose elements an op passes on; ``view_as`` asks its second argument only for a shape."""
-    if name_of(node).endswith("_as"):
+    if name_of(node).endswith("_as") or keeps_features(node):
         return node.all_input_nodes[:1]
     return node.all_input_nodes
+
+
+def keeps_features(node: fx.Node) -> bool:
+    """Whether an op is a depthwise convolution: each feature is made of the positions of the same feature alone."""
+    if name_of(node) not in ("conv1d", "conv2d", "conv3d"):
+        return False
+    given: Any = argument(node, 0, "input")
+    weight: Any = argument(node, 1, "weight")
+    return bool(
+        given.meta["val"].shape[1] == weight.meta["val"].shape[0] == argument(node, 6, "groups", 1)
+    )

@@ -15,7 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .ops import ACTIVATIONS, ELEMENTWISE, REDUCING, SHAPE, argument, moved_args, name_of, words
+from .ops import (
+    ACTIVATIONS,
+    ELEMENTWISE,
+    REDUCING,
+    SHAPE,
+    argument,
+    keeps_features,
+    moved_args,
+    name_of,
+    words,
+)
 
 __all__ = ["NOTHING", "Inexact", "along", "carry", "thin", "units_of_rows", "vector"]
 
@@ -125,20 +135,22 @@ def _between(start: Mapping[fx.Node, Any], target: fx.Node) -> list[fx.Node]:
 
 
 def _understood(node: fx.Node) -> bool:
-    return name_of(node) in SHAPE | ELEMENTWISE | ACTIVATIONS | REDUCING
+    return name_of(node) in SHAPE | ELEMENTWISE | ACTIVATIONS | REDUCING or keeps_features(node)
 
 
 def _step(node: fx.Node, known: Mapping[fx.Node, Any]) -> Any:
     name = name_of(node)
     given = [known[source] for source in moved_args(node) if source in known]
     if name in REDUCING:
-        return _Mixed()
+        return _folded(node, given[0])
     if any(isinstance(value, Tensor) and value.numel() > LIMIT for value in given):
         raise Inexact("too large to number")
     if name in ELEMENTWISE or name in ACTIVATIONS:
         return _elementwise(node, given)
     if all(isinstance(value, _Mixed) for value in given):
         return _Mixed()
+    if keeps_features(node):
+        return _everywhere(given[0], _shape(node))
     if name not in SHAPE:
         raise Inexact(f"'{name}' is not understood")
     return _move(node, name, known)
@@ -153,6 +165,28 @@ def _elementwise(node: fx.Node, given: list[Any]) -> Any:
         if not _same_units(numbers[0], other):
             raise Inexact(f"'{node}' mixes units of different heads")
     return numbers[0]
+
+
+def _folded(node: fx.Node, numbers: Any) -> Any:
+    """Positions of the same units folded keep their numbers (the query of a pooling attention)."""
+    dims: Any = argument(node, 1, "dim")
+    whole = isinstance(node.meta.get("val"), Tensor) and isinstance(numbers, Tensor)
+    if not whole or dims is None or name_of(node) in ("norm", "linalg_vector_norm"):
+        return _Mixed()
+    first = numbers
+    for dim in [dims] if isinstance(dims, int) else dims:
+        first = first.narrow(dim, 0, 1)
+    if not torch.equal(numbers, first.expand_as(numbers)):
+        return _Mixed()
+    return first.reshape(_shape(node))
+
+
+def _everywhere(numbers: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The numbers of a convolution's result (n, c, *positions), where they are the same at every position."""
+    first = numbers[(slice(None), slice(None), *[slice(0, 1)] * (len(shape) - 2))]
+    if not torch.equal(numbers, first.expand_as(numbers)):
+        raise Inexact("the units differ from position to position")
+    return first.expand(shape)
 
 
 def _same_units(one: Tensor, other: Tensor) -> bool:

@@ -23,6 +23,8 @@ from torch.utils.weak import TensorWeakRef
 from . import structure
 from .frames import Call, Frames
 from .normal import Builder, first_names, input_names
+from .shapes import known_result
+from .unrolled import recurrent_shapes
 
 __all__ = ["quiet", "record_meta", "record_real", "to_device"]
 
@@ -157,7 +159,10 @@ class _Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]
             self._refuse_write(func, args, kwargs)
         # The python dispatcher is what brought us here; below, torch's own kernels are meant to run.
         with torch._C._DisablePythonDispatcher():
-            result = func(*args, **kwargs)
+            known: Any = known_result(func, args, kwargs)
+            if known is None:
+                known = recurrent_shapes(func, args)
+            result = func(*args, **kwargs) if known is None else known
         tensors = isinstance(result, (Tensor, list, tuple))
         if tensors or func._schema.is_mutable:
             node = self._builder.call(func, self._nodes(args), self._nodes(kwargs), result)

@@ -16,7 +16,16 @@ import torch
 from torch import Tensor, fx
 
 from .attention import Attention, find_attentions
-from .ops import ACTIVATIONS, ELEMENTWISE, REDUCING, SHAPE, WEIGHTED, moved_args, name_of
+from .ops import (
+    ACTIVATIONS,
+    ELEMENTWISE,
+    REDUCING,
+    SHAPE,
+    WEIGHTED,
+    keeps_features,
+    moved_args,
+    name_of,
+)
 from .parameter import Part
 from .provenance import Inexact, along, carry, thin, units_of_rows, vector
 from .reads import Read, weight_nodes
@@ -101,10 +110,17 @@ def _makers(reads: Mapping[str, list[Read]]) -> dict[fx.Node, Read]:
         read.node: read
         for found in reads.values()
         for read in found
-        if (rule := WEIGHTED.get(name_of(read.node)))
-        and read.slot == str(rule.weight)
-        and read.source.meta["val"].ndim >= 2
+        if _makes(read) and read.source.meta["val"].ndim >= 2
     }
+
+
+def _makes(read: Read) -> bool:
+    """Whether the weight makes new features; an `einsum` of data and a weight does, in a layout of its own."""
+    name = name_of(read.node)
+    if name == "einsum":
+        return bool(read.value.meta["val"].ndim > 2)
+    rule = WEIGHTED.get(name)
+    return rule is not None and read.slot == str(rule.weight) and not keeps_features(read.node)
 
 
 def _maker(node: fx.Node, made_by: Mapping[fx.Node, Read]) -> fx.Node | None:
@@ -114,7 +130,7 @@ def _maker(node: fx.Node, made_by: Mapping[fx.Node, Read]) -> fx.Node | None:
         node = queue.pop(0)
         if node in made_by:
             makers.add(node)
-        elif name_of(node) in _TRANSPARENT:
+        elif name_of(node) in _TRANSPARENT or keeps_features(node):
             fresh = [source for source in moved_args(node) if source not in seen]
             seen.update(fresh)
             queue += fresh
@@ -139,8 +155,13 @@ def _units(read: Read, side: str) -> tuple[int, Tensor]:
     """Axis of the parameter, and for each feature the parameter's unit on that axis.
 
     A weight may be cut or turned before its op reads it, so its axes are numbered and sent the same way.
+
+    Raises:
+        Inexact: they cannot be told.
     """
-    rule = WEIGHTED[name_of(read.node)]
+    rule = WEIGHTED.get(name_of(read.node))
+    if rule is None:
+        raise Inexact("features on more than one axis")
     shape = tuple(read.source.meta["val"].shape)
     if read.slot != str(rule.weight):
         return 0, vector(
@@ -230,7 +251,9 @@ def _output_heads(
     labels = _head_labels(attention, made_by)
     count, size = int(labels.max()) + 1, shape[-1]
     numbers = (labels.unsqueeze(-1) * size + torch.arange(size)).expand(shape)
-    rule = WEIGHTED[name_of(read.node)]
+    rule = WEIGHTED.get(name_of(read.node))
+    if rule is None:
+        raise Inexact("features on more than one axis")
     source = read.node.args[rule.input]
     assert isinstance(source, fx.Node)
     features = vector(carry({attention.result: numbers}, source), rule.features)

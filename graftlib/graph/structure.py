@@ -8,6 +8,7 @@ training flags and its tensors are not touched; tensors that were one object sta
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -51,7 +52,18 @@ def rebuild(model: nn.Module, change: Change) -> nn.Module:
                 fix="run the model once before tracing it",
             )
         memo[id(tensor)] = change(tensor)
+    memo |= _empty_containers(model)
     return _copy_module(model, change, memo).eval()
+
+
+def _empty_containers(model: nn.Module) -> dict[int, Any]:
+    """`id` -> a copy of each empty container of hooks; `deepcopy` takes half of its time for these."""
+    return {
+        id(value): type(value)()
+        for module in model.modules()
+        for value in module.__dict__.values()
+        if type(value) in (OrderedDict, dict, set) and not value
+    }
 
 
 def copy_value(value: T, change: Change) -> T:

@@ -7,4 +7,5 @@ from .classes import Member as Member
 from .classes import axis_classes as axis_classes
 from .classes import freedom as freedom
 from .classes import frozen_ops as frozen_ops
+from .classes import frozen_shares as frozen_shares
 from .registry import rule as rule

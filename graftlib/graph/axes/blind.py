@@ -43,17 +43,23 @@ def blind_parts(graph: fx.Graph) -> Mapping[tuple[str, int], frozenset[int]]:
     """(FQN of a bias, 0) -> the units that no output depends on."""
     blind: dict[str, set[int]] = {}
     seen: dict[str, set[int]] = {}
+    visible: set[str] = set()
     for node in graph.nodes:
         bias = _bias(node)
         if bias is None:
             continue
         units = range(int(bias.meta["val"].shape[0]))
         hidden, read = _followed(node, len(units))
+        if not hidden:
+            visible.add(str(bias.target))
+            continue
         blind.setdefault(str(bias.target), set()).update(hidden)
         # Another reader of the same bias sees all of it.
         others = units if len(bias.users) > 1 else ()
         seen.setdefault(str(bias.target), set()).update(read, others)
-    found = {(fqn, 0): frozenset(units - seen[fqn]) for fqn, units in blind.items()}
+    found = {
+        (fqn, 0): frozenset(units - seen[fqn]) for fqn, units in blind.items() if fqn not in visible
+    }
     return {key: units for key, units in found.items() if units}
 
 
@@ -76,13 +82,13 @@ def _bias(node: fx.Node) -> fx.Node | None:
 
 
 def _followed(node: fx.Node, units: int) -> tuple[set[int], set[int]]:
-    """(units that reach only what is blind to them, units that something sees)."""
+    """(units that reach only what is blind to them, units that something sees); no unit of the first: all are seen."""
     value = node.meta["val"]
     if _name(node).startswith("conv"):
         alone = all(_forgets_means(user, node) for user in node.users)
-        return (set(range(units)), set()) if alone and node.users else (set(), set(range(units)))
+        return set(range(units)) if alone and node.users else set(), set()
     if value.numel() > _MOST or not any(_leads_to_keys(user) for user in node.users):
-        return set(), set(range(units))
+        return set(), set()
     numbers = torch.arange(units, dtype=torch.int32, device="cpu").expand(value.shape)
     hidden: set[int] = set()
     seen: set[int] = set()
@@ -107,7 +113,15 @@ def _leads_to_keys(user: fx.Node) -> bool:
 
 def _units(numbers: Any) -> Iterator[int]:
     for tensor in numbers if isinstance(numbers, (list, tuple)) else [numbers]:
-        yield from torch.unique(tensor).tolist()
+        yield from torch.unique(_thin(tensor)).tolist()
+
+
+def _thin(numbers: Tensor) -> Tensor:
+    """One position of every dimension that is expanded."""
+    for dim, stride in enumerate(numbers.stride()):
+        if stride == 0 and numbers.shape[dim] > 1:
+            numbers = numbers.narrow(dim, 0, 1)
+    return numbers
 
 
 def _moved(user: fx.Node, here: fx.Node, numbers: Any) -> Any:
@@ -136,7 +150,7 @@ def _adds_to_every_score(user: fx.Node, here: fx.Node, numbers: Tensor) -> bool:
 
 
 def _same_along(numbers: Tensor, dim: int) -> bool:
-    return bool((numbers == numbers.narrow(dim, 0, 1)).all())
+    return numbers.stride(dim) == 0 or bool((numbers == numbers.narrow(dim, 0, 1)).all())
 
 
 def _into_softmax(scores: fx.Node) -> bool:

@@ -6,7 +6,7 @@ for tests and benchmarks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
@@ -69,6 +69,7 @@ def undone_ties(
     whole = {_key(each) for each in classes_of(found) if each.free}
     trial = Trial(graph, seed=seed, example=example)
     before = trial.run()
+    known = blind_parts(graph.fx)
     for number, by in enumerate(found.ties):
         classes = classes_of(infer(graph.model, graph.fx, real=graph.real, skip=number))
         new = [each for each in classes if each.free and _key(each) not in whole]
@@ -78,15 +79,15 @@ def undone_ties(
                 _error(trial, dict.fromkeys(each.members, order), before)
                 for each, order in draw(new, seed)
             ]
-            yield Break(by, max(errors), any(_blind(graph, each) for each in new))
+            yield Break(by, max(errors), any(_blind(known, each) for each in new))
 
 
 def _key(each: AxisClass) -> frozenset[tuple[object, ...]]:
     return frozenset((m.fqn, m.axis, m.start, m.factors, m.position) for m in each.members)
 
 
-def _blind(graph: LayerGraph, each: AxisClass) -> bool:
-    known = blind_parts(graph.fx)
+def _blind(known: Mapping[tuple[str, int], frozenset[int]], each: AxisClass) -> bool:
+    """Whether the function depends on no member of a class."""
     return all(
         known.get((m.fqn, m.axis), frozenset()).issuperset(
             range(m.start, m.start + prod(m.factors))

@@ -134,31 +134,38 @@ class changed:  # noqa: N801 - reads as a verb: ``with changed(trial, …)``
         self._orders = orders
 
     def __enter__(self) -> None:
-        self._kept = {m.fqn: self._trial.tensor(m.fqn).clone() for m in self._orders}
         for member, order in self._orders.items():
             permute(self._trial.tensor(member.fqn), member, order)
 
     def __exit__(self, *error: Any) -> None:
-        for fqn, kept in self._kept.items():
-            self._trial.tensor(fqn).copy_(kept)
+        # Back by the inverse orders: copies of the weights would double the memory.
+        for member, order in reversed(list(self._orders.items())):
+            permute(self._trial.tensor(member.fqn), member, order.argsort())
 
 
 def _control(trial: Trial, free: Sequence[AxisClass], before: Sequence[Tensor], seed: int) -> float:
     """How far the outputs move when the elements of every tensor that takes part are shuffled."""
-    random = torch.Generator().manual_seed(seed + 2)
-    names = {m.fqn for each in free for m in each.members}
-    kept = {fqn: trial.tensor(fqn).clone() for fqn in sorted(names)}
-    for fqn, tensor in kept.items():
-        order = torch.randperm(tensor.numel(), generator=random, device="cpu")
-        trial.tensor(fqn).copy_(tensor.flatten()[order].view(tensor.shape))
+    names = sorted({m.fqn for each in free for m in each.members})
+    _shuffle(trial, names, seed + 2)
     try:
         return difference(before, trial.run())
     except (RuntimeError, IndexError, ValueError, AssertionError):
         # A model that refuses what it computes then has seen it too.
         return float("inf")
     finally:
-        for fqn, tensor in kept.items():
-            trial.tensor(fqn).copy_(tensor)
+        _shuffle(trial, names, seed + 2, back=True)
+
+
+def _shuffle(trial: Trial, names: Sequence[str], seed: int, *, back: bool = False) -> None:
+    """Move the elements of each tensor, seen as flat, by a random number of places, in place; `back` undoes it.
+
+    A full shuffle of a hundred million weights would take longer than running the model.
+    """
+    random = torch.Generator().manual_seed(seed)
+    for fqn in names:
+        tensor = trial.tensor(fqn)
+        places = int(torch.randint(1, max(tensor.numel(), 2), (), generator=random, device="cpu"))
+        tensor.copy_(tensor.flatten().roll(-places if back else places).view(tensor.shape))
 
 
 def _jumps(trial: Trial, before: Sequence[Tensor], tolerance: float, seed: int) -> bool:

@@ -30,6 +30,7 @@ __all__ = [
     "freedom",
     "freedom_of",
     "frozen_ops",
+    "frozen_shares",
 ]
 
 
@@ -137,6 +138,25 @@ def frozen_ops(graph: LayerGraph) -> dict[str, int]:
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
+def frozen_shares(graph: LayerGraph) -> dict[str, float]:
+    """What fixes the order of the weights that are not free -> its share of all weights; the largest first.
+
+    Counted as `freedom_of` counts. An axis whose parts are fixed by several things counts for each by its units,
+    so that the shares and the freedom add up to about 1.
+    """
+    shares: dict[str, float] = {}
+    every = 0
+    for count, axis in _counted(_reading(graph)[0]):
+        every += count
+        lost = axis.size - _free_units(resolve(axis))
+        fixed = [atom for atom in leaves(axis) if atom.frozen is not None]
+        units = sum(atom.size for atom in fixed)
+        for atom in fixed if lost else ():
+            why = atom.frozen or ""
+            shares[why] = shares.get(why, 0.0) + count * lost / axis.size * atom.size / units
+    return {why: n / every for why, n in sorted(shares.items(), key=lambda item: -item[1])}
+
+
 def freedom_of(found: Inference) -> float:
     """The share of the weights that may move: 0 to 1; 1 for a model without weights.
 
@@ -144,15 +164,21 @@ def freedom_of(found: Inference) -> float:
     elements whose place along the axis some free class moves, by the elements on all.
     """
     free, every = 0.0, 0
+    for count, axis in _counted(found):
+        free += count * _free_units(resolve(axis)) / axis.size
+        every += count
+    return free / every if every else 1.0
+
+
+def _counted(found: Inference) -> Iterator[tuple[int, Expr]]:
+    """(elements of the weight, axis) for each axis that freedom counts."""
     for axes in found.axes.values():
         if len(axes) < 2:
             continue
         count = prod(axes.shape)
         for axis in axes:
             if axis.size > 1 and not _is_kernel(axis):
-                free += count * _free_units(resolve(axis)) / axis.size
-                every += count
-    return free / every if every else 1.0
+                yield count, axis
 
 
 def _is_kernel(axis: Expr) -> bool:

@@ -95,15 +95,10 @@ class _Reader:
         self.values: dict[fx.Node, Any] = {}
         self.states: dict[str, Axes] = {}
         self.unruled: Counter[str] = Counter()
-        self.tensors: dict[str, Tensor] = {
-            **dict(model.named_buffers()),
-            **dict(model.named_parameters()),
-        }
+        buffers, parameters = dict(model.named_buffers()), dict(model.named_parameters())
+        self.tensors: dict[str, Tensor] = {**buffers, **parameters}
         kept = model.state_dict(keep_vars=True).keys()
-        self.state = {
-            *dict(model.named_parameters()),
-            *(n for n, _ in model.named_buffers() if n in kept),
-        }
+        self.state = {*parameters, *(name for name in buffers if name in kept)}
 
     def read(self, node: fx.Node) -> None:
         value = node.meta.get("val")
@@ -139,9 +134,8 @@ class _Reader:
             whole = self.values[source]
             return whole[place] if isinstance(whole, (list, tuple)) else whole
         name = overload(node)
-        self.journal.by = (
-            f"{name.removeprefix('aten.').partition('.')[0]} in '{node.meta.get('module', '')}'"
-        )
+        short = name.rpartition(".")[0].removeprefix("aten.") or name
+        self.journal.by = f"{short} in '{node.meta.get('module', '')}'"
         shapes = tuple(tuple(t.shape) for t in _metas(node.meta.get("val")))
         args, kwargs = self.given(node.args), self.given(node.kwargs)
         found = find(name)

@@ -175,7 +175,7 @@ def _shared_heads(query: Expr, key: Expr, value: Expr) -> Expr:
     return query
 
 
-@rule("aten._grouped_mm")
+@rule("aten._grouped_mm", "transformers.grouped_mm_fallback")
 def grouped_matmul(x: Axes, y: Axes, *args: Any, **kwargs: Any) -> Axes:
     """z[t, j] = sum_k x[t, k] y[expert of t, k, j]: rows in runs of one expert each"""
     for given in (x, y):

@@ -105,6 +105,18 @@ def made(*args: Any, **kwargs: Any) -> Axes:
     return fixed_axes(op().shape)
 
 
+@rule(
+    "aten._assert_tensor_metadata",
+    "aten._assert_async",
+    "aten._assert_scalar",
+    "aten._functional_assert_async",
+    "aten.sym_constrain_range",
+    "aten.sym_constrain_range_for_size",
+)
+def asserted(*args: Any, **kwargs: Any) -> None:
+    """nothing is computed: a promise about sizes or types"""
+
+
 @rule("aten.native_dropout")
 def native_dropout(x: Axes, *args: Any) -> list[Axes]:
     """z[i] = x[i], and a mask that keeps all"""

@@ -130,17 +130,24 @@ def index_put(x: Axes, indices: list[Any], values: Any, *args: Any, **kwargs: An
     """z[..., i[p], …] = y[..., p, …]"""
     places = [d for d, given in enumerate(indices) if isinstance(given, Axes)]
     given = [indices[d] for d in places]
-    masks = [d for d in places if len(op().node.args[1]) > d and _is_mask(d)]  # type: ignore[arg-type]
-    if masks:
-        freeze_dims(x, range(len(x)))
-        for mask in given:
-            freeze_dims(mask, range(len(mask)))
-        if isinstance(values, Axes):
-            freeze_dims(values, range(len(values)))
-        return x
+    if any(_is_mask(d) for d in places):
+        return _written_where(x, places, given, values)
     freeze_dims(x, places)
     if isinstance(values, Axes):
         broadcast(Axes(_index_axes(x, places, given)), values)
+    return x
+
+
+def _written_where(x: Axes, places: list[int], masks: list[Axes], values: Any) -> Axes:
+    """z[p, j] = y[k, j] at the k-th place p that the mask lets through: what it covers has a fixed order"""
+    covered = len(masks[0]) if places == [0] else len(x)
+    freeze_dims(x, range(covered))
+    for mask in masks:
+        freeze_dims(mask, range(len(mask)))
+    if isinstance(values, Axes):
+        beside = max(0, len(values) - (len(x) - covered))
+        freeze_dims(values, range(beside))
+        broadcast(Axes(x[covered:]), Axes(values[beside:]))
     return x
 
 

@@ -1,7 +1,9 @@
 """A model made ready for a trial run: a double-precision copy, its weights, its inputs.
 
 In: a layer graph. Out: a `Trial`: the copy, in eval mode on the CPU, with norms, running statistics and whatever is
-the same everywhere drawn at random; inputs; and `run`, which gives the outputs as flat doubles.
+the same everywhere drawn at random; inputs; and `run`, which gives the outputs as flat doubles. Running statistics are
+drawn around those of the input itself: a signal that shrinks from layer to layer, or a channel that an activation cuts
+off at every position, would hide a fault.
 Always true: the model of the graph is not touched, the random state neither. A forward pass that asks for single
 precision gets double: otherwise rounding would hide, or feign, what is looked for.
 """
@@ -19,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from .. import structure
+from .grouped import grouped_matmul
 from .lookahead import overload
 
 __all__ = ["Trial", "difference"]
@@ -67,6 +70,8 @@ class Trial:
         if drawn:
             self._draw_weights()
         self.args, self.kwargs = self._inputs(made, graph.fx)
+        if drawn and _has_statistics(self.model):
+            self._run(_Statistics(self._random))
 
     def tensor(self, fqn: str) -> Tensor:
         """A parameter or buffer of the copy, to be written to."""
@@ -77,10 +82,13 @@ class Trial:
 
     def run(self) -> list[Tensor]:
         """The output tensors, flattened, as doubles."""
+        return self._run(_Double())
+
+    def _run(self, mode: TorchFunctionMode) -> list[Tensor]:
         args, kwargs = structure.copy_value((self.args, self.kwargs), torch.clone)
         # A structure of its own for every run: some models keep what they computed from their weights.
         model = structure.rebuild(self.model, lambda tensor: tensor)
-        with _alone(self._seed), _Double():
+        with _alone(self._seed), mode:
             out = model(*args, **kwargs)
         return [
             torch.view_as_real(t).double() if t.is_complex() else t.double()
@@ -203,8 +211,48 @@ class _Double(TorchFunctionMode):
             Tensor.bfloat16,
         ):
             func = Tensor.double
+        if name == "_grouped_mm":
+            func = grouped_matmul  # torch's own knows no doubles
         args, kwargs = _widened(args), _widened(kwargs or {})
         return func(*args, **kwargs)
+
+
+class _Statistics(_Double):
+    """Sets the running statistics of every batch norm to those of what it is given, give or take a half."""
+
+    def __init__(self, random: torch.Generator) -> None:
+        super().__init__()
+        self._random = random
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is nn.functional.batch_norm:
+            names = ("input", "running_mean", "running_var")
+            given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
+            self._draw(*(given[name] for name in names))
+        return super().__torch_function__(func, types, args, kwargs)
+
+    def _draw(self, x: Tensor, mean: Tensor | None, var: Tensor | None) -> None:
+        if mean is None or var is None or x.numel() <= x.shape[1]:
+            return
+        shift, stretch = (
+            torch.rand(mean.shape, dtype=mean.dtype, generator=self._random, device="cpu")
+            for _ in range(2)
+        )
+        spread, middle = torch.var_mean(x, [i for i in range(x.ndim) if i != 1])
+        mean.copy_(middle + (shift - 0.5) * spread.sqrt())
+        # A channel that is the same everywhere keeps a variance that can be told from others.
+        var.copy_(spread * (0.5 + stretch) + 1e-3 * stretch)
+
+
+def _has_statistics(model: nn.Module) -> bool:
+    kinds = nn.modules.batchnorm._BatchNorm
+    return any(isinstance(module, kinds) for module in model.modules())
 
 
 def _widened(value: Any) -> Any:

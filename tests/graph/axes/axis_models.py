@@ -67,6 +67,20 @@ def attended(q: Tensor, k: Tensor, v: Tensor, **kw: Any) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, **kw).transpose(1, 2).flatten(-2)
 
 
+def written_where(m: Any, x: Tensor) -> Tensor:
+    """Only some rows go through a layer (an adapter of one language, an expert): units stay units."""
+    h, some = m.a(x), x[:, 0] > x[:, 0].mean()
+    h[some] = m.b(h[some]).relu()
+    return m.z(h)
+
+
+def written_where_units(m: Any, x: Tensor) -> Tensor:
+    """The mask covers the units: it knows them by their places."""
+    h = m.a(x)
+    h[:, torch.tensor([True, False, True, True, False, False])] = 0.5
+    return m.z(h)
+
+
 def rotated(x: Tensor) -> Tensor:
     """Rotary positions, halves."""
     n, d = x.shape[-2:]
@@ -510,6 +524,8 @@ CASES: dict[str, Case] = {
         b=lin(3, 6),
         z=lin(6, 2),
     ),
+    "written_where": case([6], rows(), written_where, a=lin(3, 6), b=lin(6, 6), z=lin(6, 2)),
+    "written_where_units": case([], rows(), written_where_units, a=lin(3, 6), z=lin(6, 2)),
     "sorted": case([], rows(), lambda m, x: m.z(m.a(x).sort(-1).values), a=lin(3, 6), z=lin(6, 2)),
     "in_place": case(
         [6],

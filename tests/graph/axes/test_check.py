@@ -12,6 +12,7 @@ from torch import nn
 from graftlib.graph import LayerGraph, trace
 from graftlib.graph.axes import axis_classes, check
 from graftlib.graph.axes.breaks import left_out_members, undone_ties
+from graftlib.graph.axes.check import _shuffle, changed, draw
 from graftlib.graph.axes.trial import Trial, difference
 from graftlib.graph.capture import capture
 
@@ -188,3 +189,24 @@ def test_outputs_that_jump_on_rounding_are_said():
     assert not result.passed
     assert "rounding" in (result.warning or "")
     assert "inconclusive" in str(result)
+
+
+def test_a_trial_is_as_before_after_each_change():
+    """Permuted and shuffled weights are put back by the inverse orders, to the bit."""
+    graph = seen("packed_attention")
+    trial = Trial(graph, example=(CASES["packed_attention"].inputs, {}))
+    free = [each for each in axis_classes(graph) if each.free]
+    names = sorted({member.fqn for each in free for member in each.members})
+    kept = {fqn: trial.tensor(fqn).clone() for fqn in names}
+
+    def same():
+        return all(torch.equal(trial.tensor(fqn), kept[fqn]) for fqn in names)
+
+    orders = {m: order for each, order in draw(free, 0) for m in each.members}
+    with changed(trial, orders):
+        assert not same()
+    assert same()
+    _shuffle(trial, names, 3)
+    assert not same()
+    _shuffle(trial, names, 3, back=True)
+    assert same()

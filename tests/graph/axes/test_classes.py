@@ -8,7 +8,7 @@ from axis_models import CASES
 from torch import nn
 
 from graftlib.graph import LayerGraph, trace
-from graftlib.graph.axes import AxisClass, Member, axis_classes, freedom
+from graftlib.graph.axes import AxisClass, Member, axis_classes, freedom, frozen_shares
 from graftlib.graph.axes.check import permute
 from graftlib.graph.capture import capture
 
@@ -152,3 +152,33 @@ def test_a_bias_before_an_instance_norm_is_blind():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4), nn.Conv2d(4, 2, 3))
     graph = trace(model, torch.randn(1, 3, 9, 9))
     assert [m.fqn for each in axis_classes(graph) for m in each.members if m.blind] == ["0.bias"]
+
+
+@pytest.mark.parametrize("name", ["residual", "packed_attention", "grouped_conv", "sorted"])
+def test_what_is_not_free_is_told_with_its_reason(name):
+    model = CASES[name].make().eval()
+    graph = LayerGraph(model, capture(model, CASES[name].inputs, rungs=("fake",)))
+    shares = frozen_shares(graph)
+    assert sum(shares.values()) + freedom(graph) == pytest.approx(1)
+    assert list(shares.values()) == sorted(shares.values(), reverse=True)
+    assert {"the input 'arg0'", "the output"} <= shares.keys()
+
+
+class AddedPositions(nn.Module):
+    """A table that is no part of the state lies in the stream of residuals."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.z = nn.Linear(6, 6), nn.Linear(6, 2)
+        self.register_buffer("places", torch.arange(24.0).view(4, 6), persistent=False)
+
+    def forward(self, x):
+        return self.z(self.a(x) + self.places)
+
+
+def test_a_constant_is_named_as_the_reason():
+    shares = frozen_shares(trace(AddedPositions(), torch.empty(4, 6)))
+    # a: 36 weights on two axes, z: 12 on two.
+    assert shares == pytest.approx(
+        {"the constant 'places'": 48 / 96, "the input 'x'": 36 / 96, "the output": 12 / 96}
+    )

@@ -1,0 +1,311 @@
+"""Does the permutation check see what is wrong, and is every axis class as narrow as it can be?
+
+    python examples/benchmarks/breaks.py --out docs/benchmarks/breaks.json
+    python examples/benchmarks/breaks.py --models "mlp" "resnet18" --seed 1
+
+Two controls, over twelve models with random weights (nothing is downloaded), every single break and no sample:
+
+- *left out*: every free class of two and more members is permuted with one member forgotten, for each member in turn.
+  The check must see it, but for members marked `blind`, on which the function provably does not depend.
+- *undone*: every tie of two free axes is left out in turn. Where other ties do not make it good again (the tie
+  *bridges*), the finer classes are permuted, and the check must see it: else the class was wider than it needs to be.
+
+Double precision, eval mode, one thread. One process a model; a model that is in the file already is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+Built = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
+
+
+def _image(side: int) -> tuple[torch.Tensor, ...]:
+    return (torch.randn(2, 3, side, side),)
+
+
+def _mlp() -> Built:
+    sizes = [12, 24, 20, 16]
+    layers: list[nn.Module] = []
+    for i, o in pairwise(sizes):
+        layers += [nn.Linear(i, o), nn.BatchNorm1d(o), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(16, 5)), (torch.randn(8, 12),), {}
+
+
+def _torchvision(name: str, side: int, **settings: Any) -> Callable[[], Built]:
+    def make() -> Built:
+        from torchvision import models
+
+        return getattr(models, name)(num_classes=10, **settings), _image(side), {}
+
+    return make
+
+
+def _densenet() -> Built:
+    from torchvision.models import DenseNet
+
+    settings = {"growth_rate": 8, "block_config": (3, 3, 3), "num_init_features": 16}
+    return DenseNet(**settings, num_classes=10), _image(64), {}  # type: ignore[arg-type]
+
+
+def _vit() -> Built:
+    from torchvision.models import VisionTransformer
+
+    model = VisionTransformer(
+        image_size=32,
+        patch_size=8,
+        num_layers=3,
+        num_heads=4,
+        hidden_dim=48,
+        mlp_dim=96,
+        num_classes=10,
+    )
+    # torchvision starts the head with zeros: nothing would be seen through it.
+    nn.init.normal_(model.heads.head.weight, std=0.1)  # type: ignore[union-attr, arg-type]
+    return model, _image(32), {}
+
+
+def _swin() -> Built:
+    from torchvision.models import SwinTransformer
+
+    model = SwinTransformer(
+        patch_size=[4, 4],
+        embed_dim=24,
+        depths=[2, 2],
+        num_heads=[2, 4],
+        window_size=[4, 4],
+        num_classes=10,
+    )
+    return model, _image(64), {}
+
+
+def _words(vocabulary: int = 50, rows: int = 2, length: int = 9) -> torch.Tensor:
+    return torch.randint(2, vocabulary, (rows, length))
+
+
+def _bert() -> Built:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=96,
+        num_labels=5,
+    )
+    return BertForSequenceClassification(config), (), {"input_ids": _words()}
+
+
+def _gpt2() -> Built:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=50,
+        n_positions=32,
+        n_embd=48,
+        n_layer=3,
+        n_head=4,
+        use_cache=False,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    return GPT2LMHeadModel(config), (), {"input_ids": _words()}
+
+
+def _llama() -> Built:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        use_cache=False,
+    )
+    return LlamaForCausalLM(config), (), {"input_ids": _words()}
+
+
+class Logits(nn.Module):
+    """The logits alone: what else a model hands out would be frozen, and could not be broken."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **given: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.model(**given).logits
+        return logits
+
+
+def _t5() -> Built:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(
+        vocab_size=50,
+        d_model=48,
+        d_kv=12,
+        d_ff=96,
+        num_layers=2,
+        num_heads=4,
+        decoder_start_token_id=0,
+        use_cache=False,
+    )
+    given = {"input_ids": _words(), "decoder_input_ids": _words(length=7)}
+    return Logits(T5ForConditionalGeneration(config)), (), given
+
+
+MODELS: dict[str, Callable[[], Built]] = {
+    "mlp": _mlp,
+    "resnet18": _torchvision("resnet18", 64),
+    "mobilenet_v2": _torchvision("mobilenet_v2", 64),
+    "shufflenet_v2_x0_5": _torchvision("shufflenet_v2_x0_5", 64),
+    "efficientnet_b0": _torchvision("efficientnet_b0", 64),
+    "densenet": _densenet,
+    "vit": _vit,
+    "swin": _swin,
+    "bert": _bert,
+    "gpt2": _gpt2,
+    "llama": _llama,
+    "t5": _t5,
+}
+
+SEEN_BAR, BLIND_BAR = 0.99, 0.06
+
+
+def measure(name: str, seed: int) -> dict[str, Any]:
+    """All single breaks of one model."""
+    from graftlib import trace
+    from graftlib.graph.axes.breaks import left_out_members, undone_ties
+    from graftlib.graph.axes.infer import infer
+
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    model, args, kwargs = MODELS[name]()
+    graph = trace(model.eval(), args, kwargs)
+    start = time.process_time()
+    result = graph.check(seed=seed)
+    members = list(left_out_members(graph, seed=seed, example=(args, kwargs)))
+    undone = list(undone_ties(graph, seed=seed, example=(args, kwargs)))
+    ties = len(infer(graph.model, graph.fx, real=graph.real).ties)
+    return {
+        "model": name,
+        "passed": result.passed,
+        "classes": result.classes,
+        "freedom": round(result.freedom, 4),
+        "left_out": _counted(members),
+        "ties": ties,
+        "undone": _counted(undone),
+        "cpu_seconds": round(time.process_time() - start, 1),
+    }
+
+
+def _counted(breaks: Sequence[Any]) -> dict[str, Any]:
+    """How many breaks, how many of them are blind, how many of the others are seen, and which are not."""
+    open_eyed = [each for each in breaks if not each.blind]
+    return {
+        "breaks": len(breaks),
+        "blind": len(breaks) - len(open_eyed),
+        "blind_but_seen": [each.what for each in breaks if each.blind and each.seen],
+        "seen": sum(each.seen for each in open_eyed),
+        "unseen": [f"{each.what}: {each.error:.1e}" for each in open_eyed if not each.seen],
+        "smallest_seen": min((each.error for each in open_eyed if each.seen), default=None),
+    }
+
+
+def total(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Both controls over all models, and whether the bars hold."""
+    found: dict[str, Any] = {"models": len(rows), "passed": all(row["passed"] for row in rows)}
+    for kind in ("left_out", "undone"):
+        breaks = sum(row[kind]["breaks"] for row in rows)
+        blind = sum(row[kind]["blind"] for row in rows)
+        seen = sum(row[kind]["seen"] for row in rows)
+        found[kind] = {
+            "breaks": breaks,
+            "blind_share": round(blind / max(breaks, 1), 4),
+            "seen_share": round(seen / max(breaks - blind, 1), 4),
+        }
+    left, undone = found["left_out"], found["undone"]
+    found["holds"] = {
+        f"left out: at least {SEEN_BAR:.0%} seen": left["seen_share"] >= SEEN_BAR,
+        f"left out: at most {BLIND_BAR:.0%} blind": left["blind_share"] <= BLIND_BAR,
+        "undone: all seen": undone["seen_share"] == 1.0,
+    }
+    return found
+
+
+def machine() -> dict[str, Any]:
+    return {
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "torchvision", "transformers")},
+    }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    head = f"{'model':<20}{'classes':>8}{'left out':>9}{'blind':>6}{'seen':>8}"
+    lines = [head + f"{'ties':>6}{'bridging':>9}{'blind':>6}{'seen':>8}{'CPU s':>7}"]
+    for row in rows:
+        line = f"{row['model']:<20}{row['classes']:>8}"
+        for kind, width in (("left_out", 9), ("undone", 9)):
+            found = row[kind]
+            if kind == "undone":
+                line += f"{row['ties']:>6}"
+            open_eyed = found["breaks"] - found["blind"]
+            share = found["seen"] / open_eyed if open_eyed else 1.0
+            line += f"{found['breaks']:>{width}}{found['blind']:>6}{share:>8.1%}"
+        lines.append(line + f"{row['cpu_seconds']:>7.1f}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print a table, write JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--one", choices=list(MODELS), help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.one:
+        print(json.dumps(measure(asked.one, asked.seed)))
+        return
+    rows: dict[str, dict[str, Any]] = {}
+    if asked.out and asked.out.exists():
+        before = json.loads(asked.out.read_text())
+        if before["seed"] == asked.seed:
+            rows = {row["model"]: row for row in before["rows"]}
+    for name in asked.models:
+        if name not in rows:
+            command = [sys.executable, __file__, "--one", name, "--seed", str(asked.seed)]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            rows[name] = json.loads(done.stdout.splitlines()[-1])
+            print(table([rows[name]]).splitlines()[-1], flush=True)
+        kept = [rows[each] for each in MODELS if each in rows]
+        found = {"seed": asked.seed, "total": total(kept), "rows": kept, "machine": machine()}
+        if asked.out:
+            asked.out.write_text(json.dumps(found, indent=2) + "\n")
+    asked_for = [rows[name] for name in asked.models]
+    print(table(asked_for))
+    print(json.dumps(total(asked_for), indent=2))
+
+
+if __name__ == "__main__":
+    main()

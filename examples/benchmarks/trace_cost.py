@@ -1,0 +1,394 @@
+"""What it costs to find the axis classes of a model, beside what others need for less.
+
+    pip install torch-pruning        # the peer; without it its column stays empty
+    python examples/benchmarks/trace_cost.py --out docs/benchmarks/trace_cost.json
+
+Processor seconds of one process, one thread, models with random weights on the CPU:
+
+- `graftlib`: `trace` and `axis_classes`, together and each.
+- `torch-pruning`: `DependencyGraph.build_dependency` and all of `get_all_groups`, as it is; ended after `--limit`
+  processor seconds (it then counts as not finished, at every later round too).
+- `make_fx` (fake tensors, pre-dispatch) and `torch.export` alone, for what a graph of ops costs by itself.
+
+A model has a process of its own, in which everything is run in turn `--rounds` times after a round that is thrown away.
+Given are the median and the quartiles, and the median of the ratios within a round.
+
+Then the curve: the time against the number of ops, for a plain chain of blocks and for one with residual branches (one
+class that grows with the depth), with the exponent of the fitted power; three rounds at most. Last a Llama of the size
+of 70B on the meta device: seconds and the largest resident set of the process. What is in the file already is not
+measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.util
+import json
+import math
+import os
+import platform
+import resource
+import signal
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Built = tuple[nn.Module, tuple[Tensor, ...]]
+Row = dict[str, Any]
+
+
+class Logits(nn.Module):
+    """A language model as a function of words: others take neither keywords nor records."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, words: Tensor) -> Tensor:
+        logits: Tensor = self.model(input_ids=words).logits
+        return logits
+
+
+def _torchvision(name: str) -> Callable[[], Built]:
+    def make() -> Built:
+        from torchvision import models
+
+        return getattr(models, name)(), (torch.randn(1, 3, 224, 224),)
+
+    return make
+
+
+def _bert() -> Built:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    model = BertForSequenceClassification(BertConfig())
+    return Logits(model), (torch.randint(5, 1000, (1, 64)),)
+
+
+def llama(**settings: Any) -> Built:
+    """A Llama with grouped queries; by default a small one."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config: dict[str, Any] = {
+        "vocab_size": 1000,
+        "hidden_size": 512,
+        "intermediate_size": 1408,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "use_cache": False,
+    }
+    model = LlamaForCausalLM(LlamaConfig(**(config | settings)))
+    return Logits(model), (torch.randint(5, 1000, (1, 64)),)
+
+
+MODELS: dict[str, Callable[[], Built]] = {
+    "MobileNetV2": _torchvision("mobilenet_v2"),
+    "ResNet-50": _torchvision("resnet50"),
+    "ViT-B/16": _torchvision("vit_b_16"),
+    "BERT-base": _bert,
+    "Swin-T": _torchvision("swin_t"),
+    "MaxViT-T": _torchvision("maxvit_t"),
+    "Llama, grouped queries": llama,
+}
+# Processor seconds: the bars of graftlib's own time.
+BARS = {"Swin-T": 5.0, "MaxViT-T": 5.0} | dict.fromkeys(
+    ("MobileNetV2", "ResNet-50", "ViT-B/16", "BERT-base"), 1.5
+)
+LARGE = {
+    "vocab_size": 128_256,
+    "hidden_size": 8192,
+    "intermediate_size": 28_672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+}
+LARGE_SECONDS, LARGE_GIB = 60, 4
+SIZES = (100, 300, 1000, 3000, 10_000)
+
+
+class OutOfTime(BaseException):
+    """The limit of processor seconds is reached."""
+
+
+def limited(function: Callable[[], Any], limit: float) -> Any:
+    """The result of `function`; OutOfTime after `limit` processor seconds."""
+
+    def stop(*_: Any) -> None:
+        raise OutOfTime
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, limit)
+    try:
+        return function()
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+def _graftlib(model: nn.Module, args: tuple[Tensor, ...]) -> Row:
+    from graftlib import trace
+
+    start = time.process_time()
+    graph = trace(model, args)
+    traced = time.process_time()
+    found = graph.axis_classes
+    done = time.process_time()
+    return {
+        "graftlib": done - start,
+        "trace": traced - start,
+        "classes": done - traced,
+        "ops": sum(node.op == "call_function" for node in graph.fx.nodes),
+        "found": sum(each.free for each in found),
+    }
+
+
+def _torch_pruning(model: nn.Module, args: tuple[Tensor, ...]) -> Row:
+    import torch_pruning
+
+    start = time.process_time()
+    # Groups are asked for in a model that needs gradients: it walks autograd's graph.
+    graph = torch_pruning.DependencyGraph().build_dependency(model, example_inputs=args)
+    groups = sum(1 for _ in graph.get_all_groups())
+    return {"torch-pruning": time.process_time() - start, "groups": groups}
+
+
+def _make_fx(model: nn.Module, args: tuple[Tensor, ...]) -> Row:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+    def forward(tensors: dict[str, Tensor], *given: Tensor) -> Any:
+        return torch.func.functional_call(model, tensors, given)
+
+    start = time.process_time()
+    with torch.no_grad():
+        make_fx(forward, tracing_mode="fake", pre_dispatch=True)(state, *args)
+    return {"make_fx": time.process_time() - start}
+
+
+def _export(model: nn.Module, args: tuple[Tensor, ...]) -> Row:
+    start = time.process_time()
+    torch.export.export(model, args, strict=False)
+    return {"torch.export": time.process_time() - start}
+
+
+def measure(name: str, rounds: int, limit: float) -> Row:
+    """All tools on one model, in turn."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    tools = {"graftlib": _graftlib, "make_fx": _make_fx, "torch.export": _export}
+    if importlib.util.find_spec("torch_pruning"):
+        tools["torch-pruning"] = _torch_pruning
+    model, args = MODELS[name]()
+    model.eval()
+    answers: dict[str, str] = {}
+    seen: list[Row] = []
+    for _ in range(rounds + 1):
+        row: Row = {}
+        for tool, run in tools.items():
+            if tool in answers:
+                continue
+            gc.collect()
+            try:
+                row |= limited(lambda run=run: run(model, args), limit)  # type: ignore[misc]
+            except OutOfTime:
+                answers[tool] = f"did not finish in {limit:.0f} s"
+            except Exception as error:
+                line = next(iter(str(error).splitlines()), "")
+                answers[tool] = f"{type(error).__name__}: {line[:160]}"
+        seen.append(row)
+    found: Row = {"model": name, "ops": seen[0]["ops"], "classes_found": seen[0]["found"]}
+    found["groups_found"] = seen[0].get("groups")
+    for word in ("graftlib", "trace", "classes", "torch-pruning", "make_fx", "torch.export"):
+        if word in answers:
+            found[word] = {"answer": answers[word]}
+        elif word in seen[-1]:
+            taken = [row[word] for row in seen[1:]]
+            found[word] = spread(taken) | {
+                "times_graftlib": spread([row[word] / row["graftlib"] for row in seen[1:]])
+            }
+    if name in BARS:
+        found |= {"bar": BARS[name], "holds": found["graftlib"]["median"] <= BARS[name]}
+    return found
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": round(middle, 4), "q1": round(low, 4), "q3": round(high, 4)}
+
+
+class Chain(nn.Module):
+    """`ops` ops in a row; with `residual`, each block is added to what came before."""
+
+    def __init__(self, ops: int, residual: bool) -> None:
+        super().__init__()
+        self.residual = residual
+        count = (ops - 2) // (3 if residual else 2)
+        # What comes in and goes out is frozen: the stream between them is not.
+        self.stem, self.head = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for layer in self.layers:
+            y = layer(x).relu()
+            x = x + y if self.residual else y
+        result: Tensor = self.head(x)
+        return result
+
+
+def curve(kind: str, rounds: int) -> Row:
+    """The time of the classes for growing chains, and the exponent of the power that fits it."""
+    torch.set_num_threads(1)
+    points = []
+    for size in SIZES:
+        with torch.device("meta"):
+            model, args = Chain(size, kind == "residual"), (torch.empty(2, 8),)
+        rows = [_graftlib(model, args) for _ in range(rounds + 1)][1:]
+        point: Row = {"ops": rows[0]["ops"], "classes_found": rows[0]["found"]}
+        for word in ("trace", "classes"):
+            point[word] = spread([row[word] for row in rows])
+        points.append(point)
+    return {
+        "kind": kind,
+        "points": points,
+        **{f"{word}_exponent": exponent(points, word) for word in ("trace", "classes")},
+    }
+
+
+def exponent(points: list[Row], word: str) -> float:
+    """The slope of log seconds over log ops, by least squares: 1 is linear."""
+    x = [math.log(point["ops"]) for point in points]
+    y = [math.log(point[word]["median"]) for point in points]
+    return round(statistics.linear_regression(x, y).slope, 3)
+
+
+def large() -> Row:
+    """A Llama of the size of 70B on the meta device, in a process that did nothing else."""
+    torch.set_num_threads(1)
+    with torch.device("meta"):
+        model, args = llama(**LARGE)
+    built = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    row = _graftlib(model.eval(), args)
+    gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "ops": row["ops"],
+        "classes_found": row["found"],
+        "trace_seconds": round(row["trace"], 2),
+        "classes_seconds": round(row["classes"], 2),
+        "process_seconds": round(time.process_time(), 2),
+        "peak_gib": round(gib, 2),
+        "peak_gib_before": round(built / 2**20, 2),
+        "bars": {"seconds": LARGE_SECONDS, "gib": LARGE_GIB},
+        "holds": row["graftlib"] <= LARGE_SECONDS and gib <= LARGE_GIB,
+    }
+
+
+def machine() -> Row:
+    found: Row = {"cores": os.cpu_count(), "python": platform.python_version()}
+    for name in ("torch", "torchvision", "transformers", "torch-pruning"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _apart(asked: argparse.Namespace, *words: str) -> Row:
+    """One measurement in a process of its own."""
+    flags = ["--rounds", str(asked.rounds), "--limit", str(asked.limit)]
+    done = subprocess.run(
+        [sys.executable, __file__, *flags, *words], check=True, stdout=subprocess.PIPE, text=True
+    )
+    row: Row = json.loads(done.stdout.splitlines()[-1])
+    return row
+
+
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return f"{'-':>20}"
+    if "answer" in row:
+        return f"{row['answer'][:19]:>20}"
+    return f"{row['median']:>8.2f} {row['q1']:.2f}-{row['q3']:.2f}".rjust(20)
+
+
+def table(found: Row) -> str:
+    tools = ("graftlib", "torch-pruning", "make_fx", "torch.export")
+    lines = [f"{'model':<24}{'ops':>6}" + "".join(f"{tool:>20}" for tool in tools) + "   ratio"]
+    for row in found["models"]:
+        line = f"{row['model']:<24}{row['ops']:>6}" + "".join(_cell(row.get(t)) for t in tools)
+        ratio = (row.get("torch-pruning") or {}).get("times_graftlib")
+        lines.append(line + (f"{ratio['median']:>7.2f}x" if ratio else f"{'':>8}"))
+    for row in found["curves"]:
+        points = ", ".join(f"{p['ops']}: {p['classes']['median']:.3f} s" for p in row["points"])
+        lines.append(f"{row['kind']}: {points}; classes ~ ops^{row['classes_exponent']:.2f}")
+    if big := found.get("large"):
+        lines.append(
+            f"70B: {big['trace_seconds']} + {big['classes_seconds']} s, {big['peak_gib']} GiB"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print a table, write JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="*", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--limit", type=float, default=60, help="processor seconds of a tool")
+    parser.add_argument("--out", type=Path)
+    for hidden in ("--one", "--curve", "--large"):
+        parser.add_argument(hidden, nargs="?", const="yes", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    warnings.simplefilter("ignore")
+    if asked.one or asked.curve or asked.large:
+        row = (
+            measure(asked.one, asked.rounds, asked.limit)
+            if asked.one
+            else curve(asked.curve, min(asked.rounds, 3))
+            if asked.curve
+            else large()
+        )
+        print(json.dumps(row))
+        return
+    if asked.rounds < 2:
+        parser.error("--rounds must be at least 2: one run has no spread")
+    found: Row = {"models": [], "curves": [], "large": None}
+    if asked.out and asked.out.exists():
+        found = json.loads(asked.out.read_text())
+    found |= {"rounds": asked.rounds, "limit": asked.limit, "machine": machine()}
+
+    def keep() -> None:
+        if asked.out:
+            asked.out.write_text(json.dumps(found, indent=2) + "\n")
+
+    for name in asked.models:
+        if name not in [row["model"] for row in found["models"]]:
+            found["models"].append(_apart(asked, "--one", name))
+            print(table(found).splitlines()[len(found["models"])], flush=True)
+            keep()
+    for kind in ("chain", "residual"):
+        if kind not in [row["kind"] for row in found["curves"]]:
+            found["curves"].append(_apart(asked, "--curve", kind))
+            keep()
+    if not found["large"]:
+        found["large"] = _apart(asked, "--large")
+        keep()
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()

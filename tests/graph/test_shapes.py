@@ -1,0 +1,102 @@
+"""Results that the recorder knows without torch: held against torch's own, on meta tensors and on real ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from graftlib.graph.shapes import _KNOWN, known_result
+
+aten = torch.ops.aten
+ACTIVATIONS = [op for op in _KNOWN if len(op._schema.arguments) == 1] + [
+    aten.hardtanh.default,
+    aten.hardtanh_.default,
+    aten.gelu.default,
+    aten.elu.default,
+    aten.elu_.default,
+    aten.leaky_relu.default,
+    aten.leaky_relu_.default,
+]
+
+
+def t(*shape, dtype=torch.float32):
+    return torch.randn(shape, dtype=dtype)
+
+
+def statistics(n):
+    return [t(n), t(n), t(n), t(n).abs(), False, 0.1, 1e-5, True]
+
+
+CASES = [
+    *((op, (t(2, 3, 4),)) for op in ACTIVATIONS),
+    (aten.roll.default, (t(2, 3, 4), [1], [1])),
+    (aten.roll.default, (t(2, 3, 4), [1, 2], [0, -1])),
+    (aten.add.Tensor, (t(2, 3), t(2, 3))),
+    (aten.mul.Tensor, (t(2, 3, dtype=torch.bfloat16), t(2, 3, dtype=torch.bfloat16))),
+    (aten.linear.default, (t(5, 3), t(4, 3), t(4))),
+    (aten.linear.default, (t(2, 1, 5, 3), t(4, 3))),
+    (aten.batch_norm.default, (t(2, 3, 4, 4), *statistics(3))),
+    (aten.batch_norm.default, (t(2, 3), None, None, t(3), t(3).abs(), False, 0.1, 1e-5, True)),
+    (aten.layer_norm.default, (t(2, 5, 3), [3], t(3), t(3))),
+    (aten.layer_norm.default, (t(2, 5, 3), [5, 3])),
+]
+# What torch has to be asked: its answer is of another shape, dtype or stride than one would think, or an error.
+ASKED = [
+    (aten.relu.default, (t(2, 3).long(),)),
+    (aten.relu.default, (t(2, 3).t(),)),
+    (aten.add.Tensor, (t(2, 3), t(3))),
+    (aten.add.Tensor, (t(2, 3), t(2, 3, dtype=torch.float64))),
+    (aten.mul.Tensor, (t(2, 3), t(3, 2).t())),
+    (aten.mul.Tensor, (t(2, 3), 2.0)),
+    (aten.roll.default, (t(2, 3, 4), [1])),
+    (aten.roll.default, (t(2, 3, 4), [1], [3])),
+    (aten.linear.default, (t(3), t(4, 3))),
+    (aten.linear.default, (t(5, 2), t(4, 3))),
+    (aten.linear.default, (t(5, 3), t(4, 3), t(3))),
+    (aten.linear.default, (t(3, 5).t(), t(4, 3))),
+    (aten.batch_norm.default, (t(2, 3), None, None, None, None, True, 0.1, 1e-5, True)),
+    (aten.batch_norm.default, (t(2, 3, 4), *statistics(4))),
+    (aten.layer_norm.default, (t(2, 3), [2])),
+    (aten.layer_norm.default, (t(2, 3, dtype=torch.bfloat16), [3], t(3))),
+    (aten.neg.default, (t(2, 3),)),
+]
+
+
+def meta(value):
+    return value.to("meta") if isinstance(value, torch.Tensor) else value
+
+
+def name(case):
+    return f"{case[0]}{[tuple(a.shape) for a in case[1] if isinstance(a, torch.Tensor)]}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=name)
+def test_a_known_result_is_torchs(case):
+    func, args = case
+    known = known_result(func, [meta(a) for a in args], {})
+    asked = [func(*map(meta, args)), func(*(a.clone() if hasattr(a, "clone") else a for a in args))]
+    for answer in asked:
+        assert known.shape == answer.shape
+        assert known.dtype == answer.dtype
+        assert known.stride() == answer.stride()
+    assert known.device.type == "meta"
+
+
+@pytest.mark.parametrize("case", ASKED, ids=name)
+def test_what_is_not_plain_is_asked(case):
+    func, args = case
+    assert known_result(func, [meta(a) for a in args], {}) is None
+
+
+def test_real_tensors_are_never_answered():
+    assert all(known_result(func, args, {}) is None for func, args in CASES)
+
+
+def test_every_known_op_is_a_case():
+    assert {func for func, _ in CASES} == set(_KNOWN)
+
+
+def test_in_place_gives_the_tensor_itself():
+    x = t(2, 3).to("meta")
+    assert known_result(aten.relu_.default, [x], {}) is x
+    assert known_result(aten.relu.default, [x], {}) is not x
