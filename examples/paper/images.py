@@ -1,0 +1,277 @@
+"""Images to classify, and the two families of models that do it: ResNets and MobileNetV2s.
+
+In: a `Setup`. Out: players. Always true: all data is real; the validation split is the last fifth of the training
+images, and no test image is read for it.
+
+smoke   scikit-learn's 8x8 digits, 200 to learn from
+small   10,000 images of CIFAR-10 (8,000 / 2,000), or Fashion-MNIST's first 10,000 (``--data fashion-mnist``)
+paper   CIFAR-100 through torchvision, crops and flips, ResNet-50 and MobileNetV2, AdamW, 200 epochs
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from experiment import Player, Setup
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, pad
+from torchvision.models import MobileNetV2
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.ops import Conv2dNormActivation
+
+from graftlib_adapters.demo.data import load
+
+__all__ = [
+    "BLOCKS",
+    "DEPTHS",
+    "Images",
+    "mobilenet_player",
+    "project",
+    "resnet_player",
+    "rounds_of",
+]
+
+STAGES = {  # expansion, channels, blocks, stride of the first block
+    "smoke": [[1, 8, 1, 1], [2, 12, 2, 2], [2, 16, 1, 2]],
+    "small": [[1, 8, 1, 1], [4, 16, 2, 2], [4, 24, 3, 2], [4, 32, 2, 2]],
+    "paper": None,  # MobileNetV2's own
+}
+"""Of the MobileNetV2 of each scale."""
+BLOCKS = {"smoke": 4, "small": 8, "paper": 16}
+"""The inverted residual block that receives: the last that has a shortcut around it, where a wrong write only perturbs
+(at smoke scale the last)."""
+DEPTHS = {"smoke": (1, 2, 3, 4), "small": (2, 4, 6, 8), "paper": (4, 8, 12, 16)}
+"""The four blocks of table 5."""
+EPOCHS = {"smoke": 2, "small": 8, "paper": 200}
+BATCH = {"smoke": 32, "small": 128, "paper": 128}
+
+
+def project(block: int) -> str:
+    """The 1x1 convolution that ends the inverted residual block `block`; the first has no expansion before it."""
+    return f"features.{block}.conv.{1 if block == 1 else 2}"
+
+
+def mobilenet_player(setup: Setup) -> Player:
+    """The slim one, called M."""
+    task = image_task(setup, "M")
+    make = partial(mobilenet, scale=setup.scale, **_form(task))
+    return _player(setup, make, task)
+
+
+def resnet_player(setup: Setup) -> Player:
+    """The large one, called R."""
+    task = image_task(setup, "R")
+    make = partial(resnet, scale=setup.scale, **_form(task))
+    return _player(setup, make, task)
+
+
+def rounds_of(setup: Setup) -> int:
+    """Steps of the scale's number of epochs."""
+    return EPOCHS[setup.scale] * (image_task(setup, "M").size // BATCH[setup.scale])
+
+
+@dataclass(frozen=True)
+class Images:
+    """Classification: positions of training images, logits, labels.
+
+    Attributes:
+        facts: see `experiment.Task`.
+        prefix: of the metrics' names: the player's.
+        x, y: training images, (n, channels, h, w) float32 normalised, and labels (n,) int64.
+        test_x, test_y: the same, held out.
+        augments: crops of the image padded by 4, and flips.
+    """
+
+    facts: dict[str, Any]
+    prefix: str
+    x: Tensor
+    y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+    augments: bool = False
+
+    @property
+    def size(self) -> int:
+        """Training images."""
+        return len(self.y)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Top-1, and top-5 where there are 20 classes or more."""
+        names = ("top-1", "top-5") if self.facts["classes"] >= 20 else ("top-1",)
+        return tuple(f"{self.prefix} {name}" for name in names)
+
+    def to(self, device: torch.device) -> Images:
+        """See `experiment.Task`."""
+        tensors = {name: getattr(self, name).to(device) for name in ("x", "y", "test_x", "test_y")}
+        return replace(self, **tensors)
+
+    def example(self) -> tuple[Tensor, ...]:
+        """See `experiment.Task`."""
+        return (self.test_x[:2],)
+
+    def inputs(self, index: Tensor) -> tuple[Tensor, ...]:
+        """See `experiment.Task`."""
+        x = self.x[index]
+        return (_augmented(x),) if self.augments else (x,)
+
+    def labels(self, index: Tensor) -> Tensor:
+        """See `experiment.Task`."""
+        return self.y[index]
+
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy."""
+        return cross_entropy(outputs, labels)
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Percent of held-out images whose label is first, or among the first five."""
+        ranked = torch.cat([model(part).topk(5, dim=1).indices for part in self.test_x.split(500)])
+        hits = (ranked == self.test_y[:, None]).cumsum(1).double().mean(0) * 100
+        found = {"top-1": float(hits[0]), "top-5": float(hits[4])}
+        return {name: found[name.rpartition(" ")[2]] for name in self.metrics}
+
+
+def image_task(setup: Setup, prefix: str) -> Images:
+    """The images of a scale, split as asked for."""
+    about, x, y, test_x, test_y = _read(setup)
+    if setup.split == "validation":
+        cut = len(y) * 4 // 5
+        x, y, test_x, test_y = x[:cut], y[:cut], x[cut:], y[cut:]
+        about += "; the last fifth of the training images held out as validation"
+    facts = {
+        "about": about,
+        "split": setup.split,
+        "train": len(y),
+        "held out": len(test_y),
+        "classes": int(y.max()) + 1,
+        "shape": list(x.shape[1:]),
+        "augments": setup.scale == "paper",
+    }
+    return Images(facts, prefix, x, y, test_x, test_y, augments=setup.scale == "paper")
+
+
+@lru_cache(maxsize=1)
+def _read(setup: Setup) -> tuple[str, Tensor, Tensor, Tensor, Tensor]:
+    name = setup.data or {"smoke": "digits", "small": "cifar10", "paper": "cifar100"}[setup.scale]
+    if name == "cifar100":
+        return _cifar100(setup.root or Path("data"))
+    known = {
+        "digits": ("digits", ""),
+        "cifar10": ("cifar10-npz", "cifar10"),
+        "fashion-mnist": ("fashion-mnist", ""),
+    }
+    if name not in known:
+        raise SystemExit(f"--data {name}: there are {', '.join(known)} and cifar100")
+    kind, folder = known[name]
+    found = load(kind, None if setup.root is None else setup.root / folder)
+    few = {"smoke": 200, "small": 10_000, "paper": None}[setup.scale]
+    x, y = found.train_x[:few], found.train_y[:few]
+    test = slice(None) if setup.scale != "smoke" else slice(200)
+    about = f"{found.about}; {len(y):,} to learn from"
+    return about, x, y, found.test_x[test], found.test_y[test]
+
+
+def _cifar100(root: Path) -> tuple[str, Tensor, Tensor, Tensor, Tensor]:
+    from torchvision.datasets import CIFAR100
+
+    halves = [CIFAR100(root, train=train, download=True) for train in (True, False)]
+    images = [torch.from_numpy(half.data).permute(0, 3, 1, 2).float() / 255 for half in halves]
+    labels = [torch.tensor(half.targets) for half in halves]
+    mean, sd = (f(images[0], dim=(0, 2, 3), keepdim=True) for f in (torch.mean, torch.std))
+    # Shuffled once: the validation split is cut off the end.
+    order = torch.randperm(len(labels[0]), generator=torch.Generator().manual_seed(0))
+    train, test = ((x - mean) / sd for x in images)
+    about = "CIFAR-100 through torchvision, 32x32 colour, 50,000 / 10,000"
+    return about, train[order], labels[0][order], test, labels[1]
+
+
+def _augmented(x: Tensor) -> Tensor:
+    """One random crop of each image padded by 4, and a flip of every second, by torch's CPU generator."""
+    n, _, height, width = x.shape
+    top, left = torch.randint(9, (2, n, 1)).to(x.device)
+    rows = (top + torch.arange(height, device=x.device))[:, None, :, None]
+    columns = left + torch.arange(width, device=x.device)
+    flips = torch.rand(n, 1).to(x.device) < 0.5
+    columns = torch.where(flips, columns.flip(1), columns)[:, None, None, :]
+    channels = torch.arange(x.shape[1], device=x.device)[None, :, None, None]
+    which = torch.arange(n, device=x.device)[:, None, None, None]
+    return pad(x, (4, 4, 4, 4))[which, channels, rows, columns]
+
+
+def mobilenet(scale: str, classes: int, channels: int, stride: int) -> nn.Module:
+    """A MobileNetV2 for small images.
+
+    Args:
+        scale: decides stages and width.
+        classes: outputs.
+        channels: of an image.
+        stride: of the first convolution, 2 in MobileNetV2.
+    """
+    if scale == "paper":
+        model = MobileNetV2(num_classes=classes)
+    else:
+        model = MobileNetV2(classes, inverted_residual_setting=STAGES[scale], dropout=0.0)
+        head = {"smoke": 32, "small": 128}[scale]
+        last = model.features[-1][0].in_channels
+        model.features[-1] = Conv2dNormActivation(last, head, 1, activation_layer=nn.ReLU6)
+        model.classifier = nn.Sequential(nn.Dropout(0.0), nn.Linear(head, classes))
+        nn.init.kaiming_normal_(model.features[-1][0].weight, mode="fan_out")
+    first = model.features[0][0]
+    model.features[0][0] = _stem(channels, first.out_channels, stride)
+    return _quick(model) if scale == "smoke" else model
+
+
+def resnet(scale: str, classes: int, channels: int, stride: int) -> nn.Module:
+    """A ResNet for small images; the arguments are `mobilenet`'s."""
+    if scale == "paper":
+        model = ResNet(Bottleneck, [3, 4, 6, 3], num_classes=classes)
+        model.conv1, model.maxpool = _stem(channels, 64, stride), nn.Identity()
+        return model
+    with torch.device("meta"):  # every part with weights is replaced below
+        model = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=classes)
+    width = {"smoke": 8, "small": 16}[scale]
+    model.inplanes = width
+    model.conv1, model.bn1 = _stem(channels, width, stride), nn.BatchNorm2d(width)
+    model.maxpool = nn.Identity()
+    for i in range(4):
+        stage = model._make_layer(BasicBlock, width << i, 1, stride=1 if i == 0 else 2)
+        for conv in stage.modules():
+            if isinstance(conv, nn.Conv2d):
+                nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        setattr(model, f"layer{i + 1}", stage)
+    model.fc = nn.Linear(8 * width, classes)
+    return _quick(model) if scale == "smoke" else model
+
+
+def _quick(model: nn.Module) -> nn.Module:
+    """Running statistics that keep up with a training of a dozen steps; else every image gets one answer."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.5
+    return model
+
+
+def _stem(channels: int, width: int, stride: int) -> nn.Conv2d:
+    conv = nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out")
+    return conv
+
+
+def _form(task: Images) -> dict[str, int]:
+    channels, side, _ = task.facts["shape"]
+    # On a CPU the first convolution keeps its stride; with 8x8 digits, or on a GPU, it must not or need not.
+    whole = side < 14 or task.facts["classes"] == 100
+    return {"classes": task.facts["classes"], "channels": channels, "stride": 1 if whole else 2}
+
+
+def _player(setup: Setup, make: partial[nn.Module], task: Images) -> Player:
+    if setup.scale == "paper":
+        optimizer: dict[str, Any] = {"optimizer": "adamw", "lr": 1e-2, "weight_decay": 1e-4}
+        optimizer["precision"] = "bfloat16"
+    else:
+        optimizer = {"optimizer": "sgd", "lr": 0.1 if setup.scale == "small" else 0.05}
+    return Player(make, task, batch=BATCH[setup.scale], **optimizer)

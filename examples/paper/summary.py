@@ -1,0 +1,164 @@
+"""What the runs say together: means, paired differences with their intervals, costs, and the table.
+
+In: the runs' records. Out: a report, JSON and text. Always true: a difference is taken seed by seed between runs that
+shared initial weights and batches, which is checked first; a column without n >= 2 has no interval.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from experiment import Experiment
+from scipy import stats
+
+__all__ = ["MismatchError", "check", "interval", "show", "summarise"]
+
+Runs = dict[str, dict[int, dict[str, Any]]]  # arm -> seed -> record
+
+
+class MismatchError(RuntimeError):
+    """Two runs that should differ in one thing differ in another."""
+
+
+def interval(differences: Sequence[float]) -> list[float | None]:
+    """[mean, low, high]: Student's t, 95 %, two-sided; without at least two differences no bounds.
+
+    >>> [round(x, 3) for x in interval([1.0, 2.0, 3.0])]
+    [2.0, -0.484, 4.484]
+    """
+    n, mean = len(differences), statistics.mean(differences)
+    if n < 2:
+        return [mean, None, None]
+    half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
+    return [mean, mean - half, mean + half]
+
+
+def by_arm(records: Sequence[dict[str, Any]]) -> Runs:
+    """Arm -> seed -> record."""
+    runs: Runs = {}
+    for record in records:
+        runs.setdefault(record["arm"], {})[record["seed"]] = record
+    return runs
+
+
+def check(runs: Runs) -> dict[str, dict[str, dict[int, str]]]:
+    """Digests of initial weights and of batches, by player and seed, the same in every arm.
+
+    Raises:
+        MismatchError: they are not.
+    """
+    found: dict[str, dict[str, dict[int, str]]] = {"weights": {}, "batches": {}}
+    for name, seeds in runs.items():
+        for seed, record in seeds.items():
+            for what, seen in found.items():
+                for player, digest in record[what].items():
+                    first = seen.setdefault(player, {}).setdefault(seed, digest)
+                    if first != digest:
+                        raise MismatchError(
+                            f"arm {name!r}, seed {seed}: the {what} of {player!r} are not those of the other arms"
+                        )
+    return found
+
+
+def summarise(experiment: Experiment, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """``metrics`` (metric -> arm -> row), ``cost`` (arm -> row) and the digests of `check`.
+
+    A row has ``mean``, ``sd``, ``n``, ``values``, and where there is one ``paper``, and for each arm of ``versus``
+    the paired difference ``minus ARM``: [mean, low, high].
+    """
+    runs = by_arm(records)
+    shared = check(runs)
+    metrics: dict[str, dict[str, Any]] = {}
+    for arm in experiment.arms:
+        for record in list(runs.get(arm.name, {}).values())[:1]:
+            for metric in record["metrics"]:
+                metrics.setdefault(metric, {})[arm.name] = _row(experiment, runs, arm.name, metric)
+    costs = {name: _cost(list(seeds.values())) for name, seeds in runs.items()}
+    return {"metrics": metrics, "cost": costs, "same in every arm": shared}
+
+
+def _row(experiment: Experiment, runs: Runs, name: str, metric: str) -> dict[str, Any]:
+    arm = experiment.arm(name)
+    own = {seed: record["metrics"][metric] for seed, record in sorted(runs[name].items())}
+    values = list(own.values())
+    row: dict[str, Any] = {
+        "mean": statistics.mean(values),
+        "sd": statistics.stdev(values) if len(values) > 1 else None,
+        "n": len(values),
+        "values": values,
+    }
+    if metric in arm.paper:
+        row["paper"] = arm.paper[metric]
+    for other in arm.versus:
+        theirs = {
+            seed: record["metrics"][metric]
+            for seed, record in runs.get(other, {}).items()
+            if metric in record["metrics"]
+        }
+        if other != name and own.keys() <= theirs.keys():
+            row[f"minus {other}"] = interval([own[seed] - theirs[seed] for seed in own])
+    return row
+
+
+def _cost(records: list[dict[str, Any]]) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for key in ("cpu_seconds", "wall_seconds", "peak_mib"):
+        values = [r["cost"][key] for r in records if r["cost"][key] is not None]
+        row[key] = statistics.mean(values) if values else None
+    for key in ("transfers", "skipped"):
+        if key in records[0]:
+            row[key] = statistics.mean(r[key] for r in records)
+    return row
+
+
+def show(experiment: Experiment, report: dict[str, Any]) -> str:
+    """One table a metric, ours beside the paper's."""
+    parts = []
+    for metric, rows in report["metrics"].items():
+        head = ["arm", metric, "sd", "minus plain [95 %]", "minus its hardest rival [95 %]"]
+        head += ["paper", "paper's gain", "CPU s", "MiB"]
+        lines = [head, ["---"] * len(head)]
+        plain = rows.get("plain", {}).get("paper")
+        for name, row in rows.items():
+            cost, paper = report["cost"][name], row.get("paper")
+            gain = None if paper is None or plain is None else paper - plain
+            lines.append(
+                [
+                    name,
+                    f"{row['mean']:.2f}",
+                    _number(row["sd"], ".2f"),
+                    _interval(row.get("minus plain")),
+                    _hardest(name, row),
+                    _number(paper, ".2f"),
+                    "" if name == "plain" else _number(gain, "+.2f"),
+                    _number(cost["cpu_seconds"], ".1f"),
+                    _number(cost["peak_mib"], ".0f"),
+                ]
+            )
+        parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
+    return "\n\n".join(parts)
+
+
+def _hardest(name: str, row: dict[str, Any]) -> str:
+    """The least favourable of the differences to the arms that `name` must beat beside plain, and which it is."""
+    rivals = {key: value for key, value in row.items() if key.startswith("minus ")}
+    rivals.pop("minus plain", None)
+    if not rivals:
+        return ""
+    worst = min(rivals, key=lambda key: rivals[key][0])
+    return f"{_interval(rivals[worst])} {worst.removeprefix('minus ').removeprefix(f'{name}, ')}"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _interval(found: list[float | None] | None) -> str:
+    if found is None or found[0] is None:
+        return ""
+    if found[1] is None or found[2] is None:
+        return f"{found[0]:+.2f}"
+    return f"{found[0]:+.2f} [{found[1]:+.2f}, {found[2]:+.2f}]"

@@ -1,0 +1,265 @@
+"""Train the players of one arm with one seed: an ordinary loop, with or without a graft.
+
+In: an experiment, an arm, a seed, trained givers. Out: what was measured, as JSON. Always true: with one seed, a
+player has the same initial weights, the same batches and the same dropout in every arm, whoever else trains beside it
+(digests of weights and batches are kept, and compared by `summary`); accuracy is that of the last step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from controls import Noise, link, spoiled
+from experiment import Arm, Experiment, Graft, Player
+from meter import Meter
+from rivals import Rival
+from torch import Tensor, nn
+
+from graftlib import TransferCycle, attach
+from graftlib_adapters import MergeNet, MLPAdapter, ParameterSharing
+
+__all__ = ["GIVER_SEED", "Learner", "made", "run", "train_giver"]
+
+GIVER_SEED = 1000
+"""Of the frozen sources and teachers: one for all seeds of a table, as a downloaded checkpoint would be."""
+
+METHODS: dict[str, Callable[..., Any]] = {
+    "mergenet": MergeNet,
+    "mlp": MLPAdapter,
+    "sharing": ParameterSharing,
+}
+
+
+class Learner:
+    """One player in training.
+
+    Args:
+        name: of the player; with the seed it decides weights, batches and dropout.
+        rounds: of the experiment.
+    """
+
+    def __init__(
+        self, name: str, player: Player, seed: int, rounds: int, device: torch.device
+    ) -> None:
+        self.name, self.player, self.seed, self.device = name, player, seed, device
+        self.total = rounds * player.per_round
+        self.model = made(name, player, seed, device)
+        self.weights = digest(self.model)
+        self.optimizer = _optimizer(player, self.model)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda t: _rate(t, self.total, player.warmup)
+        )
+        self.batches = _batches(player, number(seed, name, "batches"))
+        self.seen = hashlib.sha256()
+        self.done = 0
+        self.loss = math.nan
+
+    def step(self, rival: Rival | None = None) -> None:
+        """One optimizer step; a distillation loss takes the place of the task's own."""
+        torch.manual_seed(number(self.seed, self.name, self.done))  # dropout and augmentation
+        index = next(self.batches)
+        self.seen.update(index.numpy().tobytes())
+        index = index.to(self.device)
+        task = self.player.task
+        self.optimizer.zero_grad()
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.player.precision == "bfloat16"
+        ):
+            if rival is None:
+                loss = task.loss(self.model(*task.inputs(index)), task.labels(index))
+            else:
+                loss = rival.loss(task, self.model, index, self.done / self.total)
+        loss.backward()
+        self.optimizer.step()
+        if rival is not None:
+            rival.stepped()
+        self.schedule.step()
+        self.done += 1
+        if self.done == self.total:
+            self.loss = float(loss.detach())
+
+    def evaluate(self) -> dict[str, float]:
+        """Metric -> percent on the held-out examples."""
+        self.model.eval()
+        with torch.inference_mode():
+            return self.player.task.evaluate(self.model)
+
+
+def run(
+    experiment: Experiment,
+    arm: Arm,
+    seed: int,
+    givers: dict[str, nn.Module],
+    sizes: list[Any] | None,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Train all players of `arm`.
+
+    Args:
+        experiment: whose players they are.
+        arm: of it.
+        seed: of all that is random.
+        givers: player -> trained model in eval mode; those that the arm reads without training them.
+        sizes: of the transfers that a noise arm repeats, as the grafted arm of the same seed left them.
+        device: that everything takes place on.
+
+    Returns:
+        ``metrics``, ``loss``, digests ``weights`` and ``batches``, ``cost``, and of a graft ``transfers``, ``skipped``
+        and ``sizes`` (step, receiver -> size over the norm before).
+    """
+    meter = Meter(device)
+    learners = {
+        name: Learner(name, experiment.players[name], seed, experiment.rounds, device)
+        for name in arm.trains
+    }
+    rival = _rival(arm, learners, givers, seed)
+    graft = noise = None
+    if arm.graft is not None:
+        graft = _grafted(arm.graft, experiment, learners, givers, seed, device)
+    if arm.noise_of is not None:
+        assert sizes is not None
+        noise = _noise(experiment, arm.noise_of, learners, givers, sizes, seed)
+        # As a graft writes: when it is attached, and then right behind a step of its target.
+        noise.add(0)
+    for _ in range(experiment.rounds):
+        for name, learner in learners.items():
+            for _ in range(learner.player.per_round):
+                learner.step(rival if arm.distil and arm.distil.student == name else None)
+                if noise is not None and name == noise.clock:
+                    noise.add(learner.done)
+    found: dict[str, Any] = {"arm": arm.name, "seed": seed}
+    if graft is not None:
+        graft.detach()
+        found |= _transfers(graft)
+    found["cost"] = meter.read()
+    found["metrics"] = {
+        metric: score for each in learners.values() for metric, score in each.evaluate().items()
+    }
+    found["loss"] = {name: learner.loss for name, learner in learners.items()}
+    found["weights"] = {name: learner.weights for name, learner in learners.items()}
+    found["batches"] = {name: learner.seen.hexdigest() for name, learner in learners.items()}
+    return found
+
+
+def train_giver(name: str, player: Player, rounds: int, device: torch.device) -> Learner:
+    """Train `player` plainly with `GIVER_SEED`, to be a frozen source or a teacher."""
+    learner = Learner(name, player, GIVER_SEED, rounds, device)
+    for _ in range(learner.total):
+        learner.step()
+    return learner
+
+
+def made(name: str, player: Player, seed: int, device: torch.device) -> nn.Module:
+    """The player's model with the initial weights of `seed`, in training mode."""
+    torch.manual_seed(number(seed, name, "weights"))
+    return player.make().to(device).train()
+
+
+def number(*parts: object) -> int:
+    """A seed below 2^62 that depends on every part: no two streams of random numbers are shifted copies."""
+    text = "/".join(map(str, parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 2
+
+
+def digest(model: nn.Module) -> str:
+    """SHA-256 over the names and bytes of a model's state."""
+    seen = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        seen.update(name.encode())
+        seen.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return seen.hexdigest()
+
+
+def _rival(
+    arm: Arm, learners: dict[str, Learner], givers: dict[str, nn.Module], seed: int
+) -> Rival | None:
+    if arm.distil is None:
+        return None
+    student, teacher = learners[arm.distil.student], givers.get(arm.distil.teacher or "")
+    torch.manual_seed(number(seed, "rival"))
+    return Rival(arm.distil, student.player.task, student.model, student.optimizer, teacher)
+
+
+def _noise(
+    experiment: Experiment,
+    name: str,
+    learners: dict[str, Learner],
+    givers: dict[str, nn.Module],
+    sizes: list[Any],
+    seed: int,
+) -> Noise:
+    """What stands for the graft of the arm `name`, on the same two models."""
+    graft = experiment.arm(name).graft
+    assert graft is not None
+    models = givers | {player: learner.model for player, learner in learners.items()}
+    examples = (experiment.players[p].task.example() for p in (graft.source, graft.target))
+    mapping = link(graft, models[graft.source], models[graft.target], *examples)
+    return Noise(graft.target, mapping, sizes, number(seed, "noise"))
+
+
+def _transfers(graft: Any) -> dict[str, Any]:
+    """How many there were, and the step and the sizes of each."""
+    done = [entry for entry in graft.history if "skipped" not in entry]
+    sizes = [[e["step"], {name: row["size"] for name, row in e["receivers"].items()}] for e in done]
+    return {"transfers": len(done), "skipped": graft.skipped, "sizes": sizes}
+
+
+def _grafted(
+    graft: Graft,
+    experiment: Experiment,
+    learners: dict[str, Learner],
+    givers: dict[str, nn.Module],
+    seed: int,
+    device: torch.device,
+) -> Any:
+    """Attach and follow: from here on the loop does not know that there is a graft."""
+    source, target = experiment.players[graft.source], learners[graft.target]
+    if graft.spoil is not None:
+        fresh = made(graft.source, source, number(seed, "initial"), device).eval()
+        giver = spoiled(givers[graft.source], fresh, graft, number(seed, graft.spoil))
+    elif graft.source in learners:
+        giver = learners[graft.source].model
+    else:
+        giver = givers[graft.source]
+    mapping = link(graft, giver, target.model, source.task.example(), target.player.task.example())
+    live = attach(
+        METHODS[graft.method](**graft.options),
+        mapping,
+        cycle=TransferCycle(graft.cycle, start=graft.start, stop=graft.stop),
+        total_steps=target.total,
+        lr=graft.lr,
+        seed=seed,
+    )
+    writers = [target.optimizer]
+    if graft.direction == "both" and graft.source != graft.target:
+        writers.append(learners[graft.source].optimizer)
+    return live.follow(*writers)
+
+
+def _batches(player: Player, seed: int) -> Iterator[Tensor]:
+    """Positions of training examples, batch by batch without an end; the remainder of an epoch is left out."""
+    generator = torch.Generator().manual_seed(seed)
+    size = min(player.batch, player.task.size)
+    while True:
+        order = torch.randperm(player.task.size, generator=generator)
+        yield from order[: len(order) // size * size].split(size)
+
+
+def _optimizer(player: Player, model: nn.Module) -> torch.optim.Optimizer:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if player.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, player.lr, weight_decay=player.weight_decay)
+    return torch.optim.SGD(
+        parameters, player.lr, momentum=0.9, weight_decay=player.weight_decay, nesterov=True
+    )
+
+
+def _rate(t: int, total: int, warmup: float) -> float:
+    warm = round(total * warmup)
+    if t < warm:
+        return (t + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (t - warm) / max(1, total - warm)))
