@@ -1,5 +1,11 @@
 """graftlib_adapters: the methods that move knowledge between models, each one module on top of graftlib."""
 
+from .assembly import ZooEntry as ZooEntry  # a model of a zoo, read when its turn comes
+from .assembly import (
+    assemble as assemble,  # layers of many models merged into one, without training
+)
+from .assembly import lmc as lmc  # how far one model can be merged into another
+from .assembly import transplant as transplant  # a fresh model from the weights of a trained one
 from .mergenet import MergeNet as MergeNet  # attention between low-rank codes of the weights
 from .mlp import MLPAdapter as MLPAdapter  # the paper's first, simple form
 from .sharing import ParameterSharing as ParameterSharing  # one shared block, nothing to learn

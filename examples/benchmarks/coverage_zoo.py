@@ -9,6 +9,7 @@ import importlib
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -38,15 +39,15 @@ def _torchvision(name: str) -> Built:
     options: dict[str, Any] = {}
     size = 64
     if room == "detection":
-        options = {"weights": None, "weights_backbone": None, "num_classes": 5}
-        return builder(**options).eval(), ([torch.rand(3, 96, 96), torch.rand(3, 96, 96)],), {}
+        return _detector(builder, name)
     if room == "segmentation":
         return builder(weights=None, weights_backbone=None).eval(), (_image(1, 64),), {}
     if room == "optical_flow":
         return builder().eval(), (_image(1, 128), _image(1, 128)), {"num_flow_updates": 2}
     if room == "video":
-        size = {"s3d": 224}.get(name, 224 if "mvit" in name else 64)
-        frames = 16 if "mvit" in name or name == "s3d" else 4
+        size, frames = (224, 16) if name == "s3d" else (64, 4)
+        if "mvit" in name:
+            return _mvit(builder), (torch.randn(1, 3, 8, size, size),), {}
         return builder().eval(), (torch.randn(1, 3, frames, size, size),), {}
     if name in ("googlenet", "inception_v3"):
         options, size = {"init_weights": False}, 64 if name == "googlenet" else 96
@@ -58,6 +59,26 @@ def _torchvision(name: str) -> Built:
     if name == "maxvit_t":
         options, size = {"input_size": (224, 224)}, 224
     return builder(**options).eval(), (_image(2, size),), {}
+
+
+def _mvit(builder: Callable[..., nn.Module]) -> nn.Module:
+    """For clips of 8 frames of 64 pixels, which its builders do not offer: its position tables follow the clip."""
+    from torchvision.models.video import mvit
+
+    whole = mvit._mvit
+    small = {"spatial_size": (64, 64), "temporal_size": 8}
+    with mock.patch.object(mvit, "_mvit", lambda **given: whole(**(given | small))):
+        return builder().eval()
+
+
+def _detector(builder: Callable[..., nn.Module], name: str) -> Built:
+    """All modules as they are; it scales its images to fewer pixels, and keeps fewer proposals."""
+    options: dict[str, Any] = {"weights": None, "weights_backbone": None, "num_classes": 5}
+    if not name.startswith("ssd"):
+        options |= {"min_size": 128, "max_size": 192}
+    if "rcnn" in name:
+        options |= {"rpn_post_nms_top_n_test": 60, "box_detections_per_img": 20}
+    return builder(**options).eval(), ([torch.rand(3, 96, 96), torch.rand(3, 96, 96)],), {}
 
 
 def _image(batch: int, size: int, channels: int = 3) -> Tensor:
@@ -389,6 +410,8 @@ def _hf(name: str) -> Built:
         made, inputs = transformers.AutoModelForSequenceClassification, {"input_ids": ids}
         inputs["attention_mask"] = torch.ones_like(ids)
     elif name in SEQ2SEQ:
+        if name == "switch_transformers":  # as many tokens as reach every expert
+            ids = torch.randint(3, 12, (8, 24))
         made, inputs = (
             transformers.AutoModelForSeq2SeqLM,
             {"input_ids": ids, "decoder_input_ids": ids[:, :5]},
@@ -447,8 +470,6 @@ def _config(auto: Any, name: str) -> Any:
         if words[0] in changed:
             known.pop(words[1], None)
     config = auto.for_model(name, **{**known, **changed})
-    # Looks at every expert with ordinary ops; the fused one knows no double precision.
-    config._experts_implementation = "eager"
     config.architectures = config.architectures or []
     return config
 
@@ -548,14 +569,24 @@ def _weight(name: str) -> tuple[int, int, str]:
     return large, small, name
 
 
+# Convolutions without padding leave too few of 128 pixels for the statistics of a norm; halos want whole blocks.
+SIDES = {"inception": 192, "halo": 256}
+
+
 def _timm(name: str) -> Built:
     import timm
 
     model = timm.create_model(name, num_classes=10).eval()
     channels, side, _ = model.default_cfg.get("input_size", (3, 224, 224))
     if not model.default_cfg.get("fixed_input_size", False):
-        side = min(side, 128)
+        side = min(side, next((n for word, n in SIDES.items() if word in name), 128))
+        side -= side % _patch(model)
     return model, (_image(1, side, channels),), {}
+
+
+def _patch(model: nn.Module) -> int:
+    size = next((m.patch_size for m in model.modules() if hasattr(m, "patch_size")), 1)
+    return int(size[0] if isinstance(size, (list, tuple)) else size)
 
 
 # all -----------------------------------------------------------------------------------------------------------
@@ -569,21 +600,36 @@ NIGHTLY = {
     "torchvision": _words(
         """
         resnet18 mobilenet_v2 shufflenet_v2_x0_5 densenet121 vit_b_16 swin_t
-        regnet_y_400mf lraspp_mobilenet_v3_large
+        regnet_y_400mf lraspp_mobilenet_v3_large ssdlite320_mobilenet_v3_large raft_small
         """
     ),
     "hf": _words(
         """
-        bert gpt2 llama bloom gpt_neox t5 vit swin deberta-v2 mixtral wav2vec2 mamba
+        bert gpt2 llama bloom gpt_neox t5 vit swin deberta-v2 mixtral wav2vec2 mamba xmod
+        switch_transformers whisper
         """
     ),
     "timm": _words(
         """
         resnet10t levit_128s mobilevit_xxs ghostnet_050 xcit_nano_12_p16_224 test_vit
-        eca_botnext26ts_256
+        eca_botnext26ts_256 sequencer2d_s
         """
     ),
 }
+
+
+def room(family: str, name: str) -> str:
+    """What kind of model it is: medians are told for each kind."""
+    if family == "torchvision":
+        import torchvision
+
+        builder = torchvision.models.get_model_builder(name)
+        words = builder.__module__.removeprefix("torchvision.models.").split(".")
+        known = ("detection", "segmentation", "optical_flow", "video")
+        return words[0] if words[0] in known else "classification"
+    if family == "hf":
+        return "two towers" if name in ("clip", "siglip") else "task head"
+    return "classification"
 
 
 def build(family: str, name: str) -> Built:

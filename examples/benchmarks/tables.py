@@ -14,7 +14,7 @@ HEAD = """# Measurements
 
 Every table is made from a JSON file in `docs/benchmarks/` by `python examples/benchmarks/tables.py`, and every JSON
 file by the command above its table. Times are those of one machine (2 cores, no GPU) that was busy with other work:
-compare ratios, not seconds. CUDA, DDP and FSDP2 are not measured.
+compare ratios, not seconds. Nothing is measured on CUDA, nor the cost of DDP and FSDP2.
 """
 
 
@@ -117,6 +117,226 @@ n = {n} seeds; paired differences in points with their 95 % interval.
 """
 
 
+def breaks(found: dict) -> str:
+    rows = []
+    for row in found["rows"]:
+        cells = [f"`{row['model']}`", str(row["classes"])]
+        for kind in ("left_out", "undone"):
+            one = row[kind]
+            open_eyed = one["breaks"] - one["blind"]
+            share = one["seen"] / open_eyed if open_eyed else 1.0
+            cells += [str(one["breaks"]), str(one["blind"]), f"{share:.1%}"]
+        smallest = min(row[k]["smallest_seen"] for k in ("left_out", "undone"))
+        rows.append([*cells, f"{smallest:.0e}"])
+    total = found["total"]
+    cells = ["all", str(sum(row["classes"] for row in found["rows"]))]
+    for kind in ("left_out", "undone"):
+        one = total[kind]
+        blind = f"{one['blind_share']:.1%}"
+        cells += [str(one["breaks"]), blind, f"{one['seen_share']:.2%}"]
+    rows.append([*cells, ""])
+    head = [
+        "model",
+        "classes",
+        "left out",
+        "blind",
+        "seen",
+        "bridging ties",
+        "blind",
+        "seen",
+        "smallest",
+    ]
+    return f"""## Does the check see what is wrong?
+
+Every member of every free class left out in turn, and every tie that bridges two parts of a class undone in turn: the
+permutation check must fail. `blind` members are those on which the function provably does not depend (a bias of keys
+under softmax); `seen` is of the others; `smallest` is the smallest relative change of an output that a seen break made
+(the check fails from 1e-9 on). Random weights, seed {found["seed"]}, no sample: all single breaks.
+
+    python examples/benchmarks/breaks.py --out docs/benchmarks/breaks.json
+
+{table(head, rows)}
+"""
+
+
+def trace_cost(found: dict) -> str:
+    def cell(row: dict, tool: str) -> str:
+        one = row.get(tool)
+        if one is None:
+            return ""
+        return one.get("answer") or f"{one['median']:.2f} ({one['q1']:.2f} to {one['q3']:.2f})"
+
+    rows = []
+    for row in found["models"]:
+        ratio = (row.get("torch-pruning") or {}).get("times_graftlib")
+        cells = [cell(row, t) for t in ("graftlib", "torch-pruning", "make_fx", "torch.export")]
+        faster = f"{ratio['median']:.2f}x" if ratio else ""
+        rows.append([row["model"], str(row["ops"]), *cells, faster])
+    head = [
+        "model",
+        "ops",
+        "trace + classes",
+        "Torch-Pruning",
+        "make_fx",
+        "torch.export",
+        "peer / ours",
+    ]
+    points = []
+    for curve in found["curves"]:
+        for point in curve["points"]:
+            t, c = point["trace"]["median"], point["classes"]["median"]
+            points.append([curve["kind"], f"{point['ops']:,}", f"{t:.3f}", f"{c:.3f}"])
+    exponents = "; ".join(
+        f"{c['kind']}: trace ~ ops^{c['trace_exponent']:.2f}, classes ~ ops^{c['classes_exponent']:.2f}"
+        for c in found["curves"]
+    )
+    big = found["large"]
+    return f"""## What seeing costs
+
+Processor seconds of one process, one thread, warm: median (quartiles) of {found["rounds"]} rounds, all tools
+in turn. Torch-Pruning is `build_dependency` and all of `get_all_groups`, with a limit of {found["limit"]:.0f} s; its
+classes are groups of coupled channels. `make_fx` and `torch.export` make a graph only. The last column is the median of
+the ratios within a round: above 1 graftlib is faster.
+
+    pip install torch-pruning
+    python examples/benchmarks/trace_cost.py --limit {found["limit"]:.0f} --out docs/benchmarks/trace_cost.json
+
+{table(head, rows)}
+
+Against the number of ops, a chain of blocks ({exponents}; 1 is linear):
+
+{table(["chain", "ops", "trace, s", "classes, s"], points)}
+
+A Llama of {big["parameters"] / 1e9:.1f} B parameters on the meta device: {big["trace_seconds"]:.1f} s to trace,
+{big["classes_seconds"]:.1f} s for its classes ({big["ops"]:,} ops), {big["peak_gib"]:.2f} GiB at most
+({big["peak_gib_before"]:.2f} GiB before tracing). Bars: {big["bars"]["seconds"]} s and {big["bars"]["gib"]} GiB.
+"""
+
+
+def slim_start(found: dict) -> str:
+    settings, parts = found["settings"], []
+    for name, starts in found["tables"].items():
+        rows = []
+        for start, row in starts.items():
+            gaps = [row.get(f"minus {other}") for other in ("random weights", "uniform units")]
+            texts = ["" if g is None else f"{g[0]:+.1f} [{g[1]:+.1f}, {g[2]:+.1f}]" for g in gaps]
+            at = row["reaches random's accuracy"]
+            share = at["median share of steps"]
+            when = "never" if share is None else f"{share:.0%} ({at['seeds']} of {row['n']})"
+            shown = [f"{row['mean']:.1f}", f"{row['sd']:.1f}", f"{row['untrained']:.1f}"]
+            rows.append([start, *shown, *texts, "" if start == "random weights" else when])
+        sources = ", ".join(f"{s:.1f}" for s in found["sources"][name])
+        sizes = found["sizes"][name.partition(",")[0]]
+        head = [
+            "start",
+            "accuracy %",
+            "sd",
+            "untrained",
+            "minus random",
+            "minus uniform units",
+            "at random's",
+        ]
+        facts = (
+            f"{sizes['images']:,} images, {sizes['epochs']} epochs; source: {sizes['source images']:,} images, "
+            f"{sizes['source epochs']} epochs, {sources} %"
+        )
+        parts.append(f"**{name}**: {facts}\n\n{table(head, rows)}")
+    shown = "\n\n".join(parts)
+    return f"""## Is a slim start a help?
+
+A target of half the width of a trained source, trained on few images from different starts; seed by seed the
+same batches as from random weights. Means over {settings["seeds"]} seeds ({settings["sources"]} sources in
+turn); paired differences with 95 % t intervals, not corrected for their number. "Untrained" and "at random's" are on
+1,000 test images: before the first step, and the median share of the steps after which a start first had the
+accuracy that random weights ended with (checked every tenth of the training; the seeds that got there). CIFAR-10 is
+8,000 / 2,000 images of its test half.
+
+    python examples/benchmarks/slim_start.py --root DIR --out docs/benchmarks/slim_start.json
+
+**Every start from the source beats random weights, in all six settings.** Uniform units, taken class by class, are not
+better than per-tensor selection, which ignores classes; what helps beyond that is the choice of units and, mostly, the
+fit to data. The fit does not always help (the transformer on CIFAR-10), and on 2,000 images training itself can cost
+accuracy: the fitted CNN starts above where it ends, at a learning rate that was tuned for random weights.
+
+{shown}
+"""
+
+
+def coverage(family: str, found: dict) -> list[str]:
+    one = found["summary"]
+    kinds = ", ".join(
+        f"{kind} {freedom:.3f}" for kind, freedom in one["median freedom by kind"].items()
+    )
+    return [
+        family,
+        str(one["models"]),
+        str(one["traced"]),
+        str(one["check passed"]),
+        str(one["check failed"]),
+        str(one["check says little"] + one["not checked"]),
+        kinds,
+        str(one["below 0.5"]),
+    ]
+
+
+COVERAGE_HEAD = """## Which models are seen
+
+Random weights, nothing downloaded; every row, with its frozen ops, is in `docs/benchmarks/coverage_FAMILY.md`.
+torchvision is every model but the quantised ones. Freedom is the share of the weights that some class may move
+(median by kind).
+
+    python examples/benchmarks/coverage.py --family FAMILY --fresh --limit 600 --out docs/benchmarks
+"""
+
+
+def planted(found: dict) -> str:
+    rows = []
+    for net, noises in found["rows"].items():
+        for noise, ways in noises.items():
+            for way, row in ways.items():
+                cells = [net, noise, way, f"{row['recovered']} of {found['nets']}"]
+                rows.append([*cells, f"{row['cpu_s_per_net'] * 1000:.0f} ms"])
+    return f"""## Are planted permutations found?
+
+A network, and a copy whose units were renamed by a random permutation in every class, with noise added (in shares
+of each tensor's standard deviation); widths 30 and 50. Recovered: all classes, to the unit. "Grown
+start" is the default.
+
+    python examples/benchmarks/planted.py --nets {found["nets"]} -o docs/benchmarks/planted.json
+
+{table(["nets", "noise", "method", "recovered", "CPU a net"], rows)}
+"""
+
+
+def alignment(found: dict) -> str:
+    rows = []
+    for net, row in found["rows"].items():
+        ours, share, peer = row["graftlib"], row["share"], row.get("rebasin", {})
+        rows.append(
+            [
+                net,
+                f"{ours['cpu_s']:.2f} s",
+                f"{peer['cpu_s']:.2f} s" if "cpu_s" in peer else peer.get("answer", "not run"),
+                f"{share['products'] + share['assignments']:.0%}",
+                f"{ours['peak_by_weights']:.2f}",
+                f"{ours['objective']:.1f} / {peer.get('objective', 'none')}",
+                f"{ours['function_error']:.0e} / {peer.get('function_error', 'none')}",
+            ]
+        )
+    head = ["pair", "graftlib", "rebasin", "products + assignments", "peak / weights"]
+    return f"""## What aligning costs
+
+Two networks of one architecture with random weights: CPU seconds to align all classes, the share of them in matrix
+products and the assignment solver, peak memory by the weights of both, the objective (larger is better) and the largest
+change of the renamed network's function, each ours / the peer's.
+
+    pip install rebasin
+    python examples/benchmarks/alignment.py -o docs/benchmarks/alignment.json
+
+{table([*head, "objective", "function error"], rows)}
+"""
+
+
 ACCURACY_HEAD = """## Does it help?
 
 A slim MobileNetV2 is trained on few images; a far stronger ResNet, trained on many, is the frozen source. Two of the
@@ -143,9 +363,17 @@ def main() -> None:
         ("step_cost", step_cost),
         ("adapter_cost", adapter_cost),
         ("import_cost", import_cost),
+        ("trace_cost", trace_cost),
+        ("breaks", breaks),
+        ("slim_start", slim_start),
+        ("planted", planted),
+        ("alignment", alignment),
     ):
         if found := read(name):
             parts.append(section(found))
+    seen = [(f, read(f"coverage_{f}")) for f in ("torchvision", "hf", "timm")]
+    head = ["family", "models", "traced", "check passed", "failed", "open", "freedom", "below 0.5"]
+    parts.append(COVERAGE_HEAD + "\n" + table(head, [coverage(f, d) for f, d in seen if d]) + "\n")
     parts.append(ACCURACY_HEAD.replace("READING", READING))
     for title, name in (
         ("Digits, 200 training images", "accuracy_digits_200"),

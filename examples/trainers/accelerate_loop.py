@@ -1,7 +1,7 @@
 """Accelerate: the graft follows a prepared optimizer, and is part of what the accelerator saves.
 
-python examples/13_accelerate.py                       (needs `pip install "graftlib[hf]" scikit-learn`)
-accelerate launch examples/13_accelerate.py            on as many devices as you have
+python examples/trainers/accelerate_loop.py                       (needs `pip install "graftlib[hf]" scikit-learn`)
+accelerate launch examples/trainers/accelerate_loop.py            on as many devices as you have
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Hugging Face's Trainer: one callback carries the graft through training, evaluation and checkpoints.
 
-python examples/11_hf_trainer.py        (needs `pip install "graftlib[hf]" scikit-learn`)
+python examples/trainers/hf_trainer.py        (needs `pip install "graftlib[hf]" scikit-learn`)
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Lightning: one callback carries the graft through fit, validation and checkpoints.
 
-python examples/12_lightning.py        (needs `pip install "graftlib[lightning]" scikit-learn`)
+python examples/trainers/lightning_trainer.py        (needs `pip install "graftlib[lightning]" scikit-learn`)
 """
 
 import lightning.pytorch as pl

@@ -1,12 +1,12 @@
 """Many processes, data parallel or with sharded parameters: each runs the same graft, and nothing is sent for it.
 
-torchrun --standalone --nproc-per-node 2 examples/14_torchrun.py             DDP
-torchrun --standalone --nproc-per-node 2 examples/14_torchrun.py --shard     FSDP2
+torchrun --standalone --nproc-per-node 2 examples/trainers/ranks.py             DDP
+torchrun --standalone --nproc-per-node 2 examples/trainers/ranks.py --shard     FSDP2
 
 On a cluster, in a job that starts one task a node (for example `srun bash -c '...'` under Slurm):
 
     torchrun --nnodes $SLURM_NNODES --nproc-per-node 8 --rdzv-backend c10d \
-        --rdzv-endpoint $HEAD_NODE:29500 examples/14_torchrun.py --shard
+        --rdzv-endpoint $HEAD_NODE:29500 examples/trainers/ranks.py --shard
 """
 
 import os

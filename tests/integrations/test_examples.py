@@ -22,9 +22,9 @@ def run(name, monkeypatch, *arguments):
 @pytest.mark.parametrize(
     ("name", "needs"),
     [
-        ("11_hf_trainer.py", "transformers"),
-        ("12_lightning.py", "lightning"),
-        ("13_accelerate.py", "accelerate"),
+        ("trainers/hf_trainer.py", "transformers"),
+        ("trainers/lightning_trainer.py", "lightning"),
+        ("trainers/accelerate_loop.py", "accelerate"),
     ],
 )
 def test_a_trainers_example_runs(name, needs, monkeypatch):
@@ -51,7 +51,7 @@ def test_the_example_for_many_processes_runs_in_one(arguments, monkeypatch):
         "MASTER_PORT": port,
     }.items():
         monkeypatch.setitem(os.environ, key, str(value))
-    left = run("14_torchrun.py", monkeypatch, *arguments)
+    left = run("trainers/ranks.py", monkeypatch, *arguments)
     assert len(left["graft"].history) >= 6
     assert not left["graft"].attached
 

@@ -1,0 +1,180 @@
+"""`Alignment`: which source unit each base unit reads, for all classes, and what follows for every tensor.
+
+In: a problem and its permutations. Out: a source's tensors in the base's units. Always true: a transported tensor has
+the base's shape; where nothing is read there is 0, in a running variance 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from .permutation import AssemblyError, Permutation, reading
+from .records import BlockPair, Factor, Problem, TensorPair
+
+__all__ = ["Alignment", "empty_of"]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Which source unit each base unit reads.
+
+    Attributes:
+        problem: what was aligned.
+        permutations: number of the class pair -> (m, p) permutation.
+        objective: of the matched parameters, larger is better. ``l2``: sum of 2 <B, T'> - |T'|^2, so that |B|^2 minus
+            it is the squared distance; ``inner``: sum of <B, T'>.
+        history: the objective of the best start before and after each sweep; it never falls.
+        score: ``l2`` or ``inner``.
+    """
+
+    problem: Problem
+    permutations: Mapping[int, Permutation]
+    objective: float
+    history: tuple[float, ...]
+    score: str = "l2"
+
+    def transported(self, source_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Base FQN -> the source's tensor in the base's units.
+
+        Args:
+            source_state: FQN -> tensor of the source, any dtype and device.
+
+        Returns:
+            new tensors of the base's shapes, in the source's dtype and on its device. Entries that read nothing are
+            0, in a running variance 1.
+        """
+        found: dict[str, Tensor] = {}
+        for fqn, moved in self.each(source_state):
+            found[fqn] = moved
+        return found
+
+    def each(
+        self, source_state: Mapping[str, Tensor], *, only: Container[str] | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
+        """The same, one base tensor at a time; with `only` those of these names."""
+        for fqn, pairs in self._by_base().items():
+            if only is not None and fqn not in only:
+                continue
+            moved: Tensor | None = None
+            for pair in pairs:
+                part = self._transport(pair, source_state[pair.source])
+                # Parts of one base tensor read disjoint places, and what they do not read is 0.
+                moved = part if moved is None else moved + part.to(moved)
+            if moved is not None:
+                yield fqn, moved
+
+    def reads(self, fqn: str, axis: int) -> Tensor:
+        """(n,) int64: the source place that each place of a base axis reads, -1 for none.
+
+        Places of a base tensor that is read from several source tensors count in their own source tensor.
+
+        Raises:
+            AssemblyError: the base tensor meets none.
+        """
+        found = [self._reads(pair, axis) for pair in self._pairs(fqn)]
+        return torch.stack(found).amax(0)
+
+    def mask(self, fqn: str) -> Tensor:
+        """Bool, of the base tensor's shape, on the CPU: where a source entry stands.
+
+        Raises:
+            AssemblyError: the base tensor meets none.
+        """
+        return self._union(fqn, lambda pair, axis: self._reads(pair, axis) >= 0)
+
+    def region(self, fqn: str) -> Tensor:
+        """The same: where a source entry could stand. Outside of it the base tensor takes no part at all.
+
+        Raises:
+            AssemblyError: the base tensor meets none.
+        """
+        return self._union(fqn, _covered)
+
+    def _union(self, fqn: str, along: Callable[[TensorPair, int], Tensor]) -> Tensor:
+        whole: Tensor | None = None
+        for pair in self._pairs(fqn):
+            part = torch.ones((), dtype=torch.bool, device="cpu")
+            for axis, size in enumerate(pair.base_shape):
+                shape = [size if i == axis else 1 for i in range(len(pair.base_shape))]
+                part = part & along(pair, axis).view(shape)
+            whole = part if whole is None else whole | part
+        assert whole is not None
+        return whole
+
+    def _pairs(self, fqn: str) -> list[TensorPair]:
+        pairs = self._by_base().get(fqn)
+        if not pairs:
+            raise AssemblyError(
+                f"base tensor '{fqn}' meets no source tensor.",
+                fix="look at print(alignment.problem)",
+            )
+        return pairs
+
+    def _by_base(self) -> dict[str, list[TensorPair]]:
+        found: dict[str, list[TensorPair]] = {}
+        for pair in self.problem.pairs:
+            found.setdefault(pair.base, []).append(pair)
+        return found
+
+    def _transport(self, pair: TensorPair, tensor: Tensor) -> Tensor:
+        turned = tensor.permute([axis.source_axis for axis in pair.axes])
+        reads = {}
+        for axis in range(turned.ndim):
+            read = self._reads(pair, axis)
+            if not torch.equal(read, torch.arange(turned.shape[axis], device="cpu")):
+                reads[axis] = read
+        return reading(turned, reads, empty=empty_of(pair.role))
+
+    def _reads(self, pair: TensorPair, axis: int) -> Tensor:
+        made = torch.full((pair.base_shape[axis],), -1, dtype=torch.int64, device="cpu")
+        for block in pair.axes[axis].blocks:
+            places = self._block(block)
+            made[block.base_start : block.base_start + len(places)] = places
+        return made
+
+    def _block(self, block: BlockPair) -> Tensor:
+        """The source places that the places of a block read: the product of what its factors read."""
+        places = torch.zeros(1, dtype=torch.int64, device="cpu")
+        for factor in block.factors:
+            read = self._factor(factor)
+            joined = places[:, None] * factor.sources + read[None, :]
+            none = (places[:, None] < 0) | (read[None, :] < 0)
+            places = joined.masked_fill(none, -1).flatten()
+        return torch.where(places < 0, -1, places + block.source_start)
+
+    def _factor(self, factor: Factor) -> Tensor:
+        if factor.terms:
+            return torch.cat([self._block(term) for term in factor.terms])
+        if factor.pair is not None:
+            return self.permutations[factor.pair].reads
+        return torch.arange(factor.bases, device="cpu")
+
+    def __str__(self) -> str:
+        base, source = self.problem.names
+        lines = [
+            f"{base} <- {source}, aligned: objective {self.objective:.6g} ({self.score}), "
+            f"{len(self.history) - 1} sweeps"
+        ]
+        for i, pair in enumerate(self.problem.classes):
+            lines.append(f"  {pair.base.members[0].fqn}: {self.permutations[i]}")
+        return "\n".join(lines)
+
+
+def empty_of(role: str) -> float:
+    """What stands where nothing is read: a variance of 1, of everything else 0, so that the unit is silent."""
+    return 1.0 if role == "variance" else 0.0
+
+
+def _covered(pair: TensorPair, axis: int) -> Tensor:
+    """The places of a base axis that take part: those of its blocks, where the tensor pair is of a part only."""
+    size = pair.base_shape[axis]
+    made = torch.full((size,), not pair.axes[axis].partial, dtype=torch.bool, device="cpu")
+    for block in pair.axes[axis].blocks:
+        count = prod(factor.bases for factor in block.factors)
+        made[block.base_start : block.base_start + count] = True
+    return made

@@ -1,0 +1,190 @@
+"""The folder of an assembly: weights, what they are, where they come from.
+
+In: a model and its plan. Out: `FILES` in a folder. Always true: each file is written whole or not at all; the weights
+are safetensors; names of models and sources are untrusted text and stand escaped in the card.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graftlib.disk import write_whole
+from graftlib.errors import MissingExtraError
+
+from .permutation import AssemblyError
+from .plan import Plan, Step
+
+__all__ = ["FILES", "card", "config", "report", "write"]
+
+FILES = {
+    "model.safetensors": "the weights",
+    "config.json": "the base's class, and the shape of every tensor",
+    "plan.json": "every step, for graftlib_adapters.assembly.replay",
+    "report.json": "the steps without their permutations, scores, versions",
+    "README.md": "the model card",
+}
+_LIBRARIES = ("torch", "safetensors", "scipy", "graftlib")
+_MARKUP = re.compile(r"[\\`*_{}\[\]()<>#+!|~&$@:/-]")
+
+
+def write(folder: Path, model: nn.Module, plan: Plan) -> Path:
+    """Write `FILES` into `folder`, which is made where it is missing; the card last.
+
+    Raises:
+        AssemblyError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AssemblyError(
+            f"the folder {str(folder)!r} cannot be made.",
+            why=error.strerror or str(error),
+            fix="name a folder that you may write to",
+        ) from error
+    weights = _weights(model)
+    write_whole(folder / "model.safetensors", weights, error=AssemblyError)
+    write_whole(folder / "config.json", _json(config(model)), error=AssemblyError)
+    plan.save(folder / "plan.json")
+    write_whole(folder / "report.json", _json(report(plan)), error=AssemblyError)
+    write_whole(folder / "README.md", card(plan), error=AssemblyError)
+    return folder
+
+
+def config(model: nn.Module) -> dict[str, Any]:
+    """The class and the tensors; with the model's own `config` where it has one that is plain."""
+    state = model.state_dict()
+    made: dict[str, Any] = {
+        "class": f"{type(model).__module__}.{type(model).__qualname__}",
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "tensors": {
+            name: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")}
+            for name, t in state.items()
+        },
+    }
+    to_dict = getattr(getattr(model, "config", None), "to_dict", None)
+    if callable(to_dict):
+        made["config"] = to_dict()
+    return made
+
+
+def report(plan: Plan) -> dict[str, Any]:
+    """What happened, in figures."""
+    steps = [{k: v for k, v in step.to_json().items() if k != "reads"} for step in plan.steps]
+    return {
+        "base": plan.base,
+        "settings": dict(plan.settings),
+        "sources_seen": len(plan.steps),
+        "sources_merged": len(plan.accepted),
+        "score_before": next((s.before for s in plan.steps if s.before is not None), None),
+        "score_after": next((s.after for s in reversed(plan.accepted)), None),
+        "stopped": plan.stopped,
+        "steps": steps,
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def card(plan: Plan) -> str:
+    """The model card in Markdown; the head is YAML that model hubs read."""
+    lines = [
+        "---",
+        "tags: [merge, graftlib]",
+        "---",
+        "",
+        f"# {_plain(plan.base)}, assembled from {len(plan.accepted)} sources",
+        "",
+        "Layers of the sources below were aligned to the base by generalized permutations and merged into it, without "
+        "training, by [graftlib](https://arxiv.org/abs/2503.21657). The architecture is the base's.",
+        "",
+        f"Base: {_plain(plan.base)}, SHA-256 of its tensors `{_hex(plan.fingerprint)}`. "
+        f"Chosen by: {_plain(str(plan.settings.get('judged_by', 'unknown')))}.",
+        "",
+        "| step | source | SHA-256 | factor | modules | score before | after |",
+        "|---|---|---|---|---|---|---|",
+        *(_row(i, step) for i, step in enumerate(plan.accepted, 1)),
+        "",
+        f"{len(plan.steps) - len(plan.accepted)} further sources were looked at and refused; `plan.json` says why. "
+        "Scores are those that the steps were chosen by, so they are not a test of the result.",
+        "",
+        "## To do it again",
+        "",
+        "```python",
+        "from graftlib_adapters.assembly import replay",
+        "",
+        'again = replay("plan.json", base, sources, args=example)  # the same bits',
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _row(number: int, step: Step) -> str:
+    modules = "all that met" if step.layers is None else str(len(step.layers))
+    cells = (
+        str(number),
+        _plain(step.source),
+        f"`{_hex(step.fingerprint)[:16]}`",
+        f"{step.factor:g}",
+        modules,
+        _number(step.before),
+        _number(step.after),
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
+
+
+def _plain(text: str) -> str:
+    """Untrusted text as Markdown shows it to the letter: no line break, no markup, no control character."""
+    short = text if len(text) <= 120 else text[:119] + "…"
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in short)
+    return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", shown)
+
+
+def _hex(text: str) -> str:
+    """A fingerprint; what is none shows as such."""
+    return text if re.fullmatch(r"[0-9a-f]{64}", text) else "unknown"
+
+
+def _weights(model: nn.Module) -> bytes:
+    try:
+        from safetensors.torch import save
+    except ImportError as error:
+        raise MissingExtraError(
+            "an assembly is saved as safetensors.", fix='pip install "graftlib[assembly]"'
+        ) from error
+    return save(_untied(model), metadata={"format": "pt"})
+
+
+def _untied(model: nn.Module) -> dict[str, Tensor]:
+    """Each tensor once, under its first name; contiguous, in memory of its own."""
+    seen: set[int] = set()
+    found = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            found[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
+    return found
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _json(record: Any) -> str:
+    return json.dumps(record, indent=1, ensure_ascii=True, default=str) + "\n"

@@ -1,0 +1,83 @@
+"""Merge layers of trained models into one by a plan in YAML: one file in, one folder out.
+
+In: a YAML file that names a base, sources and what to choose by. Out: a folder of weights, config, card, plan, report.
+Always true: everything in the file is checked, and every file that it names looked for, before anything is executed;
+only what it names as FILE.py runs; a killed command goes on with ``--resume``. Elsewhere: the reading (`recipe`).
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from graftlib.cli.console import say, say_json
+from graftlib.cli.options import Debug, DryRun, Json
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("assemble")(assemble)
+
+
+def assemble(
+    plan: Annotated[
+        Path,
+        typer.Argument(
+            help="A YAML file: base, sources, evaluate. It may name FILE.py, which is then executed: use only plans "
+            "that you trust.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Argument(help="The folder to write.", show_default=False)],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with what a killed run left in the folder.")
+    ] = False,
+    jobs: Annotated[
+        int, typer.Option("--jobs", min=1, help="Processes that align sources at the same time.")
+    ] = 1,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Merge layers of trained models into one by a plan in YAML.
+
+    Example: graftlib assemble plan.yaml out/
+
+    The file, paths relative to it: {base: {model: nets.py:small, weights: base.safetensors}, sources: [{model:
+    nets.py:large, weights: a.safetensors}, {model: nets.py:other, folder: zoo}], evaluate: score.py:accuracy, settings:
+    {pad: keep}}.
+    """
+    from . import recipe
+
+    wish = recipe.read(plan)
+    if dry_run:
+        _say_plan(wish.facts(output), as_json)
+        return
+    with redirect_stdout(sys.stderr):  # what factories print is no result
+        made = wish.run(output, resume=resume, jobs=jobs)
+    if as_json:
+        from .card import report
+
+        say_json({"out": str(output), **report(made.record)})
+        return
+    say(made)
+    say(f"written to {output}")
+
+
+def _say_plan(facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        say_json(facts)
+        return
+    say(f"would merge {len(facts['sources'])} sources into {facts['base']}")
+    for source in facts["sources"]:
+        say(f"would read {source}")
+    for path in facts["executes"]:
+        say(f"would execute {path}")
+    for path in facts["writes"]:
+        say(f"would write {path}")

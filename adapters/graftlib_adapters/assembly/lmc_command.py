@@ -1,0 +1,186 @@
+"""Walk from one model to another in merging factors, with every control, and say what it costs.
+
+In: two models by name, their weights, a scorer. Out: figures on stdout; curves as PNG and JSON where asked for. Always
+true: names are looked up before anything is executed; neither model is changed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import redirect_stdout
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from graftlib.cli.console import say, say_json
+from graftlib.cli.options import Debug, Device, DryRun, Inputs, Json, Seed
+
+if TYPE_CHECKING:
+    from .curve import Curve
+
+__all__ = ["register"]
+
+HELP = (
+    "torchvision:NAME, timm:NAME, hf:FOLDER, or FILE.py:FACTORY, which is executed: name only files "
+    "that you trust."
+)
+
+
+class Pad(StrEnum):
+    """What entries of the base do that read nothing."""
+
+    zero = "zero"
+    keep = "keep"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("lmc")(lmc)
+
+
+def lmc(
+    base: Annotated[str, typer.Argument(help="The model that receives: " + HELP)],
+    source: Annotated[str, typer.Argument(help="The model that gives, named alike.")],
+    evaluate: Annotated[
+        str,
+        typer.Option(
+            "--evaluate",
+            metavar="FILE.py:FUNCTION",
+            help="model -> score on held-out data, larger is better. The file is executed.",
+        ),
+    ],
+    base_weights: Annotated[
+        Path | None, typer.Option("--base-weights", metavar="FILE", help="A state_dict to load.")
+    ] = None,
+    source_weights: Annotated[
+        Path | None, typer.Option("--source-weights", metavar="FILE", help="The same for SOURCE.")
+    ] = None,
+    inputs: Inputs = None,
+    points: Annotated[int, typer.Option("--points", min=2, help="Merging factors, 0 to 1.")] = 21,
+    pad: Annotated[
+        Pad, typer.Option("--pad", help="zero shrinks what reads nothing, keep leaves it.")
+    ] = Pad.zero,
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", min=0.0, help="Of the threshold, in the score's unit.")
+    ] = 0.01,
+    controls: Annotated[
+        bool, typer.Option("--controls", help="Also walk with no, random and empty alignment.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="FILE.png", help="Draw the curves; JSON beside it."),
+    ] = None,
+    seed: Seed = 0,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Walk from one model to another in merging factors, and say what it costs.
+
+    Example: graftlib lmc nets.py:small nets.py:large --base-weights a.safetensors --source-weights b.safetensors
+    --evaluate score.py:accuracy --controls -o curves.png
+    """
+    if dry_run:
+        _say_plan([base, source, evaluate], output, as_json)
+        return
+    with redirect_stdout(sys.stderr):
+        curves = _walked(
+            (base, base_weights),
+            (source, source_weights),
+            evaluate,
+            inputs,
+            {"points": points, "pad": pad.value, "seed": seed, "controls": controls},
+        )
+    found = {
+        name: {**curve.to_json(), "threshold": curve.threshold(tolerance)}
+        for name, curve in curves.items()
+    }
+    record = {"base": base, "source": source, "tolerance": tolerance, "curves": found}
+    if output is not None:
+        _draw(output, curves, record)
+    if as_json:
+        say_json(record)
+        return
+    say(_table(curves, tolerance))
+    if output is not None:
+        say(f"written to {output}")
+
+
+def _walked(
+    base: tuple[str, Path | None],
+    source: tuple[str, Path | None],
+    evaluate: str,
+    inputs: list[str] | None,
+    wish: dict[str, Any],
+) -> dict[str, Curve]:
+    from graftlib.cli.models import find_model, load_model
+    from graftlib.cli.steps import load_options
+
+    from .curve import grid
+    from .lmc import controls, lmc
+    from .recipe import function
+
+    for name in (base[0], source[0], evaluate):
+        find_model(name)
+    scorer = function(evaluate)
+    receiver, giver = (
+        load_model(
+            name,
+            values=True,
+            **load_options(inputs, None, weights, Device.cpu, wish["seed"]),
+        )
+        for name, weights in (base, source)
+    )
+    shared: dict[str, Any] = {
+        "evaluate": scorer,
+        "args": receiver.args,
+        "kwargs": receiver.kwargs,
+        "factors": grid(wish["points"]),
+        "seed": wish["seed"],
+    }
+    given = (giver.model, giver.args, giver.kwargs)
+    if wish["controls"]:
+        found = controls(receiver.model, given, **shared)
+        return {name: curve for name, curve in found.items() if curve.pad == wish["pad"]}
+    return {"matched": lmc(receiver.model, given, pad=wish["pad"], **shared)}
+
+
+def _draw(path: Path, curves: dict[str, Curve], record: dict[str, Any]) -> None:
+    from graftlib.disk import write_whole
+
+    from .pictures import curves_png
+
+    title = f"{record['base']} <- {record['source']}"
+    picture = curves_png(curves, title)
+    write_whole(path.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
+    write_whole(path, picture)
+
+
+def _table(curves: dict[str, Curve], tolerance: float) -> str:
+    width = max(len(name) for name in curves)
+    head = f"{'':<{width}}  {'at 0':>10}  {'at 1':>10}  {'barrier':>10}  {'excess':>10}  threshold({tolerance:g})"
+    rows = [
+        f"{name:<{width}}  {c.scores[0]:>10.4g}  {c.scores[-1]:>10.4g}  {c.barrier:>10.4g}  {c.excess:>10.4g}"
+        f"  {c.threshold(tolerance):.3f}"
+        for name, c in curves.items()
+    ]
+    return "\n".join([head, *rows])
+
+
+def _say_plan(names: list[str], output: Path | None, as_json: bool) -> None:
+    from graftlib.cli.models import find_model
+
+    found = [find_model(name) for name in names]
+    files = list(dict.fromkeys(str(f.path) for f in found if f.library == "file"))
+    writes = [str(output), str(output.with_suffix(".json"))] if output else []
+    if as_json:
+        say_json({"dry_run": True, "models": names[:2], "executes": files, "writes": writes})
+        return
+    say(f"would walk from {names[0]} to {names[1]}")
+    for path in files:
+        say(f"would execute {path}")
+    for path in writes:
+        say(f"would write {path}")

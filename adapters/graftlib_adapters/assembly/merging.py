@@ -1,0 +1,97 @@
+"""Merge an aligned source into a base: W + lambda (W' - W).
+
+In: the base's state, an alignment, the source's state, a merging factor. Out: the tensors that change. Always true: a
+factor of 0 gives the base to the bit, and so does a source that is an embedded twin of the base, at every factor; the
+states given are not changed. A running variance is interpolated itself, not its root.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .alignment import Alignment
+from .permutation import AssemblyError
+
+__all__ = ["PADS", "Pad", "lerp", "merged", "selected"]
+
+Pad = Literal["zero", "keep"]
+PADS: tuple[Pad, ...] = ("zero", "keep")
+
+
+def merged(
+    base_state: Mapping[str, Tensor],
+    alignment: Alignment,
+    source_state: Mapping[str, Tensor],
+    factor: float,
+    *,
+    pad: Pad = "zero",
+    layers: Sequence[str] | None = None,
+) -> dict[str, Tensor]:
+    """The base with an aligned source merged into it.
+
+    Args:
+        base_state: FQN -> tensor; not changed.
+        alignment: of the two.
+        source_state: FQN -> tensor.
+        factor: lambda, from 0 (the base, to the bit) to 1 (the transported source).
+        pad: base entries that no source entry reaches: ``zero`` merges a 0 into them (a running variance: 1), so they
+            shrink by 1 - factor; ``keep`` leaves them as they are.
+        layers: only tensors of these base modules (`TensorPair.layer`) and of the modules inside of them; None: all.
+
+    Returns:
+        base FQN -> new tensor of the base's shape, dtype and device, for the tensors that meet one of the source;
+        load it with ``strict=False``. Nothing else of the base changes.
+
+    Raises:
+        AssemblyError: `factor` is not within 0 … 1, `pad` is no choice, or a layer meets nothing.
+    """
+    if not 0 <= factor <= 1:
+        raise AssemblyError(f"a merging factor of {factor}.", fix="use one from 0.0 to 1.0")
+    if pad not in PADS:
+        raise AssemblyError(f"pad='{pad}' is no choice.", fix="use one of " + ", ".join(PADS))
+    wanted = selected(alignment, layers)
+    found = {}
+    for fqn, moved in alignment.each(source_state, only=wanted):
+        base = base_state[fqn].detach()
+        if not base.is_floating_point():
+            continue
+        made = lerp(base, moved.to(base.device), factor)
+        stay = ~(alignment.mask(fqn) if pad == "keep" else alignment.region(fqn))
+        if bool(stay.any()):
+            made = torch.where(stay.to(base.device), base, made)
+        found[fqn] = made
+    return found
+
+
+def lerp(base: Tensor, source: Tensor, factor: float) -> Tensor:
+    """Base + factor (source - base), in single precision at least; `base` to the bit where both are equal."""
+    if factor == 0:
+        return base.clone()
+    wide = torch.promote_types(base.dtype, torch.float32)
+    start = base.to(wide)
+    return (start + factor * (source.to(wide) - start)).to(base.dtype)
+
+
+def selected(alignment: Alignment, layers: Iterable[str] | None) -> set[str]:
+    """FQNs of the base tensors that meet one and belong to some layers.
+
+    Raises:
+        AssemblyError: a layer meets nothing.
+    """
+    pairs = alignment.problem.pairs
+    if layers is None:
+        return {pair.base for pair in pairs}
+    found: set[str] = set()
+    for layer in layers:
+        inside = {p.base for p in pairs if p.layer == layer or p.layer.startswith(f"{layer}.")}
+        if not inside and layer:
+            raise AssemblyError(
+                f"nothing of the base's '{layer}' meets the source.",
+                fix="name modules of tensors in print(alignment.problem)",
+            )
+        found |= inside if layer else {pair.base for pair in pairs}
+    return found

@@ -1,0 +1,65 @@
+"""What pictures share: a figure without a window, names as text, the same bytes for the same content.
+
+In: names and numbers. Out: PNG bytes. Matplotlib is imported where it is used. Always true: a name is drawn to the
+letter, whatever it holds.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from graftlib.errors import MissingExtraError
+
+from .curve import Curve
+
+__all__ = ["curves_png", "figure", "png", "texts"]
+
+
+def figure(width: float, height: float) -> Any:
+    """A matplotlib figure of `width` by `height` inches.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError(
+            "pictures are drawn by matplotlib, which cannot be imported.",
+            why=str(error),
+            fix='pip install "graftlib[assembly]"',
+        ) from error
+    made = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(made)
+    return made
+
+
+def png(made: Any) -> bytes:
+    """A figure as PNG; the same bytes for the same figure."""
+    out = io.BytesIO()
+    made.savefig(out, format="png", dpi=110, metadata={"Software": None})
+    return out.getvalue()
+
+
+def texts(names: Iterable[str]) -> list[str]:
+    """Names as matplotlib draws them to the letter: a dollar sign would begin a formula."""
+    return [ascii(name)[1:-1].replace("$", r"\$") for name in names]
+
+
+def curves_png(curves: Mapping[str, Curve], title: str = "") -> bytes:
+    """Scores over the merging factor, one line a curve; what is not finite leaves a gap."""
+    made = figure(6.4, 4.0)
+    axes = made.add_subplot()
+    for name, curve in curves.items():
+        scores = [s if math.isfinite(s) else math.nan for s in curve.scores]
+        style = "-" if curve.pad == "zero" else "--"
+        axes.plot(curve.factors, scores, style, marker=".", markersize=4, label=texts([name])[0])
+    axes.set_xlabel("merging factor: 0 is the base")
+    axes.set_ylabel("score, larger is better")
+    axes.set_title(texts([title])[0], fontsize=9)
+    axes.legend(fontsize=7)
+    return png(made)

@@ -1,0 +1,309 @@
+"""A plan: every step of an assembly, taken or refused, as plain JSON that can be read, cited and replayed.
+
+In: steps. Out: JSON and back. Always true: a step that was accepted holds all that is needed to do it again to the bit:
+which source (with the fingerprint of its tensors), which modules, the factor, and which source unit each unit reads.
+A plan that comes from a file is untrusted: every field is checked, nothing in it is executed or opened.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from graftlib.disk import write_whole
+
+from .matching import Alignment
+from .pairing import ClassPair, Problem
+from .permutation import AssemblyError, Permutation
+
+__all__ = ["FORMAT", "VERSION", "Plan", "Reads", "Step", "alignment_of", "reads_of"]
+
+FORMAT = "graftlib assembly plan"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Reads:
+    """Which source unit each unit of one class reads.
+
+    Attributes:
+        base: the first member of the base's class, in words: ``fc.weight[0]``.
+        source: the first member of the source's class.
+        sources: how many units the source's class has.
+        units: one source unit for each base unit, -1 for none.
+    """
+
+    base: str
+    source: str
+    sources: int
+    units: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One source looked at.
+
+    Attributes:
+        source: its name, for the reader.
+        number: its place among the sources, from 0.
+        fingerprint: SHA-256 of those of its tensors that took part.
+        accepted: whether it was merged.
+        reason: why, or why not.
+        factor: the merging factor; 0 where refused.
+        layers: the base's modules that were merged; None for all that met.
+        before, after: the score before, and of the best that was tried; None without `evaluate`.
+        tried: how many merged models were scored.
+        objective: of the alignment, larger is better; None where there was none.
+        reads: of every pair of classes; empty where refused.
+    """
+
+    source: str
+    number: int
+    fingerprint: str
+    accepted: bool
+    reason: str
+    factor: float = 0.0
+    layers: tuple[str, ...] | None = None
+    before: float | None = None
+    after: float | None = None
+    tried: int = 0
+    objective: float | None = None
+    reads: tuple[Reads, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "source": self.source,
+            "number": self.number,
+            "fingerprint": self.fingerprint,
+            "accepted": self.accepted,
+            "reason": self.reason,
+            "factor": self.factor,
+            "layers": None if self.layers is None else list(self.layers),
+            "before": _plain(self.before),
+            "after": _plain(self.after),
+            "tried": self.tried,
+            "objective": _plain(self.objective),
+            "reads": [
+                {"base": r.base, "source": r.source, "sources": r.sources, "units": list(r.units)}
+                for r in self.reads
+            ],
+        }
+
+    def __str__(self) -> str:
+        word = f"merged at {self.factor:g}" if self.accepted else "refused"
+        where = "" if self.layers is None else f" into {len(self.layers)} modules"
+        return f"{self.source!a}: {word}{where if self.accepted else ''}; {self.reason}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All steps of an assembly.
+
+    Attributes:
+        base: class name of the base, for the reader.
+        fingerprint: SHA-256 of the base's tensors.
+        settings: what the steps were chosen by; `pad` among them is needed to replay.
+        steps: in order.
+        stopped: why there were no more; empty while it goes on.
+    """
+
+    base: str
+    fingerprint: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    steps: tuple[Step, ...] = ()
+    stopped: str = ""
+
+    @property
+    def accepted(self) -> tuple[Step, ...]:
+        """The steps that made the model."""
+        return tuple(step for step in self.steps if step.accepted)
+
+    def without(self, steps: int) -> Plan:
+        """The plan as it was before its last `steps` accepted steps.
+
+        Raises:
+            AssemblyError: there are not so many.
+        """
+        places = [i for i, step in enumerate(self.steps) if step.accepted]
+        if not 0 <= steps <= len(places):
+            raise AssemblyError(
+                f"{steps} steps cannot be undone.", why=f"{len(places)} were accepted"
+            )
+        cut = places[-steps] if steps else len(self.steps)
+        stopped = f"{steps} accepted steps were undone" if steps else self.stopped
+        return replace(self, steps=self.steps[:cut], stopped=stopped)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values: strings, numbers, lists, dicts."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "base": self.base,
+            "fingerprint": self.fingerprint,
+            "settings": dict(self.settings),
+            "steps": [step.to_json() for step in self.steps],
+            "stopped": self.stopped,
+        }
+
+    def save(self, path: Path) -> None:
+        """Write the plan as JSON, whole or not at all."""
+        write_whole(path, json.dumps(self.to_json(), ensure_ascii=True) + "\n", error=AssemblyError)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read what `save` wrote.
+
+        Raises:
+            AssemblyError: the file is missing, damaged, of another format or version.
+        """
+        try:
+            values = json.loads(Path(path).read_text("utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise AssemblyError(
+                f"{str(path)!a} cannot be read as a plan.", why=str(error).partition("\n")[0]
+            ) from error
+        return cls.from_json(values)
+
+    @classmethod
+    def from_json(cls, values: Any) -> Plan:
+        """The inverse of `to_json`.
+
+        Raises:
+            AssemblyError: something is missing or of another type; it is named.
+        """
+        whole = _Fields(values, "plan")
+        if (whole.get("format", str), whole.get("version", int)) != (FORMAT, VERSION):
+            raise AssemblyError(
+                "this is no plan of this version.",
+                where={
+                    "found": f"{whole.get('format', str)!a}, version {whole.get('version', int)}"
+                },
+                fix=f"it says 'format': '{FORMAT}', 'version': {VERSION}",
+            )
+        steps = whole.get("steps", list)
+        return cls(
+            base=whole.get("base", str),
+            fingerprint=whole.get("fingerprint", str),
+            settings=whole.get("settings", dict),
+            steps=tuple(_step(_Fields(each, f"step {i}")) for i, each in enumerate(steps)),
+            stopped=whole.get("stopped", str),
+        )
+
+    def __str__(self) -> str:
+        head = f"{len(self.accepted)} of {len(self.steps)} steps merged into {self.base}"
+        lines = [head, *(f"  {i:3d}  {step}" for i, step in enumerate(self.steps))]
+        return "\n".join([*lines, *([f"  stopped: {self.stopped}"] if self.stopped else [])])
+
+
+def reads_of(alignment: Alignment) -> tuple[Reads, ...]:
+    """An alignment as it stands in a plan."""
+    return tuple(
+        Reads(
+            _key(alignment.problem.classes[number], "base"),
+            _key(alignment.problem.classes[number], "source"),
+            permutation.sources,
+            tuple(permutation.reads.tolist()),
+        )
+        for number, permutation in sorted(alignment.permutations.items())
+    )
+
+
+def alignment_of(problem: Problem, step: Step) -> Alignment:
+    """The alignment that a step holds.
+
+    Args:
+        problem: of the same base and source as then.
+        step: accepted.
+
+    Raises:
+        AssemblyError: the classes are not those of the plan.
+    """
+    held = {(reads.base, reads.source): reads for reads in step.reads}
+    found: dict[int, Permutation] = {}
+    for number, pair in enumerate(problem.classes):
+        reads = held.pop((_key(pair, "base"), _key(pair, "source")), None)
+        if reads is None or len(reads.units) != pair.bases or reads.sources != pair.sources:
+            raise AssemblyError(
+                f"the step of {step.source!a} was made for other models.",
+                where={"class": f"{_key(pair, 'base')} ({pair.bases} units)"},
+                fix="replay it with the base, sources and mapping that it was made with",
+            )
+        units = torch.tensor(reads.units, dtype=torch.int64, device="cpu")
+        found[number] = Permutation(units, reads.sources)
+    if held:
+        raise AssemblyError(
+            f"the step of {step.source!a} was made for other models.",
+            where={"unknown classes": ", ".join(base for base, _ in list(held)[:3])},
+            fix="replay it with the base, sources and mapping that it was made with",
+        )
+    return Alignment(problem, found, step.objective or 0.0, ())
+
+
+def _key(pair: ClassPair, side: str) -> str:
+    each = pair.base if side == "base" else pair.source
+    return str(each.members[0])
+
+
+class _Fields:
+    """A JSON object whose fields are asked for by name and type."""
+
+    def __init__(self, values: Any, what: str) -> None:
+        self.what = what
+        if not isinstance(values, dict):
+            raise AssemblyError(f"the {what} is a {type(values).__name__}, not an object.")
+        self._values = values
+
+    def get(self, name: str, kind: Any, *, none: bool = False) -> Any:
+        value = self._values.get(name)
+        if none and value is None:
+            return None
+        wanted = (int, float) if kind is float else kind
+        # A bool is an int to Python, not to a plan.
+        if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
+            word = "missing" if name not in self._values else f"a {type(value).__name__}"
+            raise AssemblyError(f"the {self.what} is damaged.", where={name: f"is {word}"})
+        return float(value) if kind is float else value
+
+
+def _step(fields: _Fields) -> Step:
+    layers = fields.get("layers", list, none=True)
+    return Step(
+        source=fields.get("source", str),
+        number=fields.get("number", int),
+        fingerprint=fields.get("fingerprint", str),
+        accepted=fields.get("accepted", bool),
+        reason=fields.get("reason", str),
+        factor=fields.get("factor", float),
+        layers=None if layers is None else _all(layers, str, fields.what),
+        before=fields.get("before", float, none=True),
+        after=fields.get("after", float, none=True),
+        tried=fields.get("tried", int),
+        objective=fields.get("objective", float, none=True),
+        reads=tuple(_reads(_Fields(r, fields.what)) for r in fields.get("reads", list)),
+    )
+
+
+def _reads(fields: _Fields) -> Reads:
+    return Reads(
+        fields.get("base", str),
+        fields.get("source", str),
+        fields.get("sources", int),
+        _all(fields.get("units", list), int, fields.what),
+    )
+
+
+def _all(values: list[Any], kind: type, what: str) -> tuple[Any, ...]:
+    if not all(type(value) is kind for value in values):
+        raise AssemblyError(f"the {what} is damaged.", where={"list": f"not all {kind.__name__}"})
+    return tuple(values)
+
+
+def _plain(value: float | None) -> float | None:
+    """JSON knows no infinities; a score that is one tells nothing more than that."""
+    return value if value is None or -1e308 < value < 1e308 else None

@@ -1,0 +1,331 @@
+"""Where models come from: live ones, checkpoints that are read lazily, folders of them, generators.
+
+In: a model, ``(model, args, kwargs)`` or a `ZooEntry`. Out: a `Giver`: a name, a layer graph and the tensors that are
+asked for. Always true: a checkpoint's graph is traced on the meta device and its tensors are read by name, so memory
+follows the tensors that were asked for and never the zoo; nothing is unpickled. Names in a file are untrusted text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from graftlib.errors import CheckpointError, MissingExtraError, nearest
+from graftlib.graph import LayerGraph, trace
+
+from .permutation import AssemblyError
+
+__all__ = ["Giver", "Live", "ZooEntry", "fingerprint", "folder", "givers", "state_of"]
+
+Args = Sequence[Any] | Tensor
+Source = "nn.Module | tuple[Any, ...] | ZooEntry"
+
+
+class Giver(Protocol):
+    """What a source is to this room."""
+
+    @property
+    def name(self) -> str:
+        """For the reader; need not be unique."""
+
+    def graph(self) -> LayerGraph:
+        """Traced anew at each call; its model may be on the meta device."""
+
+    def valued(self) -> LayerGraph:
+        """The same with a model that holds its values."""
+
+    def state(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """Tensors by FQN: those of `names`, or all."""
+
+
+@dataclass(frozen=True)
+class Live:
+    """A model in memory.
+
+    Attributes:
+        model: never changed.
+        args, kwargs: example inputs.
+        name: for the reader.
+    """
+
+    model: nn.Module
+    args: Args = ()
+    kwargs: Mapping[str, Any] | None = None
+    name: str = ""
+
+    def graph(self) -> LayerGraph:
+        """See `Giver`."""
+        return trace(self.model, self.args, self.kwargs)
+
+    def valued(self) -> LayerGraph:
+        """See `Giver`."""
+        return self.graph()
+
+    def state(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """See `Giver`; the model's own tensors, detached."""
+        whole = state_of(self.model)
+        return whole if names is None else {name: whole[name] for name in names}
+
+
+@dataclass(frozen=True)
+class ZooEntry:
+    """A model on disk: how its modules are made, and where its tensors are.
+
+    Attributes:
+        factory: gives the untrained module; called under the meta device, so it costs no memory. It may also give
+            ``(model, args)`` or ``(model, args, kwargs)``.
+        checkpoint: a ``.safetensors`` file, or the ``.safetensors.index.json`` of a sharded one.
+        args, kwargs: example inputs, where the factory gives none and they are not the base's.
+        name: for the reader; the file's stem by default.
+
+    Raises:
+        CheckpointError: (when read) the file is missing, damaged, or not of these modules; all that differs is named.
+    """
+
+    factory: Callable[[], Any]
+    checkpoint: str | Path
+    args: Args = ()
+    kwargs: Mapping[str, Any] | None = None
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", Path(self.checkpoint).name.partition(".")[0])
+
+    def graph(self) -> LayerGraph:
+        """See `Giver`; on the meta device."""
+        model, args, kwargs = self._build()
+        self._check(model)
+        return trace(model, args, kwargs)
+
+    def valued(self) -> LayerGraph:
+        """See `Giver`; on the CPU."""
+        _, args, kwargs = self._build()
+        return trace(self.model(), args, kwargs)
+
+    def state(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """See `Giver`; read from the file, on the CPU."""
+        model, _, _ = self._build()
+        with _Reader(Path(self.checkpoint)) as reader:
+            aliases = _aliases(model, reader.shapes)
+            wanted = list(_shapes(model)) if names is None else list(names)
+            return {name: reader.read(aliases[name]) for name in wanted}
+
+    def model(self) -> nn.Module:
+        """The module with its weights, on the CPU, in eval mode."""
+        made = self.factory()
+        model: nn.Module = made[0] if isinstance(made, tuple) else made
+        self._check(model)
+        model.load_state_dict(self.state(), strict=False)
+        return model.eval()
+
+    def _build(self) -> tuple[nn.Module, Args, Mapping[str, Any] | None]:
+        with torch.device("meta"):
+            made = self.factory()
+        model, args, kwargs = (
+            (*made, None, None)[:3] if isinstance(made, tuple) else (made, None, None)
+        )
+        if not isinstance(model, nn.Module):
+            raise AssemblyError(
+                f"the factory of {self.name!a} gives a {type(model).__name__}, not a model.",
+                fix="give an nn.Module, (model, args) or (model, args, kwargs)",
+            )
+        return model, self.args if args is None else args, self.kwargs if kwargs is None else kwargs
+
+    def _check(self, model: nn.Module) -> None:
+        with _Reader(Path(self.checkpoint)) as reader:
+            _compare(model, reader.shapes, Path(self.checkpoint))
+
+
+def folder(
+    path: str | Path,
+    factory: Callable[[Path], Any],
+    *,
+    args: Args = (),
+    kwargs: Mapping[str, Any] | None = None,
+    pattern: str = "*.safetensors",
+) -> list[ZooEntry]:
+    """The checkpoints of a folder as a zoo, in the order of their names.
+
+    Args:
+        path: the folder.
+        factory: checkpoint's path -> its untrained module (or ``(model, args, kwargs)``).
+        args: positional example inputs, where the factory gives none and they are not the base's.
+        kwargs: the same by keyword.
+        pattern: of file names.
+
+    Raises:
+        AssemblyError: there is no such folder, or nothing in it has such a name.
+    """
+    found = sorted(Path(path).glob(pattern)) if Path(path).is_dir() else []
+    if not found:
+        raise AssemblyError(
+            f"the folder {str(path)!r} holds no {pattern}.",
+            fix="save each model with safetensors.torch.save_file(model.state_dict(), path)",
+        )
+    return [ZooEntry(partial(factory, each), each, args, kwargs) for each in found]
+
+
+def givers(sources: Any, args: Args, kwargs: Mapping[str, Any] | None) -> Iterator[Giver]:
+    """Each source as a `Giver`, one at a time; a generator is asked for the next only when it is needed.
+
+    Args:
+        sources: one source or an iterable of them: a model, ``(model, args)``, ``(model, args, kwargs)`` or a
+            `ZooEntry`.
+        args: positional example inputs of sources that bring none.
+        kwargs: the same by keyword.
+
+    Raises:
+        AssemblyError: something is none of these.
+    """
+    # An nn.Sequential is iterable, and a tuple may be one source or several.
+    single = isinstance(sources, (nn.Module, ZooEntry, Live)) or (
+        isinstance(sources, tuple)
+        and sources
+        and isinstance(sources[0], nn.Module)
+        and not all(isinstance(each, (nn.Module, ZooEntry, Live)) for each in sources[1:])
+    )
+    for i, each in enumerate([sources] if single else sources):
+        yield _giver(each, i, args, kwargs)
+
+
+def _giver(source: Any, number: int, args: Args, kwargs: Mapping[str, Any] | None) -> Giver:
+    if isinstance(source, ZooEntry):
+        if _given(source.args, source.kwargs):
+            return source
+        return ZooEntry(source.factory, source.checkpoint, args, kwargs, source.name)
+    if isinstance(source, Live):
+        return (
+            source
+            if _given(source.args, source.kwargs)
+            else Live(source.model, args, kwargs, source.name)
+        )
+    if isinstance(source, nn.Module):
+        return Live(source, args, kwargs, f"{type(source).__name__} {number}")
+    if isinstance(source, tuple) and 1 <= len(source) <= 3 and isinstance(source[0], nn.Module):
+        model, own, by_name = (*source, None, None)[:3]
+        if own is None and by_name is None:
+            own, by_name = args, kwargs
+        return Live(model, () if own is None else own, by_name, f"{type(model).__name__} {number}")
+    raise AssemblyError(
+        f"source {number} is a {type(source).__name__}.",
+        fix="give a model, (model, args, kwargs) or ZooEntry(factory, checkpoint)",
+    )
+
+
+def _given(args: Args, kwargs: Mapping[str, Any] | None) -> bool:
+    return isinstance(args, Tensor) or bool(args) or bool(kwargs)
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters and persistent buffers by every name they have, detached; the model's own memory."""
+    return {name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bits; the order of the names does not matter."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(
+            f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode("utf-8", "backslashreplace")
+        )
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+# ------------------------------------------------------------------------------------------- files
+
+
+class _Reader:
+    """Tensors of one checkpoint, by name, from one file or several."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            from safetensors import safe_open
+        except ImportError as error:
+            raise MissingExtraError(
+                "a zoo of checkpoints needs safetensors.", fix='pip install "graftlib[assembly]"'
+            ) from error
+        self._open = safe_open
+        self._path = path
+        self._stack = ExitStack()
+        self._home: dict[str, Any] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+
+    def __enter__(self) -> _Reader:
+        try:
+            for file in self._files():
+                opened = self._stack.enter_context(self._open(file, framework="pt", device="cpu"))
+                for name in opened.keys():  # noqa: SIM118 - not a mapping
+                    self._home[name] = opened
+                    self.shapes[name] = tuple(opened.get_slice(name).get_shape())
+        except Exception as error:  # safetensors has errors of its own for each damage
+            self._stack.close()
+            raise CheckpointError(
+                f"{str(self._path)!a} cannot be read as safetensors.",
+                why=str(error).partition("\n")[0] or type(error).__name__,
+                fix="save it with safetensors.torch.save_file(model.state_dict(), path)",
+            ) from error
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def read(self, name: str) -> Tensor:
+        tensor: Tensor = self._home[name].get_tensor(name)
+        return tensor
+
+    def _files(self) -> list[Path]:
+        if self._path.suffix != ".json":
+            return [self._path]
+        shards = json.loads(self._path.read_text("utf-8"))["weight_map"].values()
+        beside = {Path(str(shard)).name for shard in shards}  # never outside of the folder
+        return [self._path.with_name(name) for name in sorted(beside)]
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _aliases(model: nn.Module, held: Mapping[str, object]) -> dict[str, str]:
+    """Name in the model -> name in the file: a tied tensor is saved under one of its names."""
+    state = model.state_dict(keep_vars=True)
+    by_tensor: dict[int, str] = {}
+    for name, tensor in state.items():
+        if name in held:
+            by_tensor.setdefault(id(tensor), name)
+    return {
+        name: name if name in held else by_tensor[id(tensor)]
+        for name, tensor in state.items()
+        if name in held or id(tensor) in by_tensor
+    }
+
+
+def _compare(model: nn.Module, held: Mapping[str, tuple[int, ...]], path: Path) -> None:
+    own, aliases = _shapes(model), _aliases(model, held)
+    rows: dict[str, object] = {}
+    for name, shape in own.items():
+        if name not in aliases:
+            rows[ascii(name)] = "is missing from the file"
+        elif held[aliases[name]] != shape:
+            rows[ascii(name)] = f"{shape} in the model, {held[aliases[name]]} in the file"
+    for name in held.keys() - own.keys():
+        near = nearest(name, list(own), n=1)
+        rows[ascii(name)] = "is unknown to the model" + (f"; nearest {near[0]}" if near else "")
+    if rows:
+        raise CheckpointError(
+            f"{str(path)!a} is not a checkpoint of this {type(model).__name__}.",
+            where=dict(list(rows.items())[:8]),
+            why=f"{len(rows)} entries differ",
+            fix="give the factory of the model that was saved",
+        )

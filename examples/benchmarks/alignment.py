@@ -1,0 +1,223 @@
+"""What it takes to align two networks of one architecture, next to `rebasin` in the same run.
+
+    python examples/benchmarks/alignment.py --limit 120 -o alignment.json
+
+Two networks of torchvision with random weights (seeds 0 and 1), one thread. Each row is a process of its own: processor
+seconds of the matching alone (tracing beside it), the peak of resident memory above both sets of weights, the share of
+time in matrix products and the assignment solver (from a second, shorter run that times each of them), the objective
+|B|^2 - |B - T'|^2, and the largest relative change of the aligned source's outputs, which should be none. The peer's
+rows are stopped after `--limit` processor seconds. Rows that are in the file already are not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib.util
+import json
+import math
+import platform
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+NETS = ("resnet18", "vgg11", "resnet50")
+
+
+def pair(name: str) -> tuple[nn.Module, nn.Module, Tensor]:
+    import torchvision
+
+    made = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model = getattr(torchvision.models, name)().eval()
+        # Fresh statistics are ones and zeros, in which a wrong order could not be seen.
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.uniform_(-0.1, 0.1)
+                module.running_var.uniform_(0.5, 1.5)
+        made.append(model)
+    # Flatten needs more than one position, or its order could not be wrong.
+    return (
+        made[0],
+        made[1],
+        torch.randn(
+            2, 3, 224 if name.startswith("vgg") else 64, 224 if name.startswith("vgg") else 64
+        ),
+    )
+
+
+def memory(field: str) -> float:
+    """A figure of this process' memory in MB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) / 1024
+    return math.nan
+
+
+def reset_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def outputs(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model.double()(x.double())
+
+
+def judged(name: str, permuted: dict[str, Tensor]) -> dict[str, float]:
+    """Objective and function error of a permuted source's state."""
+    from graftlib import trace
+    from graftlib_adapters.assembly.matching import match
+    from graftlib_adapters.assembly.pairing import problem
+
+    base, source, x = pair(name)
+    graph = trace(base, (x,))
+    aligned = match(problem(graph, graph), base.state_dict(), permuted, method="identity")
+    moved = copy.deepcopy(source)
+    moved.load_state_dict(permuted)
+    before, after = outputs(source, x), outputs(moved, x)
+    error = float((before - after).abs().max() / before.abs().max())
+    return {"objective": round(aligned.objective, 3), "function_error": float(f"{error:.1e}")}
+
+
+def ours(name: str) -> dict[str, Any]:
+    from graftlib import trace
+    from graftlib_adapters.assembly.matching import match
+    from graftlib_adapters.assembly.pairing import problem
+
+    # What is loaded at the first use of anything is not what is measured.
+    small = nn.Sequential(nn.Conv2d(3, 600, 3), nn.BatchNorm2d(600), nn.Conv2d(600, 4, 1)).eval()
+    seen = trace(small, (torch.zeros(1, 3, 4, 4),))
+    match(problem(seen, seen), small.state_dict(), small.state_dict())
+    base, source, x = pair(name)
+    start = time.process_time()
+    task = problem(trace(base, (x,)), trace(source, (x,)))
+    traced = time.process_time() - start
+    base_state = {fqn: t.clone() for fqn, t in base.state_dict().items()}
+    source_state = {fqn: t.clone() for fqn, t in source.state_dict().items()}
+    del base, source
+    weights = sum(t.numel() * t.element_size() for t in base_state.values()) / 2**20
+    reset_peak()
+    before, start, wall = memory("VmRSS"), time.process_time(), time.perf_counter()
+    aligned = match(task, base_state, source_state)
+    seconds, waited = time.process_time() - start, time.perf_counter() - wall
+    extra = memory("VmHWM") - before
+    state = {**source_state, **aligned.transported(source_state)}
+    return {
+        "cpu_s": round(seconds, 2),
+        "wall_s": round(waited, 2),
+        "trace_and_pair_cpu_s": round(traced, 2),
+        "sweeps": len(aligned.history) - 1,
+        "weights_mb": round(weights, 1),
+        "extra_mb": round(extra, 1),
+        "peak_by_weights": round((2 * weights + extra) / (2 * weights), 3),
+        **judged(name, state),
+    }
+
+
+def share(name: str) -> dict[str, Any]:
+    """The share of matrix products and assignments in the matching's time: every one of them is timed."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from graftlib import trace
+    from graftlib_adapters.assembly import matching
+    from graftlib_adapters.assembly.pairing import problem
+
+    spent = {"products": 0.0, "assignments": 0.0}
+
+    class Timed(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, op: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if op is not torch.ops.aten.mm.default:
+                return op(*args, **(kwargs or {}))
+            start = time.process_time()
+            made = op(*args, **(kwargs or {}))
+            spent["products"] += time.process_time() - start
+            return made
+
+    least = matching.least
+    least(torch.rand(3, 3, dtype=torch.float64))
+
+    def timed(cost: Tensor) -> Any:
+        start = time.process_time()
+        made = least(cost)
+        spent["assignments"] += time.process_time() - start
+        return made
+
+    matching.least = timed
+    base, source, x = pair(name)
+    task = problem(trace(base, (x,)), trace(source, (x,)))
+    states = base.state_dict(), source.state_dict()
+    start = time.process_time()
+    with Timed():
+        matching.match(task, *states, sweeps=2)
+    whole = time.process_time() - start
+    return {key: round(seconds / whole, 3) for key, seconds in spent.items()}
+
+
+def peer(name: str) -> dict[str, Any]:
+    from rebasin import PermutationCoordinateDescent
+
+    base, source, x = pair(name)
+    start = time.process_time()
+    PermutationCoordinateDescent(base, source, input_data_b=x).rebasin()
+    seconds = time.process_time() - start
+    return {"cpu_s": round(seconds, 2), **judged(name, source.state_dict())}
+
+
+ROWS = {"graftlib": ours, "share": share, "rebasin": peer}
+
+
+def child(row: str, name: str, limit: int) -> dict[str, Any]:
+    """One row in a process of its own, stopped after `limit` processor seconds."""
+
+    def bound() -> None:
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
+
+    command = [sys.executable, __file__, "--row", row, "--net", name]
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=bound)
+    if done.returncode:
+        stopped = done.returncode < 0
+        last = done.stderr.strip().splitlines()[-1:] or [""]
+        return {"stopped_after_cpu_s": limit} if stopped else {"failed": last[0][:200]}
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--nets", nargs="+", default=list(NETS))
+    parser.add_argument("--limit", type=int, default=120, help="processor seconds for a row")
+    parser.add_argument("-o", "--out", type=Path, default=Path("alignment.json"))
+    parser.add_argument("--row", choices=list(ROWS), help=argparse.SUPPRESS)
+    parser.add_argument("--net", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if given.row:
+        print(json.dumps(ROWS[given.row](given.net)))
+        return
+    report = json.loads(given.out.read_text()) if given.out.exists() else {"rows": {}}
+    report.update(torch=torch.__version__, python=platform.python_version(), threads=1)
+    report["machine"] = platform.machine()
+    for name in given.nets:
+        rows = report["rows"].setdefault(name, {})
+        for row in ROWS:
+            if row in rows or (row == "rebasin" and importlib.util.find_spec("rebasin") is None):
+                continue
+            rows[row] = child(row, name, given.limit)
+            print(name, row, rows[row], flush=True)
+            given.out.write_text(json.dumps(report, indent=1) + "\n")
+        if rows.get("rebasin", {}).get("cpu_s") and rows["graftlib"].get("cpu_s"):
+            rows["times_faster"] = round(rows["rebasin"]["cpu_s"] / rows["graftlib"]["cpu_s"], 1)
+        given.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

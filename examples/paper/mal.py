@@ -1,0 +1,185 @@
+"""What the experiments on the laws of assembly share: pairs of a zoo, walks with controls, one file a pair, intervals.
+
+In: a zoo of `zoo.py`. Out: for an ordered pair of base and source, losses and accuracies along the merging factor, on
+validation and on test images. Always true: what is chosen is chosen on validation images; a pair that is done is not
+done again; a pair in which nothing meets is kept as such and counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+import zoo
+from torch import nn
+
+from graftlib_adapters.assembly import AssemblyError, Curve, ZooEntry, controls
+
+ARMS = ("matched, zero", "matched, keep", "random, zero", "random, keep", "shrink, zero")
+TOLERANCE = 1.0  # points of accuracy, for the threshold
+SIZES = {"smoke": (200, 200), "small": (400, 1000), "paper": (2000, 10_000)}
+POINTS = {"smoke": 5, "small": 11, "paper": 21}
+
+
+@dataclass
+class Scorer:
+    """Accuracy on validation images; keeps all four figures of every model that it is shown."""
+
+    data: zoo.Images
+    sizes: tuple[int, int]
+    rows: list[tuple[float, float, float, float]] = field(default_factory=list)
+
+    def __call__(self, model: nn.Module) -> float:
+        val, test = (
+            zoo.measure(model, *(t[:size] for t in part))
+            for part, size in zip((self.data.val, self.data.test), self.sizes, strict=True)
+        )
+        self.rows.append((*val, *test))
+        return val[1]
+
+
+def grid(scale: str) -> list[float]:
+    """Merging factors: closer to the base, where thresholds lie, they are finer."""
+    points = POINTS[scale]
+    return [(i / (points - 1)) ** 1.5 for i in range(points)]
+
+
+def entry(member: zoo.Member, shape: tuple[int, ...]) -> ZooEntry:
+    """A member as a source that is read lazily."""
+    make = partial(member.architecture.build, shape)
+    return ZooEntry(make, member.path, (torch.zeros(2, *shape),), name=member.name)
+
+
+def walked(
+    base: zoo.Member,
+    source: zoo.Member,
+    data: dict[str, zoo.Images],
+    scale: str,
+    *,
+    arms: Sequence[str] = ARMS,
+    layers: Sequence[str] | None = None,
+    factors: Sequence[float] | None = None,
+) -> dict:
+    """All arms of one pair: factors, and four figures for each; or the reason why nothing meets."""
+    images = data[base.data]
+    scorer = Scorer(images, SIZES[scale])
+    points = list(factors or grid(scale))
+    torch.manual_seed(0)
+    try:
+        names = list(
+            controls(
+                base.model(images.shape),
+                entry(source, data[source.data].shape),
+                evaluate=scorer,
+                args=(torch.zeros(2, *images.shape),),
+                factors=points,
+                which=arms,
+                layers=layers,
+            )
+        )
+    except AssemblyError as error:
+        return {"refused": error.what}
+    step = len(points)
+    rows = {name: scorer.rows[i * step : (i + 1) * step] for i, name in enumerate(names)}
+    keys = ("val_loss", "val_accuracy", "test_loss", "test_accuracy")
+    figures = {
+        name: dict(zip(keys, map(list, zip(*row, strict=True)), strict=True))
+        for name, row in rows.items()
+    }
+    return {"factors": points, "arms": figures}
+
+
+def curve(result: dict, arm: str, figure: str) -> Curve:
+    """One figure of one arm; losses with their sign turned, as a score is larger where it is better."""
+    values = result["arms"][arm][figure]
+    sign = -1 if figure.endswith("loss") else 1
+    return Curve(tuple(result["factors"]), tuple(sign * v for v in values), arm)
+
+
+def kept(path: Path, work: Callable[[], dict]) -> dict:
+    """What `work` gives, from its file where it was done before."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial_file = path.with_suffix(".partial")
+        partial_file.write_text(json.dumps(work()))
+        partial_file.replace(path)
+    return json.loads(path.read_text())
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a script was asked for, with its data and its zoo."""
+
+    args: argparse.Namespace
+    data: dict[str, zoo.Images]
+    members: dict[str, list[zoo.Member]]
+
+    @property
+    def scale(self) -> str:
+        return self.args.scale
+
+    def cached(self, kind: str, *names: str) -> Path:
+        return self.args.cache / self.scale / kind / ("--".join(names) + ".json")
+
+
+def setting(description: str | None, options: Iterable[tuple[str, dict]] = ()) -> Setting:
+    """Parse the command line, load the data, and train what is missing (or leave it out with ``--only-trained``)."""
+    torch.set_num_threads(1)
+    parser = zoo.parser(description)
+    parser.add_argument("--out", type=Path, default=Path("out/laws"))
+    parser.add_argument("--only-trained", action="store_true", help="train no further members")
+    for name, option in options:
+        parser.add_argument(name, **option)
+    args = parser.parse_args()
+    data = {name: zoo.load(name, args.root, args.scale) for name in zoo.data_of(args)}
+    folder = args.cache / args.scale
+    members: dict[str, list[zoo.Member]] = {}
+    for name, images in data.items():
+        all_of = zoo.architectures(args.scale)
+        if args.only_trained:
+            found = [zoo.member(each, name, folder) for each in all_of]
+            members[name] = [m for m in found if m.path.with_suffix(".json").exists()]
+        else:
+            members[name] = [zoo.ensure(each, images, args.scale, folder) for each in all_of]
+    return Setting(args, data, members)
+
+
+def clustered(
+    values: dict[tuple[str, str], float], draws: int = 2000, seed: int = 0
+) -> dict[str, float]:
+    """Mean and median with 95 % intervals; bases and sources are drawn, since pairs that share one are alike."""
+    bases = sorted({base for base, _ in values})
+    sources = sorted({source for _, source in values})
+    random = torch.Generator().manual_seed(seed)
+    means, medians = [], []
+    for _ in range(draws):
+        some = [bases[i] for i in torch.randint(len(bases), (len(bases),), generator=random)]
+        others = [
+            sources[i] for i in torch.randint(len(sources), (len(sources),), generator=random)
+        ]
+        drawn = [values[b, s] for b in some for s in others if (b, s) in values]
+        if drawn:
+            means.append(statistics.fmean(drawn))
+            medians.append(statistics.median(drawn))
+    found = {"n": len(values), "bases": len(bases), "sources": len(sources)}
+    for name, middle, all_of in (
+        ("mean", statistics.fmean, means),
+        ("median", statistics.median, medians),
+    ):
+        ordered = sorted(all_of)
+        found[name] = middle(values.values())
+        found[f"{name}_low"] = ordered[int(0.025 * (len(ordered) - 1))]
+        found[f"{name}_high"] = ordered[int(0.975 * (len(ordered) - 1))]
+    return found
+
+
+def text(found: dict[str, float], which: str = "mean") -> str:
+    """``+0.12 [+0.08, +0.16] over 30 pairs``."""
+    low, high = found[f"{which}_low"], found[f"{which}_high"]
+    return f"{found[which]:+.3f} [{low:+.3f}, {high:+.3f}] over {found['n']} pairs"
