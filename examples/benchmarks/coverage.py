@@ -192,7 +192,7 @@ NOTES = {
     ],
     "timm": [
         "The smallest architectures of every timm module, up to 220. Ten classes; images of at most 128 pixels (192 "
-        "for the Inceptions) where the architecture allows it.",
+        "for the Inceptions, 256 with halos) where the architecture allows it.",
         "",
     ],
     "hf": ["Tiny configurations: two layers, 32 units or so.", ""],
