@@ -99,6 +99,7 @@ def _ends(pad: int | str, total: int) -> tuple[int, int]:
 def use_of(op: Op) -> Use | None:
     """The op as a use of a weight; None where it is no plain product or convolution of data with a weight.
 
+    >>> import torch
     >>> x, w = torch.ones(2, 3), torch.ones(4, 3)
     >>> use_of((torch.ops.aten.linear.default, (x, w), {}, x @ w.t())).rows(0, 2).shape
     torch.Size([1, 2, 3])
