@@ -27,8 +27,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from intervals import interval
 from joblib import Parallel, delayed
-from scipy import stats
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -304,15 +304,6 @@ def cached(name: str, seed: int, args: argparse.Namespace, data: Data, source: n
         temporary.write_text(json.dumps(result))
         temporary.replace(path)
     return json.loads(path.read_text())
-
-
-def interval(differences: list[float]) -> list[float]:
-    """The mean with its 95 % interval, Student's t."""
-    n, mean = len(differences), statistics.mean(differences)
-    if n < 2:
-        return [mean, math.nan, math.nan]
-    half = stats.t.ppf(0.975, n - 1) * statistics.stdev(differences) / math.sqrt(n)
-    return [mean, mean - half, mean + half]
 
 
 def summary(results: list[dict]) -> dict[str, dict]:

@@ -33,7 +33,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy import stats
+from intervals import interval
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.datasets import FashionMNIST
@@ -313,15 +313,6 @@ def cached(
         temporary.write_text(json.dumps(found))
         temporary.replace(path)
     return json.loads(path.read_text())
-
-
-def interval(differences: list[float]) -> list[float]:
-    """The mean with its 95 % interval, Student's t."""
-    n, mean = len(differences), statistics.mean(differences)
-    if n < 2:
-        return [mean, math.nan, math.nan]
-    half = stats.t.ppf(0.975, n - 1) * statistics.stdev(differences) / math.sqrt(n)
-    return [mean, mean - half, mean + half]
 
 
 def reached(curve: list[list[float]], level: float) -> float | None:

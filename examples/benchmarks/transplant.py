@@ -31,8 +31,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from intervals import interval
 from safetensors.torch import load_file, save_file
-from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.datasets import FashionMNIST
@@ -242,17 +242,6 @@ def trained_source(name: str, data, cache: Path) -> tuple[nn.Module, nn.Module]:
     return source.eval(), fresh.eval()
 
 
-def interval(differences: list[float]) -> dict:
-    """The mean with its 95 % interval, Student's t."""
-    n, mean = len(differences), statistics.mean(differences)
-    half = (
-        stats.t.ppf(0.975, n - 1) * statistics.stdev(differences) / math.sqrt(n)
-        if n > 1
-        else math.nan
-    )
-    return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
-
-
 def summary(runs: list[dict]) -> dict:
     by_arm: dict[str, dict[int, dict]] = {}
     for each in runs:
@@ -260,7 +249,8 @@ def summary(runs: list[dict]) -> dict:
 
     def minus(arm: str, other: str) -> dict:
         seeds = sorted(by_arm[arm].keys() & by_arm[other].keys())
-        return interval([by_arm[arm][s]["accuracy"] - by_arm[other][s]["accuracy"] for s in seeds])
+        gaps = [by_arm[arm][s]["accuracy"] - by_arm[other][s]["accuracy"] for s in seeds]
+        return dict(zip(("mean", "low", "high"), interval(gaps), strict=True)) | {"n": len(gaps)}
 
     table = {}
     for arm, seeds in by_arm.items():
