@@ -209,7 +209,7 @@ Against the number of ops, a chain of blocks ({exponents}; 1 is linear):
 
 A Llama of {big["parameters"] / 1e9:.1f} B parameters on the meta device: {big["trace_seconds"]:.1f} s to trace,
 {big["classes_seconds"]:.1f} s for its classes ({big["ops"]:,} ops), {big["peak_gib"]:.2f} GiB at most
-({big["peak_gib_before"]:.2f} GiB before tracing). Bars: {big["bars"]["seconds"]} s and {big["bars"]["gib"]} GiB.
+({big["peak_gib_before"]:.2f} GiB before tracing).
 """
 
 
@@ -308,6 +308,34 @@ start" is the default.
 """
 
 
+def transplanted(found: dict) -> str:
+    parts = []
+    for name, setting in found["settings"].items():
+        rows = []
+        for arm, row in setting["arms"].items():
+            cells = [arm, str(row["steps"]), f"{row['accuracy']:.1f} ± {row['std']:.1f}"]
+            for other in ("minus random, all steps", "minus per tensor"):
+                gap = row.get(other)
+                cells.append(
+                    f"{gap['mean']:+.1f} [{gap['low']:+.1f}, {gap['high']:+.1f}]" if gap else ""
+                )
+            rows.append(cells)
+        head = ["start", "steps", "accuracy %", "minus random, all steps", "minus per tensor"]
+        n = len({run["seed"] for run in setting["runs"]})
+        parts.append(f"**{name}**, n = {n}\n\n{table(head, rows)}")
+    shown = "\n\n".join(parts)
+    return f"""## Is a transplant a good start?
+
+A residual network is trained once; slim targets have half of its width, and half of its depth (`shallow`) or no way
+around their convolutions (`plain convolutions`). Every start but the first row trains for half of the steps. Paired
+differences over seeds with 95 % t intervals. `transplant, no knowledge` comes from the source before it was trained.
+
+    python examples/benchmarks/transplant.py --root DIR --out docs/benchmarks/transplant.json
+
+{shown}
+"""
+
+
 def alignment(found: dict) -> str:
     rows = []
     for net, row in found["rows"].items():
@@ -368,6 +396,7 @@ def main() -> None:
         ("slim_start", slim_start),
         ("planted", planted),
         ("alignment", alignment),
+        ("transplant", transplanted),
     ):
         if found := read(name):
             parts.append(section(found))
