@@ -337,19 +337,23 @@ differences over seeds with 95 % t intervals. `transplant, no knowledge` comes f
 
 
 def alignment(found: dict) -> str:
+    def spent(row: dict) -> str:
+        if "stopped_after_cpu_s" in row:
+            return f"stopped after {row['stopped_after_cpu_s']} s"
+        return f"{row['cpu_s']:.2f} s" if row else "not run"
+
+    def both(ours: dict, peer: dict, key: str, style: str) -> str:
+        return " / ".join(f"{row[key]:{style}}" if key in row else "none" for row in (ours, peer))
+
     rows = []
     for net, row in found["rows"].items():
-        ours, share, peer = row["graftlib"], row["share"], row.get("rebasin", {})
+        ours, share, peer = row["graftlib"], row.get("share", {}), row.get("rebasin", {})
+        known = "products" in share
+        shown = f"{share['products'] + share['assignments']:.0%}" if known else ""
+        peak = f"{ours['peak_by_weights']:.2f}" if "peak_by_weights" in ours else ""
+        pair = [net, spent(ours), spent(peer), shown, peak]
         rows.append(
-            [
-                net,
-                f"{ours['cpu_s']:.2f} s",
-                f"{peer['cpu_s']:.2f} s" if "cpu_s" in peer else peer.get("answer", "not run"),
-                f"{share['products'] + share['assignments']:.0%}",
-                f"{ours['peak_by_weights']:.2f}",
-                f"{ours['objective']:.1f} / {peer.get('objective', 'none')}",
-                f"{ours['function_error']:.0e} / {peer.get('function_error', 'none')}",
-            ]
+            [*pair, both(ours, peer, "objective", ".1f"), both(ours, peer, "function_error", ".0e")]
         )
     head = ["pair", "graftlib", "rebasin", "products + assignments", "peak / weights"]
     return f"""## What aligning costs
@@ -359,7 +363,7 @@ products and the assignment solver, peak memory by the weights of both, the obje
 change of the renamed network's function, each ours / the peer's.
 
     pip install rebasin
-    python examples/benchmarks/alignment.py -o docs/benchmarks/alignment.json
+    python examples/benchmarks/alignment.py --limit 150 -o docs/benchmarks/alignment.json
 
 {table([*head, "objective", "function error"], rows)}
 """
