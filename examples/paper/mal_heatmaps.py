@@ -2,17 +2,19 @@
 
     python examples/paper/mal_heatmaps.py --scale small --root DIR --cache out/zoo --out out/laws
 
-Draws, for each data set of the bases and each of the sources, the mean test loss over the merging factor (rows receive,
-columns give; light is better) and the threshold, also for the controls. Writes `heatmaps.json`: thresholds (1 point of
-accuracy; read off the test images) against random permutations and against shrinking, over all pairs with intervals
-from resampled bases and sources; and the hypotheses H1 (narrower sources), H2 (truncation on both sides), H3 (same
-data), H5 (wider bases). One file a pair is kept under `--cache`, so a killed run goes on where it stopped.
+Draws, for each data set of the bases and each of the sources, the rise of the test loss in the mean over the merging
+factor (rows receive, columns give; light is better) and the threshold; on the same data also the controls' thresholds.
+Writes `heatmaps.json`: thresholds (1 point of accuracy, and 0.1 nats; read off the test images) against random
+permutations and against shrinking, over all pairs and by the base's family, with intervals from resampled bases and
+sources; and the hypotheses H1 (narrower sources), H2 (truncation), H3 (same data), H5 (wider bases). One file a pair is
+kept under `--cache`, so a killed run goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from itertools import product
 
 import mal
 import torch
@@ -21,6 +23,7 @@ import zoo
 from graftlib_adapters.assembly import HeatMap
 
 Pairs = dict[tuple[str, str], dict]
+Values = dict[tuple[str, str], float]
 
 
 def measured(setup: mal.Setting, of_base: str, of_source: str, minutes: float) -> Pairs:
@@ -38,14 +41,16 @@ def measured(setup: mal.Setting, of_base: str, of_source: str, minutes: float) -
         base, source = pairs[i]
         path = setup.cached("pairs", of_base, of_source, base.name, source.name)
         if path.exists() or time.process_time() - began < 60 * minutes:
+            arms = mal.ARMS if of_base == of_source else mal.MATCHED
             found[base.name, source.name] = mal.kept(
-                path, lambda b=base, s=source: mal.walked(b, s, setup.data, setup.scale)
+                path,
+                lambda b=base, s=source, a=arms: mal.walked(b, s, setup.data, setup.scale, arms=a),
             )
     return found
 
 
-def figures(pairs: Pairs, arm: str, what: str) -> dict[tuple[str, str], float]:
-    """A number for each pair in which something meets: ``mean loss``, ``threshold``, ``barrier``."""
+def figures(pairs: Pairs, arm: str, what: str) -> Values:
+    """A number for each pair in which something meets: ``mean loss``, ``mean excess``, ``barrier``, or a threshold."""
     found = {}
     for key, result in pairs.items():
         if "refused" in result:
@@ -56,15 +61,21 @@ def figures(pairs: Pairs, arm: str, what: str) -> dict[tuple[str, str], float]:
             "mean excess": lambda loss=loss: loss.mean_excess,
             "barrier": lambda loss=loss: loss.barrier,
             "threshold": lambda hits=hits: hits.threshold(mal.TOLERANCE),
+            "loss threshold": lambda loss=loss: loss.threshold(mal.NATS),
         }[what]()
     return found
 
 
-def minus(one: dict, other: dict) -> dict:
+def arms_of(pairs: Pairs) -> list[str]:
+    """The arms that were walked."""
+    return next((list(p["arms"]) for p in pairs.values() if "refused" not in p), [])
+
+
+def minus(one: Values, other: Values) -> Values:
     return {key: one[key] - other[key] for key in one.keys() & other.keys()}
 
 
-def chosen(pairs: Pairs, arm: str) -> dict[tuple[str, str], float]:
+def chosen(pairs: Pairs, arm: str) -> Values:
     """Test accuracy at the threshold that validation images chose, minus the base's."""
     found = {}
     for key, result in pairs.items():
@@ -78,11 +89,13 @@ def chosen(pairs: Pairs, arm: str) -> dict[tuple[str, str], float]:
 
 def draw(setup: mal.Setting, pairs: Pairs, of_base: str, of_source: str) -> None:
     names = [tuple(m.name for m in setup.members[d]) for d in (of_base, of_source)]
-    for arm in mal.ARMS:
+    for arm in arms_of(pairs):
         for what, unit, better in (
             ("mean excess", "nats over the base", "low"),
             ("threshold", "merging factor", "high"),
         ):
+            if what == "mean excess" and arm not in mal.MATCHED:
+                continue  # a control is not followed to its end
             title = f"{what} of merging ({arm}): {of_source} into {of_base}"
             heat = HeatMap(title, unit, *names, figures(pairs, arm, what), better)
             file = f"{what}-{arm}-{of_base}-{of_source}".replace(", ", "-").replace(" ", "-")
@@ -93,57 +106,109 @@ def family(name: str) -> str:
     return name.partition("-")[0]
 
 
-def width(name: str) -> int:
-    return int(name.split("-w")[1].split("-")[0])
+def sizes(name: str) -> tuple[int, int]:
+    """Width and depth of ``mlp-w64-d2``."""
+    width, depth = name.split("-")[1:]
+    return int(width[1:]), int(depth[1:])
+
+
+def gaps(pairs: Pairs, what: str) -> dict[str, Values]:
+    """Thresholds of matching minus those of each control, for all pairs and by the base's family."""
+    found = {}
+    rivals = [arm for arm in arms_of(pairs) if arm not in mal.MATCHED]
+    for rival in rivals:
+        matched = "matched, " + rival.split(", ")[1]
+        gap = minus(figures(pairs, matched, what), figures(pairs, rival, what))
+        found[f"{matched} minus {rival}"] = gap
+        for each in sorted({family(base) for base, _ in gap}):
+            some = {k: v for k, v in gap.items() if family(k[0]) == each}
+            found[f"{matched} minus {rival}, {each} base"] = some
+    return found
+
+
+def by_source(values: Values, one: int, other: int) -> Values:
+    """H1, H2: for the same base, sources of one width minus those of another, same family and depth.
+
+    Args:
+        values: of ordered pairs.
+        one: the sign of source width minus base width: -1 narrower, 0 as wide, 1 wider.
+        other: the same for those that are taken away.
+    """
+    found = {}
+    for base, source in values:
+        for rival in (s for b, s in values if b == base):
+            kin = family(base) == family(source) == family(rival)
+            if kin and sizes(source)[1] == sizes(rival)[1]:
+                signs = [sign(sizes(s)[0] - sizes(base)[0]) for s in (source, rival)]
+                if signs == [one, other]:
+                    gap = values[base, source] - values[base, rival]
+                    found[base, f"{source} {rival}"] = gap
+    return found
+
+
+def by_base(values: Values, each: str) -> Values:
+    """H5: for the same source, the widest base of a family minus the narrowest of the same depth."""
+    names = {base for base, _ in values if family(base) == each}
+    widths = {sizes(name)[0] for name in names}
+    found: Values = {}
+    if len(widths) < 2:
+        return found
+    for base, source in values:
+        slim = f"{each}-w{min(widths)}-d{sizes(base)[1]}" if base in names else ""
+        if base in names and sizes(base)[0] == max(widths) and (slim, source) in values:
+            found[base, source] = values[base, source] - values[slim, source]
+    return found
+
+
+def sign(number: int) -> int:
+    return (number > 0) - (number < 0)
 
 
 def laws(same: dict[str, Pairs], different: dict[tuple[str, str], Pairs]) -> dict:
-    """Thresholds in groups: means with the intervals of resampled bases and sources."""
-    edges = {d: figures(p, "matched, keep", "threshold") for d, p in same.items()}
+    """Hypotheses as paired differences, with the intervals of resampled bases and sources."""
     found: dict[str, dict] = {}
-    for name, values in edges.items():
-        kin = {k: v for k, v in values.items() if family(k[0]) == family(k[1])}
-        groups = {
-            "H1 source narrower, same family": {
-                k: v for k, v in kin.items() if width(k[1]) < width(k[0])
-            },
-            "H1 source as wide, same family": {
-                k: v for k, v in kin.items() if width(k[1]) == width(k[0])
-            },
-            "H2 source wider, same family": {
-                k: v for k, v in kin.items() if width(k[1]) > width(k[0])
-            },
-            "same family": kin,
-            "other family": {k: v for k, v in values.items() if k not in kin},
-        }
-        barriers = figures(same[name], "matched, keep", "mean excess")
-        for each in sorted({family(k[0]) for k in values}):
-            sizes = sorted({width(k[0]) for k in values if family(k[0]) == each})
-            ends = [("narrowest", sizes[0]), ("widest", sizes[-1])]
-            for label, size in ends if len(sizes) > 1 else []:
-                groups[f"H5 {each}, {label} base: mean excess"] = {
-                    k: v
-                    for k, v in barriers.items()
-                    if family(k[0]) == each and width(k[0]) == size
-                }
-        found[name] = {title: mal.clustered(g) for title, g in groups.items() if g}
+    for data, pairs in same.items():
+        groups: dict[str, Values] = {}
+        for arm in mal.MATCHED:
+            edges = figures(pairs, arm, "threshold")
+            kin = {k: v for k, v in edges.items() if family(k[0]) == family(k[1])}
+            groups[f"threshold, same family: {arm}"] = kin
+            groups[f"threshold, other family: {arm}"] = {
+                k: v for k, v in edges.items() if k not in kin
+            }
+            for title, one, other in (
+                ("H1 narrower minus wider source", -1, 1),
+                ("H1 narrower minus as wide", -1, 0),
+                ("H2 wider minus as wide", 1, 0),
+            ):
+                groups[f"{title}: {arm}"] = by_source(edges, one, other)
+            excess = figures(pairs, arm, "mean excess")
+            for each in sorted({family(base) for base, _ in excess}):
+                groups[f"H5 mean excess, widest minus narrowest {each} base: {arm}"] = by_base(
+                    excess, each
+                )
+        found[data] = {title: mal.clustered(values) for title, values in groups.items() if values}
     for (of_base, of_source), pairs in different.items():
-        far, near = figures(pairs, "matched, keep", "threshold"), edges[of_base]
-        gap = {k: near[k] - far[k] for k in far.keys() & near.keys()}
-        if gap:
-            found[f"H3 {of_base} minus {of_source}, into {of_base}"] = mal.clustered(gap)
+        for arm in mal.MATCHED:
+            near, far = (figures(p, arm, "threshold") for p in (same.get(of_base, {}), pairs))
+            if gap := minus(near, far):
+                title = f"H3 {of_base} minus {of_source} sources, into {of_base}: {arm}"
+                found.setdefault("H3", {})[title] = mal.clustered(gap)
     return found
 
 
 def main() -> None:
     setup = mal.setting(
         __doc__.partition("\n")[0],
-        [("--minutes", {"type": float, "default": 1e9, "help": "CPU minutes for each map"})],
+        [
+            ("--minutes", {"type": float, "default": 1e9, "help": "CPU minutes for each map"}),
+            ("--across", {"type": float, "default": 1e9, "help": "the same, for different data"}),
+        ],
     )
     setup.args.out.mkdir(parents=True, exist_ok=True)
-    maps = {
-        (a, b): measured(setup, a, b, setup.args.minutes) for a in setup.data for b in setup.data
-    }
+    maps = {}
+    for a, b in sorted(product(setup.data, repeat=2), key=lambda pair: pair[0] != pair[1]):
+        maps[a, b] = measured(setup, a, b, setup.args.minutes if a == b else setup.args.across)
     report: dict = {"scale": setup.scale, "tolerance_points": mal.TOLERANCE, "maps": {}}
     for (of_base, of_source), pairs in maps.items():
         if not any("refused" not in p for p in pairs.values()):
@@ -155,30 +220,25 @@ def main() -> None:
             "of": wholes - (len(setup.members[of_base]) if of_base == of_source else 0),
             "nothing_meets": sum("refused" in p for p in pairs.values()),
         }
-        for arm in mal.ARMS:
+        for arm in arms_of(pairs):
             row[arm] = {
                 what: mal.clustered(figures(pairs, arm, what))
-                for what in ("threshold", "mean excess")
+                for what in ("threshold", "loss threshold")
             }
+            if arm in mal.MATCHED:
+                row[arm]["mean excess"] = mal.clustered(figures(pairs, arm, "mean excess"))
             row[arm]["test points at the chosen factor"] = mal.clustered(chosen(pairs, arm))
-        for pad in ("zero", "keep"):
-            edge = figures(pairs, f"matched, {pad}", "threshold")
-            for other in (f"random, {pad}", "shrink, zero"):
-                gap = minus(edge, figures(pairs, other, "threshold"))
-                row[f"threshold, matched {pad} minus {other}"] = mal.clustered(gap)
-                print(
-                    of_base,
-                    "<-",
-                    of_source,
-                    f"matched {pad} minus {other}:",
-                    mal.text(mal.clustered(gap)),
-                )
+        for what in ("threshold", "loss threshold"):
+            for title, gap in gaps(pairs, what).items():
+                found = row[f"{what}: {title}"] = mal.clustered(gap)
+                text = mal.text(found, "median")
+                print(f"{of_base} <- {of_source}: {what}: {title}: {text}", flush=True)
         report["maps"][f"{of_base} <- {of_source}"] = row
     same = {a: p for (a, b), p in maps.items() if a == b and p}
     report["laws"] = laws(same, {k: p for k, p in maps.items() if k[0] != k[1] and p})
-    for title, row in report["laws"].items():
-        for name, found in row.items() if title in same else [("", row)]:
-            print(f"{title}: {name} {mal.text(found)}")
+    for data, rows in report["laws"].items():
+        for title, found in rows.items():
+            print(f"{data}: {title} {mal.text(found)}")
     report["members"] = {
         d: {m.name: round(m.facts["test_accuracy"], 2) for m in members}
         for d, members in setup.members.items()

@@ -22,6 +22,8 @@ from graftlib_adapters.assembly import Curve, assemble
 from graftlib_adapters.assembly.lmc import CONTROLS
 from graftlib_adapters.assembly.pictures import curves_png
 
+CHOSEN_ON = {"smoke": 200, "small": 500, "paper": 5000}  # validation images, for assemblies
+
 
 def main() -> None:
     setup = mal.setting(
@@ -95,19 +97,18 @@ def assembled(setup: mal.Setting, name: str, base: zoo.Member) -> dict:
 
 
 def once(setup: mal.Setting, base: zoo.Member, sources: list, images: zoo.Images) -> dict:
-    scorer = mal.Scorer(images, (mal.SIZES[setup.scale][0], 1))
-    model = base.model(images.shape)
+    val = tuple(t[: CHOSEN_ON[setup.scale]] for t in images.val)
+    model = base.model(images.shape).to(memory_format=torch.channels_last)
     made = assemble(
         model,
         sources,
         args=(torch.zeros(2, *images.shape),),
-        evaluate=lambda m: -zoo.measure(m, *(t[: scorer.sizes[0]] for t in images.val))[0],
+        evaluate=lambda m: -zoo.measure(m, *val)[0],
         pad="keep",
         factors=(0.05, 0.1, 0.2, 0.4),
         parts=("all", "blocks"),
     )
-    test = tuple(t[: mal.SIZES[setup.scale][1]] for t in images.test)
-    before, after = zoo.measure(model, *test), zoo.measure(made.model, *test)
+    before, after = zoo.measure(model, *images.test), zoo.measure(made.model, *images.test)
     return {
         "test gain": after[1] - before[1],
         "test loss gain": before[0] - after[0],

@@ -20,7 +20,7 @@ from graftlib import trace
 from graftlib_adapters.assembly import AssemblyError
 from graftlib_adapters.assembly.meeting import meet, runs
 
-ARMS = ("matched, keep", "random, keep", "shrink, zero")
+ARMS = ("matched, keep", "random, keep", "shrink, keep")
 
 
 def groups(base: zoo.Member, source: zoo.Member, data: dict[str, zoo.Images]) -> list[list[str]]:
@@ -100,10 +100,17 @@ def summary(rows: list[dict]) -> dict[str, dict]:
                 third = list(thirds)[min(int(3 * row["depth"]), 2)]
                 thirds[third].setdefault(key, []).append(row[arm])
                 single.setdefault(key, []).append(row[arm])
-        for third, values in thirds.items():
+        means = {
+            third: {key: sum(v) / len(v) for key, v in values.items()}
+            for third, values in thirds.items()
+        }
+        for third, values in means.items():
             if values:
-                means = {key: sum(v) / len(v) for key, v in values.items()}
-                found[f"H4 {third}: {arm}"] = mal.clustered(means)
+                found[f"H4 {third}: {arm}"] = mal.clustered(values)
+        first, last = means["first third"], means["last third"]
+        later = {key: last[key] - first[key] for key in first.keys() & last.keys()}
+        if later:
+            found[f"H4 last minus first third: {arm}"] = mal.clustered(later)
         gap = {k: sum(v) / len(v) - whole[k] for k, v in single.items() if k in whole}
         if gap:
             found[f"H6 one layer minus all: {arm}"] = mal.clustered(gap)
