@@ -7,7 +7,7 @@ model that has run on the traced shapes (without values), and whose axis classes
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import torch
@@ -20,11 +20,19 @@ from ..graph.capture import capture
 from .config import refresh_config, sizes_changed
 from .edits import editable, owned, replace, tensor_of
 from .refusal import SurgeryError
-from .stale import Set, refresh_heads, refresh_inner, refresh_layer, refresh_width
+from .stale import (
+    Set,
+    refresh_heads,
+    refresh_inner,
+    refresh_layer,
+    refresh_repeats,
+    refresh_width,
+)
 
 __all__ = ["fitted"]
 
 Rows = Mapping[tuple[str, int], Tensor]
+_Block = tuple[str, int, int, tuple[int, ...]]
 
 
 def fitted(
@@ -55,7 +63,7 @@ def fitted(
     # something else (GPT-2's width of an attention). The first reading that runs is the right one.
     for reach in (3, None, 1):
         edited = editable(model, graph, sizes, inplace=False)
-        _resize(edited, rows, sizes, reach)
+        _resize(edited, graph, rows, sizes, reach)
         try:
             _must_run(edited, graph, sizes)
             finish(edited)
@@ -65,7 +73,7 @@ def fitted(
         if not inplace:
             refresh_config(edited, changed)
             return edited
-        _resize(model, rows, sizes, reach)
+        _resize(model, graph, rows, sizes, reach)
         finish(model)
         refresh_config(model, changed)
         return model
@@ -74,9 +82,14 @@ def fitted(
 
 
 def _resize(
-    model: nn.Module, rows: Rows, sizes: Mapping[AxisClass, int], reach: int | None
+    model: nn.Module,
+    graph: LayerGraph,
+    rows: Rows,
+    sizes: Mapping[AxisClass, int],
+    reach: int | None,
 ) -> None:
     around = dict(model.named_modules())
+    groups = {_block(m) for each in axis_classes(graph) for m in each.members if m.position == 0}
     done: Set = set()
     for (fqn, axis), places in rows.items():
         tensor = tensor_of(model, fqn)
@@ -84,14 +97,26 @@ def _resize(
         refresh_width(_holders(around, fqn, reach), tensor.shape[axis], len(places), done)
     for each, size in sizes.items():
         for member in each.members:
-            if len(member.factors) > 1 and member.position < len(member.factors) - 1:
-                refresh_heads(_holders(around, member.fqn, reach), each.size, size, done)
-            elif len(member.factors) > 1:
-                refresh_inner(_holders(around, member.fqn, reach), each.size, size, done)
+            if len(member.factors) > 1:
+                refresh = _refresh(member, groups)
+                refresh(_holders(around, member.fqn, reach), each.size, size, done)
     for each, size in sizes.items():
         for member in each.members:
             for module, _, _ in owned(model, tensor_of(model, member.fqn)):
                 refresh_layer(module, _groups(module, member, size))
+
+
+def _refresh(
+    member: Member, groups: Container[_Block]
+) -> Callable[[list[object], int, int, Set], None]:
+    """What sets the attributes that say the size of a factor: heads, those in a group of them, the inside of one."""
+    if member.position == len(member.factors) - 1:
+        return refresh_inner
+    return refresh_repeats if member.position and _block(member) in groups else refresh_heads
+
+
+def _block(member: Member) -> _Block:
+    return member.fqn, member.axis, member.start, member.factors
 
 
 def _groups(module: nn.Module, member: Member, count: int) -> int | None:

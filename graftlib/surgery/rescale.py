@@ -9,7 +9,7 @@ Nothing here is believed: the wider model is run next to the old one afterwards.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .fill import Fill
 
 __all__ = [
+    "EPS",
     "Rms",
     "meets_norm",
     "rescale_norms",
@@ -37,7 +38,7 @@ __all__ = [
 ]
 
 # What norms call their small number.
-_EPS = ("eps", "variance_epsilon", "epsilon", "norm_eps")
+EPS = ("eps", "variance_epsilon", "epsilon", "norm_eps")
 
 
 def _parameter(graph: LayerGraph, fqn: str) -> Parameter | None:
@@ -47,11 +48,11 @@ def _parameter(graph: LayerGraph, fqn: str) -> Parameter | None:
         return None  # a running statistic
 
 
-def meets_norm(graph: LayerGraph, each: AxisClass) -> bool:
-    """Whether a norm that looks at all units has its gain in the class."""
+def meets_norm(graph: LayerGraph, each: AxisClass, kept: Container[str] = ()) -> bool:
+    """Whether a norm that looks at all units has its gain in the class; those of `kept` gains are scaled."""
     for member in each.members:
         found = _parameter(graph, member.fqn)
-        if found is not None and found.kind == "norm":
+        if found is not None and found.kind == "norm" and found.fqn not in kept:
             module = graph.model.get_submodule(found.layer)
             if not isinstance(module, nn.modules.batchnorm._NormBase):
                 return True
@@ -135,7 +136,7 @@ def rms_norms(graph: LayerGraph, model: nn.Module, classes: Iterable[AxisClass])
         module = model.get_submodule(known.layer)
         offset = _rms_offset(module, known.shape)
         if offset is not None:
-            held = {name: module.__dict__.get(name) for name in _EPS}
+            held = {name: module.__dict__.get(name) for name in EPS}
             eps = {name: value for name, value in held.items() if isinstance(value, float)}
             found[member.fqn] = Rms(member.fqn, known.layer, known.shape[0], offset, eps)
     return list(found.values())

@@ -13,18 +13,21 @@ from torch import nn
 __all__ = [
     "HEADS",
     "INNER",
+    "REPEATS",
     "WIDTHS",
     "Set",
     "refresh_heads",
     "refresh_inner",
     "refresh_layer",
+    "refresh_repeats",
     "refresh_width",
 ]
 
 # (holder, attribute) that have been set: a new size may be another class's old one.
 Set = set[tuple[int, str]]
 
-# Names for a number of heads, for what is inside of one, and for a width, in modules that are not torch's own.
+# Names for a number of heads, for what is inside of one, for how many queries share a key, and for a width, in modules
+# that are not torch's own.
 HEADS = (
     "num_heads",
     "num_attention_heads",
@@ -45,6 +48,7 @@ INNER = (
     "dim_head",
     "attention_head_dim",
 )
+REPEATS = ("num_key_value_groups", "num_queries_per_kv", "n_rep")
 WIDTHS = (
     "embed_dim",
     "inner_dim",
@@ -127,6 +131,11 @@ def refresh_heads(modules: list[object], old: int, new: int, done: Set) -> None:
 def refresh_inner(modules: list[object], old: int, new: int, done: Set) -> None:
     """Set what holds the width of one head in any of the modules."""
     _set(modules, INNER, old, new, done)
+
+
+def refresh_repeats(modules: list[object], old: int, new: int, done: Set) -> None:
+    """Set what holds how many queries share a key and value in any of the modules."""
+    _set(modules, REPEATS, old, new, done)
 
 
 def refresh_width(modules: list[object], old: int, new: int, done: Set) -> None:

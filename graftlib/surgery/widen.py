@@ -8,26 +8,22 @@ Elsewhere: what a new unit is in each tensor (`fill`), what must be scaled with 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from math import ceil
-from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from ..graph import LayerGraph, trace
 from ..graph.axes import AxisClass, axis_classes
-from ..graph.axes.trial import Trial, difference
 from .edits import Request, editable, requested
 from .fill import FILLS, grown
 from .fit import fitted
+from .proof import TOLERANCE, change
 from .refusal import SurgeryError
 from .rescale import meets_norm, rescale_norms, rescale_queries, rms_norms, scores_only
 
 __all__ = ["widen"]
-
-# Doubles keep 16 digits; a unit that is not silent shows from about 1e-6 on.
-TOLERANCE = 1e-9
 
 
 def widen(
@@ -134,7 +130,7 @@ def _widened(
 ) -> nn.Module:
     random = torch.Generator().manual_seed(seed)
     units = {each: _units(each.size, width, random) for each, width in widths.items()}
-    change = grown(model, graph, units)
+    fresh = grown(model, graph, units)
     norms = rms_norms(graph, model, widths) if fill == "zero" else []
     ways = (False, True) if any(scores_only(graph, each) for each in widths) else (False,)
     for last, queries in enumerate(ways, 1):
@@ -142,15 +138,16 @@ def _widened(
         def scale(edited: nn.Module, queries: bool = queries) -> None:
             rescale_norms(edited, norms)
             if queries:
-                rescale_queries(edited, graph, widths, change)
+                rescale_queries(edited, graph, widths, fresh)
 
         def finish(edited: nn.Module, scale: Callable[[nn.Module], None] = scale) -> None:
-            FILLS[fill](edited, change)
-            _must_agree(model, edited, graph, widths, fill, scale)
+            FILLS[fill](edited, fresh)
+            kept = {norm.fqn for norm in norms}
+            _must_agree(model, edited, graph, widths, fill, scale, kept)
             scale(edited)
 
         try:
-            return fitted(model, graph, change.rows, widths, inplace=inplace, finish=finish)
+            return fitted(model, graph, fresh.rows, widths, inplace=inplace, finish=finish)
         except SurgeryError:
             if last == len(ways):
                 raise
@@ -172,17 +169,16 @@ def _must_agree(
     widths: Mapping[AxisClass, int],
     fill: str,
     scale: Callable[[nn.Module], None],
+    kept: Container[str],
 ) -> None:
-    """Both are run as they are, in double precision, on one drawn input; the wider one is scaled in doubles, too."""
+    """The wider one is scaled in doubles, too: rounding would be seen."""
     if model is edited:
         return  # the copy has agreed
-    before, after = (Trial(_Seen(graph, one), drawn=False) for one in (model, edited))
-    scale(after.model)
-    error = difference(before.run(), after.run())
+    error = change(graph, model, edited, scale)
     if error <= TOLERANCE:
         return
     sizes = ", ".join(f"{each.size} -> {width}" for each, width in widths.items())
-    normed = [each for each in widths if meets_norm(graph, each)]
+    normed = [each for each in widths if meets_norm(graph, each, kept)]
     even = all(widths[each] % each.size == 0 for each in normed)
     why = "an op looks at all units at once, or one tensor makes and reads them (tied embeddings)"
     fix = "widen a class that no norm goes over, such as the inside of an MLP"
@@ -200,12 +196,3 @@ def _must_agree(
         why=why,
         fix=fix,
     )
-
-
-class _Seen:
-    """A model with another one's graph: what a trial needs of a layer graph."""
-
-    def __init__(self, graph: LayerGraph, model: nn.Module) -> None:
-        self.model: nn.Module = model
-        self.fx: fx.Graph = graph.fx
-        self._example: Any = graph._example

@@ -208,6 +208,27 @@ def test_other_processes_give_the_same_bits(tmp_path):
     assert plans[0] == plans[1]
 
 
+@pytest.mark.slow
+def test_a_dask_cluster_in_other_processes_gives_the_same_bits(tmp_path):
+    """`jobs` runs under whatever joblib backend is active: here two workers in processes of their own."""
+    distributed = pytest.importorskip("distributed")
+    teacher, _ = wanted(mlp)
+    base, sources = spoiled(teacher), [permuted(teacher), noise(mlp, 2), permuted(teacher, 8)]
+    alone = assemble(base, sources, args=EXAMPLE, jobs=1).plan
+    local = {"processes": True, "dashboard_address": None, "local_directory": str(tmp_path)}
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, **local) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        with joblib.parallel_config(backend="dask"):
+            shared = assemble(base, sources, args=EXAMPLE, jobs=2).plan
+        worked = client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.task_prefixes))
+    assert shared == alone
+    assert any("batch" in name or "solved" in name for name in worked), (
+        worked
+    )  # it was they who worked
+
+
 class Killed(BaseException):
     """What a test raises in the middle of the work."""
 

@@ -107,8 +107,11 @@ def test_a_model_that_computes_nothing_sensible_is_the_worst_there_is():
 
 @given(scores)
 def test_a_curve_comes_back_from_json(values):
-    found = Curve(grid(len(values)), tuple(values), "random", "base", "keep")
-    assert Curve.from_json(json.loads(json.dumps(found.to_json()))) == found
+    found = Curve(grid(len(values)), tuple(values), "random", "base", "keep", ("repair",))
+    record = json.loads(json.dumps(found.to_json()))
+    assert Curve.from_json(record) == found
+    del record["data"]  # a record of a walk without data may lack the word
+    assert Curve.from_json(record).data == ()
 
 
 @pytest.mark.parametrize(
@@ -226,14 +229,18 @@ def test_the_union_frame_has_both_originals_at_its_ends():
         assert found.frame == "union"
 
 
-def test_a_checkpoint_gives_the_same_curve_as_the_model(tmp_path):
+@pytest.mark.parametrize(
+    "more", [{}, {"batches": [X], "match_on": "activations", "repair": True}], ids=["", "data"]
+)
+def test_a_checkpoint_gives_the_same_curve_as_the_model(tmp_path, more):
     from safetensors.torch import save_file
 
     base, source = mlp(), mlp(9)
     save_file(source.state_dict(), tmp_path / "s.safetensors")
     entry = ZooEntry(lambda: mlp(9), tmp_path / "s.safetensors")
     curves = [
-        lmc(base, s, evaluate=like(base), args=EXAMPLE, factors=grid(3)) for s in (source, entry)
+        lmc(base, s, evaluate=like(base), args=EXAMPLE, factors=grid(3), **more)
+        for s in (source, entry)
     ]
     assert curves[0] == curves[1]
 
@@ -250,6 +257,121 @@ def test_evaluate_sees_eval_mode_and_no_gradients_and_the_device(device):
         base, mlp().to(device), evaluate=evaluate, args=(EXAMPLE[0].to(device),), factors=(0.0, 1.0)
     )
     assert base.training
+
+
+# ------------------------------------------------------------------------------------- with data
+
+
+def test_activations_connect_a_twin_and_data_that_say_nothing_do_not():
+    base = mlp()
+    twin = surgery.permute(base, trace(base, EXAMPLE), seed=3)
+    options = {"evaluate": like(base), "args": EXAMPLE, "factors": grid(3)}
+    for batches, connected in (([X[:32], X[32:]], True), ([torch.zeros(32, 6)], False)):
+        for frame in ("base", "union"):
+            found = lmc(base, twin, **options, frame=frame, batches=batches, match_on="activations")
+            assert (found.excess < 1e-8) == connected
+            assert found.data == ("activations",)
+
+
+def spread(model, layer=2):
+    """(units,) the standard deviation of what a layer puts out."""
+    heard = []
+    handle = model[layer].register_forward_hook(lambda m, i, o: heard.append(o))
+    with torch.no_grad():
+        model(X)
+    handle.remove()
+    return heard[0].std(0, correction=0)
+
+
+@pytest.mark.parametrize("method", ["coordinate", "shrink"])
+def test_repair_gives_merged_models_the_spread_of_their_parents(method):
+    base, source = mlp(24), mlp(40)
+    before = copy.deepcopy(base.state_dict())
+    mean = {"coordinate": (spread(base).mean() + spread(source).mean()) / 2}
+    wanted = float(mean.get(method, spread(base).mean()))
+    options = {
+        "evaluate": lambda model: -abs(float(spread(model).mean()) - wanted),
+        "args": EXAMPLE,
+        "factors": (0.0, 0.5),
+        "method": method,
+    }
+    repaired = lmc(base, source, **options, batches=[X], repair=True)
+    plain = lmc(base, source, **options)
+    assert repaired.scores[0] == plain.scores[0]  # the base itself
+    # A narrow base reads some of a wide source's units, so the mean over all of them is only near.
+    assert repaired.scores[1] > max(-0.1 * wanted, plain.scores[1] / 2)
+    assert all(torch.equal(v, before[k]) for k, v in base.state_dict().items())
+
+
+def test_repair_in_the_union_frame_keeps_both_ends_and_mends_the_middle():
+    base, source = mlp(20), mlp(28)
+
+    def halves(model):
+        """How far the spread of the units is from that between the parents'."""
+        return -float((spread(model) - wanted).abs().mean())
+
+    wanted = torch.zeros(28)
+    ends = []
+    lmc(base, source, evaluate=lambda m: ends.append(spread(m)) or 0.0, args=EXAMPLE,
+        frame="union", factors=(0.0, 1.0))  # fmt: skip
+    wanted = (ends[0] + ends[1]) / 2
+    options = {"args": EXAMPLE, "frame": "union"}
+    mended = {"batches": [X], "repair": True}
+    at_half = [
+        lmc(base, source, evaluate=halves, factors=(0.0, 0.5), **options, **more).scores[1]
+        for more in ({}, mended)
+    ]
+    assert at_half[1] > -1e-3 > 5 * at_half[0]
+    last = lmc(base, source, evaluate=like(source), factors=(0.0, 1.0), **options, **mended)
+    assert last.scores[1] > -1e-6
+
+
+def test_repair_keeps_to_the_layers_that_are_merged():
+    base, source = mlp(), mlp()
+    touched = []
+
+    def evaluate(model):
+        touched[:] = [
+            n for n, p in model.named_parameters() if not torch.equal(p, base.get_parameter(n))
+        ]
+        return 0.0
+
+    options = {"args": EXAMPLE, "factors": (0.0, 0.5), "batches": [X], "repair": True}
+    lmc(base, source, evaluate=evaluate, layers=["2"], **options)
+    assert touched == ["2.weight", "2.bias"]
+
+
+def test_controls_with_data_are_judged_alike():
+    base = mlp()
+    twin = surgery.permute(base, trace(base, EXAMPLE), seed=3)
+    found = controls(
+        base,
+        twin,
+        evaluate=like(base),
+        args=EXAMPLE,
+        factors=grid(3),
+        which=("matched, zero", "random, zero", "shrink, zero"),
+        batches=[X],
+        match_on="activations",
+        repair=True,
+    )
+    assert found["matched, zero"].excess < 1e-4
+    assert found["random, zero"].excess > 1e-3
+    assert {curve.data for curve in found.values()} == {("activations", "repair")}
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"repair": True}, "repair go through data"),
+        ({"match_on": "activations", "batches": iter([X])}, "no generator"),
+        ({"batches": [X]}, "nothing uses them"),
+        ({"match_on": "names"}, "use 'weights' or 'activations'"),
+    ],
+)
+def test_data_and_what_they_are_for_go_together(options, word):
+    with pytest.raises(AssemblyError, match=word):
+        lmc(mlp(), mlp(), evaluate=lambda m: 0.0, args=EXAMPLE, **options)
 
 
 @pytest.mark.parametrize("options", [{"method": "best"}, {"frame": "union", "layers": ["0"]}])

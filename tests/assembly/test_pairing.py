@@ -206,3 +206,26 @@ def test_no_choice_contradicts_itself(rows, columns, seed):
     kept = consistent([meets[key] for key in taken])
     assert all(kept.clash(meets[key]) is None for key in taken)
     assert taken
+
+
+class Bare(Attention):
+    """No head: the output fixes the order of the stream."""
+
+    def forward(self, x):
+        x = self.embed(x)
+        b, n, d = x.shape
+        q, k, v = self.qkv(self.norm(x)).reshape(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        a = nn.functional.scaled_dot_product_attention(q, k, v)
+        x = x + self.out(a.transpose(1, 2).reshape(b, n, d))
+        return x + self.down(nn.functional.gelu(self.up(self.last(x))))
+
+
+def test_norms_over_a_fixed_order_meet_as_the_weights_of_that_order_do():
+    base, source = lively(Bare(hidden=12)), lively(Bare(hidden=9))
+    task = problem(trace(base, TOKENS), trace(source, TOKENS))
+    for name in ("norm.weight", "norm.bias", "last.weight", "last.bias"):
+        assert met(task)[name] == name
+    assert {what for what, _ in task.refused} == set()
+    # Of another size, and with no weight that says that the two orders are one, they stay.
+    wide = problem(trace(base, TOKENS), trace(lively(Bare(dim=10)), TOKENS))
+    assert not {name for name in met(wide) if "norm" in name or "last" in name}

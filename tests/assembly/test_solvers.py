@@ -10,7 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from graftlib_adapters.assembly import pricing
 from graftlib_adapters.assembly.permutation import AssemblyError, Permutation
+from graftlib_adapters.assembly.pricing import priced
 from graftlib_adapters.assembly.solvers import alternate, assign, distance, gains
 
 sizes = st.integers(1, 5)
@@ -108,3 +110,55 @@ def test_restarts_find_the_optimum_that_one_start_misses():
             hit[restarts] += distance(base, source, rows, columns) <= least + 1e-9
     assert hit[20] == 6
     assert hit[0] < 6
+
+
+# ------------------------------------------------------------------------------------ large ones
+
+
+def drifting(m, p, seed, *, ties):
+    """Costs that change a little from one to the next; with ties whole numbers at first."""
+    random = torch.Generator().manual_seed(seed)
+    cost = 3 * torch.randn(m, p, generator=random)
+    cost = cost.round() if ties else cost
+    for _ in range(3):
+        yield cost
+        cost = cost + 0.3 * torch.randn(m, p, generator=random)
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 99), st.booleans(), st.booleans())
+def test_prices_find_what_the_whole_matrix_gives(m, p, seed, ties, square):
+    """Every shape, with and without the prices of the matrix before."""
+    prices = None
+    for cost in drifting(m, m if square else p, seed, ties=ties):
+        found = priced(cost, prices)
+        assert found is not None
+        prices = found[1]
+        assert found[0].matched == min(cost.shape)
+        assert worth(cost, found[0]) == pytest.approx(worth(cost, assign(-cost)), abs=1e-6)
+
+
+def test_the_proof_is_asked_for():
+    """Without it a first choice of entries would be taken for all of them, and the result is another one."""
+    cost = next(drifting(60, 60, 0, ties=False)) + torch.arange(60.0) ** 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pricing, "_FIRST", 1)
+        right = priced(cost)
+        patch.setattr(pricing._Costs, "paying", lambda *_: torch.empty(0).numpy())
+        wrong = priced(cost)
+    assert right is not None
+    assert wrong is not None
+    assert worth(cost, right[0]) == pytest.approx(worth(cost, assign(-cost)))
+    assert worth(cost, wrong[0]) > worth(cost, right[0]) + 1
+
+
+def test_large_costs_without_a_proof_are_solved_whole(monkeypatch):
+    monkeypatch.setattr(pricing, "LARGE", 4)
+    cost = next(drifting(6, 6, 3, ties=False))
+    assert pricing.cheapest(cost)[1] is not None
+    monkeypatch.setattr(pricing, "_ROUNDS", 0)
+    found, prices = pricing.cheapest(cost)
+    assert prices is None
+    assert found == assign(-cost)
+    cost[2, 3] = float("nan")
+    with pytest.raises(AssemblyError, match="not finite"):
+        pricing.cheapest(cost)

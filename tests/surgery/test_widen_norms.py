@@ -193,3 +193,32 @@ def test_a_fill_has_a_name():
     model, x = normed("layer")
     with pytest.raises(ValueError, match="'like', 'zero', not 'noise'"):
         widen(model, trace(model, x), {0: 12}, fill="noise")
+
+
+class SharedKeys(nn.Module):
+    """Two keys, each read by three queries; the code holds how many read one."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_key_value_groups = 3
+        self.q, self.k, self.v = nn.Linear(5, 24), nn.Linear(5, 8), nn.Linear(5, 8)
+        self.out = nn.Linear(24, 4)
+
+    def forward(self, x):
+        q, k, v = (f(x).unflatten(-1, (-1, 4)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        k, v = (t.repeat_interleave(self.num_key_value_groups, 1) for t in (k, v))
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize(("keys", "queries"), [(2, 5), (3, 3), (3, 4)])
+@pytest.mark.parametrize("fill", ["like", "zero"])
+def test_queries_that_share_a_key(keys, queries, fill):
+    model, x = SharedKeys().eval(), torch.randn(2, 6, 5)
+    graph = trace(model, x)
+    sizes = {c: {2: keys, 3: queries}[c.size] for c in graph.axis_classes if c.size in (2, 3)}
+    assert len(sizes) == 2
+    wide = widen(model, graph, sizes, fill=fill)
+    torch.testing.assert_close(wide(x), model(x), rtol=1e-5, atol=1e-6)
+    assert wide.num_key_value_groups == queries
+    assert wide.k.out_features == 4 * keys
+    assert wide.q.out_features == 4 * keys * queries

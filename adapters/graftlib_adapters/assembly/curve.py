@@ -36,6 +36,7 @@ class Curve:
         method: how the units were matched: a solver, ``identity``, ``random`` or ``shrink``.
         frame: ``base`` or ``union``.
         pad: ``zero`` or ``keep``.
+        data: what data were used for: ``activations``, ``repair``, both, or nothing.
 
     >>> curve = Curve((0.0, 0.5, 1.0), (90.0, 80.0, 86.0))
     >>> curve.barrier, curve.excess, curve.threshold(tolerance=5.0)
@@ -47,6 +48,7 @@ class Curve:
     method: str = ""
     frame: str = "base"
     pad: str = "zero"
+    data: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         rising = all(a < b for a, b in pairwise(self.factors))
@@ -137,6 +139,7 @@ class Curve:
             "method": self.method,
             "frame": self.frame,
             "pad": self.pad,
+            "data": list(self.data),
             "factors": list(self.factors),
             "scores": [_plain(score) for score in self.scores],
             "barrier": _plain(self.barrier),
@@ -151,10 +154,13 @@ class Curve:
         """The inverse of `to_json`; what follows from the scores is worked out anew."""
         scores = tuple(math.nan if score is None else float(score) for score in values["scores"])
         factors = tuple(float(factor) for factor in values["factors"])
-        return cls(factors, scores, values["method"], values["frame"], values["pad"])
+        data = tuple(values.get("data", ()))
+        return cls(factors, scores, values["method"], values["frame"], values["pad"], data)
 
     def __str__(self) -> str:
         head = f"{self.method or 'walk'}, {self.frame} frame, pad {self.pad}"
+        if self.data:
+            head += f", with data: {' and '.join(self.data)}"
         rows = [
             ("score", f"{self.scores[0]:.4g} at 0, {self.scores[-1]:.4g} at {self.factors[-1]:g}"),
             ("barrier", f"{self.barrier:.4g}"),

@@ -2,8 +2,9 @@
 
 In: two graphs and an alignment of them. Out: `Union`: two models with the same tensors, between which one can walk. In
 the base frame (F1, `merging`) what the base has no room for is dropped; here nothing is. Always true: both wide models
-were run next to the originals, in double precision, and gave the same; where a mean, a variance or a scale runs over
-units of unequal number, that cannot be, and it is refused with the reason.
+were run next to the originals, in double precision, and gave the same; where a mean or a variance runs over units of
+unequal number, that cannot be, and it is refused with the reason.
+Elsewhere: the base is widened by `graftlib.surgery.widen`; what is scaled with the widths is in `surgery.rescale`.
 """
 
 from __future__ import annotations
@@ -11,26 +12,32 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from graftlib.graph import LayerGraph
-from graftlib.graph.axes.trial import Trial, difference
-from graftlib.surgery import SurgeryError
-from graftlib.surgery.fit import fitted
+from graftlib.graph.axes import AxisClass
+from graftlib.surgery import SurgeryError, widen
+from graftlib.surgery.proof import TOLERANCE, change
+from graftlib.surgery.rescale import (
+    EPS,
+    Rms,
+    rescale_norms,
+    rms_norms,
+    role_places,
+    scores_only,
+)
 
 from .alignment import Alignment
 from .merging import lerp
 from .permutation import AssemblyError, Permutation
-from .records import AxisPair, BlockPair, Factor, Problem, TensorPair
+from .records import BlockPair, Factor, Problem, TensorPair
 from .structure import tensors_of
 
 __all__ = ["Union", "union"]
 
-# Doubles keep 16 digits; a unit that is not silent shows from about 1e-6 on.
-TOLERANCE = 1e-9
+_FIX = "merge in the base frame, with merged(...)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +59,8 @@ class Union:
     def merged(self, factor: float) -> dict[str, Tensor]:
         """The state dict at `factor` between the base (0) and the source (1): base + factor (source - base).
 
+        An RMS norm's small number is no tensor: `write` and `at` set it, too.
+
         Raises:
             AssemblyError: `factor` is not within 0 … 1.
         """
@@ -65,15 +74,28 @@ class Union:
             for fqn, mine in self.base.state_dict().items()
         }
 
+    def write(self, model: nn.Module, factor: float) -> None:
+        """Make a copy of `base`, in place, the model at `factor`, see `merged`."""
+        model.load_state_dict(self.merged(factor))
+        for module, one, other in zip(
+            model.modules(), self.base.modules(), self.source.modules(), strict=True
+        ):
+            theirs = _small_numbers(other)
+            for name, mine in _small_numbers(one).items():
+                setattr(module, name, mine + factor * (theirs[name] - mine))
+
     def at(self, factor: float) -> nn.Module:
         """A new model between the two, see `merged`."""
         made = copy.deepcopy(self.base)
-        made.load_state_dict(self.merged(factor))
+        self.write(made, factor)
         return made
 
 
 def union(base: LayerGraph, source: LayerGraph, alignment: Alignment) -> Union:
     """Widen both models to one architecture.
+
+    A norm by the root mean square keeps its function at any width (its gain times sqrt(n / N), its eps times n / N),
+    and so does an attention whose heads are of another width (its queries times what its scores are divided by more).
 
     Args:
         base: graph of the base; its model's weights are taken and not changed.
@@ -82,7 +104,7 @@ def union(base: LayerGraph, source: LayerGraph, alignment: Alignment) -> Union:
             unread are read by the new units of the base, in order.
 
     Returns:
-        the two wide models. Each is made of the base's modules and code.
+        the two wide models. Each is made of the base's modules and code, and held in its dtype.
 
     Raises:
         AssemblyError: a tensor of either has no partner, or only in part; kernels differ; the base's modules do not run
@@ -92,18 +114,8 @@ def union(base: LayerGraph, source: LayerGraph, alignment: Alignment) -> Union:
     _must_be_whole(base, source, problem)
     widths = {i: max(pair.bases, pair.sources) for i, pair in enumerate(problem.classes)}
     full = {i: _full(each, widths[i]) for i, each in alignment.permutations.items()}
-    embed = {
-        i: Permutation.identity(widths[i], pair.bases) for i, pair in enumerate(problem.classes)
-    }
-    ours = Alignment(_wide(problem, widths, of_base=True), embed, 0.0, ())
-    theirs = Alignment(_wide(problem, widths, of_base=False), full, 0.0, ())
-    _must_keep_norms(problem)
-    wide_base = _edited(base, problem, ours, widths)
-    wide_source = copy.deepcopy(wide_base)
-    _load(wide_source, theirs.transported(tensors_of(source)))
-    why = _looks_across(problem)
-    _must_agree(base, base.model, wide_base, "base", why)
-    _must_agree(source, source.model, wide_source, "source", why)
+    wide_base = _widened(base, problem, widths)
+    wide_source = _moved(source, wide_base, Alignment(_wide(problem, widths), full, 0.0, ()))
     return Union(wide_base, wide_source, full, widths)
 
 
@@ -128,7 +140,7 @@ def _must_be_whole(base: LayerGraph, source: LayerGraph, problem: Problem) -> No
         raise AssemblyError(
             f"the union frame needs every tensor of both models: {len(wrong)} stand apart.",
             where={"first": "; ".join(wrong[:3])},
-            fix="merge in the base frame, with merged(...)",
+            fix=_FIX,
         )
 
 
@@ -153,6 +165,112 @@ def _count(block: BlockPair, *, base: bool) -> int:
     return count
 
 
+# --- the base ---------------------------------------------------------------------------------------------------------
+
+
+def _widened(base: LayerGraph, problem: Problem, widths: Mapping[int, int]) -> nn.Module:
+    """The base in its new sizes."""
+    sizes: dict[AxisClass | int, int] = {
+        pair.base: widths[i] for i, pair in enumerate(problem.classes) if widths[i] != pair.bases
+    }
+    if not sizes:
+        return copy.deepcopy(base.model)
+    try:
+        return widen(base.model, base, sizes, fill="zero")
+    except SurgeryError as error:
+        classes = [pair.base for pair in problem.classes]
+        kept = [norm.fqn for norm in rms_norms(base, base.model, classes)]
+        raise _refusal("base", problem, error.where, error.why or error.what, kept) from error
+
+
+# --- the source -------------------------------------------------------------------------------------------------------
+
+
+def _moved(source: LayerGraph, wide_base: nn.Module, alignment: Alignment) -> nn.Module:
+    """The wide base with the source's tensors in it, once it computes what the source does."""
+    made = copy.deepcopy(wide_base)
+    norms = _norms(source, made, alignment.problem)
+    error = float("inf")
+    for queries in (False, True):
+        state = alignment.transported(_doubles(source, alignment.problem, queries=queries))
+
+        def write(model: nn.Module, state: Mapping[str, Tensor] = state) -> None:
+            _load(model, state)
+            rescale_norms(model, norms)
+
+        try:
+            error = min(error, change(source, source.model, made, write))
+        except (RuntimeError, ValueError, TypeError, IndexError) as failure:
+            raise AssemblyError(
+                "the wide source does not run on the source's example.",
+                why=str(failure)[:300],
+                fix=_FIX,
+            ) from failure
+        if error <= TOLERANCE:
+            write(made)
+            return made
+    raise _refusal(
+        "source",
+        alignment.problem,
+        {"relative change": f"{error:.1e}"},
+        "an op looks at all units at once, or the two models differ in what is no tensor (activation, stride, eps)",
+        [norm.fqn for norm in norms],
+    )
+
+
+def _doubles(source: LayerGraph, problem: Problem, *, queries: bool) -> dict[str, Tensor]:
+    """The source's tensors; with `queries` those of heads of another width take the base's scale.
+
+    Scores are divided by the root of a head's width, m in the base and p in the source. Whether the base's code keeps
+    sqrt(m) or takes the root of the width it finds, the factor that makes sqrt(p) of it is sqrt(m / p), or none.
+    """
+    state = {fqn: tensor.detach().double() for fqn, tensor in tensors_of(source).items()}
+    done: set[tuple[str, int]] = set()
+    for pair in problem.classes if queries else ():
+        if pair.bases == pair.sources or not scores_only(source, pair.source):
+            continue
+        for member in pair.source.members:
+            key = (member.fqn, member.axis)
+            places = role_places(source, *key, "attention.query")
+            if key in done or not len(places):
+                continue
+            done.add(key)
+            tensor = state[member.fqn]
+            factor = torch.ones(tensor.shape[member.axis], dtype=torch.float64, device="cpu")
+            factor[places] = (pair.bases / pair.sources) ** 0.5
+            shape = [-1 if i == member.axis else 1 for i in range(tensor.ndim)]
+            state[member.fqn] = tensor * factor.view(shape).to(tensor.device)
+    return state
+
+
+def _norms(source: LayerGraph, wide: nn.Module, problem: Problem) -> list[Rms]:
+    """The source's norms by the root mean square, under the names that they have in the wide model."""
+    classes = [pair.source for pair in problem.classes]
+    known = {norm.fqn: norm for norm in rms_norms(source, source.model, classes)}
+    found = []
+    for pair in problem.pairs:
+        norm = known.get(pair.source)
+        if norm is not None:
+            names = _small_numbers(wide.get_submodule(pair.layer))
+            eps = {name: value for value in norm.eps.values() for name in names}
+            found.append(replace(norm, fqn=pair.base, layer=pair.layer, eps=eps))
+    return found
+
+
+def _small_numbers(module: nn.Module) -> dict[str, float]:
+    """What a norm adds before it divides, by the names that it may have."""
+    held = {name: module.__dict__.get(name) for name in EPS}
+    return {name: value for name, value in held.items() if isinstance(value, float)}
+
+
+def _load(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """In place: values into the tensors of a model."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    with torch.no_grad():
+        for fqn, values in state.items():
+            tensors[fqn].copy_(values)
+
+
 def _full(permutation: Permutation, width: int) -> Permutation:
     """New base units behind the old ones read, in order, what those leave unread."""
     read = torch.zeros(permutation.sources, dtype=torch.bool, device="cpu")
@@ -167,138 +285,64 @@ def _full(permutation: Permutation, width: int) -> Permutation:
     return Permutation(reads, permutation.sources)
 
 
-def _wide(problem: Problem, widths: Mapping[int, int], *, of_base: bool) -> Problem:
-    """The problem of a model whose classes are as wide as both, reading the base or the source."""
-    return replace(
-        problem, pairs=tuple(_wide_pair(pair, widths, of_base) for pair in problem.pairs)
-    )
+def _wide(problem: Problem, widths: Mapping[int, int]) -> Problem:
+    """The problem of a base whose classes are as wide as both."""
+    return replace(problem, pairs=tuple(_wide_pair(pair, widths) for pair in problem.pairs))
 
 
-def _wide_pair(pair: TensorPair, widths: Mapping[int, int], of_base: bool) -> TensorPair:
-    axes = []
-    shape = []
-    for i, axis in enumerate(pair.axes):
-        blocks = _wide_blocks(axis.blocks, widths, of_base)
-        shape.append(sum(_count(block, base=True) for block in blocks))
-        axes.append(AxisPair(i if of_base else axis.source_axis, blocks))
-    return replace(
-        pair,
-        source=pair.base if of_base else pair.source,
-        base_shape=tuple(shape),
-        source_shape=pair.base_shape if of_base else pair.source_shape,
-        axes=tuple(axes),
-    )
+def _wide_pair(pair: TensorPair, widths: Mapping[int, int]) -> TensorPair:
+    axes = tuple(replace(axis, blocks=_wide_blocks(axis.blocks, widths)) for axis in pair.axes)
+    shape = tuple(sum(_count(block, base=True) for block in axis.blocks) for axis in axes)
+    return replace(pair, base_shape=shape, axes=axes)
 
 
-def _wide_blocks(
-    blocks: Sequence[BlockPair], widths: Mapping[int, int], of_base: bool
-) -> tuple[BlockPair, ...]:
+def _wide_blocks(blocks: Sequence[BlockPair], widths: Mapping[int, int]) -> tuple[BlockPair, ...]:
     made: list[BlockPair] = []
     at = 0
     for block in sorted(blocks, key=lambda each: each.base_start):
-        factors = tuple(_wide_factor(factor, widths, of_base) for factor in block.factors)
-        start = block.base_start if of_base else block.source_start
-        made.append(BlockPair(at, start, factors))
+        factors = tuple(_wide_factor(factor, widths) for factor in block.factors)
+        made.append(BlockPair(at, block.source_start, factors))
         at += _count(made[-1], base=True)
     return tuple(made)
 
 
-def _wide_factor(factor: Factor, widths: Mapping[int, int], of_base: bool) -> Factor:
-    terms = _wide_blocks(factor.terms, widths, of_base)
+def _wide_factor(factor: Factor, widths: Mapping[int, int]) -> Factor:
+    terms = _wide_blocks(factor.terms, widths)
     if terms:
-        bases = sum(_count(term, base=True) for term in terms)
-    else:
-        bases = factor.bases if factor.pair is None else widths[factor.pair]
-    return Factor(bases, factor.bases if of_base else factor.sources, factor.pair, terms)
+        return replace(factor, bases=sum(_count(term, base=True) for term in terms), terms=terms)
+    return factor if factor.pair is None else replace(factor, bases=widths[factor.pair])
 
 
-def _edited(
-    base: LayerGraph, problem: Problem, ours: Alignment, widths: Mapping[int, int]
-) -> nn.Module:
-    """The base in its new sizes, with the old values in their places and silence in the new ones."""
-    sizes = {
-        pair.base: widths[i] for i, pair in enumerate(problem.classes) if widths[i] != pair.bases
-    }
-    state = ours.transported(tensors_of(base))
-    if not sizes:
-        made = copy.deepcopy(base.model)
-        _load(made, state)
-        return made
-    rows = {}
-    for pair in problem.pairs:
-        for axis, size in enumerate(pair.base_shape):
-            reads = ours.reads(pair.base, axis)
-            if len(reads) != size:
-                rows[pair.base, axis] = reads.clamp(min=0)
-    try:
-        return fitted(
-            base.model, base, rows, sizes, inplace=False, finish=lambda made: _load(made, state)
-        )
-    except SurgeryError as error:
-        raise AssemblyError(
-            "the base's modules do not run in the sizes of both models.",
-            where=error.where,
-            why=error.why or error.what,
-            fix="merge in the base frame, with merged(...)",
-        ) from error
+# --- refusals ---------------------------------------------------------------------------------------------------------
 
 
-def _load(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """In place: values into the tensors of a model."""
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    with torch.no_grad():
-        for fqn, values in state.items():
-            tensors[fqn].copy_(values)
-
-
-def _must_keep_norms(problem: Problem) -> None:
-    across = _looks_across(problem)
+def _refusal(
+    word: str,
+    problem: Problem,
+    where: Mapping[str, object],
+    why: str,
+    kept: Sequence[str],
+) -> AssemblyError:
+    across = _looks_across(problem, kept)
     if across:
-        raise AssemblyError(
-            "the union frame cannot keep the functions of both models.",
-            where={"norms": "; ".join(across[:3])},
-            why="a norm takes its mean or variance over all units, the silent ones too",
-            fix="merge in the base frame, with merged(...)",
-        )
+        where = {"norms": "; ".join(across[:3]), **where}
+        why = "a norm takes its mean or variance over all units, the silent ones too"
+    return AssemblyError(
+        f"the union frame cannot keep the function of the {word}.",
+        where=where,
+        why=why,
+        fix=_FIX,
+    )
 
 
-def _looks_across(problem: Problem) -> list[str]:
-    """Norms without running statistics whose units differ in number."""
+def _looks_across(problem: Problem, kept: Sequence[str]) -> list[str]:
+    """Norms without running statistics whose units differ in number, but for those that were scaled."""
     owners = {pair.layer for pair in problem.pairs if pair.role in ("mean", "variance")}
     return [
         f"'{pair.base}' {pair.base_shape[0]} and {pair.source_shape[0]} units"
         for pair in problem.pairs
-        if pair.role == "gain" and pair.layer not in owners and pair.base_shape != pair.source_shape
+        if pair.role == "gain"
+        and pair.layer not in owners
+        and pair.base not in kept
+        and pair.base_shape != pair.source_shape
     ]
-
-
-def _must_agree(
-    graph: LayerGraph, model: nn.Module, wide: nn.Module, word: str, across: Sequence[str]
-) -> None:
-    """Both are run as they are, in double precision, on one drawn input."""
-    try:
-        before, after = (Trial(_Seen(graph, one), drawn=False).run() for one in (model, wide))
-        error = difference(before, after)
-    except (RuntimeError, ValueError, TypeError, IndexError) as failure:
-        raise AssemblyError(
-            f"the wide {word} does not run on the {word}'s example.",
-            why=str(failure)[:300],
-            fix="merge in the base frame, with merged(...)",
-        ) from failure
-    if error > TOLERANCE:
-        raise AssemblyError(
-            f"the wide {word} does not compute what the {word} does.",
-            where={"relative change": f"{error:.1e}", **({"norms": across[0]} if across else {})},
-            why="an op looks at all units at once (a norm, a product of queries and keys), or the two models differ "
-            "in what is no tensor (activation, stride, eps)",
-            fix="merge in the base frame, with merged(...)",
-        )
-
-
-class _Seen:
-    """A model with another one's graph: what a trial needs of a layer graph."""
-
-    def __init__(self, graph: LayerGraph, model: nn.Module) -> None:
-        self.model: nn.Module = model
-        self.fx: fx.Graph = graph.fx
-        self._example: Any = graph._example

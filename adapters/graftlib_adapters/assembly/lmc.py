@@ -8,23 +8,30 @@ figures of a curve (`curve`), pictures of many (`heatmap`).
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from graftlib.graph import LayerGraph, trace
 
+from .activations import costs
 from .curve import Curve, grid
-from .matching import Alignment
+from .listening import Batches
+from .matching import Alignment, match
 from .meeting import METHODS, Declared, Evaluate, Meeting, Method, Pad, Stage, between, meet, scored
 from .merging import PADS
+from .pairing import Problem, problem
 from .permutation import AssemblyError
+from .repair import repair as repaired
 from .zoo import Args, Giver, givers, state_of
 
 __all__ = ["CONTROLS", "controls", "lmc", "walk"]
 
 Frame = Literal["base", "union"]
+MatchOn = Literal["weights", "activations"]
+Mend = Callable[[nn.Module, float], nn.Module]
 
 
 def lmc(
@@ -43,6 +50,9 @@ def lmc(
     mapping: Declared = None,
     restarts: int = 0,
     seed: int = 0,
+    batches: Batches | None = None,
+    match_on: MatchOn = "weights",
+    repair: bool = False,
 ) -> Curve:
     """Merge a source into a base at rising factors and score each merged model.
 
@@ -64,11 +74,19 @@ def lmc(
             (source graph, base graph) -> mapping; None: found by order and kind.
         restarts: random restarts of the solver.
         seed: of the solver.
+        batches: data for the two options below, a list or a loader; none are needed otherwise. Each is a tensor, a
+            tuple of arguments or a mapping of keywords that both models take, on their devices; not `evaluate`'s.
+        match_on: ``weights``, or ``activations``: units meet by the correlation of what they put out on `batches`,
+            where a layer makes a whole class; weights decide the others.
+        repair: give every merged model the statistics that lie between those of base and source on `batches`
+            (`repair.repair`); a ``shrink`` walk, whose source holds nothing, gets those of the base.
 
     Raises:
-        AssemblyError: nothing meets, or the union frame is not to be had (its message says why).
+        AssemblyError: nothing meets, the union frame is not to be had (its message says why), or `batches` and what
+            they are for do not go together.
     """
     _known(method)
+    data = _Data(batches, match_on, repair)
     giver = next(givers(source, args, kwargs))
     wanted = score or ("inner" if frame == "union" else "l2")
     options: dict[str, Any] = {
@@ -83,12 +101,23 @@ def lmc(
                 "the union frame walks from one whole model to the other.",
                 fix="leave layers out and use a method that matches, or frame='base'",
             )
-        return _between(trace(base, args, kwargs), giver, mapping, evaluate, factors, options)
+        return _between(trace(base, args, kwargs), giver, mapping, evaluate, factors, options, data)
     stage = Stage(base)
-    meeting = meet(trace(base, args, kwargs), giver, mapping)
-    alignment = meeting.align(stage.state, **options)
+    meeting, model = data.meet(trace(base, args, kwargs), giver, mapping)
+    alignment = meeting.align(
+        stage.state, costs=data.costs(meeting.problem, base, model), **options
+    )
     return walk(
-        stage, meeting, alignment, evaluate, factors=factors, method=method, pad=pad, layers=layers
+        stage,
+        meeting,
+        alignment,
+        evaluate,
+        factors=factors,
+        method=method,
+        pad=pad,
+        layers=layers,
+        mend=data.mend(base, model, alignment, method, layers),
+        data=data.uses,
     )
 
 
@@ -112,6 +141,9 @@ def controls(
     mapping: Declared = None,
     restarts: int = 0,
     seed: int = 0,
+    batches: Batches | None = None,
+    match_on: MatchOn = "weights",
+    repair: bool = False,
 ) -> dict[str, Curve]:
     """The walk and everything that it must beat, in one call; arguments as for `lmc`.
 
@@ -131,6 +163,9 @@ def controls(
         mapping: as for `lmc`.
         restarts: as for `lmc`.
         seed: as for `lmc`.
+        batches: as for `lmc`.
+        match_on: as for `lmc`, of ``matched`` and ``shrink``.
+        repair: as for `lmc`, of all.
 
     Returns:
         name -> curve, in the order of `which`.
@@ -141,8 +176,11 @@ def controls(
     for name in which:
         if name not in CONTROLS:
             raise AssemblyError(f"{name!r} is no control.", fix="use some of " + str(CONTROLS))
+    data = _Data(batches, match_on, repair)
     stage = Stage(base)
-    meeting = meet(trace(base, args, kwargs), next(givers(source, args, kwargs)), mapping)
+    giver = next(givers(source, args, kwargs))
+    meeting, model = data.meet(trace(base, args, kwargs), giver, mapping)
+    heard = data.costs(meeting.problem, base, model)
     options: dict[str, Any] = {"score": score, "restarts": restarts, "seed": seed}
     alignments: dict[str, Alignment] = {}
     found: dict[str, Curve] = {}
@@ -152,7 +190,9 @@ def controls(
         if how not in alignments:
             # A source that holds nothing is best where the source itself would stand.
             same = alignments.get("matched") if how == "shrink" else None
-            alignments[how] = same or meeting.align(stage.state, method=used, **options)
+            alignments[how] = same or meeting.align(
+                stage.state, method=used, costs=heard, **options
+            )
         found[name] = walk(
             stage,
             meeting,
@@ -162,6 +202,8 @@ def controls(
             method=used,
             pad="keep" if pad == "keep" else "zero",
             layers=layers,
+            mend=data.mend(base, model, alignments[how], used, layers),
+            data=data.uses,
         )
     return found
 
@@ -176,16 +218,22 @@ def walk(
     method: Method = "coordinate",
     pad: Pad = "zero",
     layers: Sequence[str] | None = None,
+    mend: Mend | None = None,
+    data: tuple[str, ...] = (),
 ) -> Curve:
-    """The curve of one alignment that is there already; arguments as for `lmc`. The stage is left at its base."""
+    """The curve of one alignment that is there already; arguments as for `lmc`. The stage is left at its base.
+
+    `mend` makes of a merged model and its factor, above 0, the model that is judged; `data` is noted in the curve.
+    """
     points = grid() if factors is None else tuple(factors)
     given = meeting.given(method)
     scores = []
     for factor in points:
         changed = stage.merge(alignment, given, factor, pad=pad, layers=layers) if factor else {}
-        scores.append(scored(evaluate, stage.show(changed)))
+        model = stage.show(changed)
+        scores.append(scored(evaluate, mend(model, factor) if factor and mend else model))
     stage.show({})
-    return Curve(points, tuple(scores), method, "base", pad)
+    return Curve(points, tuple(scores), method, "base", pad, data)
 
 
 def _between(
@@ -195,20 +243,96 @@ def _between(
     evaluate: Evaluate,
     factors: Sequence[float] | None,
     options: Mapping[str, Any],
+    data: _Data,
 ) -> Curve:
     """Both models in the architecture that holds both; the ends compute what the originals do."""
     source = giver.valued()
     meeting = between(base, source, giver.state, mapping, giver.name)
-    alignment = meeting.align(state_of(base.model), **options)
+    heard = data.costs(meeting.problem, base.model, source.model)
+    alignment = meeting.align(state_of(base.model), costs=heard, **options)
     from .frames import union
 
     both = union(base, source, alignment)
+    mend = None
+    if data.repair:
+        wide = trace(both.base, *base._example)
+        same = problem(wide, wide)
+        state = state_of(both.base)
+        beside = match(same, state, state, method="identity")
+        mend = data.mend(both.base, both.source, beside, options["method"], None)
     model = copy.deepcopy(both.base).eval()
     points, scores = grid() if factors is None else tuple(factors), []
     for factor in points:
-        model.load_state_dict(both.merged(factor))
-        scores.append(scored(evaluate, model))
-    return Curve(points, tuple(scores), options["method"], "union", "")
+        both.write(model, factor)
+        scores.append(scored(evaluate, mend(model, factor) if factor and mend else model))
+    return Curve(points, tuple(scores), options["method"], "union", "", data.uses)
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What of a walk looks at data, checked when it is made."""
+
+    batches: Batches | None
+    match_on: str
+    repair: bool
+
+    def __post_init__(self) -> None:
+        if self.match_on not in ("weights", "activations"):
+            raise AssemblyError(
+                f"match_on={self.match_on!r} is none.", fix="use 'weights' or 'activations'"
+            )
+        if self.uses and (self.batches is None or iter(self.batches) is self.batches):
+            raise AssemblyError(
+                f"{' and '.join(self.uses)} go through data, several times.",
+                fix="pass batches=[...], a list of inputs or a loader, no generator",
+            )
+        if self.batches is not None and not self.uses:
+            raise AssemblyError(
+                "batches are given and nothing uses them.",
+                fix="pass match_on='activations' or repair=True, or leave batches out",
+            )
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        heard = ("activations",) if self.match_on == "activations" else ()
+        return (*heard, "repair") if self.repair else heard
+
+    def meet(
+        self, base: LayerGraph, giver: Giver, mapping: Declared
+    ) -> tuple[Meeting, nn.Module | None]:
+        """What meets, and the source's model with its values where it will have to run."""
+        if not self.uses:
+            return meet(base, giver, mapping), None
+        source = giver.valued()
+        return between(base, source, giver.state, mapping, giver.name), source.model
+
+    def costs(
+        self, found: Problem, base: nn.Module, source: nn.Module | None
+    ) -> dict[int, Tensor] | None:
+        if self.match_on == "weights" or self.batches is None or source is None:
+            return None
+        return costs(found, base, source, self.batches)
+
+    def mend(
+        self,
+        base: nn.Module,
+        source: nn.Module | None,
+        alignment: Alignment,
+        method: str,
+        layers: Sequence[str] | None,
+    ) -> Mend | None:
+        """REPAIR on a copy, as a stage knows only what a merge wrote."""
+        if not self.repair or self.batches is None or source is None:
+            return None
+        batches = self.batches
+
+        def mended(model: nn.Module, factor: float) -> nn.Module:
+            made = copy.deepcopy(model)
+            goal = 0.0 if method == "shrink" else factor
+            repaired(made, base, source, alignment, batches, goal, layers=layers)
+            return made
+
+        return mended
 
 
 def _known(method: str) -> None:

@@ -7,13 +7,15 @@ and its gains in `objective`, Frank-Wolfe in `relaxed`, what an alignment is goo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .alignment import Alignment
+from .ledger import Ledger
 from .objective import Objective, State
 from .permutation import AssemblyError, Permutation
 from .records import Problem
@@ -25,6 +27,7 @@ __all__ = ["METHODS", "Alignment", "Method", "match"]
 Method = Literal["coordinate", "frank-wolfe", "identity", "random"]
 METHODS: tuple[Method, ...] = ("coordinate", "frank-wolfe", "identity", "random")
 _Found = dict[int, Permutation]
+_BOUNDS = 4096  # assignments that are solved to bound one class
 
 
 def match(
@@ -83,10 +86,19 @@ def match(
         return Alignment(problem, found, value, (value,), score)
     decided = {i: assign(cost) for i, cost in (costs or {}).items()}
     best: tuple[_Found, tuple[float, ...]] | None = None
-    for begin in _starts(goal, {**(start or {}), **decided}, restarts, random):
+    begun = {**(start or {}), **decided}
+    # Starts have random numbers of their own: the first way is the same however many follow, so more are never worse.
+    starts = torch.Generator().manual_seed(seed + 1)
+    drawn = [
+        {i: Permutation.random(m, p, starts) for i, (m, p) in enumerate(goal.sizes)}
+        for _ in range(restarts)
+    ]
+    for first in (None, *drawn):
+        ledger = Ledger(goal)
+        begin = _grown(goal, ledger, begun) if first is None else {**first, **begun}
         if method == "frank-wolfe":
             begin = frank_wolfe(goal, begin, keep=set(decided))
-        tried = _descend(goal, begin, set(decided), sweeps, random)
+        tried = _descend(goal, ledger, begin, set(decided), sweeps, random)
         if best is None or tried[1][-1] > best[1][-1]:
             best = tried
     assert best is not None
@@ -105,82 +117,96 @@ def _check(problem: Problem, start: Mapping[int, Permutation], costs: Mapping[in
                 )
 
 
-def _starts(
-    goal: Objective, given: Mapping[int, Permutation], restarts: int, random: torch.Generator
-) -> Sequence[_Found]:
-    drawn = [
-        {i: Permutation.random(m, p, random) for i, (m, p) in enumerate(goal.sizes)}
-        for _ in range(restarts)
-    ]
-    return [_grown(goal, given), *({**each, **given} for each in drawn)]
-
-
-def _grown(goal: Objective, given: Mapping[int, Permutation]) -> _Found:
+def _grown(goal: Objective, ledger: Ledger, given: Mapping[int, Permutation]) -> _Found:
     """Class by class, each from what is known by then: fixed orders first, then the classes solved before."""
     found = dict(given)
     left = set(range(len(goal.sizes))) - set(found)
     while left:
         known = set(found)
         pair = max(left, key=lambda i: (goal.evidence(i, known), -i))
-        found[pair] = least(goal.gain(pair, _reads(found), known=known).neg_())
+        if goal.evidence(pair, known):
+            found[pair] = ledger.solve(pair, ledger.cost(pair, _reads(found), known))
+        else:
+            pair, found[pair] = _outer(goal, found, left)
         left.discard(pair)
     return found
 
 
+def _outer(goal: Objective, found: _Found, left: set[int]) -> tuple[int, Permutation]:
+    """Where none is told by what is known: the smallest class that one other keeps from it, each pair at its best."""
+    known = set(found)
+    held = [i for i in left if goal.inside(i, known) and math.prod(goal.sizes[i]) <= _BOUNDS]
+    if not held:
+        return min(left), Permutation.identity(*goal.sizes[min(left)])
+    pair = min(held, key=lambda i: (math.prod(goal.sizes[i]), i))
+    return pair, least(goal.bound(pair, _reads(found), known=known).neg_())
+
+
 def _descend(
-    goal: Objective, begin: _Found, keep: set[int], sweeps: int, random: torch.Generator
+    goal: Objective,
+    ledger: Ledger,
+    begin: _Found,
+    keep: set[int],
+    sweeps: int,
+    random: torch.Generator,
 ) -> tuple[_Found, tuple[float, ...]]:
     """Coordinate descent; a class is solved again only when one that it depends on has changed."""
     found = dict(begin)
-    history = [goal.value(_reads(found))]
+    # Where the ledger follows, the history is what the steps rose by, and the objective is computed once, at the end.
+    history = [0.0 if ledger.follows else goal.value(_reads(found))]
     pairs = [i for i in range(len(goal.sizes)) if i not in keep]
     due = set(pairs)
     for _ in range(sweeps):
-        before = dict(found)
+        before, risen = dict(found), 0.0
         for k in torch.randperm(len(pairs), generator=random, device="cpu").tolist():
             pair = pairs[k]
             if pair not in due:
                 continue
             due.discard(pair)
-            better = _step(goal, pair, found)
+            better, rise = _step(goal, ledger, pair, found)
             if better is not None:
                 found[pair] = better
+                risen += rise
                 due |= goal.neighbours(pair) - keep
-        value = goal.value(_reads(found))
+        value = history[-1] + risen if ledger.follows else goal.value(_reads(found))
         if value < history[-1]:  # rounding alone: what was there is as good
             found = before
             break
         history.append(value)
         if not due:
             break
+    if ledger.follows:
+        value = ledger.ended(_reads(found))
+        history = [value - (history[-1] - each) for each in history]
     return found, tuple(history)
 
 
-def _step(goal: Objective, pair: int, found: _Found) -> Permutation | None:
-    """A permutation of this class that makes the objective rise; None where this finds none."""
+def _step(
+    goal: Objective, ledger: Ledger, pair: int, found: _Found
+) -> tuple[Permutation | None, float]:
+    """A permutation of this class that makes the objective rise, and by how much; None where this finds none."""
     moves = _reads(found)
-    cost = goal.gain(pair, moves).neg_()
-    new = least(cost)
+    cost = ledger.cost(pair, moves)
+    new = ledger.solve(pair, cost)
     if goal.linear(pair):
         old_cost, scale = _sum(cost, found[pair])
         new_cost, _ = _sum(cost, new)
-        return new if old_cost - new_cost > goal.epsilon * scale else None
+        rise = old_cost - new_cost
+        return (new, rise) if rise > goal.epsilon * scale else (None, 0.0)
     # A class on two axes of one tensor: the gain is only a linearisation.
     before = goal.value(moves, of=pair)
     margin = goal.epsilon * abs(before)
-    if goal.value({**moves, pair: new.reads}, of=pair) > before + margin:
-        return new
-    others = set(range(len(goal.sizes))) - {pair}
-    new = frank_wolfe(goal, found, keep=others)[pair]
-    if goal.value({**moves, pair: new.reads}, of=pair) > before + margin:
-        return new
-    return None
+    after = goal.value({**moves, pair: new.reads}, of=pair)
+    if not after > before + margin:
+        new = frank_wolfe(goal, found, keep=set(range(len(goal.sizes))) - {pair})[pair]
+        after = goal.value({**moves, pair: new.reads}, of=pair)
+    return (new, after - before) if after > before + margin else (None, 0.0)
 
 
 def _sum(cost: Tensor, permutation: Permutation) -> tuple[float, float]:
     """What a permutation costs, and the sum of the absolute costs."""
     matched = (permutation.reads >= 0).nonzero().flatten()
-    paid = cost[matched, permutation.reads[matched]]
+    paid = cost[matched, permutation.reads[matched]].double()
     return float(paid.sum()), float(paid.abs().sum())
 
 

@@ -64,8 +64,12 @@ class Meeting:
         score: Literal["l2", "inner"] = "l2",
         restarts: int = 0,
         seed: int = 0,
+        costs: Mapping[int, Tensor] | None = None,
     ) -> Alignment:
-        """Align to the weights of `base_state`; ``shrink`` aligns by coordinate descent too."""
+        """Align to the weights of `base_state`; ``shrink`` aligns by coordinate descent too.
+
+        `costs` (see `matching.match`) decide the classes that they are given for, but for the controls.
+        """
         how = "coordinate" if method == "shrink" else method
         return match(
             self.problem,
@@ -75,6 +79,7 @@ class Meeting:
             score=score,
             restarts=restarts,
             seed=seed,
+            costs=costs,
         )
 
     def given(self, method: Method) -> Mapping[str, Tensor]:

@@ -9,6 +9,7 @@ Parameters take part; running statistics, whose scale is that of the data, do no
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import prod
 
 import torch
 from torch import Tensor
@@ -16,13 +17,15 @@ from torch import Tensor
 from .cells import Cell, cells_of
 from .permutation import AssemblyError, reading
 from .records import Problem
-from .solvers import Score
+from .solvers import Score, assign
 
-__all__ = ["Moves", "Objective", "State"]
+__all__ = ["Change", "Moves", "Objective", "State", "told"]
 
 State = Mapping[str, Tensor]
 # Class pair -> reads (m,) int64, or a relaxed permutation (m, p) in the working dtype.
 Moves = Mapping[int, Tensor]
+# A class pair, its reads before and after.
+Change = tuple[int, Tensor, Tensor]
 _PART = 2**19  # elements that are carried at once
 _ROWS = 256  # rows of gains that are computed at once, before they are added up in double precision
 _STATISTICS = ("mean", "variance", "buffer")
@@ -53,8 +56,10 @@ class Objective:
         tensors = [base_state[b] for b, _ in names] + [source_state[s] for _, s in names]
         wide = any(tensor.dtype == torch.float64 for tensor in tensors)
         self.dtype = torch.float64 if wide else torch.float32
-        self._base = {b: base_state[b].detach().to(self.dtype) for b, _ in names}
-        self._source = {s: source_state[s].detach().to(self.dtype) for _, s in names}
+        # As they are stored: parts are converted where they are used.
+        self._base = {b: base_state[b].detach() for b, _ in names}
+        self._source = {s: source_state[s].detach() for _, s in names}
+        self._sizes = [c.base_view(self._base[c.base]).numel() for c in self.cells]
         self.of: list[list[int]] = [[] for _ in problem.classes]
         for i, cell in enumerate(self.cells):
             for pair in {each for each in cell.dims if each is not None}:
@@ -64,6 +69,16 @@ class Objective:
     def epsilon(self) -> float:
         """A relative change of the objective that rounding may make."""
         return float(torch.finfo(self.dtype).eps) * 8
+
+    @property
+    def weight(self) -> int:
+        """Bytes of both models' tensors that take part, as they are stored."""
+        tensors = (*self._base.values(), *self._source.values())
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def entries(self, pair: int) -> int:
+        """How many entries of the base lie in cells that hold this class pair."""
+        return sum(self._sizes[i] for i in self.of[pair])
 
     def neighbours(self, pair: int) -> set[int]:
         """The class pairs whose gains depend on this one."""
@@ -79,7 +94,9 @@ class Objective:
         """Whether the objective is linear in this class pair: no cell holds it twice."""
         return all(len(self.cells[i].where(pair)) == 1 for i in self.of[pair])
 
-    def gain(self, pair: int, moves: Moves, *, known: set[int] | None = None) -> Tensor:
+    def gain(
+        self, pair: int, moves: Moves, *, known: set[int] | None = None, part: int = _PART
+    ) -> Tensor:
         """The gradient of the objective at `moves`: what it is worth that base unit i reads source unit j.
 
         Args:
@@ -87,6 +104,7 @@ class Objective:
             moves: of all class pairs.
             known: only cells whose other dimensions all belong to one of these, or to none; None: all. `moves` need
                 not hold any others then.
+            part: elements that are carried at once.
 
         Returns:
             (m, p) float64 on the CPU.
@@ -94,71 +112,214 @@ class Objective:
         m, p = self.sizes[pair]
         total = torch.zeros(m, p, dtype=torch.float64, device="cpu")
         for i in self.of[pair]:
-            if known is not None and not _told(self.cells[i], pair, known):
+            if known is not None and not told(self.cells[i], pair, known):
                 continue
-            for dim in self.cells[i].where(pair):
-                self._add_gain(total, self.cells[i], dim, moves)
+            self.add_gain(total, i, pair, moves, part=part)
         return total
 
-    def value(self, moves: Moves, *, of: int | None = None) -> float:
+    def value(self, moves: Moves, *, of: int | None = None, part: int = _PART) -> float:
         """The objective; with `of` only the cells that hold this class pair."""
         cells = self.cells if of is None else [self.cells[i] for i in self.of[of]]
-        return sum(self._value(cell, moves) for cell in cells)
+        return sum(self._value(cell, moves, part) for cell in cells)
 
     def evidence(self, pair: int, known: set[int]) -> float:
         """The share of a class pair's entries that lie in cells whose other classes are known."""
         seen = every = 0
         for i in self.of[pair]:
-            cell = self.cells[i]
-            count = cell.base_view(self._base[cell.base]).numel()
-            every += count
-            seen += count * _told(cell, pair, known)
+            every += self._sizes[i]
+            seen += self._sizes[i] * told(self.cells[i], pair, known)
         return seen / every if every else 0.0
+
+    def inside(self, pair: int, known: set[int]) -> set[int]:
+        """The class pairs that alone keep a cell of this one from being told."""
+        return {
+            open_
+            for i in self.of[pair]
+            if (open_ := _untold(self.cells[i], pair, known)) is not None
+        }
+
+    def bound(self, pair: int, moves: Moves, *, known: set[int]) -> Tensor:
+        """At most what it is worth that base unit i reads source unit j, where one other class is not known yet.
+
+        Heads and head_dim share an axis: which head meets which cannot be said without the order inside of them, nor
+        the other way round. Here every pair of units has the best order for itself, which is the true one where the
+        two are the same unit. Cells with another number of unknown classes say nothing.
+
+        Args:
+            pair: number of the class pair.
+            moves: of the known class pairs.
+            known: number of the class pairs that are.
+
+        Returns:
+            (m, p) float64 on the CPU.
+        """
+        m, p = self.sizes[pair]
+        total = torch.zeros(m, p, dtype=torch.float64, device="cpu")
+        inside: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        for i in self.of[pair]:
+            open_ = _untold(self.cells[i], pair, known)
+            if open_ is not None:
+                inside.setdefault(open_, []).append(self._rows(self.cells[i], pair, open_, moves))
+        for held in inside.values():
+            for i in range(m):
+                gain = torch.stack([self._each(ours[i], theirs) for ours, theirs in held]).sum(0)
+                for j, each in enumerate(gain.to("cpu", torch.float64)):
+                    best = assign(each).reads
+                    matched = (best >= 0).nonzero().flatten()
+                    total[i, j] += each[matched, best[matched]].sum()
+        return total
+
+    def _rows(self, cell: Cell, pair: int, inner: int, moves: Moves) -> tuple[Tensor, Tensor]:
+        """Both sides as (units, units inside, all the rest), the rest in the base's units."""
+        base, source = self._views(cell)
+        front = (cell.where(pair)[0], cell.where(inner)[0])
+        for d, each in enumerate(cell.dims):
+            if d not in front:
+                source = _moved(source, d, each, moves, 0, base.shape[d])
+        ours, theirs = (t.to(self.dtype).movedim(front, (0, 1)) for t in (base, source))
+        return ours.reshape(*ours.shape[:2], -1), theirs.reshape(*theirs.shape[:2], -1)
+
+    def _each(self, ours: Tensor, theirs: Tensor) -> Tensor:
+        """(p, mi, pi) gains inside of one base unit (mi, rest) and each source unit (p, pi, rest)."""
+        inner = (theirs @ ours.T).mT
+        return inner if self.score == "inner" else 2 * inner - theirs.square().sum(2)[:, None]
 
     # --- one cell -------------------------------------------------------------------------------------------------
 
-    def _views(self, cell: Cell) -> tuple[Tensor, Tensor]:
-        base = cell.base_view(self._base[cell.base])
-        return base, cell.source_view(self._source[cell.source]).to(base.device)
+    def add_gain(
+        self,
+        total: Tensor,
+        number: int,
+        pair: int,
+        moves: Moves,
+        *,
+        change: Change | None = None,
+        sign: float = 1.0,
+        part: int = _PART,
+    ) -> None:
+        """Add the gains of one cell to `total`, in place.
 
-    def _add_gain(self, total: Tensor, cell: Cell, dim: int, moves: Moves) -> None:
-        """Add the gains of one cell to `total`, in place."""
-        base, source = self._views(cell)
-        # In front before it is carried: what carries it then writes the rows of a matrix, without one more copy.
-        base, source = base.movedim(dim, 0), source.movedim(dim, 0)
-        dims = (None, *cell.dims[:dim], *cell.dims[dim + 1 :])
-        m, p = base.shape[0], source.shape[0]
-        relaxed = _relaxed(dims, moves)
-        scale = 1.0 if self.score == "inner" else 2.0
+        Args:
+            total: (m, p) on the CPU.
+            number: of the cell.
+            pair: the class pair whose gains these are.
+            moves: of the cell's other class pairs.
+            change: add what the gains change by when this other class pair does; its entry in `moves` is not read.
+            sign: 1, or -1 to subtract.
+            part: elements that are carried at once.
+        """
+        cell = self.cells[number]
+        m, p = self.sizes[pair]
+        scale = sign if self.score == "inner" else 2 * sign
         # Where every source unit is read anyhow (m >= p) the norm is the same for all assignments.
         normed = self.score == "l2" and m < p
-        for part, carried in _carried(base, source, dims, moves, keep=True):
-            ours, theirs = part.reshape(m, -1), carried.reshape(p, -1)
-            for start in range(0, m, _ROWS):
-                product = ours[start : start + _ROWS] @ theirs.T
-                total[start : start + _ROWS].add_(product.to("cpu"), alpha=scale)
-            if normed and not relaxed:
-                total -= theirs.square().sum(1).to("cpu", torch.float64)
-        if normed and relaxed:
-            total -= _norms(source, dims, moves, keep=True).to("cpu", torch.float64)
+        for dim in cell.where(pair):
+            base, source = self._views(cell)
+            dims = tuple(None if d == dim else each for d, each in enumerate(cell.dims))
+            relaxed = change is None and _relaxed(dims, moves)
+            if relaxed:
+                base, source = base.to(self.dtype), source.to(self.dtype)
+            read = any(each is not None for each in dims)
+            for ours, carried, way in self._parts(
+                base, source, dims, moves, change, part, dim, apart=normed
+            ):
+                theirs = _front(carried, dim, read)
+                _add_product(total, _front(ours, dim), theirs, way * scale)
+                if normed and not relaxed:
+                    squares = theirs.square().sum(1)
+                    total.sub_(squares.to("cpu", total.dtype), alpha=way * sign)
+            if normed and relaxed:
+                norms = _norms(source, dims, moves, keep=dim)
+                total.sub_(norms.to("cpu", total.dtype), alpha=sign)
 
-    def _value(self, cell: Cell, moves: Moves) -> float:
+    def _value(self, cell: Cell, moves: Moves, part: int) -> float:
         base, source = self._views(cell)
         total = 0.0
         relaxed = _relaxed(cell.dims, moves)
-        for part, carried in _carried(base, source, cell.dims, moves):
-            total += (1 if self.score == "inner" else 2) * float((part * carried).sum())
+        if relaxed:
+            base, source = base.to(self.dtype), source.to(self.dtype)
+        for ours, carried, _ in self._parts(base, source, cell.dims, moves, None, part):
+            total += (1 if self.score == "inner" else 2) * float((ours * carried).sum())
             if self.score == "l2" and not relaxed:
                 total -= float(carried.square().sum())
         if self.score == "l2" and relaxed:
             total -= float(_norms(source, cell.dims, moves))
         return total
 
+    def _views(self, cell: Cell) -> tuple[Tensor, Tensor]:
+        base = cell.base_view(self._base[cell.base])
+        return base, cell.source_view(self._source[cell.source]).to(base.device)
 
-def _told(cell: Cell, pair: int, known: set[int]) -> bool:
+    def _parts(
+        self,
+        base: Tensor,
+        source: Tensor,
+        dims: Sequence[int | None],
+        moves: Moves,
+        change: Change | None,
+        part: int,
+        keep: int | None = None,
+        *,
+        apart: bool = False,
+    ) -> Iterator[tuple[Tensor, Tensor, float]]:
+        """(part of the base, the carried source there, 1) in the working dtype.
+
+        With a change the source after it less the source before it; or, `apart`, (…, after, 1) and (…, before, -1).
+        """
+        if change is None:
+            for ours, carried in _carried(base, source, dims, moves, part, keep):
+                yield ours.to(self.dtype), carried.to(self.dtype), 1.0
+            return
+        number, old, new = change
+        place = dims.index(number)
+        dims = (*dims[:place], None, *dims[place + 1 :])
+        moved = (old != new).nonzero().flatten()
+        size = max(each.numel() // max(each.shape[place], 1) for each in (base, source))
+        for units in torch.split(moved, max(part // max(size, 1), 1)):
+            mine = reading(base, {place: units})
+            after, before = (
+                reading(source, {place: reads[units]}).to(self.dtype) for reads in (new, old)
+            )
+            ways = ((after, 1.0), (before, -1.0)) if apart else ((after.sub_(before), 1.0),)
+            del before
+            for found, way in ways:
+                for ours, carried in _carried(mine, found, dims, moves, part, keep):
+                    yield ours.to(self.dtype), carried, way
+
+
+def _front(tensor: Tensor, dim: int, dense: bool = False) -> Tensor:
+    """(n, rest): one dimension in front of the others, as a view where one will do and `dense` is not set."""
+    n, before, after = tensor.shape[dim], prod(tensor.shape[:dim]), prod(tensor.shape[dim + 1 :])
+    if before > 1 and after > 3 and tensor.is_contiguous():
+        # What follows is moved in runs, which is several times faster than element by element.
+        runs = torch.arange(before, device=tensor.device) * n
+        index = torch.arange(n, device=tensor.device)[:, None] + runs
+        return tensor.reshape(-1, after).index_select(0, index.flatten()).view(n, -1)
+    turned = tensor.movedim(dim, 0)
+    return (turned.contiguous() if dense else turned).reshape(n, -1)
+
+
+def _add_product(total: Tensor, ours: Tensor, theirs: Tensor, scale: float) -> None:
+    """Add ``scale * ours @ theirs.T`` to `total`, in place."""
+    if total.dtype == ours.dtype and total.device == ours.device:
+        total.addmm_(ours, theirs.T, alpha=scale)
+        return
+    for start in range(0, len(ours), _ROWS):
+        product = ours[start : start + _ROWS] @ theirs.T
+        total[start : start + _ROWS].add_(product.to("cpu"), alpha=scale)
+
+
+def told(cell: Cell, pair: int, known: set[int]) -> bool:
     """Whether a cell holds this class once and nothing else that is not known."""
     others = {each for each in cell.dims if each not in (None, pair)}
     return others <= known and cell.dims.count(pair) == 1
+
+
+def _untold(cell: Cell, pair: int, known: set[int]) -> int | None:
+    """The one other class that a cell holds, once, and that is not known; None where there are more or none."""
+    open_ = [each for each in cell.dims if each is not None and each not in known]
+    others = [each for each in open_ if each != pair]
+    return others[0] if len(others) == 1 and len(open_) == 2 else None
 
 
 def _must_fit(problem: Problem, base_state: State, source_state: State) -> None:
@@ -185,16 +346,21 @@ def _relaxed(dims: Sequence[int | None], moves: Moves) -> bool:
 
 
 def _carried(
-    base: Tensor, source: Tensor, dims: Sequence[int | None], moves: Moves, *, keep: bool = False
+    base: Tensor,
+    source: Tensor,
+    dims: Sequence[int | None],
+    moves: Moves,
+    part: int,
+    keep: int | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(part of the base, the same part of the carried source); with `keep` dimension 0 has the source's units."""
-    ours = range(int(keep), base.ndim)
+    """(part of the base, the same part of the carried source); dimension `keep` has the source's units."""
+    ours = [d for d in range(base.ndim) if d != keep]
     if not ours:
         yield base, source
         return
     cut = max(ours, key=lambda d: base.shape[d])
     rest = max(base.numel(), source.numel()) // max(base.shape[cut], 1)
-    step = max(_PART // max(rest, 1), 1)
+    step = max(part // max(rest, 1), 1)
     for start in range(0, base.shape[cut], step):
         count = min(step, base.shape[cut] - start)
         moved = _moved(source, cut, dims[cut], moves, start, count)
@@ -217,11 +383,11 @@ def _moved(
 
 
 def _norms(
-    source: Tensor, dims: Sequence[int | None], moves: Moves, *, keep: bool = False
+    source: Tensor, dims: Sequence[int | None], moves: Moves, *, keep: int | None = None
 ) -> Tensor:
-    """The source's squares, each unit as often as it is read, summed over all dimensions; with `keep` but the first."""
+    """The source's squares, each unit as often as it is read, summed over all dimensions, or all but `keep`."""
     squares = source.square()
-    for d in reversed(range(int(keep), source.ndim)):
+    for d in reversed([d for d in range(source.ndim) if d != keep]):
         each = dims[d]
         if each is None:
             squares = squares.sum(d)

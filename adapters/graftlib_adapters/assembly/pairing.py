@@ -36,6 +36,7 @@ __all__ = [
 _CONVOLUTIONS = ("conv", "depthwise", "grouped", "transposed_conv")
 _KERNEL = ("kd", "kh", "kw")
 _STATISTICS = {"running_mean": "mean", "running_var": "variance"}
+_Met = dict[tuple[int, int], None]  # class pairs, in the order in which they were met
 _POINT = 1e-3  # a class that lives at one depth only has an extent all the same
 _UNIT = 1_000_000  # worths are whole numbers, so that equal ones are equal on every machine
 
@@ -238,12 +239,13 @@ class _No(Exception):  # noqa: N818 - the answer to "do these two meet?"
 
 @dataclass(frozen=True)
 class _Couple:
-    """A base tensor, a source tensor, how their axes meet, and which free classes thereby do."""
+    """A base tensor, a source tensor, how their axes meet, and which free and which fixed classes thereby do."""
 
     base: _Tensor
     source: _Tensor
     axes: tuple[AxisPair, ...]
     meets: Meets
+    fixed: Meets
 
 
 class _Pairing:
@@ -345,7 +347,9 @@ class _Pairing:
                 self.refused.append((one.address, f"'{each.source.layer}' has no bias"))
             else:
                 found += self._follow(one, other, pairs)
-        return found + self._norms({each.base.fqn: each.source.fqn for each in couples}, pairs)
+        partners = {each.base.fqn: each.source.fqn for each in couples}
+        fixed = {meet for each in couples for meet in each.fixed}
+        return found + self._norms(partners, pairs, fixed)
 
     def _follow(self, one: _Tensor, other: _Tensor, pairs: dict[int, int]) -> list[_Couple]:
         try:
@@ -359,13 +363,15 @@ class _Pairing:
         self._refuse(one.address, other.address, self._clash(clash))
         return []
 
-    def _norms(self, partners: dict[str, str], pairs: dict[int, int]) -> list[_Couple]:
+    def _norms(
+        self, partners: dict[str, str], pairs: dict[int, int], fixed: set[tuple[int, int]]
+    ) -> list[_Couple]:
         """The tensors of a norm meet those of one other norm: one that stands between the same weights, if any does."""
         bases, sources = self.base.groups, self.source.groups
         grid = {}
         for i, one in enumerate(bases):
             for j, other in enumerate(sources):
-                couples = self._group(one, other, pairs)
+                couples = self._group(one, other, pairs, fixed)
                 if couples:
                     grid[i, j] = couples
         worths = {}
@@ -384,8 +390,13 @@ class _Pairing:
                     self.refused.append((each.address, why))
         return [couple for key in taken for couple in grid[key]]
 
-    def _group(self, one: _Group, other: _Group, pairs: dict[int, int]) -> list[_Couple]:
-        """The couples of two norms; none where one of their tensors has no partner or another class."""
+    def _group(
+        self, one: _Group, other: _Group, pairs: dict[int, int], fixed: set[tuple[int, int]]
+    ) -> list[_Couple]:
+        """The couples of two norms; none where one of their tensors has no partner or another class.
+
+        Classes whose order is fixed meet where those of paired weights do.
+        """
         mine, theirs = {t.role: t for t in one.tensors}, {t.role: t for t in other.tensors}
         if mine.keys() != theirs.keys():
             return []
@@ -394,6 +405,9 @@ class _Pairing:
         except _No:
             return []
         meets = [meet for couple in couples for meet in couple.meets]
+        if not meets and all(couple.base.kind != "buffer" for couple in couples):
+            still = [meet for couple in couples for meet in couple.fixed]
+            return couples if still and fixed.issuperset(still) else []
         return couples if meets and all(pairs.get(b) == s for b, s in meets) else []
 
     # --- two tensors ----------------------------------------------------------------------------------------------
@@ -404,13 +418,14 @@ class _Pairing:
         if len(one.shape) != len(other.shape):
             raise _No(f"{len(one.shape)} axes and {len(other.shape)}")
         turns = _turns(one, other)
-        meets: dict[tuple[int, int], None] = {}
+        meets: _Met = {}
+        fixed: _Met = {}
         axes = []
         for i, turn in enumerate(turns):
             if one.names[i] in _KERNEL:
                 blocks = _centred(one.shape[i], other.shape[turn])
             else:
-                blocks = tuple(self._blocks(one.axes[i], other.axes[turn], meets))
+                blocks = tuple(self._blocks(one.axes[i], other.axes[turn], meets, fixed))
             kernel = one.names[i] in _KERNEL
             covered = sum(block.size for block in one.axes[i])
             axes.append(AxisPair(turn, blocks, not kernel and covered < one.shape[i]))
@@ -419,26 +434,25 @@ class _Pairing:
                 meet != rival and (meet[0] == rival[0] or meet[1] == rival[1]) for rival in meets
             ):
                 raise _No("one class would meet two in this tensor alone")
-        return _Couple(one, other, tuple(axes), tuple(meets))
+        return _Couple(one, other, tuple(axes), tuple(meets), tuple(fixed))
 
-    def _blocks(
-        self, ones: Axis, others: Axis, meets: dict[tuple[int, int], None]
-    ) -> Iterator[BlockPair]:
+    def _blocks(self, ones: Axis, others: Axis, meets: _Met, fixed: _Met) -> Iterator[BlockPair]:
         if len(ones) != len(others):
             raise _No(f"an axis of {len(ones)} parts and one of {len(others)}")
         for one, other in zip(ones, others, strict=True):
             if len(one.factors) != len(other.factors):
                 raise _No(f"units packed as {_packing(one)} and as {_packing(other)}")
             factors = tuple(
-                self._factor(a, b, meets) for a, b in zip(one.factors, other.factors, strict=True)
+                self._factor(a, b, meets, fixed)
+                for a, b in zip(one.factors, other.factors, strict=True)
             )
             yield BlockPair(one.start, other.start, factors)
 
-    def _factor(self, one: Span, other: Span, meets: dict[tuple[int, int], None]) -> Factor:
+    def _factor(self, one: Span, other: Span, meets: _Met, fixed: _Met) -> Factor:
         if one.terms or other.terms:
             if not (one.terms and other.terms):
                 raise _No("one packs several parts in its rows and the other does not")
-            terms = tuple(self._blocks(one.terms, other.terms, meets))
+            terms = tuple(self._blocks(one.terms, other.terms, meets, fixed))
             return Factor(one.size, other.size, None, terms)
         mine, theirs = free(self.base.classes, one), free(self.source.classes, other)
         if mine and theirs and one.number is not None and other.number is not None:
@@ -452,6 +466,8 @@ class _Pairing:
             raise _No(
                 f"{one.size} places and {other.size} whose order is fixed by {_why(self.base, one)}"
             )
+        if one.number is not None and other.number is not None:
+            fixed[one.number, other.number] = None
         return Factor(one.size, other.size)
 
     def _alike(self, base: int, source: int) -> int:

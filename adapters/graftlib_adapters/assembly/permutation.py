@@ -154,12 +154,21 @@ def reading(source: Tensor, reads: Mapping[int, Tensor], *, empty: float = 0.0) 
 
 def _read(source: Tensor, axis: int, read: Tensor, empty: float) -> Tensor:
     none = read < 0
-    if not bool(none.any()):
-        return source.index_select(axis, read)
-    shape = [-1 if i == axis % source.ndim else 1 for i in range(source.ndim)]
-    if source.shape[axis] == 0:
+    some = bool(none.any())
+    if some and source.shape[axis] == 0:
         return source.new_full(
-            [len(read) if size == -1 else n for size, n in zip(shape, source.shape, strict=True)],
-            empty,
+            [len(read) if i == axis % source.ndim else n for i, n in enumerate(source.shape)], empty
         )
-    return source.index_select(axis, read.clamp(min=0)).masked_fill(none.view(shape), empty)
+    found = _picked(source, axis % source.ndim, read.clamp(min=0) if some else read)
+    if not some:
+        return found
+    shape = [-1 if i == axis % source.ndim else 1 for i in range(source.ndim)]
+    return found.masked_fill(none.view(shape), empty)
+
+
+def _picked(source: Tensor, axis: int, read: Tensor) -> Tensor:
+    if source.ndim < 3 or axis == source.ndim - 1 or not source.is_contiguous():
+        return source.index_select(axis, read)
+    # Several times faster with what follows the axis as one: it is moved in runs.
+    made = source.flatten(axis + 1).index_select(axis, read)
+    return made.view(*made.shape[:-1], *source.shape[axis + 1 :])

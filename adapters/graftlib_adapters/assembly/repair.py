@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .alignment import Alignment
 from .listening import Batches, evaluating, hooked, makers, run, units
+from .merging import selected
 from .permutation import AssemblyError, reading
 
 __all__ = ["repair"]
@@ -29,6 +30,8 @@ def repair(
     alignment: Alignment,
     batches: Batches,
     factor: float,
+    *,
+    layers: Sequence[str] | None = None,
 ) -> tuple[str, ...]:
     """Reset the statistics of a merged model, in place.
 
@@ -43,18 +46,19 @@ def repair(
         alignment: of the two.
         batches: gone through several times, so a list or a loader, no generator. See `activations.costs`.
         factor: the merging factor of `merged_model`.
+        layers: only these modules of the base, and those inside of them, are scaled: those that were merged. None: all.
 
     Returns:
         FQNs of the layers that were set, in the model's order.
 
     Raises:
-        AssemblyError: there is no batch, or `batches` is an iterator.
+        AssemblyError: there is no batch, `batches` is an iterator, or a layer meets nothing.
     """
     if iter(batches) is batches or not any(True for _ in batches):
         raise AssemblyError(
             "REPAIR goes through the data several times.", fix="pass a list of batches, or a loader"
         )
-    goals = _goals(merged_model, base_model, source_model, alignment, batches, factor)
+    goals = _goals(merged_model, base_model, source_model, alignment, batches, factor, layers)
     done = set(_scaled(merged_model, goals, batches)) | set(_renormed(merged_model, batches))
     return tuple(fqn for fqn, _ in merged_model.named_modules() if fqn in done)
 
@@ -100,9 +104,11 @@ def _goals(
     alignment: Alignment,
     batches: Batches,
     factor: float,
+    layers: Sequence[str] | None,
 ) -> Goals:
     """FQN -> goal mean and goal deviation of every layer that is to be scaled."""
     problem = alignment.problem
+    wanted = selected(alignment, layers)
     normed = {
         i
         for i, pair in enumerate(problem.classes)
@@ -112,6 +118,7 @@ def _goals(
         pair
         for pair, number in makers(problem).items()
         if number not in normed
+        and pair.base in wanted
         and getattr(merged_model.get_submodule(pair.layer), "bias", None) is not None
     ]
     ours = _measured(base_model, [pair.layer for pair in pairs], batches)
