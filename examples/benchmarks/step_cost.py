@@ -8,7 +8,8 @@ both networks.
 
 Time: the arms take turns, one cycle of steps each, in one process; the ratio is taken within a round, and the table
 gives the median over rounds with its quartiles. Memory (Linux): the largest resident set of a process of its own for
-each arm, less what the process held before its first step.
+each arm, less what the process held with both models made and nothing attached. That scatters by more than an adapter
+is large, so its memory is also counted: parameters, moments, and what the graph of a transfer keeps until its lesson.
 """
 
 from __future__ import annotations
@@ -59,12 +60,18 @@ class Arm:
         self.optimizer = torch.optim.SGD(
             self.target.parameters(), 0.05, momentum=0.9, weight_decay=5e-4
         )
+        self.rank = rank
         self.source = None if name == "plain" else teacher()
         if name == "grafted":
             example = (self.x[:2],)
-            mapping = Mapping(trace(self.source, example), trace(self.target, example))
-            mapping.link("fc", "features.16.conv.2")
-            attach(MergeNet(rank=rank), mapping, cycle=CYCLE).follow(self.optimizer)
+            self.mapping = Mapping(trace(self.source, example), trace(self.target, example))
+            self.mapping.link("fc", "features.16.conv.2")
+
+    def begin(self) -> Arm:
+        """Attach where there is something to attach."""
+        if self.name == "grafted":
+            attach(MergeNet(rank=self.rank), self.mapping, cycle=CYCLE).follow(self.optimizer)
+        return self
 
     def step(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -79,8 +86,8 @@ class Arm:
 
 
 def measure_time(args: argparse.Namespace) -> dict[str, dict]:
-    arms = {name: Arm(name, args.batch, args.rank) for name in ARMS}
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ARMS}
+    arms = {name: Arm(name, args.batch, args.rank).begin() for name in args.arms}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}
     for round_ in range(args.rounds + 1):
         for name, arm in arms.items():
             cpu, wall = time.process_time(), time.perf_counter()
@@ -89,7 +96,7 @@ def measure_time(args: argparse.Namespace) -> dict[str, dict]:
             if round_:  # the first round warms up
                 seconds[name].append((time.process_time() - cpu, time.perf_counter() - wall))
     table = {}
-    for name in ARMS:
+    for name in arms:
         row = {"cpu_seconds_per_step": statistics.median(cpu for cpu, _ in seconds[name]) / CYCLE}
         for i, kind in enumerate(("cpu", "wall")):
             ratios = [
@@ -115,9 +122,34 @@ def measure_memory(name: str, args: argparse.Namespace) -> None:
     """Runs in a process of its own; prints bytes."""
     arm = Arm(name, args.batch, args.rank)
     before = resident("VmRSS")
+    arm.begin()
     for _ in range(CYCLE + 1):
         arm.step()
     print(resident("VmHWM") - before)
+
+
+def counted(rank: int | None) -> dict[str, int]:
+    """Bytes that a graft of `rank` keeps: its adapter, AdamW's moments, and a transfer until its lesson is learned."""
+    arm = Arm("grafted", 2, rank)
+    transferor = attach(MergeNet(rank=rank), arm.mapping, cycle=CYCLE)._transferor
+    parameters = [*transferor.module.parameters(), *transferor.module.buffers()]
+    own = sum(p.nbytes for p in parameters)
+    there = {p.untyped_storage().data_ptr() for p in parameters}
+    held: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in there:
+            held[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        flight = transferor.fly(transferor.read())
+    # The copies that a flight owns are its inputs, its outputs, and what it wrote and will put back.
+    copies = [*flight.inputs, *flight.outputs]
+    copies += [value for w in flight.writes.values() for value in (w.settled, w.written)]
+    held |= {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in copies}
+    return {"adapter": own, "moments": 2 * own, "transfer": sum(held.values())}
 
 
 def main() -> None:
@@ -127,6 +159,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--count-ranks", type=int, nargs="+", default=[32, 64])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--memory-of", choices=ARMS, help=argparse.SUPPRESS)
     parser.add_argument("--out")
@@ -136,12 +170,12 @@ def main() -> None:
         measure_memory(args.memory_of, args)
         return
     peaks = {}
-    for name in ARMS:
+    for name in args.arms:
         command = [sys.executable, __file__, "--memory-of", name, "--batch", str(args.batch)]
         command += ["--rank", str(args.rank), "--threads", str(args.threads)]
         peaks[name] = int(subprocess.check_output(command, text=True))
     table = measure_time(args)
-    for name in ARMS:
+    for name in args.arms:
         table[name] |= {"peak_bytes": peaks[name], "memory_ratio": peaks[name] / peaks["plain"]}
     print("| arm | CPU time | quartiles | wall | peak memory |", "|---|---|---|---|---|", sep="\n")
     for name, row in table.items():
@@ -150,12 +184,20 @@ def main() -> None:
             f"| {name} | {row['cpu_ratio']:.3f}x | {low:.3f} to {high:.3f} | {row['wall_ratio']:.3f}x "
             f"| {row['memory_ratio']:.3f}x ({row['peak_bytes'] / 2**20:.0f} MiB) |"
         )
+    memory = {}
+    for rank in args.count_ranks:
+        memory[rank] = parts = counted(rank)
+        share = sum(parts.values()) / peaks["plain"]
+        text = ", ".join(f"{part} {size / 2**20:.1f}" for part, size in parts.items())
+        print(f"rank {rank}: {text} MiB, {share:.1%} of the plain step's peak")
+        parts["share_of_peak"] = share
     if args.out:
         settings = {k: v for k, v in vars(args).items() if k not in {"out", "memory_of"}}
         versions = {"torch": torch.__version__, "python": platform.python_version()}
         report = {
             "settings": settings | {"cycle": CYCLE, "seed": 0},
             "arms": table,
+            "counted": {str(rank): row for rank, row in memory.items()},
             "versions": versions,
         }
         Path(args.out).write_text(json.dumps(report, indent=1) + "\n")

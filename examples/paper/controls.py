@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from graftlib import Mapping, trace
 from graftlib.match import matrix, unmatrix
+from graftlib_adapters.assembly import transplant
 
-__all__ = ["Noise", "link", "spoiled"]
+__all__ = ["Noise", "aligned", "link", "spoiled"]
 
 
 def link(
@@ -26,13 +27,40 @@ def link(
     source_example: tuple[Tensor, ...],
     target_example: tuple[Tensor, ...],
 ) -> Mapping:
-    """The graft's links between two models; one model is traced once."""
+    """The graft's links between two models; one model is traced once.
+
+    Where the graft is ``aligned``, `source` is what `aligned` gave, and a layer is linked to itself.
+    """
     receiving = trace(target, target_example)
     giving = receiving if source is target else trace(source, source_example)
     mapping = Mapping(giving, receiving)
     for one, other in graft.links:
-        mapping.link(one, other, direction=graft.direction)  # type: ignore[arg-type]
+        giver = other if graft.aligned else one
+        mapping.link(giver, other, direction=graft.direction)  # type: ignore[arg-type]
     return mapping
+
+
+def aligned(
+    links: tuple[tuple[str, str], ...],
+    source: nn.Module,
+    target: nn.Module,
+    source_example: tuple[Tensor, ...],
+    target_example: tuple[Tensor, ...],
+) -> nn.Module:
+    """A copy of the target with the source's weights in it, unit for unit; what meets nothing is as in `target`.
+
+    Args:
+        links: (source pattern, target pattern) pairs of layers that meet; empty to pair them by kind, order and depth.
+        source: trained.
+        target: whose shapes the copy has.
+        source_example: inputs to trace the source with.
+        target_example: the same of the target.
+    """
+    mapping = Mapping(trace(source, source_example), trace(target, target_example))
+    for one, other in links:
+        mapping.link(one, other)
+    model: nn.Module = transplant(mapping).model
+    return model
 
 
 def spoiled(trained: nn.Module, fresh: nn.Module, graft: Graft, seed: int) -> nn.Module:

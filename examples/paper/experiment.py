@@ -22,6 +22,7 @@ __all__ = [
     "Graft",
     "Player",
     "Setup",
+    "Start",
     "Task",
     "controls",
     "facts_of",
@@ -101,13 +102,16 @@ class Graft:
         target: the player that receives; the same one for self transfer. Its optimizer steps are the clock.
         links: (source pattern, target pattern) pairs, as `graftlib.Mapping.link` takes them.
         direction: ``"forward"`` or ``"both"``.
-        method: ``"mergenet"``, ``"mlp"`` or ``"sharing"``.
+        method: one of `training.METHODS`.
         options: of that adapter.
         cycle: T_cycle, in steps of the target.
         start, stop: shares of training between which transfers take place.
         lr: of the adapter's optimizer.
         spoil: what becomes of the source's linked weights: ``"random"`` noise of the same moments, ``"shuffled"`` rows;
             ``"initial"`` takes a source that was never trained. A spoiled source is a frozen copy.
+        aligned: the layers of the source that each link names first are carried into the target's shapes and order of
+            units before the training (`graftlib_adapters.assembly.transplant`); the adapter reads the target's own
+            layer, with what was carried in it. A source that learns cannot be.
     """
 
     source: str
@@ -121,6 +125,22 @@ class Graft:
     stop: float | None = 0.8
     lr: float = 1e-3
     spoil: str | None = None
+    aligned: bool = False
+
+
+@dataclass(frozen=True)
+class Start:
+    """A start from the transplanted weights of a trained player (`graftlib_adapters.assembly.transplant`).
+
+    Attributes:
+        source: the player that gives.
+        target: the player that begins with what it gave.
+        links: (source pattern, target pattern) pairs of layers that meet; empty to pair them by kind, order and depth.
+    """
+
+    source: str
+    target: str
+    links: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -150,6 +170,7 @@ class Arm:
         graft: the graft, if there is one.
         distil: the distillation loss, if there is one.
         noise_of: name of a grafted arm: at each of its transfers this one adds noise of the same norm instead.
+        start: where the weights of one of its players come from, if not from its maker.
         versus: names of the arms that it is compared with, seed by seed.
         paper: metric -> the paper's figure for this row.
     """
@@ -159,6 +180,7 @@ class Arm:
     graft: Graft | None = None
     distil: Distil | None = None
     noise_of: str | None = None
+    start: Start | None = None
     versus: tuple[str, ...] = ("plain",)
     paper: Mapping[str, float] = field(default_factory=dict)
 
@@ -227,6 +249,7 @@ def controls(arm: Arm, *, frozen: bool = True) -> list[Arm]:
             trains=(arm.graft.target,),
             graft=replace(arm.graft, spoil=how, direction="forward"),
             distil=arm.distil,
+            start=arm.start,
         )
         for how, text in (
             ("random", "random source"),
@@ -234,7 +257,13 @@ def controls(arm: Arm, *, frozen: bool = True) -> list[Arm]:
             ("initial", "source at initialisation"),
         )
     ]
-    noise = Arm(f"{arm.name}, equal-norm noise", arm.trains, distil=arm.distil, noise_of=arm.name)
+    noise = Arm(
+        f"{arm.name}, equal-norm noise",
+        arm.trains,
+        distil=arm.distil,
+        noise_of=arm.name,
+        start=arm.start,
+    )
     rivals = (*(spoilt[:1] if frozen else []), noise)
     seen = replace(arm, versus=(*arm.versus, *(rival.name for rival in rivals)))
     return [seen, *(spoilt if frozen else []), noise]

@@ -29,16 +29,27 @@ __all__ = [
     "BLOCKS",
     "DEPTHS",
     "Images",
+    "last_convolutions",
     "mobilenet_player",
     "project",
+    "residual_links",
     "resnet_player",
     "rounds_of",
+    "strong_player",
 ]
 
 STAGES = {  # expansion, channels, blocks, stride of the first block
     "smoke": [[1, 8, 1, 1], [2, 12, 2, 2], [2, 16, 1, 2]],
     "small": [[1, 8, 1, 1], [4, 16, 2, 2], [4, 24, 3, 2], [4, 32, 2, 2]],
-    "paper": None,  # MobileNetV2's own
+    "paper": [  # MobileNetV2's own
+        [1, 16, 1, 1],
+        [6, 24, 2, 2],
+        [6, 32, 3, 2],
+        [6, 64, 4, 2],
+        [6, 96, 3, 1],
+        [6, 160, 3, 2],
+        [6, 320, 1, 1],
+    ],
 }
 """Of the MobileNetV2 of each scale."""
 BLOCKS = {"smoke": 4, "small": 8, "paper": 16}
@@ -46,6 +57,8 @@ BLOCKS = {"smoke": 4, "small": 8, "paper": 16}
 (at smoke scale the last)."""
 DEPTHS = {"smoke": (1, 2, 3, 4), "small": (2, 4, 6, 8), "paper": (4, 8, 12, 16)}
 """The four blocks of table 5."""
+STRONG = {"smoke": (16, 4), "small": (32, 12), "paper": (128, 300)}
+"""Width and epochs of the strong source; the plain one has half of the width."""
 EPOCHS = {"smoke": 2, "small": 8, "paper": 200}
 BATCH = {"smoke": 32, "small": 128, "paper": 128}
 
@@ -53,6 +66,24 @@ BATCH = {"smoke": 32, "small": 128, "paper": 128}
 def project(block: int) -> str:
     """The 1x1 convolution that ends the inverted residual block `block`; the first has no expansion before it."""
     return f"features.{block}.conv.{1 if block == 1 else 2}"
+
+
+def last_convolutions(scale: str) -> tuple[str, str]:
+    """Of a ResNet, and the one in front of M's classifier."""
+    last = "layer4.2.conv3" if scale == "paper" else "layer4.0.conv2"
+    return last, f"features.{1 + sum(blocks for _, _, blocks, _ in STAGES[scale])}.0"
+
+
+def residual_links(scale: str) -> tuple[tuple[str, str], ...]:
+    """The end of a ResNet's stage -> the end of each of M's blocks that has a shortcut around it, at equal depth."""
+    stages = STAGES[scale]
+    last = "conv3" if scale == "paper" else "conv2"
+    links, block = [], 0
+    for i, (_, _, blocks, _) in enumerate(stages):
+        stage = 1 + round(3 * i / (len(stages) - 1))
+        links += [(f"layer{stage}.0.{last}", project(block + n)) for n in range(2, blocks + 1)]
+        block += blocks
+    return tuple(links)
 
 
 def mobilenet_player(setup: Setup) -> Player:
@@ -67,6 +98,22 @@ def resnet_player(setup: Setup) -> Player:
     task = image_task(setup, "R")
     make = partial(resnet, scale=setup.scale, **_form(task))
     return _player(setup, make, task)
+
+
+def strong_player(setup: Setup) -> Player:
+    """A far stronger giver, called S: a ResNet twice as wide, trained longer, on crops and flips.
+
+    Where the data set has training images that the others do not get, it learns from these as well; a held-out image
+    is never among them.
+    """
+    task = image_task(setup, "S", everything=True)
+    width, epochs = STRONG[setup.scale]
+    if task.facts["train"] > 20_000:
+        epochs = max(1, epochs // 8)
+    make = partial(resnet, scale=setup.scale, width=width, **_form(task))
+    seen = replace(task, augments=True, facts={**task.facts, "augments": True})
+    player = _player(setup, make, seen)
+    return replace(player, giver_rounds=epochs * max(1, task.size // player.batch))
 
 
 def rounds_of(setup: Setup) -> int:
@@ -135,13 +182,22 @@ class Images:
         return {name: found[name.rpartition(" ")[2]] for name in self.metrics}
 
 
-def image_task(setup: Setup, prefix: str) -> Images:
-    """The images of a scale, split as asked for."""
-    about, x, y, test_x, test_y = _read(setup)
+def image_task(setup: Setup, prefix: str, *, everything: bool = False) -> Images:
+    """The images of a scale, split as asked for.
+
+    Args:
+        setup: scale, split and data set.
+        prefix: of the metrics' names.
+        everything: also learn from the training images beyond those of the scale, where there are some.
+    """
+    about, x, y, test_x, test_y, more_x, more_y = _read(setup)
     if setup.split == "validation":
         cut = len(y) * 4 // 5
         x, y, test_x, test_y = x[:cut], y[:cut], x[cut:], y[cut:]
         about += "; the last fifth of the training images held out as validation"
+    if everything and len(more_y):
+        x, y = torch.cat([x, more_x]), torch.cat([y, more_y])
+        about += f"; {len(more_y):,} further training images"
     facts = {
         "about": about,
         "split": setup.split,
@@ -155,10 +211,12 @@ def image_task(setup: Setup, prefix: str) -> Images:
 
 
 @lru_cache(maxsize=1)
-def _read(setup: Setup) -> tuple[str, Tensor, Tensor, Tensor, Tensor]:
+def _read(setup: Setup) -> tuple[str, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What it is; images and labels to learn from, held out, and left over."""
     name = setup.data or {"smoke": "digits", "small": "cifar10", "paper": "cifar100"}[setup.scale]
     if name == "cifar100":
-        return _cifar100(setup.root or Path("data"))
+        found = _cifar100(setup.root or Path("data"))
+        return (*found, found[1][:0], found[2][:0])
     known = {
         "digits": ("digits", ""),
         "cifar10": ("cifar10-npz", "cifar10"),
@@ -167,12 +225,13 @@ def _read(setup: Setup) -> tuple[str, Tensor, Tensor, Tensor, Tensor]:
     if name not in known:
         raise SystemExit(f"--data {name}: there are {', '.join(known)} and cifar100")
     kind, folder = known[name]
-    found = load(kind, None if setup.root is None else setup.root / folder)
+    whole = load(kind, None if setup.root is None else setup.root / folder)
     few = {"smoke": 200, "small": 10_000, "paper": None}[setup.scale]
-    x, y = found.train_x[:few], found.train_y[:few]
+    x, y = whole.train_x[:few], whole.train_y[:few]
     test = slice(None) if setup.scale != "smoke" else slice(200)
-    about = f"{found.about}; {len(y):,} to learn from"
-    return about, x, y, found.test_x[test], found.test_y[test]
+    about = f"{whole.about}; {len(y):,} to learn from"
+    more = whole.train_x[len(y) :], whole.train_y[len(y) :]
+    return about, x, y, whole.test_x[test], whole.test_y[test], *more
 
 
 def _cifar100(root: Path) -> tuple[str, Tensor, Tensor, Tensor, Tensor]:
@@ -225,15 +284,18 @@ def mobilenet(scale: str, classes: int, channels: int, stride: int) -> nn.Module
     return _quick(model) if scale == "smoke" else model
 
 
-def resnet(scale: str, classes: int, channels: int, stride: int) -> nn.Module:
-    """A ResNet for small images; the arguments are `mobilenet`'s."""
+def resnet(
+    scale: str, classes: int, channels: int, stride: int, width: int | None = None
+) -> nn.Module:
+    """A ResNet for small images; the arguments are `mobilenet`'s, and the width of its first stage."""
     if scale == "paper":
-        model = ResNet(Bottleneck, [3, 4, 6, 3], num_classes=classes)
+        per_group = width or 64  # of the bottlenecks; the stages keep their own
+        model = ResNet(Bottleneck, [3, 4, 6, 3], num_classes=classes, width_per_group=per_group)
         model.conv1, model.maxpool = _stem(channels, 64, stride), nn.Identity()
         return model
     with torch.device("meta"):  # every part with weights is replaced below
         model = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=classes)
-    width = {"smoke": 8, "small": 16}[scale]
+    width = width or {"smoke": 8, "small": 16}[scale]
     model.inplanes = width
     model.conv1, model.bn1 = _stem(channels, width, stride), nn.BatchNorm2d(width)
     model.maxpool = nn.Identity()

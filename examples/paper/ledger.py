@@ -68,6 +68,7 @@ class Ledger:
             "rounds": experiment.rounds,
             "graft": facts_of(arm.graft),
             "distil": facts_of(arm.distil),
+            "start": facts_of(arm.start),
             "givers": {name: self._giver_facts(name) for name in self.needs(arm)},
             "device": self.device.type,
             "torch": torch.__version__,
@@ -98,7 +99,7 @@ class Ledger:
         graft = arm.graft
         if arm.noise_of is not None:
             graft = self.experiment.arm(arm.noise_of).graft
-        needs = set()
+        needs = {arm.start.source} if arm.start is not None else set()
         if graft is not None and (graft.spoil is not None or graft.source not in arm.trains):
             needs.add(graft.source)
         if arm.distil is not None and arm.distil.teacher is not None:
@@ -147,6 +148,8 @@ def code() -> str:
             for name in (
                 "training",
                 "controls",
+                "pull",
+                "hearing",
                 "rivals",
                 "images",
                 "texts",

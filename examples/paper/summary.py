@@ -67,7 +67,8 @@ def summarise(experiment: Experiment, records: Sequence[dict[str, Any]]) -> dict
     """``metrics`` (metric -> arm -> row), ``cost`` (arm -> row) and the digests of `check`.
 
     A row has ``mean``, ``sd``, ``n``, ``values``, and where there is one ``paper``, and for each arm of ``versus``
-    the paired difference ``minus ARM``: [mean, low, high].
+    the paired difference ``minus ARM``: [mean, low, high]. A row of costs also has ``said``, what the adapter says of
+    itself at the end: link -> means over the seeds.
     """
     runs = by_arm(records)
     shared = check(runs)
@@ -111,6 +112,14 @@ def _cost(records: list[dict[str, Any]]) -> dict[str, Any]:
     for key in ("transfers", "skipped"):
         if key in records[0]:
             row[key] = statistics.mean(r[key] for r in records)
+    if records[0].get("said"):
+        row["said"] = {
+            link: [
+                statistics.mean(values)
+                for values in zip(*(r["said"][link] for r in records), strict=True)
+            ]
+            for link in records[0]["said"]
+        }
     return row
 
 

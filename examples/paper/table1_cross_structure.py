@@ -5,7 +5,8 @@
     python examples/paper/table1_cross_structure.py --scale paper --root DIR           # CIFAR-100, a GPU; not run yet
 
 M is the MobileNetV2, R the ResNet. A frozen R (or M, for the lower half) was trained once, with another seed, for as
-long as the others; a co-trained one learns beside the target.
+long as the others; a co-trained one learns beside the target. S is a far stronger frozen source; the graft from it is
+the one that `search.py` left, confirmed here on test images together with distillation from the same S.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from dataclasses import replace
 
 from experiment import Arm, Distil, Experiment, Graft, Setup, controls
 from harness import main
-from images import BLOCKS, mobilenet_player, project, resnet_player, rounds_of
+from images import BLOCKS, mobilenet_player, project, resnet_player, rounds_of, strong_player
+from search import searched
 
 M, R = "M top-1", "R top-1"
 M_PAPER = {"kd": 64.32, "rkd": 65.48, "dkd": 65.23, "nkd": 65.09}
@@ -46,9 +48,11 @@ def experiment(setup: Setup) -> Experiment:
         arms.append(
             Arm(f"{loss} M→R", ("R",), distil=Distil(loss, "R", "M"), paper={R: R_PAPER[loss]})
         )
+        arms.append(Arm(f"{loss} S→M", ("M",), distil=Distil(loss, "M", "S")))
+    arms += searched(setup)
     return Experiment(
         "table1_cross_structure",
-        {"R": resnet_player(setup), "M": mobilenet_player(setup)},
+        {"R": resnet_player(setup), "M": mobilenet_player(setup), "S": strong_player(setup)},
         tuple(arms),
         rounds_of(setup),
         of_paper="ResNet-50 and MobileNetV2 on CIFAR-100, 200 epochs",

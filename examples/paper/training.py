@@ -10,12 +10,15 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from typing import Any
 
 import torch
-from controls import Noise, link, spoiled
-from experiment import Arm, Experiment, Graft, Player
+from controls import Noise, aligned, link, spoiled
+from experiment import Arm, Experiment, Graft, Player, Start
+from hearing import Heard
 from meter import Meter
+from pull import Pull
 from rivals import Rival
 from torch import Tensor, nn
 
@@ -29,8 +32,10 @@ GIVER_SEED = 1000
 
 METHODS: dict[str, Callable[..., Any]] = {
     "mergenet": MergeNet,
+    "mergenet, overheard": lambda **options: Heard(MergeNet(**options)),
     "mlp": MLPAdapter,
     "sharing": ParameterSharing,
+    "pull": Pull,
 }
 
 
@@ -109,13 +114,15 @@ def run(
 
     Returns:
         ``metrics``, ``loss``, digests ``weights`` and ``batches``, ``cost``, and of a graft ``transfers``, ``skipped``
-        and ``sizes`` (step, receiver -> size over the norm before).
+        ``sizes`` (step, receiver -> size over the norm before) and ``facts`` (link -> what the adapter has learned).
     """
     meter = Meter(device)
     learners = {
         name: Learner(name, experiment.players[name], seed, experiment.rounds, device)
         for name in arm.trains
     }
+    if arm.start is not None:
+        _begin(arm.start, experiment, learners, givers)
     rival = _rival(arm, learners, givers, seed)
     graft = noise = None
     if arm.graft is not None:
@@ -174,6 +181,19 @@ def digest(model: nn.Module) -> str:
     return seen.hexdigest()
 
 
+def _begin(
+    start: Start,
+    experiment: Experiment,
+    learners: dict[str, Learner],
+    givers: dict[str, nn.Module],
+) -> None:
+    """Write the transplanted weights; the digest of the weights stays that of the maker's, which all arms share."""
+    examples = (experiment.players[p].task.example() for p in (start.source, start.target))
+    target = learners[start.target].model
+    begun = aligned(start.links, givers[start.source], target, *examples)
+    target.load_state_dict(begun.state_dict())
+
+
 def _rival(
     arm: Arm, learners: dict[str, Learner], givers: dict[str, nn.Module], seed: int
 ) -> Rival | None:
@@ -196,16 +216,21 @@ def _noise(
     graft = experiment.arm(name).graft
     assert graft is not None
     models = givers | {player: learner.model for player, learner in learners.items()}
-    examples = (experiment.players[p].task.example() for p in (graft.source, graft.target))
-    mapping = link(graft, models[graft.source], models[graft.target], *examples)
+    target = models[graft.target]
+    given, received = (experiment.players[p].task.example() for p in (graft.source, graft.target))
+    if graft.aligned:  # only the places matter here, and they are the target's own
+        mapping = link(graft, deepcopy(target), target, received, received)
+    else:
+        mapping = link(graft, models[graft.source], target, given, received)
     return Noise(graft.target, mapping, sizes, number(seed, "noise"))
 
 
 def _transfers(graft: Any) -> dict[str, Any]:
-    """How many there were, and the step and the sizes of each."""
+    """How many there were, the step and the sizes of each, and what the adapter says of itself at the last."""
     done = [entry for entry in graft.history if "skipped" not in entry]
     sizes = [[e["step"], {name: row["size"] for name, row in e["receivers"].items()}] for e in done]
-    return {"transfers": len(done), "skipped": graft.skipped, "sizes": sizes}
+    said = done[-1]["facts"] if done else {}
+    return {"transfers": len(done), "skipped": graft.skipped, "sizes": sizes, "said": said}
 
 
 def _grafted(
@@ -225,7 +250,11 @@ def _grafted(
         giver = learners[graft.source].model
     else:
         giver = givers[graft.source]
-    mapping = link(graft, giver, target.model, source.task.example(), target.player.task.example())
+    examples = source.task.example(), target.player.task.example()
+    if graft.aligned:
+        giver = aligned(graft.links, giver, target.model, *examples)
+        examples = examples[1], examples[1]
+    mapping = link(graft, giver, target.model, *examples)
     live = attach(
         METHODS[graft.method](**graft.options),
         mapping,

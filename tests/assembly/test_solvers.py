@@ -162,3 +162,12 @@ def test_large_costs_without_a_proof_are_solved_whole(monkeypatch):
     cost[2, 3] = float("nan")
     with pytest.raises(AssemblyError, match="not finite"):
         pricing.cheapest(cost)
+
+
+def test_costs_of_low_rank_are_left_to_the_dense_solver():
+    """So many entries are nearly equal that sparse matching over them would take minutes."""
+    torch.manual_seed(0)
+    crowded = torch.randn(1024, 2) @ torch.randn(2, 1024)
+    assert pricing.priced(crowded) is None
+    assert pricing.cheapest(crowded)[0] == assign(-crowded.double())
+    assert pricing.priced(torch.randn(1024, 1024)) is not None

@@ -29,7 +29,7 @@ _BLOCK = 2**16  # entries that are looked at together: they stay in the cache
 _FIRST = 16  # entries of every unit to begin with
 _MORE = 40  # entries of a unit that are added at most
 _ROUNDS = 12
-_CROWDED = 64  # entries of a unit, on average: of more, too many are nearly equal for sparse matching to be quick
+_CROWDED = (64, 256)  # entries of a unit, at first and at last: more are nearly equal, and sparse matching is slow
 _TINY = 1e-11  # of the largest cost: less is rounding
 
 Floats = npt.NDArray[np.float64]
@@ -76,9 +76,9 @@ def priced(cost: Tensor, prices: Tensor | None = None) -> tuple[Permutation, Ten
     if prices is None and square:  # every column needs a row, too
         keys.append(costs.of_columns(_FIRST))
     keys.append(np.arange(m) * (p + 1))  # so that there is one assignment at least
-    for _ in range(_ROUNDS):
+    for turn in range(_ROUNDS):
         chosen = _sorted(np.concatenate(keys))
-        if len(chosen) > _CROWDED * m:
+        if len(chosen) > _CROWDED[turn > 0] * m:
             return None
         values = costs.at(chosen)
         columns = _sparse(chosen, values, costs.shape)
