@@ -29,7 +29,10 @@ _BLOCK = 2**16  # entries that are looked at together: they stay in the cache
 _FIRST = 16  # entries of every unit to begin with
 _MORE = 40  # entries of a unit that are added at most
 _ROUNDS = 12
-_CROWDED = (64, 256)  # entries of a unit, at first and at last: more are nearly equal, and sparse matching is slow
+_CROWDED = (
+    64,
+    256,
+)  # entries of a unit, at first and at last: more are nearly equal, and sparse matching is slow
 _TINY = 1e-11  # of the largest cost: less is rounding
 
 Floats = npt.NDArray[np.float64]
