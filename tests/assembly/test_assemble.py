@@ -6,7 +6,11 @@ import contextlib
 import copy
 import gc
 import json
+import signal
+import subprocess
+import sys
 import weakref
+from pathlib import Path
 
 import joblib
 import pytest
@@ -18,6 +22,7 @@ from torch import nn
 from graftlib import surgery, trace
 from graftlib_adapters.assembly import AssemblyError, ZooEntry, assemble, card, replay, rule
 from graftlib_adapters.assembly.meeting import meet
+from graftlib_adapters.assembly.progress import progress
 from graftlib_adapters.assembly.zoo import Live, fingerprint, state_of
 
 EXAMPLE = (torch.zeros(2, 6),)
@@ -257,6 +262,53 @@ def test_a_killed_run_goes_on_where_it_stopped(zoo, tmp_path):
         assert again.plan == whole.plan
         assert bits(again.model) == bits(whole.model)
     assert len(plans) > 2  # it was killed at several places
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from test_assemble import EXAMPLE, assemble, mlp, noise, permuted, spoiled, wanted
+teacher, score = wanted(mlp)
+calls = []
+def failing(model):
+    calls.append(1)
+    if len(calls) > int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return score(model)
+sources = [noise(mlp, 2), permuted(teacher), permuted(teacher, 9)]
+assemble(spoiled(teacher), sources, args=EXAMPLE, parts=("all",), evaluate=failing, log=sys.argv[2])
+"""
+
+
+def test_a_process_that_dies_on_the_spot_leaves_a_log_to_go_on_from(tmp_path):
+    """Not even `finally` runs then."""
+    teacher, score = wanted(mlp)
+    sources = [noise(mlp, 2), permuted(teacher), permuted(teacher, 9)]
+    options = {"args": EXAMPLE, "parts": ("all",), "evaluate": score}
+    whole = assemble(spoiled(teacher), sources, **options)
+    tried = [step["tried"] for step in whole.plan["steps"]]
+    after = tried[0] + tried[1] + 2  # in the third source; the base is scored once before
+    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(tmp_path), str(after)]
+    dead = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert dead.returncode == -signal.SIGKILL, dead.stderr
+    assert len(json.loads((tmp_path / "plan.json").read_text())["steps"]) == 2
+    again = assemble(spoiled(teacher), sources, **options, log=tmp_path, resume=True)
+    assert again.plan == whole.plan
+    assert bits(again.model) == bits(whole.model)
+
+
+def test_the_bar_counts_sources_and_shows_names_as_text(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # or rich would see no terminal here
+    with progress(3, show=True) as bar:
+        bar.tell("first")
+        bar.advance("\x1b[31mred [bold]")
+    told = capsys.readouterr().err
+    assert "1/3 sources" in told
+    assert "\\x1b[31mred [bold]" in told
+    assert told.count(":") >= 2  # time gone and time left
+    with progress(3, show=False) as bar:
+        bar.advance("nothing")
+    assert capsys.readouterr().err == ""
 
 
 def test_a_finished_log_is_not_worked_on_again(tmp_path):
