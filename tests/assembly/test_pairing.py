@@ -229,3 +229,26 @@ def test_norms_over_a_fixed_order_meet_as_the_weights_of_that_order_do():
     # Of another size, and with no weight that says that the two orders are one, they stay.
     wide = problem(trace(base, TOKENS), trace(lively(Bare(dim=10)), TOKENS))
     assert not {name for name in met(wide) if "norm" in name or "last" in name}
+
+
+class TwoAnswers(nn.Module):
+    """Two outputs of one size, each in an order of its own; a norm on one of them."""
+
+    def __init__(self, normed: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 6), nn.Linear(5, 6)
+        self.norm = nn.LayerNorm(6)
+        self.normed = normed
+
+    def forward(self, x):
+        answers = [self.first(x), self.second(x)]
+        answers[self.normed] = self.norm(answers[self.normed])
+        return tuple(answers)
+
+
+@pytest.mark.parametrize("there", [0, 1])
+def test_norms_over_fixed_orders_of_other_weights_do_not_meet(there):
+    task = problem(trace(TwoAnswers(0), X), trace(TwoAnswers(there), X))
+    assert met(task)["first.weight"] == "first.weight"
+    assert met(task)["second.weight"] == "second.weight"
+    assert ("norm.weight" in met(task)) is (there == 0)
