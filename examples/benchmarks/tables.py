@@ -37,6 +37,11 @@ def step_cost(found: dict) -> str:
         ratio = f"{row['cpu_ratio']:.3f}x"
         rows.append([name, ratio, f"{low:.3f} to {high:.3f}", f"{row['wall_ratio']:.3f}x", memory])
     flags = f"--batch {settings['batch']} --rounds {settings['rounds']}"
+    kept = "; ".join(
+        f"at rank {rank} {sum(row[k] for k in ('adapter', 'moments', 'transfer')) / 2**20:.1f} MiB, "
+        f"{row['share_of_peak']:.1%} of the plain step's peak"
+        for rank, row in found["counted"].items()
+    )
     return f"""## What a step costs
 
 MobileNetV2 at 32 x 32 (its stride-1 form, 100 classes, batch {settings["batch"]}), one link from a frozen ResNet-50's
@@ -47,6 +52,9 @@ teacher. Ratios to the plain step, amortised over a cycle, within a round; media
     python examples/benchmarks/step_cost.py {flags} --out docs/benchmarks/step_cost.json
 
 {table(["step", "CPU time", "quartiles", "wall", "peak memory"], rows)}
+
+The resident set scatters by more than an adapter is large, so what a graft keeps (adapter, moments, a transfer until
+its lesson) is also counted: {kept}.
 """
 
 
