@@ -143,6 +143,7 @@ def code() -> str:
         core / "match" / "views.py",
         *methods.glob("*.py"),
         *(methods / "mergenet").glob("*.py"),
+        *(methods / "assembly").glob("*.py"),
         *(
             Path(__file__).parent / f"{name}.py"
             for name in (

@@ -54,7 +54,7 @@ class Rung:
     controlled: bool = False
 
 
-RUNGS = (Rung(0.2, 2, 5), Rung(0.3, 4, 2), Rung(1.0, 4, 1, controlled=True))
+RUNGS = (Rung(0.2, 2, 5), Rung(0.3, 4, 2), Rung(1.0, 8, 1, controlled=True))
 OVERHEARD = ("default", "trust 0.05", "no bound", "all residual branches, trust 0.05")
 """Settings of which it is also asked how much of their transfers comes from the source."""
 CHOSEN = "trust 0.05"

@@ -1,4 +1,4 @@
-"""W = B A + rest: exact, as good as an SVD, steady from one transfer to the next."""
+"""W = B A + rest, on either side: exact, as good as an SVD, steady from one transfer to the next."""
 
 import pytest
 import torch
@@ -7,8 +7,6 @@ from hypothesis import strategies as st
 
 from graftlib_adapters.mergenet.encoding import (
     Encoding,
-    decode,
-    encode,
     energy_rank,
     first_basis,
     leading_basis,
@@ -17,6 +15,7 @@ from graftlib_adapters.mergenet.encoding import (
 )
 
 sizes = st.integers(1, 24)
+sides = st.sampled_from(["longer", "rows"])
 
 
 def spectrum(rows, columns, values, dtype=torch.float64):
@@ -38,40 +37,82 @@ def orthonormal(basis, tolerance=1e-5):
     return (basis.mT @ basis - eye).abs().max() < tolerance
 
 
-@given(sizes, sizes, st.integers(1, 24), st.sampled_from([torch.float32, torch.float64]))
-def test_decoding_an_unchanged_code_gives_the_bits_back(rows, columns, rank, dtype):
+@given(sizes, sizes, st.integers(1, 24), sides, st.sampled_from([torch.float32, torch.float64]))
+def test_decoding_an_unchanged_code_gives_the_bits_back(rows, columns, rank, side, dtype):
     w = torch.randn(rows, columns, dtype=dtype)
-    encoding = Encoding((rows, columns), min(rank, rows, columns)).to(dtype)
+    encoding = Encoding((rows, columns), min(rank, rows, columns), side).to(dtype)
     basis = encoding(w)
-    code = encode(w, basis)
+    code = encoding.encode(w, basis)
     assert code.shape == encoding.shape
-    assert torch.equal(decode(w, basis, code - code), w)
+    assert torch.equal(encoding.decode(w, basis, code - code), w)
 
 
-@given(sizes, sizes, st.integers(1, 24))
-def test_the_new_code_is_the_code_of_the_new_matrix(rows, columns, rank):
+@given(sizes, sizes, st.integers(1, 24), sides)
+def test_the_new_code_is_the_code_of_the_new_matrix(rows, columns, rank, side):
     """encode(decode(change)) = code + change, and the rest stays where it was."""
     w = torch.randn(rows, columns, dtype=torch.float64)
-    encoding = Encoding((rows, columns), min(rank, rows, columns)).double()
+    encoding = Encoding((rows, columns), min(rank, rows, columns), side).double()
     basis = encoding(w)
-    code = encode(w, basis)
+    code = encoding.encode(w, basis)
     change = torch.randn_like(code)
-    new = decode(w, basis, change)
-    torch.testing.assert_close(encode(new, basis), code + change)
-    if basis is not None:
-        torch.testing.assert_close(
-            new - basis @ encode(new, basis), w - basis @ code, atol=1e-9, rtol=0
-        )
+    new = encoding.decode(w, basis, change)
+    new_code = encoding.encode(new, basis)
+    torch.testing.assert_close(new_code, code + change)
+    rest = w - encoding.spread(code, basis)
+    torch.testing.assert_close(new - encoding.spread(new_code, basis), rest, atol=1e-9, rtol=0)
 
 
-@pytest.mark.parametrize("rank", [None, 5, 9])
-def test_the_whole_matrix_needs_no_basis(rank):
-    encoding = Encoding((5, 7), rank)
-    w = torch.randn(5, 7)
+@given(st.integers(2, 24), st.integers(2, 24), st.data())
+def test_the_longer_side_is_the_one_that_is_replaced(rows, columns, data):
+    rank = data.draw(st.integers(1, min(rows, columns) - 1))
+    short = min(rows, columns)
+    assert sorted(Encoding((rows, columns), rank).shape) == sorted((short, rank))
+    assert Encoding((rows, columns), rank, "rows").shape == (rank, columns)
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.data())
+def test_a_wide_matrix_is_encoded_as_its_transpose_is(short, more, data):
+    """To the bit: which side is called rows does not matter..."""
+    rank = data.draw(st.integers(1, short))
+    wide = torch.randn(short, short + more)
+    tall = wide.mT.contiguous()
+    one, other = Encoding(tuple(wide.shape), rank), Encoding(tuple(tall.shape), rank)
+    basis = one(wide)
+    assert (basis is None) == (rank == short)
+    torch.testing.assert_close(basis, other(tall))
+    torch.testing.assert_close(one.encode(wide, basis), other.encode(tall, basis).mT)
+
+
+def test_by_rows_it_is_not():
+    """...unless it is the rows that are to be replaced, whatever their number: the paper's form."""
+    one, other = Encoding((6, 20), 3, "rows"), Encoding((20, 6), 3, "rows")
+    assert one.shape == (3, 20)
+    assert other.shape == (3, 6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "rank", "side"),
+    [
+        ((5, 7), None, "longer"),
+        ((5, 7), 5, "longer"),
+        ((7, 5), 5, "longer"),
+        ((5, 7), None, "rows"),
+        ((5, 7), 5, "rows"),
+    ],
+)
+def test_the_whole_matrix_needs_no_basis(shape, rank, side):
+    encoding = Encoding(shape, rank, side)
+    w = torch.randn(shape)
     assert encoding(w) is None
-    assert encode(w, encoding(w)) is w
-    assert encoding.shape == (5, 7)
+    assert encoding.encode(w, encoding(w)) is w
+    assert encoding.shape == shape
     assert encoding.state_dict() == {}
+
+
+def test_by_rows_a_tall_matrix_is_encoded_at_its_full_rank():
+    encoding = Encoding((7, 5), 5, "rows")
+    assert encoding.shape == (5, 5)
+    assert encoding(torch.randn(7, 5)).shape == (7, 5)
 
 
 @given(st.integers(2, 20), st.integers(2, 20), st.data())
@@ -168,7 +209,7 @@ def test_a_matrix_that_is_not_finite_spoils_no_basis(bad):
     encoding(w)
     w[2, 3] = bad
     assert orthonormal(encoding(w))
-    assert not torch.isfinite(encode(w, encoding.basis)).all()
+    assert not torch.isfinite(encoding.encode(w, encoding.basis)).all()
 
 
 def test_a_cold_start_is_always_the_same_and_touches_no_random_state():

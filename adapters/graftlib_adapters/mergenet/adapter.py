@@ -30,6 +30,9 @@ class MergeNet(Adapter):
         rank: width of the low-rank code. An int is capped at min(rows, columns); None keeps the whole matrix; a
             float between 0 and 1 is a share of the spectral energy, resolved once, when the adapter is attached.
         max_rank: cap of a rank that comes from a share.
+        compress: which side of a matrix the rank replaces. ``"longer"``: the code is (rows, rank) or (rank, columns),
+            whichever is smaller, so that its tokens are few and the adapter is small; a rank of min(rows, columns)
+            leaves the matrix as it is. ``"rows"``: always (rank, columns), the paper's A.
         residual: keep the part of the receiver that the rank leaves out. False is the paper's literal form: what is
             written is B A, and the rest is lost.
         init: ``"identity"``: a fresh adapter changes nothing, to the bit. ``"paper"``: the authors' form, whose
@@ -58,6 +61,7 @@ class MergeNet(Adapter):
         rank: int | float | None = 32,
         *,
         max_rank: int = 64,
+        compress: Literal["longer", "rows"] = "longer",
         residual: bool = True,
         init: Literal["identity", "paper"] = "identity",
         write: Literal["replace", "probe"] = "replace",
@@ -79,6 +83,7 @@ class MergeNet(Adapter):
         _check_trust(trust)
         flag("residual", residual)
         flag("deterministic", deterministic)
+        chosen("compress", compress, ("longer", "rows"))
         chosen("init", init, ("identity", "paper"))
         chosen("write", write, ("replace", "probe"))
         chosen("signal", signal, ("trajectory", "gradient"))
@@ -95,6 +100,7 @@ class MergeNet(Adapter):
         self.heads = heads
         self.code_rank = rank
         self.max_rank = max_rank
+        self.compress = compress
         self.residual = residual
         self.init = init
         self.write = write
@@ -122,6 +128,7 @@ class MergeNet(Adapter):
             lpka=self._lpka,
             relative=self.init == "identity",
             residual=self.residual,
+            compress=self.compress,
             trust=self.trust if self.init == "identity" else None,
         )
 

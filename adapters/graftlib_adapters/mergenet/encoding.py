@@ -1,13 +1,16 @@
-"""Re-encode a matrix as W = B A + rest (eq. 4-5), and put a changed A back.
+"""Re-encode a matrix as W = B A + rest, or as W = A B^T + rest (eq. 4-5), and put a changed A back.
 
-In: a matrix (rows, columns) and the basis of the last transfer. Out: a basis B (rows, rank) with orthonormal columns,
-and the code A = B^T W (rank, columns). B is data: no gradient passes through it; A carries gradients to W.
-Always true: B spans the leading left singular vectors of W as closely as a warm-started subspace iteration gets, its
-columns keep their meaning from one transfer to the next, no random state but our own is touched, and no finite matrix,
-however degenerate, gives NaN. Not here: what happens to the code (`transfer`, `lpka`).
+In: a matrix (rows, columns) and the basis of the last transfer. Out: a basis B (rows, rank) with orthonormal columns
+and the code A = B^T W (rank, columns); or, where the columns are the longer side, B (columns, rank) and A = W B (rows,
+rank). B is data: no gradient passes through it; A carries gradients to W.
+Always true: B spans the leading singular vectors of W on its side as closely as a warm-started subspace iteration gets,
+its columns keep their meaning from one transfer to the next, no random state but our own is touched, and no finite
+matrix, however degenerate, gives NaN. Not here: what happens to the code (`transfer`, `lpka`).
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,45 +28,64 @@ class Encoding(nn.Module):
 
     Args:
         shape: (rows, columns) of the matrix.
-        rank: width of the basis, at most min(rows, columns). None, or a rank equal to the rows, keeps the whole
-            matrix: B would be a rotation, so it is the identity and is not stored.
+        rank: width of the basis, at most min(rows, columns); None keeps the whole matrix.
+        compress: which side of the matrix the rank replaces: ``"longer"``, or always the ``"rows"``. A rank that leaves
+            nothing out (with ``"rows"``: one equal to the rows) re-encodes nothing: the code is the matrix.
 
-    The buffer `basis` (rows, rank) is all zero before the first transfer and changes in training mode only.
+    The buffer `basis` (length of that side, rank) is all zero before the first transfer and changes in training mode
+    only; a matrix that is kept whole has none.
     """
 
     basis: Tensor | None
 
-    def __init__(self, shape: tuple[int, int], rank: int | None) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        rank: int | None,
+        compress: Literal["longer", "rows"] = "longer",
+    ) -> None:
         super().__init__()
         rows, columns = shape
-        whole = rank is None or rank >= rows
-        width = rows if rank is None else min(rank, rows, columns)
-        self.shape = (rows if whole else width, columns)
-        self.register_buffer("basis", None if whole else torch.zeros(rows, width))
+        narrow = rows if compress == "rows" else min(shape)
+        whole = rank is None or rank >= narrow
+        width = narrow if rank is None else min(rank, *shape)
+        self.by_columns = not whole and compress == "longer" and columns > rows
+        if whole:
+            self.shape = (rows, columns)
+        else:
+            self.shape = (rows, width) if self.by_columns else (width, columns)
+        long = columns if self.by_columns else rows
+        self.register_buffer("basis", None if whole else torch.zeros(long, width))
 
     def forward(self, matrix: Tensor) -> Tensor | None:
-        """The basis (rows, rank) for `matrix`; None where the code is the matrix itself."""
+        """The basis for `matrix`; None where the code is the matrix itself."""
         if self.basis is None:
             return None
         with torch.no_grad():
+            side = matrix.mT if self.by_columns else matrix
             last = self.basis.to(matrix.dtype)
-            basis = next_basis(matrix, last) if last.any() else first_basis(matrix, last.shape[1])
+            basis = next_basis(side, last) if last.any() else first_basis(side, last.shape[1])
             if self.training:
                 self.basis.copy_(basis)
         return basis
 
+    def encode(self, matrix: Tensor, basis: Tensor | None) -> Tensor:
+        """The code: B^T W (rank, columns), W B (rows, rank), or the matrix itself."""
+        if basis is None:
+            return matrix
+        code: Tensor = matrix @ basis if self.by_columns else basis.mT @ matrix
+        return code
 
-def encode(matrix: Tensor, basis: Tensor | None) -> Tensor:
-    """The code A = B^T W (rank, columns)."""
-    if basis is None:
+    def spread(self, code: Tensor, basis: Tensor | None) -> Tensor:
+        """The matrix (rows, columns) that a code alone stands for: B A or A B^T."""
+        if basis is None:
+            return code
+        matrix: Tensor = code @ basis.mT if self.by_columns else basis @ code
         return matrix
-    code: Tensor = basis.mT @ matrix
-    return code
 
-
-def decode(matrix: Tensor, basis: Tensor | None, change: Tensor) -> Tensor:
-    """W + B (A_new - A): `matrix` to the bit where `change` = A_new - A is zero."""
-    return add(matrix, change if basis is None else basis @ change)
+    def decode(self, matrix: Tensor, basis: Tensor | None, change: Tensor) -> Tensor:
+        """W and what `change` = A_new - A spreads to: `matrix` to the bit where that is zero."""
+        return add(matrix, self.spread(change, basis))
 
 
 def first_basis(matrix: Tensor, rank: int) -> Tensor:

@@ -8,7 +8,7 @@ into one receiver are averaged.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from graftlib.graft.adapter import Link, Slot
 
 from .._matrices import averaged, receivers, rms
-from .encoding import Encoding, decode, encode
+from .encoding import Encoding
 from .lpka import LPKA
 
 __all__ = ["Transfer"]
@@ -34,6 +34,7 @@ class Transfer(nn.Module):
         lpka: makes the adapter of one link and layer from the shapes of the receiver's and the giver's code.
         relative: hand the codes over in units of their own root mean square, and take changes in that unit.
         residual: keep what the rank leaves out; without it the new matrix is B A_new.
+        compress: see `Encoding`.
         trust: one transfer changes a code by less than this share of its norm; None for no bound.
     """
 
@@ -46,6 +47,7 @@ class Transfer(nn.Module):
         lpka: MakeLPKA,
         relative: bool,
         residual: bool,
+        compress: Literal["longer", "rows"],
         trust: float | None,
     ) -> None:
         super().__init__()
@@ -54,7 +56,7 @@ class Transfer(nn.Module):
         self.relative = relative
         self.residual = residual
         self.trust = trust
-        self.encodings = nn.ModuleList(Encoding(slot.shape, slot.rank) for slot in slots)
+        self.encodings = nn.ModuleList(Encoding(slot.shape, slot.rank, compress) for slot in slots)
         shapes = [cast(Encoding, encoding).shape for encoding in self.encodings]
         self.layers = nn.ModuleList(
             nn.ModuleList(lpka(shapes[link.receiver], shapes[link.giver]) for link in links)
@@ -68,17 +70,18 @@ class Transfer(nn.Module):
 
     def forward(self, matrices: Sequence[Tensor]) -> list[Tensor]:
         """One (rows, columns) tensor per slot -> one per receiving slot, in the order of the slots."""
-        bases = [encoding(w) for encoding, w in zip(self.encodings, matrices, strict=True)]
-        codes = [encode(w, basis) for w, basis in zip(matrices, bases, strict=True)]
+        encodings = [cast(Encoding, encoding) for encoding in self.encodings]
+        bases = [encoding(w) for encoding, w in zip(encodings, matrices, strict=True)]
+        codes = [e.encode(w, b) for e, w, b in zip(encodings, matrices, bases, strict=True)]
         units = [rms(code) if self.relative else code.new_ones(()) for code in codes]
         changes = self._exchange([_divide(a, unit) for a, unit in zip(codes, units, strict=True)])
         new = []
         for i in self.receivers:
             change = units[i] * _bounded(changes[i], self.trust).to(matrices[i].dtype)
-            if not self.residual and bases[i] is not None:
-                new.append(cast(Tensor, bases[i]) @ (codes[i] + change))
+            if self.residual or bases[i] is None:
+                new.append(encodings[i].decode(matrices[i], bases[i], change))
             else:
-                new.append(decode(matrices[i], bases[i], change))
+                new.append(encodings[i].spread(codes[i] + change, bases[i]))
         return new
 
     def _exchange(self, codes: list[Tensor]) -> dict[int, Tensor]:
