@@ -136,11 +136,14 @@ class Start:
         source: the player that gives.
         target: the player that begins with what it gave.
         links: (source pattern, target pattern) pairs of layers that meet; empty to pair them by kind, order and depth.
+        untrained: begin with what the source itself began with: both are one model, and the source is the target's own
+            future on other batches.
     """
 
     source: str
     target: str
     links: tuple[tuple[str, str], ...] = ()
+    untrained: bool = False
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,14 @@ __all__ = [
     "DEPTHS",
     "Images",
     "last_convolutions",
+    "layers_of",
     "mobilenet_player",
     "project",
     "residual_links",
     "resnet_player",
     "rounds_of",
     "strong_player",
+    "stronger",
 ]
 
 STAGES = {  # expansion, channels, blocks, stride of the first block
@@ -101,19 +103,30 @@ def resnet_player(setup: Setup) -> Player:
 
 
 def strong_player(setup: Setup) -> Player:
-    """A far stronger giver, called S: a ResNet twice as wide, trained longer, on crops and flips.
+    """A far stronger giver, called S: a ResNet twice as wide, trained longer on crops and flips."""
+    task = image_task(setup, "S")
+    make = partial(resnet, scale=setup.scale, width=STRONG[setup.scale][0], **_form(task))
+    return stronger(setup, _player(setup, make, task))
+
+
+def stronger(setup: Setup, player: Player) -> Player:
+    """`player`, trained for longer as a giver, on crops and flips.
 
     Where the data set has training images that the others do not get, it learns from these as well; a held-out image
     is never among them.
     """
-    task = image_task(setup, "S", everything=True)
-    width, epochs = STRONG[setup.scale]
+    task = image_task(setup, player.task.prefix, everything=True)
+    epochs = STRONG[setup.scale][1]
     if task.facts["train"] > 20_000:
         epochs = max(1, epochs // 8)
-    make = partial(resnet, scale=setup.scale, width=width, **_form(task))
     seen = replace(task, augments=True, facts={**task.facts, "augments": True})
-    player = _player(setup, make, seen)
-    return replace(player, giver_rounds=epochs * max(1, task.size // player.batch))
+    rounds = epochs * max(1, task.size // player.batch)
+    return replace(player, task=seen, giver_rounds=rounds)
+
+
+def layers_of(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[str]:
+    """Names of the layers of some kinds, in order."""
+    return [name for name, module in model.named_modules() if isinstance(module, kinds)]
 
 
 def rounds_of(setup: Setup) -> int:

@@ -187,9 +187,15 @@ def _begin(
     learners: dict[str, Learner],
     givers: dict[str, nn.Module],
 ) -> None:
-    """Write the transplanted weights; the digest of the weights stays that of the maker's, which all arms share."""
+    """Write the weights to begin with; the digest of the weights stays that of the maker's, which all arms share."""
     examples = (experiment.players[p].task.example() for p in (start.source, start.target))
     target = learners[start.target].model
+    if start.untrained:
+        device = next(target.parameters()).device
+        target.load_state_dict(
+            made(start.source, experiment.players[start.source], GIVER_SEED, device).state_dict()
+        )
+        return
     begun = aligned(start.links, givers[start.source], target, *examples)
     target.load_state_dict(begun.state_dict())
 
