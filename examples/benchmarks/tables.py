@@ -8,6 +8,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from markdown_tables import table
+from paper_tables import experiments
+
 DOCS = Path(__file__).parents[2] / "docs"
 
 HEAD = """# Measurements
@@ -21,11 +24,6 @@ compare ratios, not seconds. Nothing is measured on CUDA, nor the cost of DDP an
 def read(name: str) -> dict | None:
     path = DOCS / "benchmarks" / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else None
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def step_cost(found: dict) -> str:
@@ -430,88 +428,6 @@ process grew. Below it the control, the same sources given as models. From 2 to 
 """
 
 
-def signed(found: list[float]) -> str:
-    """A difference and its interval."""
-    return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*found)
-
-
-def paper_search(found: dict) -> str:
-    parts = []
-    for rung in found["rungs"]:
-        rows = [
-            [name, f"{row['mean']:.2f}", row["against"], signed(row["difference"])]
-            for name, row in rung["settings"].items()
-        ]
-        references = ", ".join(f"{n} {r['mean']:.2f}" for n, r in rung["references"].items())
-        head = ["setting", "accuracy %", "adds a graft to", "minus that"]
-        parts.append(
-            f"**{rung['rounds']} steps, {len(rung['seeds'])} seeds** ({references})\n\n{table(head, rows)}"
-        )
-    heard = found["rungs"][0]["share of a transfer that comes from the source"]
-    rows = [
-        [name, link, f"{100 * shares[0]:.0f} %"]
-        for name, links in heard.items()
-        for link, shares in links.items()
-    ]
-    body = "\n\n".join(parts)
-    flags = f"--scale small --root DIR --rungs {len(found['rungs'])}"
-    about = f"""## The paper's table 1, searched and tried
-
-S, a frozen ResNet with {found["givers"]["S"]["S top-1"]:.1f} %, gives; a MobileNetV2 of this size receives. CIFAR-10,
-the last fifth of the training images held out, no test image read. The search is underpowered: intervals of two and
-four seeds are wide, and the best of {len(found["tried"])} is too good by chance. Between the rounds two settings that
-gave equal bits were dropped, variants of the then best were added, and the second round was shortened.
-
-    python examples/paper/search.py {flags} --out docs/benchmarks/paper_search.json
-"""
-    return f"""{about}
-{body}
-
-How far a transfer's change moves when its source is exchanged for noise, in the first run of each (0: it does not
-listen):
-
-{table(["setting", "link", "share"], rows)}
-"""
-
-
-def paper(title: str, name: str, found: dict) -> str:
-    rows = []
-    for arm, row in found["metrics"]["M top-1"].items():
-        gains = [
-            signed(row[key]) if key in row else ""
-            for key in (
-                "minus plain",
-                *(f"minus {arm}, {c}" for c in ("random source", "equal-norm noise")),
-            )
-        ]
-        cost = found["cost"][arm]
-        rows.append(
-            [arm, f"{row['mean']:.2f}", f"{row['sd']:.2f}", *gains, f"{cost['cpu_seconds']:.1f} s"]
-        )
-    head = [
-        "arm",
-        "accuracy %",
-        "sd",
-        "minus plain",
-        "minus random source",
-        "minus noise",
-        "CPU a run",
-    ]
-    data, rounds = found["data"]["M"]["about"], found["settings"]["rounds"]
-    flags = f"--scale small --root DIR --rounds {rounds} --seeds {len(found['seeds'])}"
-    flags += " --data fashion-mnist" if "fashion" in name else ""
-    return f"""### {title}
-
-{data}; {rounds} steps, {len(found["seeds"])} seeds, paired differences with 95 % intervals. S reads
-{found["givers"]["S"]["S top-1"]:.1f} %. A gain would have to lie above zero in all three columns. The seconds of
-`plain` hold the training of another network as well.
-
-    python examples/paper/table1_cross_structure.py {flags} --out docs/benchmarks/{name}.json
-
-{table(head, rows)}
-"""
-
-
 ACCURACY_HEAD = """## Does it help?
 
 A slim MobileNetV2 is trained on few images; a far stronger ResNet, trained on many, is the frozen source. Two of the
@@ -550,14 +466,7 @@ def main() -> None:
     ):
         if found := read(name):
             parts.append(section(found))
-    if found := read("paper_search"):
-        parts.append(paper_search(found))
-    for title, name in (
-        ("CIFAR-10", "paper_table1_cifar10"),
-        ("Fashion-MNIST", "paper_table1_fashion"),
-    ):
-        if found := read(name):
-            parts.append(paper(title, name, found))
+    parts += experiments(read)
     seen = [(f, read(f"coverage_{f}")) for f in ("torchvision", "hf", "timm")]
     head = ["family", "models", "traced", "check passed", "failed", "open", "freedom", "below 0.5"]
     parts.append(COVERAGE_HEAD + "\n" + table(head, [coverage(f, d) for f, d in seen if d]) + "\n")
