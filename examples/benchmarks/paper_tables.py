@@ -28,9 +28,9 @@ SECTIONS = {
     "paper_table7": ("table7_ablation", "Table 7, parts of the method"),
     "paper_fig1": ("fig1_sharing", "Figure 1, plain sharing"),
     "paper_fig3": ("fig3_cycle", "Figure 3, how often"),
-    "paper_own_future": (
-        "own_future",
-        "A positive control: a source that is the target's own future",
+    "paper_common_ancestor": (
+        "common_ancestor",
+        "A positive control: with a common ancestor, and without",
     ),
 }
 HEAD = """## The paper's experiments
@@ -126,15 +126,18 @@ def _section(name: str, script: str, title: str, found: dict) -> str:
 
 def _downhill(found: dict) -> str:
     rows = [
-        [kind, *(signed(phase, 3) for phase in phases)] for kind, phases in found["means"].items()
+        [start, kind, *(signed(phase, 3) for phase in phases)]
+        for start, kinds in found["means"].items()
+        for kind, phases in kinds.items()
     ]
     layers, steps, seeds = found["layers"], found["rounds"], len(found["seeds"])
     flags = f"--scale {found['scale']} --root DIR --rounds {steps} --seeds {seeds}"
+    aligned = " and ".join(f"{n} ({k.partition(', ')[2]})" for k, n in layers.items() if ", " in k)
     about = paragraph(
         f"""The cosine of minus the gradient with the way from the weights of M to others, mean over steps and
         layers in each quarter of a training of {steps} steps, {seeds} seeds, CIFAR-10. M has {layers["of M"]}
-        convolutions and linear layers, the aligned ResNet a layer for {layers["an aligned source"]} of them. An
-        adapter learns from these gradients alone."""
+        convolutions and linear layers, the aligned ResNet counterparts of {aligned}. A sibling had the same start
+        and other batches. An adapter learns from these gradients alone."""
     )
     return f"""### Does the training loss lead to a source?
 
@@ -142,7 +145,7 @@ def _downhill(found: dict) -> str:
 
     python examples/paper/downhill.py {flags} --out docs/benchmarks/paper_downhill.json
 
-{table(["the way to", "first quarter", "second", "third", "last"], rows)}
+{table(["start", "the way to", "first quarter", "second", "third", "last"], rows)}
 """
 
 

@@ -7,11 +7,12 @@ A graft's adapter learns from the target's own steps alone. It can find a source
 lowers the loss, that is, if the cosine of minus the gradient with the way to the source is above zero. M is trained
 plainly, twice in the same way; in the second training that cosine is taken in every step and layer, to
 
-its own end           the weights that this very training arrived at: the check of the measure
-its own future        the same initial weights, trained longer and on other batches (F of `own_future.py`)
-an aligned source     a strong ResNet, unit for unit in M's shapes, where it has a layer for it
-noise                 of the same norms
+its own end         the weights that this very training arrived at: the check of the measure
+a sibling           the same training on other batches, from the same start
+an aligned ResNet   a strong one, unit for unit in M's shapes, where it has a layer for it
+noise               of the same norms
 
+once from fresh weights, and once from an ancestor that was trained for longer, on crops and flips.
 The length of a weight before a normalisation does not matter to the loss, so a way is taken at the weight's own length,
 and without its part along the weight.
 """
@@ -23,19 +24,18 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import own_future
-import search
 import torch
 from controls import aligned
-from experiment import Experiment, Setup, setup_as
-from images import layers_of
+from experiment import Experiment, Player, Setup, setup_as
+from images import layers_of, mobilenet_player, rounds_of, strong_player, stronger
 from ledger import Ledger
 from summary import interval
 from torch import Tensor, nn
-from training import GIVER_SEED, Learner, made
+from training import Learner
 
 from graftlib.disk import write_whole
 
@@ -44,49 +44,63 @@ __all__ = ["PHASES", "angles", "main"]
 PHASES = 4
 """Quarters of a training, each with a mean of its own."""
 FIRST_SEED = 100
+STARTS = {"fresh weights": "A0", "a trained ancestor": "A"}
 Weights = dict[str, Tensor]
 
 
+def experiment(setup: Setup) -> Experiment:
+    """The players alone: A0 is fresh, A trained, and B0 and B go on from them as M does, on batches of their own."""
+    M = mobilenet_player(setup)
+    players = {
+        "A0": replace(M, giver_rounds=0),
+        "A": stronger(setup, M),
+        "B0": replace(M, begins="A0"),
+        "B": replace(M, begins="A"),
+        "S": strong_player(setup),
+    }
+    return Experiment("downhill", players, (), rounds_of(setup), of_paper="none")
+
+
 def angles(setup: Setup, cache: Path, seeds: Sequence[int]) -> dict[str, Any]:
-    """Kind of weights -> mean cosine in each phase of the training, over steps and layers; one value a seed.
+    """Start -> kind of weights -> mean cosine in each phase, over steps and layers; a row for each seed.
 
     Args:
         setup: at which size, on which data.
         cache: the folder of trained givers.
-        seeds: of the target's batches; its initial weights are F's.
+        seeds: of the target's batches.
     """
-    device = torch.device(setup.device)
-    futures, strong = own_future.experiment(setup), search.experiment(setup)
-    futures = setup_as(futures, setup)
-    future = Ledger(futures, setup, cache).giver("F")
-    source = Ledger(strong, setup, cache).giver("S")
-    names = layers_of(future, (nn.Conv2d, nn.Linear))
-    begun = made("F", futures.players["F"], GIVER_SEED, device)
-    examples = (e.players[p].task.example() for e, p in ((strong, "S"), (futures, "M")))
-    carried = _weights(aligned((), source, begun, *examples), names)
-    first = _weights(begun, names)
-    ways = {
-        "its own future": _weights(future, names),
-        "an aligned source": {n: w for n, w in carried.items() if not torch.equal(w, first[n])},
-    }
-    found: dict[str, list[list[float]]] = {}
-    for seed in seeds:
-        end = _weights(_trained(futures, begun, seed, {})[0], names)
-        noise = {n: torch.randn_like(w) for n, w in end.items()}
-        cosines = _trained(futures, begun, seed, {"its own end": end, **ways, "noise": noise})[1]
-        for kind, phases in cosines.items():
-            found.setdefault(kind, []).append(phases)
-    layers = {kind: len(way) for kind, way in ways.items()}
-    return {"layers": {"of M": len(names), **layers}, "rounds": futures.rounds, "cosines": found}
+    players = setup_as(experiment(setup), setup)
+    ledger = Ledger(players, setup, cache)
+    source = ledger.giver("S")
+    layers: dict[str, int] = {}
+    found: dict[str, dict[str, list[list[float]]]] = {}
+    for start, ancestor in STARTS.items():
+        begun, sibling = ledger.giver(ancestor), ledger.giver(ancestor.replace("A", "B"))
+        names = layers_of(begun, (nn.Conv2d, nn.Linear))
+        examples = (players.players[p].task.example() for p in ("S", ancestor))
+        carried = _weights(aligned((), source, begun, *examples), names)
+        first = _weights(begun, names)
+        reached = {n: w for n, w in carried.items() if not torch.equal(w, first[n])}
+        ways = {"a sibling": _weights(sibling, names), "an aligned ResNet": reached}
+        layers |= {"of M": len(names), f"of the ResNet, {start}": len(reached)}
+        player = players.players[ancestor.replace("A", "B")]
+        rows: dict[str, list[list[float]]] = {}
+        for seed in seeds:
+            end = _weights(_trained(player, players.rounds, begun, seed, {})[0], names)
+            noise = {n: torch.randn_like(w) for n, w in end.items()}
+            asked = {"its own end": end, **ways, "noise": noise}
+            for kind, phases in _trained(player, players.rounds, begun, seed, asked)[1].items():
+                rows.setdefault(kind, []).append(phases)
+        found[start] = rows
+    return {"layers": layers, "rounds": players.rounds, "cosines": found}
 
 
 def _trained(
-    experiment: Experiment, begun: nn.Module, seed: int, ways: dict[str, Weights]
+    player: Player, rounds: int, begun: nn.Module, seed: int, ways: dict[str, Weights]
 ) -> tuple[nn.Module, dict[str, list[float]]]:
     """A plain training from `begun`, and the mean cosine to each of `ways` in each of its phases."""
     device = next(begun.parameters()).device
-    learner = Learner("M", experiment.players["M"], seed, experiment.rounds, device)
-    learner.model.load_state_dict(begun.state_dict())
+    learner = Learner("M", player, seed, rounds, device, {str(player.begins): begun})
     seen: dict[str, list[list[float]]] = {kind: [[] for _ in range(PHASES)] for kind in ways}
     for step in range(learner.total):
         before = {kind: _weights(learner.model, list(way)) for kind, way in ways.items()}
@@ -140,12 +154,17 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     found = angles(setup, args.cache, seeds)
     found = {"experiment": "downhill", "scale": args.scale, "seeds": list(seeds), **found}
     found["means"] = {
-        kind: [interval(list(values)) for values in zip(*rows, strict=True)]
-        for kind, rows in found["cosines"].items()
+        start: {
+            kind: [interval(list(values)) for values in zip(*rows, strict=True)]
+            for kind, rows in kinds.items()
+        }
+        for start, kinds in found["cosines"].items()
     }
     print(f"{found['rounds']} steps, seeds {found['seeds']}, layers {found['layers']}")
-    for kind, row in found["means"].items():
-        print(f"  {kind}: " + ", ".join(f"{m:+.4f} [{a:+.4f}, {b:+.4f}]" for m, a, b in row))
+    for start, kinds in found["means"].items():
+        print(f"from {start}")
+        for kind, row in kinds.items():
+            print(f"  {kind}: " + ", ".join(f"{m:+.4f} [{a:+.4f}, {b:+.4f}]" for m, a, b in row))
     if args.out:
         write_whole(args.out, json.dumps(found, indent=1) + "\n")
     return found

@@ -79,6 +79,7 @@ class Player:
         giver_rounds: of training it as a frozen source or teacher; None for as many as in an arm, 0 for none (it came
             pretrained).
         precision: ``"float32"``, or ``"bfloat16"`` for autocast.
+        begins: the player of the same form whose trained, frozen weights it begins with; None for fresh ones.
     """
 
     make: partial[nn.Module]
@@ -91,6 +92,7 @@ class Player:
     per_round: int = 1
     giver_rounds: int | None = None
     precision: str = "float32"
+    begins: str | None = None
 
 
 @dataclass(frozen=True)
@@ -136,14 +138,11 @@ class Start:
         source: the player that gives.
         target: the player that begins with what it gave.
         links: (source pattern, target pattern) pairs of layers that meet; empty to pair them by kind, order and depth.
-        untrained: begin with what the source itself began with: both are one model, and the source is the target's own
-            future on other batches.
     """
 
     source: str
     target: str
     links: tuple[tuple[str, str], ...] = ()
-    untrained: bool = False
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ __all__ = [
     "BLOCKS",
     "DEPTHS",
     "Images",
+    "image_task",
     "last_convolutions",
     "layers_of",
     "mobilenet_player",

@@ -86,7 +86,8 @@ class Ledger:
                 model = made(name, player, GIVER_SEED, self.device)
                 model.load_state_dict(load_file(weights, device=str(self.device)))
             else:
-                learner = train_giver(name, player, self._giver_rounds(name), self.device)
+                begun = {n: self.giver(n) for n in [player.begins] if n is not None}
+                learner = train_giver(name, player, self._giver_rounds(name), self.device, begun)
                 model, found = learner.model, learner.evaluate()
                 whole = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
                 write_whole(weights, save(whole))
@@ -100,6 +101,7 @@ class Ledger:
         if arm.noise_of is not None:
             graft = self.experiment.arm(arm.noise_of).graft
         needs = {arm.start.source} if arm.start is not None else set()
+        needs |= {begun for n in arm.trains if (begun := self.experiment.players[n].begins)}
         if graft is not None and (graft.spoil is not None or graft.source not in arm.trains):
             needs.add(graft.source)
         if arm.distil is not None and arm.distil.teacher is not None:
@@ -117,8 +119,10 @@ class Ledger:
         return found
 
     def _giver_facts(self, name: str) -> dict[str, Any]:
+        player = self.experiment.players[name]
         return {
-            "player": facts_of(self.experiment.players[name]),
+            "player": facts_of(player),
+            "begins": None if player.begins is None else self._giver_facts(player.begins),
             "rounds": self._giver_rounds(name),
             "seed": GIVER_SEED,
             "torch": torch.__version__,

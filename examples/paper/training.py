@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -45,14 +45,23 @@ class Learner:
     Args:
         name: of the player; with the seed it decides weights, batches and dropout.
         rounds: of the experiment.
+        givers: holds the player that this one begins with, where it begins with one.
     """
 
     def __init__(
-        self, name: str, player: Player, seed: int, rounds: int, device: torch.device
+        self,
+        name: str,
+        player: Player,
+        seed: int,
+        rounds: int,
+        device: torch.device,
+        givers: Mapping[str, nn.Module],
     ) -> None:
         self.name, self.player, self.seed, self.device = name, player, seed, device
         self.total = rounds * player.per_round
         self.model = made(name, player, seed, device)
+        if player.begins is not None:
+            self.model.load_state_dict(givers[player.begins].state_dict())
         self.weights = digest(self.model)
         self.optimizer = _optimizer(player, self.model)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -118,7 +127,7 @@ def run(
     """
     meter = Meter(device)
     learners = {
-        name: Learner(name, experiment.players[name], seed, experiment.rounds, device)
+        name: Learner(name, experiment.players[name], seed, experiment.rounds, device, givers)
         for name in arm.trains
     }
     if arm.start is not None:
@@ -152,9 +161,15 @@ def run(
     return found
 
 
-def train_giver(name: str, player: Player, rounds: int, device: torch.device) -> Learner:
+def train_giver(
+    name: str,
+    player: Player,
+    rounds: int,
+    device: torch.device,
+    givers: Mapping[str, nn.Module],
+) -> Learner:
     """Train `player` plainly with `GIVER_SEED`, to be a frozen source or a teacher."""
-    learner = Learner(name, player, GIVER_SEED, rounds, device)
+    learner = Learner(name, player, GIVER_SEED, rounds, device, givers)
     for _ in range(learner.total):
         learner.step()
     return learner
@@ -190,12 +205,6 @@ def _begin(
     """Write the weights to begin with; the digest of the weights stays that of the maker's, which all arms share."""
     examples = (experiment.players[p].task.example() for p in (start.source, start.target))
     target = learners[start.target].model
-    if start.untrained:
-        device = next(target.parameters()).device
-        target.load_state_dict(
-            made(start.source, experiment.players[start.source], GIVER_SEED, device).state_dict()
-        )
-        return
     begun = aligned(start.links, givers[start.source], target, *examples)
     target.load_state_dict(begun.state_dict())
 
