@@ -8,8 +8,8 @@ half the width, begins with A's largest units (`graftlib_adapters.assembly.trans
 units are put in the order of M's, and every convolution and the classifier are linked to their like. The rows
 'untrained' are the same with an A that was never trained: F and M then have nothing in common but where they began.
 
-It is also the positive control of this folder. What is shared without being learned must gain from a trained source, and
-lose that gain with a source of noise: otherwise none of the tables could find a gain.
+It is also the positive control of this folder. What is shared without being learned must gain from a trained source,
+and lose that gain with a source of noise: otherwise none of the tables could find a gain.
 """
 
 from __future__ import annotations
