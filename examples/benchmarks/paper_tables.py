@@ -15,10 +15,17 @@ __all__ = ["experiments", "gains"]
 Read = Callable[[str], dict | None]
 CONTROLS = ("random source", "shuffled source", "source at initialisation", "equal-norm noise")
 SECTIONS = {
-    "paper_table1_cifar10": ("table1_cross_structure", "Table 1, across structures: CIFAR-10"),
+    "paper_table1_full": (
+        "table1_cross_structure",
+        "Table 1, across structures: CIFAR-10, eight epochs",
+    ),
+    "paper_table1_cifar10": (
+        "table1_cross_structure",
+        "Table 1, across structures: CIFAR-10, two epochs",
+    ),
     "paper_table1_fashion": (
         "table1_cross_structure",
-        "Table 1, across structures: Fashion-MNIST",
+        "Table 1, across structures: Fashion-MNIST, 1.6 epochs",
     ),
     "paper_table2": ("table2_cross_modal", "Table 2, across modalities"),
     "paper_table3": ("table3_cross_task", "Table 3, across tasks"),

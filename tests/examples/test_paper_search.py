@@ -259,9 +259,10 @@ def test_a_search_on_test_images_is_refused(tmp_path):
         search.search(Setup(split="test"), tmp_path)
 
 
-def test_the_chosen_setting_comes_with_its_controls():
+@pytest.mark.parametrize("name", search.CHOSEN)
+def test_a_chosen_setting_comes_with_its_controls(name):
     arms = search.searched(Setup())
-    (chosen,) = (arm for arm in arms if arm.name == f"S→M, {search.CHOSEN}")
+    (chosen,) = (arm for arm in arms if arm.name == f"S→M, {name}")
     names = {arm.name for arm in arms} | {"plain"}
     assert set(chosen.versus) <= names
     assert {f"{chosen.name}, {text}" for text in ("random source", "equal-norm noise")} <= names
