@@ -189,10 +189,12 @@ def spoiled(
     return source
 
 
-def adapter_of(arm: dict):
+def adapter_of(arm: dict, compress: str):
     if arm.get("mlp"):
         return MLPAdapter()
-    return ParameterSharing() if arm.get("sharing") else MergeNet(**arm["adapter"])
+    return (
+        ParameterSharing() if arm.get("sharing") else MergeNet(compress=compress, **arm["adapter"])
+    )
 
 
 def distillation_loss(kind: str, logits: Tensor, teacher: Tensor, y: Tensor, epoch: int) -> Tensor:
@@ -231,7 +233,12 @@ def run(name: str, seed: int, args: argparse.Namespace, data: Data, source: nn.M
             mapping.link(one, other)
         cycle = TransferCycle(args.cycle, start=args.start, stop=args.stop)
         graft = attach(
-            adapter_of(arm), mapping, cycle=cycle, total_steps=total, seed=seed, lr=args.adapter_lr
+            adapter_of(arm, args.compress),
+            mapping,
+            cycle=cycle,
+            total_steps=total,
+            seed=seed,
+            lr=args.adapter_lr,
         )
         graft.follow(optimizer)
     if "distil" in arm:
@@ -358,6 +365,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--links", choices=LINKS, default="residual")
+    parser.add_argument("--compress", choices=["longer", "rows"], default="longer")
     parser.add_argument("--cycle", type=int, default=4)
     parser.add_argument("--start", type=float, default=0.0)
     parser.add_argument("--stop", type=float, default=0.8)
