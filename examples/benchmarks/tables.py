@@ -447,11 +447,11 @@ steps.
 
 READING = (
     "In none of these settings does it. Transfers that replace weights point the same way for long "
-    "and add up, while noise of the same size averages out: without a bound on their size they cost "
-    "accuracy, at 2 % of a layer's norm they still cost half a point on 10,000 images, and at the "
-    "default of half a percent no harm is seen beyond what the seeds scatter. That default was "
-    "tightened after the 2 % result on these very test images, in the safe direction only. On top of "
-    "a transplant even the default cost half a point (the table of transplants)."
+    "and add up, while noise of the same size averages out: at 2 % of a layer's norm they cost half "
+    "a point on 10,000 images, and at the default of half a percent no harm is seen beyond what the "
+    "seeds scatter. That default was tightened after the 2 % result on these very test images, in "
+    "the safe direction only. On top of a transplant even the default cost half a point (the table "
+    "of transplants)."
 )
 
 

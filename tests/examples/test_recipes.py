@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ BENCHMARKS = ROOT / "docs" / "benchmarks"
 sys.path.insert(0, str(ROOT / "examples" / "benchmarks"))
 
 from intervals import interval  # noqa: E402
+from markdown_tables import signed  # noqa: E402
 
 
 def test_every_file_that_is_named_is_there():
@@ -60,6 +62,7 @@ def test_a_graft_on_a_transplant_costs_what_is_said():
         ("accuracy_fashion_10000", "mergenet, trust 0.02", True),
         ("accuracy_digits_200", "mergenet unbounded", True),
         ("accuracy_digits_200", "mergenet paper form", True),
+        ("accuracy_fashion_10000", "KD", False),
     ],
 )
 def test_arms_are_worth_what_is_said(name, arm, cost):
@@ -68,47 +71,72 @@ def test_arms_are_worth_what_is_said(name, arm, cost):
 
 
 CHOSEN = "S→M, trust 0.05"
+LAST = "S→M, start + graft"
+SAID = re.sub(r"\s+", " ", RECIPES)
+
+
+def rows(report: str, metric: str) -> dict[str, dict]:
+    return json.loads((BENCHMARKS / f"{report}.json").read_text())["metrics"][metric]
 
 
 @pytest.mark.parametrize(
-    ("arm", "against", "cost"),
+    ("report", "metric", "arm", "reference"),
     [
-        (CHOSEN, "plain", False),
-        (CHOSEN, f"{CHOSEN}, random source", False),
-        (CHOSEN, f"{CHOSEN}, equal-norm noise", False),
-        ("kd S→M", "plain", False),
-        ("nkd S→M", "plain", False),
-        ("dkd S→M", "plain", True),
-        ("rkd S→M", "plain", True),
+        ("paper_table1_full", "M top-1", "MergeNet R→M", "plain"),
+        ("paper_table1_full", "M top-1", LAST, "transplanted start"),
+        ("paper_table1_cifar10", "M top-1", CHOSEN, "plain"),
+        ("paper_table1_fashion", "M top-1", CHOSEN, "plain"),
+        ("paper_table5", "M top-1", "classifier→block 8", "plain"),
+        ("paper_table3", "S accuracy", "MergeNet QA→S", "plain"),
     ],
 )
-def test_the_confirmed_graft_is_worth_what_is_said(arm, against, cost):
-    rows = json.loads((BENCHMARKS / "paper_table1_cifar10.json").read_text())["metrics"]["M top-1"]
-    said = re.sub(r"\s+", " ", RECIPES)
-    found = text(rows[arm][f"minus {against}"], cost=cost)
-    assert found in said or found.removeprefix("+") in said
-    gaps = [a - b for a, b in zip(rows[CHOSEN]["values"], rows["kd S→M"]["values"], strict=True)]
-    assert f"{text(interval(gaps))} to `kd`" in said
+def test_each_graft_is_worth_what_its_row_says(report, metric, arm, reference):
+    row = rows(report, metric)[arm]
+    versus = (reference, f"{arm}, random source", f"{arm}, equal-norm noise")
+    cells = " | ".join(text(row[f"minus {other}"]) for other in versus)
+    assert f"{cells} | `{report}.json` |" in SAID
 
 
 @pytest.mark.parametrize(
-    ("arm", "against", "cost"),
+    ("report", "arm", "cost"),
     [
-        (CHOSEN, "plain", False),
-        (CHOSEN, f"{CHOSEN}, random source", False),
-        (CHOSEN, f"{CHOSEN}, equal-norm noise", False),
-        ("kd S→M", "plain", True),
+        ("paper_table1_full", "kd S→M", False),
+        ("paper_table1_full", "nkd S→M", False),
+        ("paper_table1_cifar10", "kd S→M", False),
+        ("paper_table1_cifar10", "dkd S→M", True),
+        ("paper_table1_cifar10", "rkd S→M", True),
+        ("paper_table1_fashion", "kd S→M", True),
+        ("paper_table5", "uskd", False),
     ],
 )
-def test_the_same_graft_on_other_images_is_worth_what_is_said(arm, against, cost):
-    rows = json.loads((BENCHMARKS / "paper_table1_fashion.json").read_text())["metrics"]["M top-1"]
-    assert text(rows[arm][f"minus {against}"], cost=cost) in re.sub(r"\s+", " ", RECIPES)
+def test_distillation_is_worth_what_is_said(report, arm, cost):
+    found = text(rows(report, "M top-1")[arm]["minus plain"], cost=cost)
+    assert found in SAID or found.removeprefix("+") in SAID
+
+
+@pytest.mark.parametrize("arm", ["MergeNet R→M", LAST])
+def test_the_distance_to_distillation_is_what_is_said(arm):
+    found = rows("paper_table1_full", "M top-1")
+    gap = statistics.mean(found["kd S→M"]["values"]) - statistics.mean(found[arm]["values"])
+    assert f"To `kd` the first two lose {gap:.1f} points" in SAID
+
+
+def test_the_loss_leads_where_is_said():
+    means = json.loads((BENCHMARKS / "paper_downhill.json").read_text())["means"]
+    lines = {
+        "its own end": "the weights this training arrives at",
+        "a sibling": "a sibling: the same start, other batches",
+        "an aligned ResNet": "a strong ResNet, unit for unit",
+        "noise": "noise",
+    }
+    for kind, said in lines.items():
+        cells = (signed(means[start][kind][0], 3) for start in means)
+        assert f"| {said} | {' | '.join(cells)} |" in SAID
 
 
 def test_what_the_search_kept_is_worth_what_is_said():
     found = json.loads((BENCHMARKS / "paper_search.json").read_text())
     assert found["split"] == "validation"
-    said = re.sub(r"\s+", " ", RECIPES)
-    kept = found["rungs"][-1]["settings"]
-    assert len(kept) == 5
-    assert all(text(row["difference"]) in said for row in kept.values())
+    second, last = (rung["settings"] for rung in found["rungs"][1:])
+    assert (len(second), len(last)) == (5, 2)
+    assert all(text(row["difference"]) in SAID for row in (*second.values(), *last.values()))
