@@ -87,21 +87,18 @@ def _section(name: str, script: str, title: str, found: dict) -> str:
                 continue
             controls = _controls(arm, row)
             hardest = min(controls, key=lambda control: controls[control][0], default=None)
-            others = {
-                key.removeprefix("minus "): row[key]
+            gaps = [
+                signed(row[key]) if key == "minus plain" else f"to {key[6:]} {signed(row[key])}"
                 for key in row
-                if key.startswith("minus ")
-                and key != "minus plain"
-                and not key.startswith(f"minus {arm}, ")
-            }
+                if key.startswith("minus ") and not key.startswith(f"minus {arm}, ")
+            ]
             papers = (row.get("paper"), base.get("paper"))
             rows.append(
                 [
                     arm,
                     metric,
                     f"{row['mean']:.2f}",
-                    signed(row["minus plain"])
-                    + "".join(f"; to {other} {signed(gap)}" for other, gap in others.items()),
+                    "; ".join(gaps),
                     f"{signed(controls[hardest])} {hardest}" if hardest else "",
                     f"{papers[0] - papers[1]:+.2f}" if None not in papers else "",
                 ]

@@ -114,6 +114,28 @@ def test_distillation_is_worth_what_is_said(report, arm, cost):
     assert found in SAID or found.removeprefix("+") in SAID
 
 
+@pytest.mark.parametrize(
+    ("arm", "against", "cost"),
+    [
+        ("shared until 10 %", "plain", False),
+        ("shared until 10 %", "shared until 10 %, random source", False),
+        ("kd", "plain", False),
+        ("from the end of F", "plain", False),
+        ("pull", "plain", True),
+    ],
+)
+def test_the_positive_control_is_worth_what_is_said(arm, against, cost):
+    found = text(rows("paper_common_ancestor", "M top-1")[arm][f"minus {against}"], cost=cost)
+    assert found.removeprefix("+") in SAID
+
+
+@pytest.mark.parametrize("arm", ["pull", "pull, random source"])
+def test_a_pull_moves_away_by_what_is_said(arm):
+    report = json.loads((BENCHMARKS / "paper_common_ancestor.json").read_text())
+    shares = [share for (share,) in report["cost"][arm]["said"].values()]
+    assert f"{-100 * statistics.mean(shares):.1f} %" in SAID
+
+
 @pytest.mark.parametrize("arm", ["MergeNet R→M", LAST])
 def test_the_distance_to_distillation_is_what_is_said(arm):
     found = rows("paper_table1_full", "M top-1")
