@@ -106,9 +106,8 @@ def _section(name: str, script: str, title: str, found: dict) -> str:
     head = ["arm", "metric", "%", "minus plain", "minus its hardest control", "the paper's gain"]
     about = "; ".join(dict.fromkeys(data["about"] for data in found["data"].values()))
     givers = ", ".join(
-        f"{giver} {metric.partition(' ')[2]} {score:.1f}"
+        f"{giver} ({', '.join(f'{metric} {score:.1f}' for metric, score in scores.items())})"
         for giver, scores in found["givers"].items()
-        for metric, score in scores.items()
     )
     winners = [f"{arm} ({metric})" for arm, metric in gains(found)]
     flags = f"--scale small --root DIR --rounds {found['settings']['rounds']} --seeds {len(found['seeds'])}"
