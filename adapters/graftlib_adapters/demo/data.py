@@ -113,7 +113,9 @@ def load(name: str, root: Path | None = None) -> Images:
 
 
 def stratified(labels: Tensor, n: int, seed: int) -> Tensor:
-    """`n` positions in `labels`, the classes in their shares (to one), in a random order drawn by `seed`.
+    """`n` positions in `labels`, the classes in their shares, in a random order drawn by `seed`.
+
+    A class of share s among c classes gets n s examples to 1/2 + c s / 2: to one where all are equally large.
 
     >>> labels = torch.tensor([0, 0, 0, 0, 1, 1])
     >>> labels[stratified(labels, 3, seed=0)].sort().values
