@@ -66,6 +66,7 @@ def adapter_cost(found: dict) -> str:
         rows.append([name, f"{row['parameters'] / 1e6:.2f} M", held, time, spread])
     return f"""## What a transfer costs
 
+Measured while the rank replaced the rows (`compress="rows"`).
 One transfer with its update at the shapes of the paper's pair (160 x 960 from 100 x 2048, 8 heads, 2 layers), against
 the authors' arithmetic written out: own projections for each pairing, materialised attention with dropout, a
 feed-forward sized so that the parameters come to their 38.6 M. Median and quartiles of {found["repetitions"]}
