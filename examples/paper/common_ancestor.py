@@ -51,7 +51,7 @@ def _arms(setup: Setup, M: Player, ancestor: str, future: str, prefix: str) -> l
 
     def arm(name: str, graft: Graft) -> list[Arm]:
         made = controls(Arm(prefix + name, ("M",), graft, start=begun, versus=(plain,)))
-        return [made[0], made[1], made[-1]]
+        return [made[0], made[1], made[-1]]  # itself, a source of noise, noise of its size
 
     return [
         Arm(plain, ("M",), start=begun),

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
@@ -44,7 +43,8 @@ __all__ = ["PHASES", "angles", "main"]
 PHASES = 4
 """Quarters of a training, each with a mean of its own."""
 FIRST_SEED = 100
-STARTS = {"fresh weights": "A0", "a trained ancestor": "A"}
+STARTS = {"fresh weights": ("A0", "B0"), "a trained ancestor": ("A", "B")}
+"""Where M begins: the player whose weights it takes, and M's sibling from there."""
 Weights = dict[str, Tensor]
 
 
@@ -74,8 +74,8 @@ def angles(setup: Setup, cache: Path, seeds: Sequence[int]) -> dict[str, Any]:
     source = ledger.giver("S")
     layers: dict[str, int] = {}
     found: dict[str, dict[str, list[list[float]]]] = {}
-    for start, ancestor in STARTS.items():
-        begun, sibling = ledger.giver(ancestor), ledger.giver(ancestor.replace("A", "B"))
+    for start, (ancestor, twin) in STARTS.items():
+        begun, sibling = ledger.giver(ancestor), ledger.giver(twin)
         names = layers_of(begun, (nn.Conv2d, nn.Linear))
         examples = (players.players[p].task.example() for p in ("S", ancestor))
         carried = _weights(aligned((), source, begun, *examples), names)
@@ -83,7 +83,7 @@ def angles(setup: Setup, cache: Path, seeds: Sequence[int]) -> dict[str, Any]:
         reached = {n: w for n, w in carried.items() if not torch.equal(w, first[n])}
         ways = {"a sibling": _weights(sibling, names), "an aligned ResNet": reached}
         layers |= {"of M": len(names), f"of the ResNet, {start}": len(reached)}
-        player = players.players[ancestor.replace("A", "B")]
+        player = players.players[twin]
         rows: dict[str, list[list[float]]] = {}
         for seed in seeds:
             end = _weights(_trained(player, players.rounds, begun, seed, {})[0], names)
@@ -110,10 +110,7 @@ def _trained(
                 down = -learner.model.get_submodule(name).weight.grad
                 cosine = _cosine(down, _way(before[kind][name], there))
                 seen[kind][step * PHASES // learner.total].append(cosine)
-    means = {
-        kind: [statistics.fmean(phase) if phase else math.nan for phase in phases]
-        for kind, phases in seen.items()
-    }
+    means = {kind: [statistics.fmean(phase) for phase in phases] for kind, phases in seen.items()}
     return learner.model, means
 
 
@@ -147,8 +144,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     args = parser.parse_args(arguments)
     if args.seeds < 2:
         raise SystemExit("--seeds 2 or more: one seed has no spread")
+    if args.rounds is not None and args.rounds < PHASES:
+        raise SystemExit(f"--rounds {PHASES} or more: each quarter of a training has a mean")
     torch.set_num_threads(1)
-    torch.manual_seed(0)
     setup = Setup(args.scale, "validation", args.data, args.root, rounds=args.rounds)
     seeds = range(FIRST_SEED, FIRST_SEED + args.seeds)
     found = angles(setup, args.cache, seeds)

@@ -86,7 +86,7 @@ class Ledger:
                 model = made(name, player, GIVER_SEED, self.device)
                 model.load_state_dict(load_file(weights, device=str(self.device)))
             else:
-                begun = {n: self.giver(n) for n in [player.begins] if n is not None}
+                begun = {player.begins: self.giver(player.begins)} if player.begins else {}
                 learner = train_giver(name, player, self._giver_rounds(name), self.device, begun)
                 model, found = learner.model, learner.evaluate()
                 whole = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}

@@ -15,6 +15,7 @@ ADAPTERS = {
     "mergenet whole": MergeNet(heads=2, rank=None, width=8),
     "mergenet energy": MergeNet(heads=2, rank=0.8, width=8),
     "mergenet mean": MergeNet(heads=2, rank=3, width=8, omega="mean", pairings=("rr", "cc")),
+    "mergenet by rows": MergeNet(heads=2, rank=3, width=8, compress="rows"),
     "mergenet deterministic": MergeNet(heads=2, rank=3, width=8, deterministic=True),
     "mergenet paper": MergeNet(heads=2, rank=3, init="paper"),
     "mergenet literal": MergeNet(heads=2, rank=3, init="paper", residual=False),

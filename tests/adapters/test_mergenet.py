@@ -233,11 +233,11 @@ def test_ranks_are_resolved_once():
     assert MergeNet(rank=0.99, max_rank=3).rank(w, 4) == 3
 
 
-def test_the_rank_is_in_the_state():
-    adapter = MergeNet(rank=3, **SMALL)
+@pytest.mark.parametrize(("side", "replaced"), [("longer", (8, 7)), ("rows", (6, 5))])
+def test_the_rank_and_the_side_that_it_replaces_are_in_the_state(side, replaced):
+    adapter = MergeNet(rank=3, compress=side, **SMALL)
     state = built(adapter, [(6, 8), (5, 7)], BOTH[:1]).state_dict()
-    assert state["encodings.0.basis"].shape == (8, 3)  # the longer side, at that rank
-    assert state["encodings.1.basis"].shape == (7, 3)
+    assert [state[f"encodings.{i}.basis"].shape for i in (0, 1)] == [(n, 3) for n in replaced]
 
 
 def test_facts_are_the_omegas_layer_by_layer():

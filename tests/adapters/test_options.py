@@ -25,6 +25,7 @@ from graftlib_adapters import MergeNet, MLPAdapter, ParameterSharing
         (MergeNet, {"write": "overwrite"}),
         (MergeNet, {"signal": "grad"}),
         (MergeNet, {"omega": "sum"}),
+        (MergeNet, {"compress": "columns"}),
         (MergeNet, {"pairings": ()}),
         (MergeNet, {"pairings": "rr"}),
         (MergeNet, {"pairings": ("rr", "xx")}),

@@ -136,6 +136,32 @@ def test_a_pull_moves_away_by_what_is_said(arm):
     assert f"{-100 * statistics.mean(shares):.1f} %" in SAID
 
 
+def test_no_learned_graft_is_above_a_source_of_noise():
+    learned = 0
+    for file in BENCHMARKS.glob("paper_*.json"):
+        for metric in json.loads(file.read_text()).get("metrics", {}).values():
+            for arm, row in metric.items():
+                found = row.get(f"minus {arm}, random source")
+                if found is not None and "shar" not in arm:
+                    learned += 1
+                    assert found[1] <= 0, (file.name, arm)
+    assert learned > 10
+
+
+def test_the_judge_is_the_same_whatever_its_source():
+    found = rows("paper_table3", "S accuracy")
+    spoilt = ("random source", "shuffled source", "source at initialisation")
+    values = [found[f"MergeNet QA→S, {how}"]["values"] for how in spoilt]
+    assert all(v == found["MergeNet QA→S"]["values"] for v in values)
+    assert len(values[0]) == 8
+    assert found["MergeNet QA→S, equal-norm noise"]["values"] != values[0]
+
+
+def test_a_start_across_families_is_worth_what_is_said():
+    found = rows("paper_table1_full", "M top-1")["transplanted start"]
+    assert f"after eight epochs {text(found['minus plain'])}" in SAID
+
+
 @pytest.mark.parametrize("arm", ["MergeNet R→M", LAST])
 def test_the_distance_to_distillation_is_what_is_said(arm):
     found = rows("paper_table1_full", "M top-1")
