@@ -69,11 +69,33 @@ def test_the_change_is_written_out_as_a_sum_of_attentions(r, m, s, M, pairings):
             torch.softmax(q[:, h] @ k[:, h].T / 2, dim=1) @ v[:, h]
             for h in (slice(0, 4), slice(4, 8))
         ]
-        answer = omega * torch.cat(heads, 1) @ module.output[t].weight[:, at : at + 8].T
+        heard = torch.cat(heads, 1)
+        heard = heard / (heard.square().mean(1, keepdim=True) + 1e-5).sqrt()
+        answer = omega * heard @ module.output[t].weight[:, at : at + 8].T
         total = total + (answer if t == "r" else answer.T)
         asked[t] += 1
         given_[g] += 1
     torch.testing.assert_close(module(a, b), total + module.feed_forward(a + total))
+
+
+@pytest.mark.parametrize("pairing", PAIRINGS)
+@pytest.mark.parametrize("size", [(8, 12), (64, 640)])
+def test_a_large_giver_is_heard_as_loudly_as_a_small_one(pairing, size):
+    """The mean of many tokens is faint; what is written of it is not."""
+    module = identity((8, 12), size, (pairing,), width=64)
+    with torch.no_grad():
+        module.output[pairing[0]].weight.normal_(std=1 / 8)
+    a, b = codes((8, 12), size)
+    assert 0.5 < module(a, b).square().mean().sqrt() < 2
+    other = torch.randn_like(b)
+    assert (module(a, b) - module(a, other)).norm() > 0.5 * module(a, b).norm()
+
+
+@pytest.mark.parametrize("pairing", PAIRINGS)
+def test_a_giver_of_zeros_is_silent(pairing):
+    module = awake(identity((4, 6), (5, 7), (pairing,)))
+    a = codes((4, 6), (5, 7))[0]
+    assert torch.equal(module(a, torch.zeros(5, 7).double()), module.feed_forward(a))
 
 
 @pytest.mark.parametrize("form", [identity, paper])

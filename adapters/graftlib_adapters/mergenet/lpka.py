@@ -15,12 +15,13 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
 __all__ = ["PAIRINGS", "IdentityLPKA", "PaperLPKA"]
 
 PAIRINGS = ("rr", "rc", "cr", "cc")
 FEED_FORWARD = 2048  # hidden width of the paper form's feed-forward
+EPS = 1e-5  # of the norms of the identity form, whose codes have unit root mean square
 
 
 class LPKA(nn.Module):
@@ -77,6 +78,9 @@ class LPKA(nn.Module):
 class IdentityLPKA(LPKA):
     """Pre-norm, and zero-initialised where it writes: a fresh one changes nothing.
 
+    What an attention hands on is brought to a root mean square of one before it is weighted: near-uniform attention
+    gives the mean of many tokens, which is faint beside the feed-forward's reading of the receiver.
+
     Pairings that read one side alike share one matrix product: a projection per unfolding holds the queries (or keys
     and values) of each of its pairings side by side. Writing, sum_i omega_i W_i h_i is one product as well, of
     (W_1, W_2) with (omega_1 h_1, omega_2 h_2).
@@ -123,7 +127,7 @@ class IdentityLPKA(LPKA):
         questions = {p: q for way in self.query for p, q in self._questions(way, receiver)}
         knowledge = {p: kv for way in self.key_value for p, kv in self._knowledge(way, giver)}
         heard = {
-            p: self.omega[i] * self.attend(questions[p], *knowledge[p])
+            p: self.omega[i] * _loud(self.attend(questions[p], *knowledge[p]))
             for i, p in enumerate(self.pairings)
         }
         change = torch.zeros_like(receiver)
@@ -200,9 +204,14 @@ def _unfold(code: Tensor, way: str) -> Tensor:
 
 
 def _norm(width: int) -> nn.RMSNorm:
-    # The code has unit root mean square, so this eps leaves noise noise: a row of a rank-deficient code, 1e-7 high,
-    # is not blown up to the height of the others.
-    return nn.RMSNorm(width, eps=1e-5)
+    # The code has unit root mean square, so EPS leaves noise noise: a row of a rank-deficient code, 1e-7 high, is not
+    # blown up to the height of the others.
+    return nn.RMSNorm(width, eps=EPS)
+
+
+def _loud(heard: Tensor) -> Tensor:
+    """Each token (tokens, width) at unit root mean square; silence stays silence."""
+    return rms_norm(heard, heard.shape[1:], eps=EPS)
 
 
 def _silent(width: int, out: int, *, bias: bool = True) -> nn.Linear:
