@@ -66,7 +66,6 @@ def adapter_cost(found: dict) -> str:
         rows.append([name, f"{row['parameters'] / 1e6:.2f} M", held, time, spread])
     return f"""## What a transfer costs
 
-Measured while the rank replaced the rows (`compress="rows"`).
 One transfer with its update at the shapes of the paper's pair (160 x 960 from 100 x 2048, 8 heads, 2 layers), against
 the authors' arithmetic written out: own projections for each pairing, materialised attention with dropout, a
 feed-forward sized so that the parameters come to their 38.6 M. Median and quartiles of {found["repetitions"]}
@@ -111,15 +110,12 @@ def accuracy(title: str, name: str, found: dict) -> str:
         flags.insert(1, "--root DIR")
     for flag in ("epochs", "source_epochs"):
         flags.append(f"--{flag.replace('_', '-')} {settings[flag]}")
-    by_rows = name in BY_ROWS
-    if by_rows:
-        flags.append("--compress rows")
     if settings["data"] != "digits":
         flags.append("--arms " + " ".join(f'"{arm}"' for arm in settings["arms"]))
     return f"""### {title}
 
 Source {found["source_accuracy"]:.2f} %. Accuracy of the last epoch in per cent, mean ± standard deviation of
-n = {n} seeds; paired differences in points with their 95 % interval.{" The rank replaced the rows." * by_rows}
+n = {n} seeds; paired differences in points with their 95 % interval.
 
     python examples/benchmarks/accuracy.py {" ".join(flags)} --out docs/benchmarks/{name}.json
 
@@ -431,9 +427,6 @@ process grew. Below it the control, the same sources given as models. From 2 to 
 {table(["sources", "n", "median", "spread"], rows)}
 """
 
-
-BY_ROWS = {"accuracy_fashion_2000", "accuracy_fashion_10000"}
-"""Reports from before `MergeNet(compress="longer")` was the default."""
 
 ACCURACY_HEAD = """## Does it help?
 

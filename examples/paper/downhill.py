@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from controls import aligned
 from experiment import Experiment, Player, Setup, setup_as
+from harness import shared_arguments
 from images import layers_of, mobilenet_player, rounds_of, strong_player, stronger
 from ledger import Ledger
 from summary import interval
@@ -135,12 +136,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--scale", choices=["smoke", "small"], default="smoke")
-    parser.add_argument("--data", help="cifar10 or fashion-mnist, at small")
-    parser.add_argument("--root", type=Path)
+    shared_arguments(parser)
     parser.add_argument("--rounds", type=int, help="steps, instead of the scale's")
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--cache", type=Path, default=Path("out/paper"))
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args(arguments)
     if args.seeds < 2:
         raise SystemExit("--seeds 2 or more: one seed has no spread")

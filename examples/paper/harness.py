@@ -26,7 +26,7 @@ from summary import show, summarise
 
 from graftlib.disk import write_whole
 
-__all__ = ["main", "report_of"]
+__all__ = ["main", "report_of", "shared_arguments"]
 
 Build = Callable[[Setup], Experiment]
 
@@ -215,8 +215,7 @@ def _parser(about: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, help="how many; 2 at smoke scale, else 8")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--arms", nargs="+", help="names of rows; plain is always among them")
-    parser.add_argument("--data", help="data set, where a file offers several")
-    parser.add_argument("--root", type=Path, default=_folder("GRAFTLIB_DATA"))
+    shared_arguments(parser)
     parser.add_argument("--models", type=Path, default=_folder("GRAFTLIB_MODELS"))
     parser.add_argument("--device", help="cpu, and cuda for --scale paper, unless named")
     parser.add_argument("--rounds", type=int, help="length of a training, instead of the scale's")
@@ -224,9 +223,15 @@ def _parser(about: str | None) -> argparse.ArgumentParser:
         "--set", nargs="+", metavar="NAME=VALUE", help="for every graft: cycle=2 trust=0.02"
     )
     parser.add_argument("--jobs", type=int, default=1)
+    return parser
+
+
+def shared_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which data, from where, and where results go: what every file with a command line of its own takes as well."""
+    parser.add_argument("--data", help="data set, where a file offers several")
+    parser.add_argument("--root", type=Path, default=_folder("GRAFTLIB_DATA"))
     parser.add_argument("--cache", type=Path, default=Path("out/paper"))
     parser.add_argument("--out", type=Path)
-    return parser
 
 
 def _folder(variable: str) -> Path | None:

@@ -6,14 +6,15 @@
 
 M is the MobileNetV2, R the ResNet. A frozen R (or M, for the lower half) was trained once, with another seed, for as
 long as the others; a co-trained one learns beside the target. S is a far stronger frozen source; the graft from it is
-the one that `search.py` left, confirmed here on test images together with distillation from the same S.
+the one that `search.py` left, confirmed here on test images together with distillation from the same S and a start from
+its weights.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from experiment import Arm, Distil, Experiment, Graft, Setup, controls
+from experiment import Arm, Distil, Experiment, Graft, Setup, Start, controls
 from harness import main
 from images import BLOCKS, mobilenet_player, project, resnet_player, rounds_of, strong_player
 from search import searched
@@ -49,7 +50,8 @@ def experiment(setup: Setup) -> Experiment:
             Arm(f"{loss} M→R", ("R",), distil=Distil(loss, "R", "M"), paper={R: R_PAPER[loss]})
         )
         arms.append(Arm(f"{loss} S→M", ("M",), distil=Distil(loss, "M", "S")))
-    arms += searched(setup)
+    arms.append(Arm("transplanted start", ("M",), start=Start("S", "M")))
+    arms += [arm for arm in searched(setup) if arm.name not in {known.name for known in arms}]
     return Experiment(
         "table1_cross_structure",
         {"R": resnet_player(setup), "M": mobilenet_player(setup), "S": strong_player(setup)},

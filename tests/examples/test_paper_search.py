@@ -259,8 +259,9 @@ def test_a_search_on_test_images_is_refused(tmp_path):
         search.search(Setup(split="test"), tmp_path)
 
 
-@pytest.mark.parametrize("name", search.CHOSEN)
-def test_a_chosen_setting_comes_with_its_controls(name):
+@pytest.mark.parametrize("name", [search.CHOSEN, "start + graft", "kd + graft"])
+def test_a_chosen_setting_comes_with_its_controls(name, monkeypatch):
+    monkeypatch.setattr(search, "CHOSEN", name)
     arms = search.searched(Setup())
     (chosen,) = (arm for arm in arms if arm.name == f"S→M, {name}")
     names = {arm.name for arm in arms} | {"plain"}
