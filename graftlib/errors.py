@@ -37,10 +37,11 @@ class GraftError(Exception):
         fix: the edit that mends it.
         facts: anything a caller may want to read back; each becomes an attribute.
 
-    >>> print(GraftError("rule 'fc -> head' matches nothing.", near=["'fc.weight'"], fix="name a layer"))
-    rule 'fc -> head' matches nothing.
-      nearest  'fc.weight'
-      fix      name a layer
+    Examples:
+        >>> print(GraftError("rule 'fc -> head' matches nothing.", near=["'fc.weight'"], fix="name a layer"))
+        rule 'fc -> head' matches nothing.
+          nearest  'fc.weight'
+          fix      name a layer
     """
 
     def __init__(
@@ -120,7 +121,8 @@ class MissingExtraError(GraftError, ImportError):
 def nearest(name: str, names: Sequence[str], *, n: int = 3) -> tuple[str, ...]:
     """The names most like `name`, best first, quoted for an error message.
 
-    >>> nearest("layer4.conv", ["layer1.conv", "fc"])
-    ("'layer1.conv'",)
+    Examples:
+        >>> nearest("layer4.conv", ["layer1.conv", "fc"])
+        ("'layer1.conv'",)
     """
     return tuple(repr(found) for found in difflib.get_close_matches(name, names, n=n, cutoff=0.3))

@@ -18,9 +18,10 @@ __all__ = ["dkd", "kd", "nkd", "rkd", "tf_kd", "uskd"]
 def kd(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -> Tensor:
     """Hinton et al. 2015: T^2 KL(teacher || student) of the softened class probabilities, mean over the batch.
 
-    >>> logits = torch.tensor([[2.0, 0.0, -1.0]])
-    >>> float(kd(logits, logits + 3.0))         # a shift of all logits is no difference
-    0.0
+    Examples:
+        >>> logits = torch.tensor([[2.0, 0.0, -1.0]])
+        >>> float(kd(logits, logits + 3.0))         # a shift of all logits is no difference
+        0.0
     """
     teacher = teacher.detach()
     soft = F.log_softmax(teacher / temperature, dim=1)
@@ -112,9 +113,10 @@ def tf_kd(
         confidence: what the virtual teacher gives the true class, above 1 / classes.
         temperature: of the virtual teacher; a high one makes it soft.
 
-    >>> flat, label = torch.zeros(1, 4), torch.tensor([1])
-    >>> [round(float(tf_kd(flat, label, temperature=t)), 5) for t in (20.0, 0.5)]
-    [0.00023, 0.45707]
+    Examples:
+        >>> flat, label = torch.zeros(1, 4), torch.tensor([1])
+        >>> [round(float(tf_kd(flat, label, temperature=t)), 5) for t in (20.0, 0.5)]
+        [0.00023, 0.45707]
     """
     classes = student.shape[1]
     teacher = torch.full_like(student, (1 - confidence) / (classes - 1), requires_grad=False)

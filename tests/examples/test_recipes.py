@@ -59,10 +59,8 @@ def test_a_graft_on_a_transplant_costs_what_is_said():
     [
         ("accuracy_digits_200", "KD", False),
         ("accuracy_fashion_2000", "KD", False),
-        ("accuracy_fashion_10000", "mergenet, trust 0.02", True),
         ("accuracy_digits_200", "mergenet unbounded", True),
         ("accuracy_digits_200", "mergenet paper form", True),
-        ("accuracy_fashion_10000", "KD", False),
     ],
 )
 def test_arms_are_worth_what_is_said(name, arm, cost):
@@ -70,8 +68,7 @@ def test_arms_are_worth_what_is_said(name, arm, cost):
     assert re.sub(r"\s+", " ", RECIPES).count(text(row["minus plain"], cost=cost))
 
 
-CHOSEN = "S→M, trust 0.05"
-LAST = "S→M, start + graft"
+CHOSEN = "S→M, trust 0.05, until 30 %"
 SAID = re.sub(r"\s+", " ", RECIPES)
 
 
@@ -82,8 +79,7 @@ def rows(report: str, metric: str) -> dict[str, dict]:
 @pytest.mark.parametrize(
     ("report", "metric", "arm", "reference"),
     [
-        ("paper_table1_full", "M top-1", "MergeNet R→M", "plain"),
-        ("paper_table1_full", "M top-1", LAST, "transplanted start"),
+        ("paper_table1_cifar10", "M top-1", "MergeNet R→M", "plain"),
         ("paper_table1_cifar10", "M top-1", CHOSEN, "plain"),
         ("paper_table1_fashion", "M top-1", CHOSEN, "plain"),
         ("paper_table5", "M top-1", "classifier→block 8", "plain"),
@@ -100,12 +96,12 @@ def test_each_graft_is_worth_what_its_row_says(report, metric, arm, reference):
 @pytest.mark.parametrize(
     ("report", "arm", "cost"),
     [
-        ("paper_table1_full", "kd S→M", False),
-        ("paper_table1_full", "nkd S→M", False),
         ("paper_table1_cifar10", "kd S→M", False),
-        ("paper_table1_cifar10", "dkd S→M", True),
+        ("paper_table1_cifar10", "nkd S→M", False),
+        ("paper_table1_cifar10", "dkd S→M", False),
         ("paper_table1_cifar10", "rkd S→M", True),
         ("paper_table1_fashion", "kd S→M", True),
+        ("paper_table1_fashion", "dkd S→M", True),
         ("paper_table5", "uskd", False),
     ],
 )
@@ -148,25 +144,37 @@ def test_no_learned_graft_is_above_a_source_of_noise():
     assert learned > 10
 
 
-def test_the_judge_is_the_same_whatever_its_source():
+def test_the_judge_hardly_depends_on_its_source():
     found = rows("paper_table3", "S accuracy")
     spoilt = ("random source", "shuffled source", "source at initialisation")
-    values = [found[f"MergeNet QA→S, {how}"]["values"] for how in spoilt]
-    assert all(v == found["MergeNet QA→S"]["values"] for v in values)
-    assert len(values[0]) == 8
-    assert found["MergeNet QA→S, equal-norm noise"]["values"] != values[0]
+    values = [found[f"MergeNet QA→S{how}"]["values"] for how in ("", *(f", {h}" for h in spoilt))]
+    spread = [max(each) - min(each) for each in zip(*values, strict=True)]
+    assert len(spread) == 8
+    assert f"differs by at most {max(spread):.1f} between" in SAID
+    assert found["MergeNet QA→S, equal-norm noise"]["values"] not in values
 
 
 def test_a_start_across_families_is_worth_what_is_said():
-    found = rows("paper_table1_full", "M top-1")["transplanted start"]
-    assert f"after eight epochs {text(found['minus plain'])}" in SAID
+    found = rows("paper_table1_cifar10", "M top-1")["transplanted start"]
+    assert f"after eight epochs that start was {text(found['minus plain'])}" in SAID
 
 
-@pytest.mark.parametrize("arm", ["MergeNet R→M", LAST])
-def test_the_distance_to_distillation_is_what_is_said(arm):
-    found = rows("paper_table1_full", "M top-1")
-    gap = statistics.mean(found["kd S→M"]["values"]) - statistics.mean(found[arm]["values"])
-    assert f"To `kd` the first two lose {gap:.1f} points" in SAID
+def test_the_distance_to_distillation_is_what_is_said():
+    found = rows("paper_table1_cifar10", "M top-1")
+    mean = {arm: statistics.mean(row["values"]) for arm, row in found.items()}
+    gaps = [mean["dkd S→M"] - mean[arm] for arm in ("MergeNet R→M", CHOSEN)]
+    assert "To `dkd` the first two lose {:.1f} and {:.1f} points".format(*gaps) in SAID
+
+
+def test_an_adapter_listens_as_much_as_is_said():
+    rungs = json.loads((BENCHMARKS / "paper_search.json").read_text())["rungs"]
+    found = rungs[0]["share of a transfer that comes from the source"]
+    shares = {name: [100 * s[0] for s in links.values()] for name, links in found.items()}
+    (small,), (free,) = shares["default"], shares["no bound"]
+    wide = shares["all residual branches, trust 0.05"]
+    assert f"{small:.0f} % of a small link's transfer" in SAID
+    assert f"{free:.0f} % without a bound" in SAID
+    assert f"of wider layers {min(wide):.0f} to {max(wide):.0f} %" in SAID
 
 
 def test_the_loss_leads_where_is_said():
