@@ -118,6 +118,7 @@ def test_distillation_is_worth_what_is_said(report, arm, cost):
         ("kd", "plain", False),
         ("from the end of F", "plain", False),
         ("pull", "plain", True),
+        ("MergeNet, trust 0.05", "plain", True),
     ],
 )
 def test_the_positive_control_is_worth_what_is_said(arm, against, cost):
