@@ -82,10 +82,10 @@ def test_the_change_is_written_out_as_a_sum_of_attentions(r, m, s, M, pairings):
 @pytest.mark.parametrize("size", [(8, 12), (64, 640)])
 def test_a_large_giver_is_heard_as_loudly_as_a_small_one(pairing, size):
     """The mean of many tokens is faint; what is written of it is not."""
-    module = identity((8, 12), size, (pairing,), width=64)
+    module = identity((48, 64), size, (pairing,), width=64)
     with torch.no_grad():
         module.output[pairing[0]].weight.normal_(std=1 / 8)
-    a, b = codes((8, 12), size)
+    a, b = codes((48, 64), size)
     assert 0.5 < module(a, b).square().mean().sqrt() < 2
     other = torch.randn_like(b)
     assert (module(a, b) - module(a, other)).norm() > 0.5 * module(a, b).norm()
