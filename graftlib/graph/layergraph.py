@@ -28,7 +28,7 @@ from .roles import find_projections
 from .select import select
 
 if TYPE_CHECKING:
-    from .axes import AxisClass, CheckResult
+    from .axes import Axis, AxisClass, CheckResult
 
 __all__ = ["LayerGraph"]
 
@@ -152,6 +152,61 @@ class LayerGraph:
         from .axes import axis_classes
 
         return axis_classes(self)
+
+    def axes(self, fqn: str) -> tuple[Axis, ...]:
+        """What each axis of a parameter is made of: trees that print like an einops pattern.
+
+        A leaf ``c3`` is a run of units of ``graph.axis_classes[3]``, a number a run whose order is fixed (its
+        `frozen_by` says by what); ``(c0 c1)`` is a row-major product, ``(c0 + c1)`` a concatenation.
+
+        Args:
+            fqn: of a parameter that the forward pass reads, or of a buffer that the state dict carries.
+
+        Raises:
+            MatchError: there is none.
+
+        >>> import torch
+        >>> from graftlib import trace
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(32, 2))
+        >>> graph = trace(model, torch.zeros(1, 3, 4, 4))
+        >>> print(*graph.axes("2.weight"), sep=" | ")
+        2 | (c0 4)
+        """
+        from .axes import axes_of
+
+        try:
+            return axes_of(self, fqn)
+        except LookupError:
+            raise MatchError(
+                f"'{self.name}' reads no parameter or saved buffer '{fqn}'.",
+                near=nearest(fqn, list(self._parameters)),
+                fix="name one as in model.named_parameters()",
+            ) from None
+
+    def axis_class(self, address: str, axis: str | int | None = None) -> AxisClass:
+        """The axis class of a layer's channels, neurons or heads.
+
+        Args:
+            address: a layer's name (its ``weight``) or a parameter's FQN.
+            axis: by its word (``"out"``, ``"in"``, see `Parameter.axes`) or its number; None: ``"out"`` where there is
+                such an axis, else the first (the channels of a norm).
+
+        Returns:
+            the free class on that axis, the outer one of nested ones (heads, not what lies inside of a head); a
+            frozen one, whose `frozen_by` says why, where none is free.
+
+        Raises:
+            MatchError: there is no such parameter or axis, several classes lie side by side on it, or none.
+
+        >>> import torch
+        >>> from graftlib import trace
+        >>> graph = trace(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(1, 3))
+        >>> graph.axis_class("0", "out").size, graph.axis_class("2").frozen_by
+        (8, 'the output')
+        """
+        from .axes import class_of
+
+        return class_of(self, address, axis)
 
     @property
     def freedom(self) -> float:

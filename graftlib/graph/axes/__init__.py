@@ -4,8 +4,11 @@ from .check import CheckResult as CheckResult
 from .check import check as check
 from .classes import AxisClass as AxisClass
 from .classes import Member as Member
+from .classes import axes_of as axes_of
 from .classes import axis_classes as axis_classes
+from .classes import class_of as class_of
 from .classes import freedom as freedom
 from .classes import frozen_ops as frozen_ops
 from .classes import frozen_shares as frozen_shares
 from .registry import rule as rule
+from .tree import Axis as Axis

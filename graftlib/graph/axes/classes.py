@@ -8,15 +8,17 @@ stays; `check` runs the model to say so. Axes of kernels are positions and not l
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from ...errors import MatchError, nearest
 from .algebra import Atom, Expr, Prod, Sum, leaves, resolve
 from .blind import blind_parts
 from .infer import Inference, infer
 from .rules_spatial import KERNEL
+from .tree import Axis, Leaf, outermost, tree_of
 from .values import Axes
 
 if TYPE_CHECKING:
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
 __all__ = [
     "AxisClass",
     "Member",
+    "axes_of",
     "axis_classes",
+    "class_of",
     "classes_of",
     "freedom",
     "freedom_of",
@@ -125,6 +129,70 @@ def _reading(graph: LayerGraph) -> tuple[Inference, tuple[AxisClass, ...]]:
 def axis_classes(graph: LayerGraph) -> tuple[AxisClass, ...]:
     """The classes of a graph: the free ones first, each kind in the order of the model."""
     return _reading(graph)[1]
+
+
+def axes_of(graph: LayerGraph, fqn: str) -> tuple[Axis, ...]:
+    """See `LayerGraph.axes`; LookupError where the forward pass does not read it."""
+    inference, classes = _reading(graph)
+    lengths = inference.axes[fqn]
+    by_place = {
+        (member.axis, member.start, member.factors, member.position): (number, each)
+        for number, each in enumerate(classes)
+        for member in each.members
+        if member.fqn == fqn
+    }
+
+    def leaf_on(axis: int) -> Callable[[Atom], Leaf]:
+        numbers = {
+            atom: by_place.get((axis, start, factors, position))
+            for atom, start, factors, position in _parts(resolve(lengths[axis]), 0)
+        }
+
+        def leaf(atom: Atom) -> Leaf:
+            place = numbers.get(atom)
+            if place is None:
+                return Leaf(atom.size, None, "", atom.frozen)
+            number, each = place
+            return Leaf(atom.size, each, f"c{number}" if each.free else "", each.frozen_by)
+
+        return leaf
+
+    return tuple(tree_of(axis, leaf_on(i)) for i, axis in enumerate(lengths))
+
+
+def class_of(graph: LayerGraph, address: str, axis: str | int | None) -> AxisClass:
+    """See `LayerGraph.axis_class`."""
+    parameter = graph.parameter(address)
+    where = {"parameter": parameter.fqn, "axes": " ".join(parameter.axes)}
+    words = list(parameter.axes)
+    if axis is None:
+        axis = "out" if "out" in words else 0
+    number = words.index(axis) if axis in words else axis
+    if not isinstance(number, int) or not 0 <= number < len(words):
+        raise MatchError(
+            f"'{parameter.fqn}' has no axis {axis!r}.",
+            where=where,
+            near=nearest(str(axis), words),
+            fix="name an axis by its word, or by its number",
+        )
+    try:
+        tree = axes_of(graph, parameter.fqn)[number]
+    except LookupError:
+        raise MatchError(
+            f"the forward pass never reads '{parameter.fqn}'.",
+            where=where,
+            fix="name a parameter that takes part on the traced inputs",
+        ) from None
+    classes = outermost(tree)
+    if len(classes) != 1:
+        raise MatchError(
+            f"{len(classes)} axis classes lie on axis '{words[number]}' of '{parameter.fqn}'.",
+            where={**where, "made of": str(tree)},
+            fix="take the one that is meant from graph.axis_classes, by its number in that pattern"
+            if classes
+            else "name an axis of channels, neurons or heads; this one holds positions of a kernel or one unit",
+        )
+    return classes[0]
 
 
 def freedom(graph: LayerGraph) -> float:
