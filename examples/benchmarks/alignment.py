@@ -80,12 +80,12 @@ def outputs(model: nn.Module, x: Tensor) -> Tensor:
 def judged(name: str, permuted: dict[str, Tensor]) -> dict[str, float]:
     """Objective and function error of a permuted source's state."""
     from graftlib import trace
-    from graftlib_adapters.assembly.matching import match
+    from graftlib_adapters.assembly.matching import align
     from graftlib_adapters.assembly.pairing import problem
 
     base, source, x = pair(name)
     graph = trace(base, (x,))
-    aligned = match(problem(graph, graph), base.state_dict(), permuted, method="identity")
+    aligned = align(problem(graph, graph), base.state_dict(), permuted, method="identity")
     moved = copy.deepcopy(source)
     moved.load_state_dict(permuted)
     before, after = outputs(source, x), outputs(moved, x)
@@ -96,20 +96,20 @@ def judged(name: str, permuted: dict[str, Tensor]) -> dict[str, float]:
 def warm_up() -> None:
     """Load what is loaded at the first use of anything: code and the workspace of the matrix products, no weights."""
     from graftlib import trace
-    from graftlib_adapters.assembly.matching import match
+    from graftlib_adapters.assembly.matching import align
     from graftlib_adapters.assembly.pairing import problem
     from graftlib_adapters.assembly.pricing import priced
 
     small = nn.Sequential(nn.Conv2d(3, 600, 3), nn.BatchNorm2d(600), nn.Conv2d(600, 4, 1)).eval()
     seen = trace(small, (torch.zeros(1, 3, 4, 4),))
-    match(problem(seen, seen), small.state_dict(), small.state_dict())
+    align(problem(seen, seen), small.state_dict(), small.state_dict())
     priced(torch.rand(64, 64))
     torch.rand(2048, 128) @ torch.rand(128, 2048)
 
 
 def ours(name: str) -> dict[str, Any]:
     from graftlib import trace
-    from graftlib_adapters.assembly.matching import match
+    from graftlib_adapters.assembly.matching import align
     from graftlib_adapters.assembly.pairing import problem
 
     warm_up()
@@ -121,7 +121,7 @@ def ours(name: str) -> dict[str, Any]:
     weights = sum(t.numel() * t.element_size() for t in base_state.values()) / 2**20
     reset_peak()
     before, start, wall = memory("VmRSS"), time.process_time(), time.perf_counter()
-    aligned = match(task, base_state, source_state)
+    aligned = align(task, base_state, source_state)
     seconds, waited = time.process_time() - start, time.perf_counter() - wall
     extra = memory("VmHWM") - before
     state = {**source_state, **aligned.transported(source_state)}
@@ -140,8 +140,8 @@ def ours(name: str) -> dict[str, Any]:
 def share(name: str) -> dict[str, Any]:
     """The share of matrix products and assignments in the matching's time: every one of them is timed."""
     from graftlib import trace
-    from graftlib_adapters.assembly import ledger, objective
-    from graftlib_adapters.assembly.matching import match
+    from graftlib_adapters.assembly import gain_cache, objective
+    from graftlib_adapters.assembly.matching import align
     from graftlib_adapters.assembly.pairing import problem
 
     spent = dict.fromkeys(("products", "assignments"), 0.0)
@@ -157,12 +157,12 @@ def share(name: str) -> dict[str, Any]:
 
     warm_up()
     objective._add_product = timed("products", objective._add_product)
-    ledger.cheapest = timed("assignments", ledger.cheapest)
+    gain_cache.cheapest = timed("assignments", gain_cache.cheapest)
     base, source, x = pair(name)
     task = problem(trace(base, (x,)), trace(source, (x,)))
     states = base.state_dict(), source.state_dict()
     start = time.process_time()
-    match(task, *states)
+    align(task, *states)
     whole = time.process_time() - start
     return {key: round(seconds / whole, 3) for key, seconds in spent.items()}
 

@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graftlib import trace
-from graftlib_adapters.assembly import Permutation, match, problem
+from graftlib_adapters.assembly import Permutation, align, problem
 from graftlib_adapters.assembly.activations import costs
 
 POINTS = 21
@@ -113,7 +113,7 @@ def ours(**options) -> Callable[..., State]:
         if given.pop("activations", False):
             given["costs"] = costs(task, base, source, [x[:2000]])
         state = source.state_dict()
-        return {**state, **match(task, base.state_dict(), state, **given).transported(state)}
+        return {**state, **align(task, base.state_dict(), state, **given).transported(state)}
 
     return align
 
@@ -211,7 +211,7 @@ def walked(base: nn.Module, moved: State, x: Tensor, y: Tensor) -> dict[str, flo
 def judged(base: nn.Module, source: nn.Module, moved: State, x: Tensor) -> dict[str, float]:
     """Objective of an aligned source, and how far its function is from the source's."""
     graph = trace(base, (x[:2],))
-    found = match(problem(graph, graph), base.state_dict(), moved, method="identity")
+    found = align(problem(graph, graph), base.state_dict(), moved, method="identity")
     again = copy.deepcopy(source)
     again.load_state_dict(moved)
     before, after = (m.double()(x[:200].double()) for m in (copy.deepcopy(source), again.double()))

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from graftlib import surgery, trace
-from graftlib_adapters.assembly.matching import match
+from graftlib_adapters.assembly.matching import align
 from graftlib_adapters.assembly.pairing import problem
 from graftlib_adapters.assembly.permutation import Permutation
 
@@ -65,18 +65,18 @@ NETS: dict[str, Callable[[], nn.Module]] = {"plain": plain, "residual": Residual
 
 
 def grown(task: Any, base: nn.Module, source: nn.Module, seed: int) -> Any:
-    return match(task, base.state_dict(), source.state_dict(), seed=seed)
+    return align(task, base.state_dict(), source.state_dict(), seed=seed)
 
 
 def identity(task: Any, base: nn.Module, source: nn.Module, seed: int) -> Any:
     start = {i: Permutation.identity(p.bases, p.sources) for i, p in enumerate(task.classes)}
-    return match(task, base.state_dict(), source.state_dict(), seed=seed, start=start)
+    return align(task, base.state_dict(), source.state_dict(), seed=seed, start=start)
 
 
 def frank_wolfe(task: Any, base: nn.Module, source: nn.Module, seed: int) -> Any:
     start = {i: Permutation.identity(p.bases, p.sources) for i, p in enumerate(task.classes)}
     states = base.state_dict(), source.state_dict()
-    return match(task, *states, seed=seed, start=start, method="frank-wolfe")
+    return align(task, *states, seed=seed, start=start, method="frank-wolfe")
 
 
 ROWS = {"grown start": grown, "identity start": identity, "Frank-Wolfe": frank_wolfe}

@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graftlib import Mapping, trace
-from graftlib_adapters.assembly import Curve, match, merged, problem, transplant
+from graftlib_adapters.assembly import Curve, align, merged, problem, transplant
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from intervals import interval
@@ -100,7 +100,7 @@ class Merge:
             if how == "shrink" and "matched" in self.alignments:
                 self.alignments[how] = self.alignments["matched"]
             else:
-                self.alignments[how] = match(self.problem, *states, method=method)
+                self.alignments[how] = align(self.problem, *states, method=method)
         return self.alignments[how]
 
     def model(self, arm: str, factor: float, layers: Sequence[str] | None = None) -> nn.Module:

@@ -43,7 +43,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graftlib import Mapping, trace
-from graftlib_adapters.assembly import assemble, match, merged, problem, transplant
+from graftlib_adapters.assembly import align, assemble, merged, problem, transplant
 from graftlib_adapters.assembly.repair import repair
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
@@ -304,7 +304,7 @@ def greedy(
             held = {name: tensor.clone() for name, tensor in model.state_dict().items()}
             given = source.state_dict()
             seed = 0 if method == "coordinate" else 100 * turn + i
-            found = match(task, held, given, method=method, seed=seed)
+            found = align(task, held, given, method=method, seed=seed)
             tried = {0.0: best}
             for factor in FACTORS:
                 state = merged(held, found, given, factor, pad="keep")
@@ -331,7 +331,7 @@ def repaired(family: Family, source: nn.Module) -> nn.Module:
     """One source merged in one step, statistics repaired on the base's own share; a factor of 0 repairs the base."""
     graphs = [trace(each, family.example) for each in (family.base, source)]
     states = family.base.state_dict(), source.state_dict()
-    found = match(problem(*graphs), *states)
+    found = align(problem(*graphs), *states)
     tried = [family.base]
     for factor in (0.0, *FACTORS):
         model = copy.deepcopy(family.base)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from graftlib import trace
 from graftlib_adapters.assembly.frames import union
-from graftlib_adapters.assembly.matching import match
+from graftlib_adapters.assembly.matching import align
 from graftlib_adapters.assembly.pairing import problem
 from graftlib_adapters.assembly.permutation import AssemblyError
 
@@ -24,7 +24,7 @@ X = (torch.zeros(2, 5),)
 def joined(base, source, example):
     graphs = trace(base, example), trace(source, example)
     task = problem(*graphs)
-    return union(*graphs, match(task, base.state_dict(), source.state_dict(), score="inner"))
+    return union(*graphs, align(task, base.state_dict(), source.state_dict(), score="inner"))
 
 
 RMS = partial(nn.RMSNorm, eps=0.1)  # a small number that matters

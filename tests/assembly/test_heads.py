@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graftlib import surgery, trace
-from graftlib_adapters.assembly.matching import match
+from graftlib_adapters.assembly.matching import align
 from graftlib_adapters.assembly.objective import Objective
 from graftlib_adapters.assembly.pairing import problem
 from graftlib_adapters.assembly.permutation import Permutation, reading
@@ -52,7 +52,7 @@ def test_heads_and_the_order_inside_of_them_come_back(make):
         base = lively(make())
         graph = trace(base, IDS)
         source = surgery.permute(base, graph, seed=seed)
-        found = match(problem(graph, trace(source, IDS)), base.state_dict(), source.state_dict())
+        found = align(problem(graph, trace(source, IDS)), base.state_dict(), source.state_dict())
         moved = found.transported(source.state_dict())
         assert all(torch.equal(tensor, base.state_dict()[fqn]) for fqn, tensor in moved.items())
 
@@ -70,9 +70,11 @@ def test_the_bound_of_a_class_is_the_best_of_all_orders_inside(score, width, see
     stream = goal.sizes.index((2 * width, 3 * width))
     moves = {stream: Permutation.random(2 * width, 3 * width, torch.Generator()).reads}
     heads = goal.sizes.index((2, 3))
-    assert len(goal.inside(heads, {stream})) == 2  # of queries and keys, and of values
+    assert (
+        len(goal.undetermined_neighbours(heads, {stream})) == 2
+    )  # of queries and keys, and of values
     total = torch.zeros(2, 3, dtype=torch.float64)
-    for inner in goal.inside(heads, {stream}):
+    for inner in goal.undetermined_neighbours(heads, {stream}):
         cells = [cell for cell in goal.cells if {heads, inner} <= set(cell.dims)]
         best = torch.full((2, 3), -math.inf, dtype=torch.float64)
         for order in itertools.permutations(range(width)):

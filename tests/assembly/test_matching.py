@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from graftlib import surgery, trace
-from graftlib_adapters.assembly import ledger, matching, pricing
+from graftlib_adapters.assembly import gain_cache, matching, pricing
 from graftlib_adapters.assembly.alignment import Alignment
-from graftlib_adapters.assembly.matching import METHODS, match
+from graftlib_adapters.assembly.matching import METHODS, align
 from graftlib_adapters.assembly.objective import Objective
 from graftlib_adapters.assembly.pairing import problem
 from graftlib_adapters.assembly.permutation import AssemblyError, Permutation
@@ -48,7 +48,7 @@ def test_a_planted_renaming_comes_back(name, method):
     base = make()
     graph = trace(base, example)
     source = surgery.permute(base, graph, seed=3)
-    found = match(
+    found = align(
         problem(graph, trace(source, example)),
         base.state_dict(),
         source.state_dict(),
@@ -66,7 +66,7 @@ def test_an_aligned_source_keeps_its_function(name, method):
     """Whatever is found, and the controls too: in one architecture it only renames units."""
     make, example = CASES[name]
     base, source = make(), make()
-    found = match(
+    found = align(
         problem(trace(base, example), trace(source, example)),
         base.state_dict(),
         source.state_dict(),
@@ -108,7 +108,7 @@ def test_a_transformer_that_is_aligned_keeps_its_function(name):
     base, source = lively(tiny(name)), lively(tiny(name))
     task = problem(trace(base, tokens), trace(source, tokens))
     assert not task.refused
-    found = match(task, base.state_dict(), source.state_dict())
+    found = align(task, base.state_dict(), source.state_dict())
     moved = of_state(source, found.transported(source.state_dict()))
     moved_any = any(
         each != Permutation.identity(each.bases, each.sources)
@@ -133,7 +133,7 @@ def test_the_objective_never_falls_and_is_what_it_says(name, score, seed):
         base = mlp(5, 8, 3, 4)
     task = problem(trace(base, example), trace(source, example))
     random = Permutation.random(task.classes[0].bases, task.classes[0].sources, torch.Generator())
-    found = match(
+    found = align(
         task, base.state_dict(), source.state_dict(), score=score, seed=seed, start={0: random}
     )
     assert all(b >= a for a, b in zip(found.history, found.history[1:], strict=False))
@@ -189,7 +189,7 @@ def test_gains_are_the_derivative_of_the_objective(name, seed):
 def test_matrices_of_zeros_and_ones_count_as_reads():
     base, source = flattened(4, 5), flattened(6, 3)
     task = problem(trace(base, IMAGE), trace(source, IMAGE))
-    found = match(task, base.state_dict(), source.state_dict())
+    found = align(task, base.state_dict(), source.state_dict())
     goal = Objective(task, base.state_dict(), source.state_dict(), "l2")
     reads = {i: each.reads for i, each in found.permutations.items()}
     dense = {i: each.matrix().float() for i, each in found.permutations.items()}
@@ -200,7 +200,7 @@ def test_equal_seeds_give_equal_alignments():
     base, source = mlp(5, 16, 16, 4), mlp(5, 20, 12, 4)
     task = problem(trace(base, X), trace(source, X))
     states = base.state_dict(), source.state_dict()
-    one, same = (match(task, *states, seed=4, restarts=3) for _ in range(2))
+    one, same = (align(task, *states, seed=4, restarts=3) for _ in range(2))
     assert one.permutations == same.permutations
 
 
@@ -209,14 +209,14 @@ def test_the_first_way_is_the_same_however_many_follow(monkeypatch):
     base, source = (mlp(5, *[16] * 6, 4) for _ in range(2))
     task = problem(trace(base, X), trace(source, X))
     states = base.state_dict(), source.state_dict()
-    descend, ways = matching._descend, []
+    descend, ways = matching.descend, []
     monkeypatch.setattr(
-        matching, "_descend", lambda *given: ways.append(descend(*given)) or ways[-1]
+        matching, "descend", lambda *given: ways.append(descend(*given)) or ways[-1]
     )
     for seed in range(10):
         ways.clear()
-        alone = match(task, *states, seed=seed)
-        more = match(task, *states, seed=seed, restarts=2)
+        alone = align(task, *states, seed=seed)
+        more = align(task, *states, seed=seed, restarts=2)
         assert len(ways) == 1 + 3
         assert ways[0] == ways[1]
         assert more.objective == max(history[-1] for _, history in ways) >= alone.objective
@@ -244,8 +244,8 @@ def test_l2_drops_better_units_than_the_inner_product():
         "2.weight": torch.zeros(1, 3),
         "2.bias": torch.zeros(1),
     }
-    assert match(task, wide, given_, score="l2").permutations[0].reads.tolist() == [1, 2]
-    assert 0 in match(task, wide, given_, score="inner").permutations[0].reads.tolist()
+    assert align(task, wide, given_, score="l2").permutations[0].reads.tolist() == [1, 2]
+    assert 0 in align(task, wide, given_, score="inner").permutations[0].reads.tolist()
 
 
 def test_costs_decide_a_class_in_place_of_the_weights():
@@ -253,7 +253,7 @@ def test_costs_decide_a_class_in_place_of_the_weights():
     task = problem(trace(base, X), trace(source, X))
     order = torch.randperm(6)
     similar = torch.nn.functional.one_hot(order, 6).float()
-    found = match(task, base.state_dict(), source.state_dict(), costs={0: similar})
+    found = align(task, base.state_dict(), source.state_dict(), costs={0: similar})
     assert torch.equal(found.permutations[0].reads, order)
 
 
@@ -261,12 +261,12 @@ def test_states_and_starts_that_do_not_fit_are_refused():
     base, source = mlp(5, 6, 4), mlp(5, 7, 4)
     task = problem(trace(base, X), trace(source, X))
     with pytest.raises(AssemblyError, match="not those of the traced models") as caught:
-        match(task, source.state_dict(), source.state_dict())
+        align(task, source.state_dict(), source.state_dict())
     assert "base '0.weight' is (7, 5) instead of (6, 5)" in str(caught.value)
     with pytest.raises(AssemblyError, match=r"start\[0\] is \(6, 6\) and class pair 0 is \(6, 7\)"):
-        match(task, base.state_dict(), source.state_dict(), start={0: Permutation.identity(6, 6)})
+        align(task, base.state_dict(), source.state_dict(), start={0: Permutation.identity(6, 6)})
     with pytest.raises(AssemblyError, match="no way to match"):
-        match(task, base.state_dict(), source.state_dict(), method="guess")
+        align(task, base.state_dict(), source.state_dict(), method="guess")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -277,7 +277,7 @@ def test_any_dtype_and_device(dtype, device):
     states = [
         {k: v.to(device, dtype) for k, v in model.state_dict().items()} for model in (base, source)
     ]
-    found = match(problem(graph, trace(source, X)), *states)
+    found = align(problem(graph, trace(source, X)), *states)
     moved = found.transported(states[1])
     assert all(torch.equal(moved[fqn], states[0][fqn]) for fqn in moved)
     assert all(
@@ -290,14 +290,14 @@ def test_nothing_that_was_given_changes():
     base, source = flattened(4, 5), flattened(6, 3)
     states = [{k: v.clone() for k, v in m.state_dict().items()} for m in (base, source)]
     task = problem(trace(base, IMAGE), trace(source, IMAGE))
-    match(task, base.state_dict(), source.state_dict(), method="frank-wolfe")
+    align(task, base.state_dict(), source.state_dict(), method="frank-wolfe")
     for model, state in zip((base, source), states, strict=True):
         assert all(torch.equal(tensor, state[fqn]) for fqn, tensor in model.state_dict().items())
 
 
 def test_an_alignment_prints_how_many_units_meet():
     base, source = mlp(5, 6, 4), mlp(5, 7, 4)
-    found = match(problem(trace(base, X), trace(source, X)), base.state_dict(), source.state_dict())
+    found = align(problem(trace(base, X), trace(source, X)), base.state_dict(), source.state_dict())
     assert "0.weight: 6 of 6 units read one of 7" in str(found)
 
 
@@ -310,7 +310,7 @@ def test_layers_without_any_fixed_order_are_aligned_all_the_same():
     source = surgery.permute(base, graph, seed=2)
     theirs = trace(source, X)
     task = problem(graph, theirs, mapping=Mapping(theirs, graph).link("2", "2").link("4", "4"))
-    found = match(task, base.state_dict(), source.state_dict(), restarts=10)
+    found = align(task, base.state_dict(), source.state_dict(), restarts=10)
     moved = found.transported(source.state_dict())
     torch.testing.assert_close(moved["2.weight"], base.state_dict()["2.weight"])
     assert isinstance(base, nn.Module)
@@ -322,9 +322,9 @@ def test_layers_without_any_fixed_order_are_aligned_all_the_same():
 @pytest.fixture
 def followed(monkeypatch):
     """As if every class were large: its gains are kept and follow the changes, in small parts."""
-    monkeypatch.setattr(ledger, "_MANY", 0)
-    monkeypatch.setattr(ledger, "_SHARE", 1e9)
-    monkeypatch.setattr(ledger, "_COLUMNS", 2)
+    monkeypatch.setattr(gain_cache, "_MANY", 0)
+    monkeypatch.setattr(gain_cache, "_SHARE", 1e9)
+    monkeypatch.setattr(gain_cache, "_COLUMNS", 2)
     monkeypatch.setattr(pricing, "LARGE", 4)
 
 
@@ -347,8 +347,8 @@ def test_costs_that_follow_changes_are_those_computed_anew(followed, name, score
     base, source = make(), uneven(name)
     task = problem(trace(base, example), trace(source, example))
     goal = Objective(task, base.state_dict(), source.state_dict(), score)
-    kept = ledger.Ledger(goal)
-    assert kept.follows
+    kept = gain_cache.GainCache(goal)
+    assert kept.caches
     random = torch.Generator().manual_seed(3)
     moves = {i: Permutation.random(m, p, random).reads for i, (m, p) in enumerate(goal.sizes)}
     for step in range(8):
@@ -367,10 +367,10 @@ def test_a_change_that_is_not_followed_is_seen(followed, monkeypatch):
     base, source = make(), uneven("mlp")
     task = problem(trace(base, example), trace(source, example))
     goal = Objective(task, base.state_dict(), source.state_dict(), "l2")
-    kept = ledger.Ledger(goal)
+    kept = gain_cache.GainCache(goal)
     moves = {i: Permutation.identity(m, p).reads for i, (m, p) in enumerate(goal.sizes)}
     before = kept.cost(0, moves).clone()
-    monkeypatch.setattr(ledger, "_same", lambda *_: True)
+    monkeypatch.setattr(gain_cache, "_same", lambda *_: True)
     moves = {**moves, 1: moves[1].flip(0)}
     assert torch.equal(kept.cost(0, moves), before)
     assert not torch.allclose(goal.gain(0, moves).neg_().float(), before, atol=1e-2)
@@ -383,9 +383,9 @@ def test_following_changes_finds_the_same_alignment(name, restarts, request):
     base, source = make(), uneven(name)
     task = problem(trace(base, example), trace(source, example))
     states = base.state_dict(), source.state_dict()
-    anew = match(task, *states, restarts=restarts)
+    anew = align(task, *states, restarts=restarts)
     request.getfixturevalue("followed")
-    found = match(task, *states, restarts=restarts)
+    found = align(task, *states, restarts=restarts)
     assert found.permutations == anew.permutations
     assert found.objective == found.history[-1] == pytest.approx(anew.objective)
     assert found.history == pytest.approx(anew.history, rel=1e-4, abs=1e-4)
@@ -396,10 +396,10 @@ def test_what_is_kept_stays_within_its_share_of_the_weights(monkeypatch):
     base, source = mlp(5, 40, 30, 4), mlp(5, 40, 30, 4)
     task = problem(trace(base, X), trace(source, X))
     goal = Objective(task, base.state_dict(), source.state_dict(), "l2")
-    monkeypatch.setattr(ledger, "_MANY", 0)
+    monkeypatch.setattr(gain_cache, "_MANY", 0)
     for share, pairs in ((0.0, set()), (0.3, {1}), (10.0, {0, 1})):
-        monkeypatch.setattr(ledger, "_SHARE", share)
-        kept = ledger._kept(goal)
+        monkeypatch.setattr(gain_cache, "_SHARE", share)
+        kept = gain_cache._worth_caching(goal)
         assert kept == pairs
         size = sum(4 * goal.sizes[pair][0] * goal.sizes[pair][1] for pair in kept)
         assert size <= share * goal.weight
@@ -414,4 +414,4 @@ def test_half_precision_is_converted_by_parts():
     goal = Objective(task, base, source, "l2")
     assert goal._base["0.weight"].data_ptr() == base["0.weight"].data_ptr()
     wide = [{k: v.float() for k, v in state.items()} for state in (base, source)]
-    assert match(task, base, source).permutations == match(task, *wide).permutations
+    assert align(task, base, source).permutations == align(task, *wide).permutations

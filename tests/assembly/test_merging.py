@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from graftlib import surgery, trace
-from graftlib_adapters.assembly.matching import match
+from graftlib_adapters.assembly.matching import align
 from graftlib_adapters.assembly.merging import merged
 from graftlib_adapters.assembly.pairing import problem
 from graftlib_adapters.assembly.permutation import AssemblyError
@@ -24,7 +24,7 @@ FACTORS = st.floats(0, 1)
 
 def aligned(base, source, example, **options):
     task = problem(trace(base, example), trace(source, example))
-    return match(task, base.state_dict(), source.state_dict(), **options)
+    return align(task, base.state_dict(), source.state_dict(), **options)
 
 
 def at(base, source, found, factor, **options):
@@ -173,7 +173,7 @@ def test_what_takes_no_part_is_left_alone():
     base, source = lively(Attention()), lively(Attention())
     ours, theirs = trace(base, TOKENS), trace(source, TOKENS)
     mapping = Mapping(theirs, ours).link("qkv.weight::query", "qkv.weight::query")
-    found = match(problem(ours, theirs, mapping=mapping), base.state_dict(), source.state_dict())
+    found = align(problem(ours, theirs, mapping=mapping), base.state_dict(), source.state_dict())
     made = merged(base.state_dict(), found, source.state_dict(), 0.5)
     assert torch.equal(made["qkv.weight"][8:], base.state_dict()["qkv.weight"][8:])
     assert not torch.equal(made["qkv.weight"][:8], base.state_dict()["qkv.weight"][:8])

@@ -11,7 +11,7 @@ from torch import nn
 from graftlib import surgery, trace
 from graftlib_adapters.assembly.activations import costs
 from graftlib_adapters.assembly.listening import evaluating
-from graftlib_adapters.assembly.matching import match
+from graftlib_adapters.assembly.matching import align
 from graftlib_adapters.assembly.merging import merged
 from graftlib_adapters.assembly.pairing import problem
 from graftlib_adapters.assembly.permutation import AssemblyError, Permutation
@@ -52,7 +52,7 @@ def test_activations_find_a_planted_renaming(make, example):
     before = {k: v.clone() for k, v in base.state_dict().items()}
     similar = costs(task, base, source, batches(example))
     assert set(similar) == set(range(len(task.classes)))
-    found = match(task, base.state_dict(), source.state_dict(), costs=similar)
+    found = align(task, base.state_dict(), source.state_dict(), costs=similar)
     moved = found.transported(source.state_dict())
     assert all(torch.equal(tensor, base.state_dict()[fqn]) for fqn, tensor in moved.items())
     assert all(torch.equal(tensor, before[fqn]) for fqn, tensor in base.state_dict().items())
@@ -79,7 +79,7 @@ def test_a_silent_unit_correlates_with_none():
 def test_no_data_is_refused():
     base = mlp(5, 3, 4)
     task = problem(trace(base, X), trace(base, X))
-    found = match(task, base.state_dict(), base.state_dict())
+    found = align(task, base.state_dict(), base.state_dict())
     with pytest.raises(AssemblyError, match="no batch"):
         costs(task, base, base, [])
     with pytest.raises(AssemblyError, match="several times"):
@@ -103,7 +103,7 @@ def test_units_get_the_statistics_between_their_parents():
     """A merge of unrelated nets has less spread than either; afterwards mean and spread are those asked for."""
     base, source = mlp(5, 24, 24, 4), mlp(5, 30, 24, 4)
     task = problem(trace(base, X), trace(source, X))
-    found = match(task, base.state_dict(), source.state_dict())
+    found = align(task, base.state_dict(), source.state_dict())
     data = batches(X, count=1, size=256)
     made = merge(base, source, found, 0.5)
     set_ = repair(made, base, source, found, data, 0.5)
@@ -124,7 +124,7 @@ def test_units_get_the_statistics_between_their_parents():
 def test_a_base_merged_with_itself_needs_no_repair():
     base = mlp(5, 8, 8, 4)
     graph = trace(base, X)
-    found = match(problem(graph, graph), base.state_dict(), base.state_dict())
+    found = align(problem(graph, graph), base.state_dict(), base.state_dict())
     made = copy.deepcopy(base)
     repair(made, base, base, found, batches(X, count=1, size=256), 0.5)
     x = torch.randn(4, 5)
@@ -134,7 +134,7 @@ def test_a_base_merged_with_itself_needs_no_repair():
 def test_units_without_a_partner_get_the_bases_statistics():
     base, source = mlp(5, 9, 4), mlp(5, 3, 4)
     task = problem(trace(base, X), trace(source, X))
-    found = match(task, base.state_dict(), source.state_dict())
+    found = align(task, base.state_dict(), source.state_dict())
     data = batches(X, count=1, size=256)
     made = merge(base, source, found, 0.5)
     repair(made, base, source, found, data, 0.5)
@@ -147,7 +147,7 @@ def test_units_without_a_partner_get_the_bases_statistics():
 def test_running_statistics_are_measured_anew():
     base, source = lively(Residual()), lively(Residual())
     task = problem(trace(base, IMAGE), trace(source, IMAGE))
-    found = match(task, base.state_dict(), source.state_dict(), method="identity")
+    found = align(task, base.state_dict(), source.state_dict(), method="identity")
     data = batches(IMAGE)
     made = merge(base, source, found, 0.5)
     made.blocks[0][1].momentum = 0.3

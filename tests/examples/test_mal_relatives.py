@@ -17,7 +17,7 @@ import mal_relatives as relatives  # noqa: E402
 import zoo  # noqa: E402
 
 from graftlib import trace  # noqa: E402
-from graftlib_adapters.assembly import match, problem  # noqa: E402
+from graftlib_adapters.assembly import align, problem  # noqa: E402
 
 SMALL = relatives.SETTINGS["smoke"]["mlp"]
 
@@ -57,7 +57,7 @@ def test_an_untuned_wider_relative_holds_the_base(family):
     """Both are cut from one network by magnitude, so the first layer of the base is found in it to the bit."""
     wide, base = family.plain[0], family.start
     task = problem(*(trace(m, family.example) for m in (base, wide)))
-    found = match(task, base.state_dict(), wide.state_dict())
+    found = align(task, base.state_dict(), wide.state_dict())
     moved = found.transported(wide.state_dict())["1.weight"]
     assert torch.equal(moved, base.state_dict()["1.weight"])
 
@@ -69,7 +69,7 @@ def test_an_untuned_stranger_does_not(family, images, cache):
     assert torch.equal(other.start.state_dict()["1.weight"], family.start.state_dict()["1.weight"])
     task = problem(*(trace(m, family.example) for m in (other.start, other.plain[0])))
     given = other.plain[0].state_dict()
-    moved = match(task, other.start.state_dict(), given).transported(given)["1.weight"]
+    moved = align(task, other.start.state_dict(), given).transported(given)["1.weight"]
     assert not (moved == other.start.state_dict()["1.weight"]).any(1).any()
 
 

@@ -8,7 +8,7 @@ from .heatmap import HeatMap as HeatMap
 from .lmc import controls as controls
 from .lmc import lmc as lmc
 from .matching import Alignment as Alignment
-from .matching import match as match
+from .matching import align as align
 from .merging import merged as merged
 from .pairing import Problem as Problem
 from .pairing import problem as problem

@@ -19,7 +19,7 @@ from graftlib.graph import LayerGraph, trace
 from .activations import costs
 from .curve import Curve, grid
 from .listening import Batches
-from .matching import Alignment, match
+from .matching import Alignment, align
 from .meeting import METHODS, Declared, Evaluate, Meeting, Method, Pad, Stage, between, meet, scored
 from .merging import PADS
 from .pairing import Problem, problem
@@ -258,7 +258,7 @@ def _between(
         wide = trace(both.base, *base._example)
         same = problem(wide, wide)
         state = state_of(both.base)
-        beside = match(same, state, state, method="identity")
+        beside = align(same, state, state, method="identity")
         mend = data.mend(both.base, both.source, beside, options["method"], None)
     model = copy.deepcopy(both.base).eval()
     points, scores = grid() if factors is None else tuple(factors), []

@@ -1,36 +1,37 @@
-"""Find the permutations of all class pairs at once, from the weights.
+"""Weight matching: the permutations of all class pairs at once, from the weights.
 
-In: a `Problem` and two state dicts. Out: `Alignment`. Always true: every permutation has min(m, p) matches; the
-objective never falls from one sweep to the next; equal arguments give equal results. Where the rest is: the objective
-and its gains in `objective`, Frank-Wolfe in `relaxed`, what an alignment is good for in `alignment` and `merging`.
+Coordinate descent is algorithm 1 of Git Re-Basin (Ainsworth et al. 2022), for classes of unequal sizes. Always true:
+every permutation has min(m, p) matches; the objective never falls from one sweep to the next; equal arguments give
+equal results. The objective and its gains are in `objective`, Frank-Wolfe in `relaxed`; `gain_cache` and `pricing`
+only save time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .alignment import Alignment
-from .ledger import Ledger
+from .gain_cache import GainCache
 from .objective import Objective, State
 from .permutation import AssemblyError, Permutation
 from .records import Problem
 from .relaxed import frank_wolfe
 from .solvers import Score, assign, least
 
-__all__ = ["METHODS", "Alignment", "Method", "match"]
+__all__ = ["METHODS", "Alignment", "Method", "align"]
 
 Method = Literal["coordinate", "frank-wolfe", "identity", "random"]
 METHODS: tuple[Method, ...] = ("coordinate", "frank-wolfe", "identity", "random")
-_Found = dict[int, Permutation]
-_BOUNDS = 4096  # assignments that are solved to bound one class
+Permutations = dict[int, Permutation]  # by the number of the class pair in `Problem.classes`
+_LARGEST_BOUNDED = 4096  # assignments that are solved to bound one class
 
 
-def match(
+def align(
     problem: Problem,
     base_state: State,
     source_state: State,
@@ -73,42 +74,152 @@ def match(
             f"method='{method}' is no way to match.", fix="use one of " + ", ".join(METHODS)
         )
     _check(problem, start or {}, costs or {})
-    goal = Objective(problem, base_state, source_state, score)
+    objective = Objective(problem, base_state, source_state, score)
     random = torch.Generator().manual_seed(seed)
-    if method in ("identity", "random"):
-        found = {
-            i: Permutation.identity(m, p)
-            if method == "identity"
-            else Permutation.random(m, p, random)
-            for i, (m, p) in enumerate(goal.sizes)
-        }
-        value = goal.value(_reads(found))
-        return Alignment(problem, found, value, (value,), score)
-    decided = {i: assign(cost) for i, cost in (costs or {}).items()}
-    best: tuple[_Found, tuple[float, ...]] | None = None
-    begun = {**(start or {}), **decided}
+    if method == "identity":
+        return _control(objective, problem, Permutation.identity)
+    if method == "random":
+        return _control(objective, problem, lambda m, p: Permutation.random(m, p, random))
+
+    by_cost = {c: assign(cost) for c, cost in (costs or {}).items()}
+    given = {**(start or {}), **by_cost}
     # Starts have random numbers of their own: the first way is the same however many follow, so more are never worse.
     starts = torch.Generator().manual_seed(seed + 1)
     drawn = [
-        {i: Permutation.random(m, p, starts) for i, (m, p) in enumerate(goal.sizes)}
+        {c: Permutation.random(m, p, starts) for c, (m, p) in enumerate(objective.sizes)}
         for _ in range(restarts)
     ]
+    best: tuple[Permutations, tuple[float, ...]] | None = None
     for first in (None, *drawn):
-        ledger = Ledger(goal)
-        begin = _grown(goal, ledger, begun) if first is None else {**first, **begun}
+        gains = GainCache(objective)
+        begin = outward(objective, gains, given) if first is None else {**first, **given}
         if method == "frank-wolfe":
-            begin = frank_wolfe(goal, begin, keep=set(decided))
-        tried = _descend(goal, ledger, begin, set(decided), sweeps, random)
-        if best is None or tried[1][-1] > best[1][-1]:
-            best = tried
+            begin = frank_wolfe(objective, begin, keep=set(by_cost))
+        improved = descend(objective, gains, begin, set(by_cost), sweeps, random)
+        if best is None or improved[1][-1] > best[1][-1]:
+            best = improved
     assert best is not None
     return Alignment(problem, best[0], best[1][-1], best[1], score)
 
 
+def descend(
+    objective: Objective,
+    gains: GainCache,
+    begin: Permutations,
+    fixed: set[int],
+    sweeps: int,
+    random: torch.Generator,
+) -> tuple[Permutations, tuple[float, ...]]:
+    """Ainsworth et al. 2022, algorithm 1: sweeps over the classes in random order, until no permutation improves.
+
+    A class is solved again only when one that it depends on has changed.
+
+    Returns:
+        the permutations, and the objective before and after each sweep; it never falls.
+    """
+    permutations = dict(begin)
+    # Where gains are cached the history is what the steps gained, and the objective is computed once, at the end.
+    history = [0.0 if gains.caches else objective.value(_reads(permutations))]
+    classes = [c for c in range(len(objective.sizes)) if c not in fixed]
+    due = set(classes)
+    for _ in range(sweeps):
+        before, gained = dict(permutations), 0.0
+        for k in torch.randperm(len(classes), generator=random, device="cpu").tolist():
+            c = classes[k]
+            if c not in due:
+                continue
+            due.discard(c)
+            better, rise = improve(objective, gains, c, permutations)
+            if better is not None:
+                permutations[c] = better
+                gained += rise
+                due |= objective.neighbours(c) - fixed
+        value = history[-1] + gained if gains.caches else objective.value(_reads(permutations))
+        if value < history[-1]:  # rounding alone: the permutations before are as good
+            permutations = before
+            break
+        history.append(value)
+        if not due:
+            break
+    if gains.caches:
+        value = gains.close(_reads(permutations))
+        history = [value - (history[-1] - each) for each in history]
+    return permutations, tuple(history)
+
+
+def improve(
+    objective: Objective, gains: GainCache, c: int, permutations: Permutations
+) -> tuple[Permutation | None, float]:
+    """A better permutation of class pair `c` while the others stay, and how far the objective rises, or None."""
+    reads = _reads(permutations)
+    cost = gains.cost(c, reads)
+    new = gains.assign(c, cost)
+    if objective.linear(c):
+        old_cost, scale = _cost(cost, permutations[c])
+        new_cost, _ = _cost(cost, new)
+        rise = old_cost - new_cost
+        return (new, rise) if rise > objective.epsilon * scale else (None, 0.0)
+    # A class on two axes of one tensor: the gain is only a linearisation.
+    before = objective.value(reads, of=c)
+    margin = objective.epsilon * abs(before)
+    after = objective.value({**reads, c: new.reads}, of=c)
+    if not after > before + margin:
+        others = set(range(len(objective.sizes))) - {c}
+        new = frank_wolfe(objective, permutations, keep=others)[c]
+        after = objective.value({**reads, c: new.reads}, of=c)
+    return (new, after - before) if after > before + margin else (None, 0.0)
+
+
+def outward(
+    objective: Objective, gains: GainCache, given: Mapping[int, Permutation]
+) -> Permutations:
+    """The start: class by class, each from what is determined by then; fixed orders first, then the classes solved."""
+    permutations = dict(given)
+    left = set(range(len(objective.sizes))) - set(permutations)
+    while left:
+        known = set(permutations)
+        c = max(left, key=lambda c: (objective.determined_share(c, known), -c))
+        if objective.determined_share(c, known):
+            permutations[c] = gains.assign(c, gains.cost(c, _reads(permutations), known))
+        else:
+            c, permutations[c] = _bounded(objective, permutations, left)
+        left.discard(c)
+    return permutations
+
+
+def _bounded(
+    objective: Objective, permutations: Permutations, left: set[int]
+) -> tuple[int, Permutation]:
+    """No class is determined: the smallest one with exactly one undetermined neighbour, by an upper bound per pair."""
+    known = set(permutations)
+    candidates = [
+        c
+        for c in left
+        if objective.undetermined_neighbours(c, known)
+        and math.prod(objective.sizes[c]) <= _LARGEST_BOUNDED
+    ]
+    if not candidates:
+        return min(left), Permutation.identity(*objective.sizes[min(left)])
+    c = min(candidates, key=lambda c: (math.prod(objective.sizes[c]), c))
+    return c, least(objective.bound(c, _reads(permutations), known=known).neg_())
+
+
+def _control(
+    objective: Objective, problem: Problem, permutation: Callable[[int, int], Permutation]
+) -> Alignment:
+    """An alignment that does not look at the weights."""
+    permutations = {c: permutation(m, p) for c, (m, p) in enumerate(objective.sizes)}
+    value = objective.value(_reads(permutations))
+    return Alignment(problem, permutations, value, (value,), objective.score)
+
+
 def _check(problem: Problem, start: Mapping[int, Permutation], costs: Mapping[int, Tensor]) -> None:
     shapes = {i: (pair.bases, pair.sources) for i, pair in enumerate(problem.classes)}
-    given = {i: (each.bases, each.sources) for i, each in start.items()}
-    for word, shape in (("start", given), ("costs", {i: tuple(c.shape) for i, c in costs.items()})):
+    starts = {i: (each.bases, each.sources) for i, each in start.items()}
+    for word, shape in (
+        ("start", starts),
+        ("costs", {i: tuple(c.shape) for i, c in costs.items()}),
+    ):
         for i, has in shape.items():
             if shapes.get(i) != has:
                 raise AssemblyError(
@@ -117,98 +228,12 @@ def _check(problem: Problem, start: Mapping[int, Permutation], costs: Mapping[in
                 )
 
 
-def _grown(goal: Objective, ledger: Ledger, given: Mapping[int, Permutation]) -> _Found:
-    """Class by class, each from what is known by then: fixed orders first, then the classes solved before."""
-    found = dict(given)
-    left = set(range(len(goal.sizes))) - set(found)
-    while left:
-        known = set(found)
-        pair = max(left, key=lambda i: (goal.evidence(i, known), -i))
-        if goal.evidence(pair, known):
-            found[pair] = ledger.solve(pair, ledger.cost(pair, _reads(found), known))
-        else:
-            pair, found[pair] = _outer(goal, found, left)
-        left.discard(pair)
-    return found
-
-
-def _outer(goal: Objective, found: _Found, left: set[int]) -> tuple[int, Permutation]:
-    """Where none is told by what is known: the smallest class that one other keeps from it, each pair at its best."""
-    known = set(found)
-    held = [i for i in left if goal.inside(i, known) and math.prod(goal.sizes[i]) <= _BOUNDS]
-    if not held:
-        return min(left), Permutation.identity(*goal.sizes[min(left)])
-    pair = min(held, key=lambda i: (math.prod(goal.sizes[i]), i))
-    return pair, least(goal.bound(pair, _reads(found), known=known).neg_())
-
-
-def _descend(
-    goal: Objective,
-    ledger: Ledger,
-    begin: _Found,
-    keep: set[int],
-    sweeps: int,
-    random: torch.Generator,
-) -> tuple[_Found, tuple[float, ...]]:
-    """Coordinate descent; a class is solved again only when one that it depends on has changed."""
-    found = dict(begin)
-    # Where the ledger follows, the history is what the steps rose by, and the objective is computed once, at the end.
-    history = [0.0 if ledger.follows else goal.value(_reads(found))]
-    pairs = [i for i in range(len(goal.sizes)) if i not in keep]
-    due = set(pairs)
-    for _ in range(sweeps):
-        before, risen = dict(found), 0.0
-        for k in torch.randperm(len(pairs), generator=random, device="cpu").tolist():
-            pair = pairs[k]
-            if pair not in due:
-                continue
-            due.discard(pair)
-            better, rise = _step(goal, ledger, pair, found)
-            if better is not None:
-                found[pair] = better
-                risen += rise
-                due |= goal.neighbours(pair) - keep
-        value = history[-1] + risen if ledger.follows else goal.value(_reads(found))
-        if value < history[-1]:  # rounding alone: what was there is as good
-            found = before
-            break
-        history.append(value)
-        if not due:
-            break
-    if ledger.follows:
-        value = ledger.ended(_reads(found))
-        history = [value - (history[-1] - each) for each in history]
-    return found, tuple(history)
-
-
-def _step(
-    goal: Objective, ledger: Ledger, pair: int, found: _Found
-) -> tuple[Permutation | None, float]:
-    """A permutation of this class that makes the objective rise, and by how much; None where this finds none."""
-    moves = _reads(found)
-    cost = ledger.cost(pair, moves)
-    new = ledger.solve(pair, cost)
-    if goal.linear(pair):
-        old_cost, scale = _sum(cost, found[pair])
-        new_cost, _ = _sum(cost, new)
-        rise = old_cost - new_cost
-        return (new, rise) if rise > goal.epsilon * scale else (None, 0.0)
-    # A class on two axes of one tensor: the gain is only a linearisation.
-    before = goal.value(moves, of=pair)
-    margin = goal.epsilon * abs(before)
-    after = goal.value({**moves, pair: new.reads}, of=pair)
-    if not after > before + margin:
-        new = frank_wolfe(goal, found, keep=set(range(len(goal.sizes))) - {pair})[pair]
-        after = goal.value({**moves, pair: new.reads}, of=pair)
-    return (new, after - before) if after > before + margin else (None, 0.0)
-
-
-def _sum(cost: Tensor, permutation: Permutation) -> tuple[float, float]:
+def _cost(cost: Tensor, permutation: Permutation) -> tuple[float, float]:
     """What a permutation costs, and the sum of the absolute costs."""
     matched = (permutation.reads >= 0).nonzero().flatten()
     paid = cost[matched, permutation.reads[matched]].double()
     return float(paid.sum()), float(paid.abs().sum())
 
 
-def _reads(found: Mapping[int, Permutation]) -> dict[int, Tensor]:
-    return {i: each.reads for i, each in found.items()}
+def _reads(permutations: Mapping[int, Permutation]) -> dict[int, Tensor]:
+    return {c: each.reads for c, each in permutations.items()}

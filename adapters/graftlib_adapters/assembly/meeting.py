@@ -18,7 +18,7 @@ from graftlib.graph import LayerGraph
 from graftlib.match import Mapping as Links
 from graftlib.surgery.edits import tensor_of
 
-from .matching import Alignment, match
+from .matching import Alignment, align
 from .merging import merged
 from .pairing import Problem, problem
 from .permutation import AssemblyError
@@ -71,7 +71,7 @@ class Meeting:
         `costs` (see `matching.match`) decide the classes that they are given for, but for the controls.
         """
         how = "coordinate" if method == "shrink" else method
-        return match(
+        return align(
             self.problem,
             base_state,
             self.source_state,

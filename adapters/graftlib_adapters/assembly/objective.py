@@ -19,7 +19,7 @@ from .permutation import AssemblyError, reading
 from .records import Problem
 from .solvers import Score, assign
 
-__all__ = ["Change", "Moves", "Objective", "State", "told"]
+__all__ = ["Change", "Moves", "Objective", "State", "is_determined"]
 
 State = Mapping[str, Tensor]
 # Class pair -> reads (m,) int64, or a relaxed permutation (m, p) in the working dtype.
@@ -112,7 +112,7 @@ class Objective:
         m, p = self.sizes[pair]
         total = torch.zeros(m, p, dtype=torch.float64, device="cpu")
         for i in self.of[pair]:
-            if known is not None and not told(self.cells[i], pair, known):
+            if known is not None and not is_determined(self.cells[i], pair, known):
                 continue
             self.add_gain(total, i, pair, moves, part=part)
         return total
@@ -122,20 +122,20 @@ class Objective:
         cells = self.cells if of is None else [self.cells[i] for i in self.of[of]]
         return sum(self._value(cell, moves, part) for cell in cells)
 
-    def evidence(self, pair: int, known: set[int]) -> float:
+    def determined_share(self, pair: int, known: set[int]) -> float:
         """The share of a class pair's entries that lie in cells whose other classes are known."""
         seen = every = 0
         for i in self.of[pair]:
             every += self._sizes[i]
-            seen += self._sizes[i] * told(self.cells[i], pair, known)
+            seen += self._sizes[i] * is_determined(self.cells[i], pair, known)
         return seen / every if every else 0.0
 
-    def inside(self, pair: int, known: set[int]) -> set[int]:
-        """The class pairs that alone keep a cell of this one from being told."""
+    def undetermined_neighbours(self, pair: int, known: set[int]) -> set[int]:
+        """The class pairs that alone keep a cell of this one undetermined."""
         return {
             open_
             for i in self.of[pair]
-            if (open_ := _untold(self.cells[i], pair, known)) is not None
+            if (open_ := _undetermined(self.cells[i], pair, known)) is not None
         }
 
     def bound(self, pair: int, moves: Moves, *, known: set[int]) -> Tensor:
@@ -157,7 +157,7 @@ class Objective:
         total = torch.zeros(m, p, dtype=torch.float64, device="cpu")
         inside: dict[int, list[tuple[Tensor, Tensor]]] = {}
         for i in self.of[pair]:
-            open_ = _untold(self.cells[i], pair, known)
+            open_ = _undetermined(self.cells[i], pair, known)
             if open_ is not None:
                 inside.setdefault(open_, []).append(self._rows(self.cells[i], pair, open_, moves))
         for held in inside.values():
@@ -309,13 +309,13 @@ def _add_product(total: Tensor, ours: Tensor, theirs: Tensor, scale: float) -> N
         total[start : start + _ROWS].add_(product.to("cpu"), alpha=scale)
 
 
-def told(cell: Cell, pair: int, known: set[int]) -> bool:
+def is_determined(cell: Cell, pair: int, known: set[int]) -> bool:
     """Whether a cell holds this class once and nothing else that is not known."""
     others = {each for each in cell.dims if each not in (None, pair)}
     return others <= known and cell.dims.count(pair) == 1
 
 
-def _untold(cell: Cell, pair: int, known: set[int]) -> int | None:
+def _undetermined(cell: Cell, pair: int, known: set[int]) -> int | None:
     """The one other class that a cell holds, once, and that is not known; None where there are more or none."""
     open_ = [each for each in cell.dims if each is not None and each not in known]
     others = [each for each in open_ if each != pair]

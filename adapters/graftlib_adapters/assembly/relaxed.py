@@ -23,12 +23,12 @@ _LITTLE = 1e-4  # a relative rise that ends the search, as in C2M3
 
 
 def frank_wolfe(
-    goal: Objective, start: Mapping[int, Permutation], *, keep: set[int], steps: int = _STEPS
+    objective: Objective, start: Mapping[int, Permutation], *, keep: set[int], steps: int = _STEPS
 ) -> dict[int, Permutation]:
     """Move the classes that are not kept towards a maximum of the objective.
 
     Args:
-        goal: what is maximised.
+        objective: what is maximised.
         start: of every class pair.
         keep: class pairs that stay as they are.
         steps: at most so many.
@@ -36,15 +36,15 @@ def frank_wolfe(
     Returns:
         a permutation of every class pair, the nearest to where the search ended.
     """
-    free = [i for i in range(len(goal.sizes)) if i not in keep]
+    free = [i for i in range(len(objective.sizes)) if i not in keep]
     moves: dict[int, Tensor] = {
-        i: start[i].reads if i in keep else _middle(start[i]).to(goal.dtype) for i in start
+        i: start[i].reads if i in keep else _middle(start[i]).to(objective.dtype) for i in start
     }
-    value = goal.value(moves)
+    value = objective.value(moves)
     for _ in range(steps):
-        gains = {i: goal.gain(i, moves) for i in free}
-        towards = {i: assign(gains[i]).matrix().to(goal.dtype) for i in free}
-        step, reached = _search(goal, moves, towards, value)
+        gains = {i: objective.gain(i, moves) for i in free}
+        towards = {i: assign(gains[i]).matrix().to(objective.dtype) for i in free}
+        step, reached = _search(objective, moves, towards, value)
         if step <= 0:
             break
         moves = _between(moves, towards, step)
@@ -69,17 +69,17 @@ def _between(
 
 
 def _search(
-    goal: Objective, moves: Mapping[int, Tensor], towards: Mapping[int, Tensor], value: float
+    objective: Objective, moves: Mapping[int, Tensor], towards: Mapping[int, Tensor], value: float
 ) -> tuple[float, float]:
     """The best step in 0 … 1 and the objective there: along a line it is a polynomial, known from a few points."""
-    degree = max(sum(each in towards for each in cell.dims) for cell in goal.cells)
+    degree = max(sum(each in towards for each in cell.dims) for cell in objective.cells)
     points = np.linspace(0.0, 1.0, degree + 1)
-    values = [value] + [goal.value(_between(moves, towards, float(t))) for t in points[1:]]
+    values = [value] + [objective.value(_between(moves, towards, float(t))) for t in points[1:]]
     curve = np.polynomial.Polynomial.fit(
         points, values, degree, domain=(0.0, 1.0), window=(0.0, 1.0)
     )
     roots = [complex(root) for root in curve.deriv().roots()]
     turning = [root.real for root in roots if abs(root.imag) < 1e-9 and 0 < root.real < 1]
     best = max([*turning, 1.0], key=lambda t: float(curve(t)))
-    reached = values[-1] if best == 1.0 else goal.value(_between(moves, towards, best))
+    reached = values[-1] if best == 1.0 else objective.value(_between(moves, towards, best))
     return (best, reached) if reached > value else (0.0, value)
