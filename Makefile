@@ -59,8 +59,9 @@ format: $(VENV)/.dev ## let ruff rewrite the code
 
 check: style test ## what a pull request must pass
 
-docs: $(VENV)/.docs ## build the site into site/, warnings are errors
+docs: $(VENV)/.docs ## build the site into site/; warnings and unlisted public names are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict # --quiet would keep warnings from being counted
+	$(BIN)/python .ci/check_reference.py site
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) out site dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

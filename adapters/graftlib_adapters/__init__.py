@@ -9,3 +9,13 @@ from .assembly import transplant as transplant  # a fresh model from the weights
 from .mergenet import MergeNet as MergeNet  # attention between low-rank codes of the weights
 from .mlp import MLPAdapter as MLPAdapter  # the paper's first, simple form
 from .sharing import ParameterSharing as ParameterSharing  # one shared block, nothing to learn
+
+__all__ = [
+    "MLPAdapter",
+    "MergeNet",
+    "ParameterSharing",
+    "ZooEntry",
+    "assemble",
+    "lmc",
+    "transplant",
+]

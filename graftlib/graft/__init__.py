@@ -9,3 +9,15 @@ from .graft import Graft as Graft
 from .graft import TransferWarning as TransferWarning
 from .joined import JoinedGraph as JoinedGraph
 from .live import settled as settled
+
+__all__ = [
+    "Adapter",
+    "Graft",
+    "JoinedGraph",
+    "Link",
+    "Slot",
+    "TransferCycle",
+    "TransferWarning",
+    "attach",
+    "settled",
+]

@@ -11,3 +11,17 @@ from .parameter import Part as Part
 from .select import Hit as Hit
 from .select import select as select
 from .trace import trace as trace
+
+__all__ = [
+    "AxisClass",
+    "CheckResult",
+    "Hit",
+    "Layer",
+    "LayerGraph",
+    "Member",
+    "Parameter",
+    "Part",
+    "rule",
+    "select",
+    "trace",
+]

@@ -5,3 +5,11 @@ from .permute import permute as permute
 from .refusal import SurgeryError as SurgeryError
 from .refusal import SurgeryWarning as SurgeryWarning
 from .widen import widen as widen
+
+__all__ = [
+    "SurgeryError",
+    "SurgeryWarning",
+    "narrow",
+    "permute",
+    "widen",
+]

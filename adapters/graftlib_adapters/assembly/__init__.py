@@ -19,3 +19,25 @@ from .transplant import Transplanted as Transplanted
 from .transplant import transplant as transplant
 from .zoo import ZooEntry as ZooEntry
 from .zoo import folder as folder
+
+__all__ = [
+    "Alignment",
+    "Assembly",
+    "AssemblyError",
+    "Curve",
+    "HeatMap",
+    "Permutation",
+    "Plan",
+    "Problem",
+    "Transplanted",
+    "ZooEntry",
+    "align",
+    "assemble",
+    "controls",
+    "folder",
+    "lmc",
+    "merged",
+    "problem",
+    "replay",
+    "transplant",
+]

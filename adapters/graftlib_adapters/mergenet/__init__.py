@@ -6,3 +6,7 @@
 """
 
 from .adapter import MergeNet as MergeNet
+
+__all__ = [
+    "MergeNet",
+]

@@ -12,3 +12,18 @@ from .classes import frozen_ops as frozen_ops
 from .classes import frozen_shares as frozen_shares
 from .registry import rule as rule
 from .tree import Axis as Axis
+
+__all__ = [
+    "Axis",
+    "AxisClass",
+    "CheckResult",
+    "Member",
+    "axes_of",
+    "axis_classes",
+    "check",
+    "class_of",
+    "freedom",
+    "frozen_ops",
+    "frozen_shares",
+    "rule",
+]
