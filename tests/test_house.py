@@ -160,10 +160,23 @@ def run_blocks(blocks: list[str], folder: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_the_readme_runs(tmp_path: Path):
-    blocks, skipped = python_blocks((ROOT / "README.md").read_text("utf-8"))
-    if not blocks and not skipped:
-        pytest.fail("README.md shows no python")
+PAGES = [
+    name
+    for name in [
+        "README.md",
+        *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))),
+    ]
+    if BLOCK.search((ROOT / name).read_text("utf-8"))
+]
+
+
+def test_pages_show_python():
+    assert {"README.md", "docs/axes.md"} <= set(PAGES)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_shows_runs(page: str, tmp_path: Path):
+    blocks, skipped = python_blocks((ROOT / page).read_text("utf-8"))
     assert skipped <= len(blocks), f"{skipped} blocks are not run, {len(blocks)} are"
     run_blocks(blocks, tmp_path)
 
