@@ -7,12 +7,12 @@ Always true: neither model is touched.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import fx, nn
 
 from ..graph import LayerGraph
 from ..graph.axes.trial import Trial, difference
+from ..graph.evidence import Evidence
 
 __all__ = ["TOLERANCE", "change"]
 
@@ -45,4 +45,4 @@ class _Seen:
     def __init__(self, graph: LayerGraph, model: nn.Module) -> None:
         self.model: nn.Module = model
         self.fx: fx.Graph = graph.fx
-        self._example: Any = graph._example
+        self.evidence: Evidence = graph.evidence

@@ -86,7 +86,7 @@ def _all_widened(
         here = dict(together)
         if number:
             # The classes are found anew: two of them may meet in one axis.
-            seen = trace(wide, *graph._example)
+            seen = trace(wide, *graph.example)
             free = {_place(each): each for each in axis_classes(seen) if each.free}
             here = {free[_place(each)]: width for each, width in together.items()}
         wide = _widened(wide, seen, here, fill, seed, inplace)
