@@ -178,15 +178,27 @@ class LayerGraph:
 
         return frozen_ops(self)
 
-    def check(self, *, seed: int = 0) -> CheckResult:
+    def check(
+        self,
+        *,
+        seed: int = 0,
+        example: tuple[Sequence[Any], Mapping[str, Any]] | None = None,
+    ) -> CheckResult:
         """The permutation check: shuffle every free class in a copy of the model, run both, compare.
 
         In float64 and eval mode on the CPU, with norms and running statistics drawn at random first; the model itself
         is not changed. A model on the meta device gets random weights.
+
+        Args:
+            seed: for weights, inputs and permutations.
+            example: (args, kwargs) with real values to run on; None draws inputs by `evidence`.
+
+        Raises:
+            TraceError: the model does not run on these inputs.
         """
         from .axes import check
 
-        return check(self, seed=seed)
+        return check(self, seed=seed, example=example)
 
     def to_json(self) -> str:
         """The graph as a versioned JSON document; the same text for the same graph."""

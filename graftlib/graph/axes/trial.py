@@ -121,6 +121,17 @@ class Trial:
             return nn.Parameter(made, requires_grad=False)
         return made
 
+    def draw_zeros(self) -> dict[str, Tensor]:
+        """Draw, in place, the parameters that are zero everywhere: nothing is seen through them. Gives FQN -> values."""
+        drawn = {}
+        for fqn, tensor in self.model.named_parameters():
+            if tensor.is_floating_point() and tensor.numel() and not bool(tensor.any()):
+                noise = torch.rand(
+                    tensor.shape, dtype=tensor.dtype, generator=self._random, device="cpu"
+                )
+                drawn[fqn] = tensor.detach().copy_(0.4 * (noise - 0.5))
+        return drawn
+
     def _draw_weights(self) -> None:
         state = self.model.state_dict(keep_vars=True)
         for fqn, tensor in {
