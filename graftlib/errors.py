@@ -19,6 +19,7 @@ __all__ = [
     "MatchError",
     "MissingExtraError",
     "ModelNameError",
+    "RuleError",
     "TraceError",
     "TransferError",
     "ViewError",
@@ -80,6 +81,10 @@ class GraftError(Exception):
 
 class TraceError(GraftError):
     """No rung of the capture ladder could see the model."""
+
+
+class RuleError(GraftError):
+    """An axis rule has a fault; ``op`` and ``node`` are attributes."""
 
 
 class ViewError(GraftError):

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from ..errors import ExportError
 from ..graph.structure import unwrap
+from ..graph.tensors import replaced, tensor_leaves
 
 __all__ = ["detached", "detached_tree", "undisturbed"]
 
@@ -53,11 +53,7 @@ def detached(model: nn.Module, graft: Any = None) -> nn.Module:
 
 def detached_tree(tree: Any) -> Any:
     """The same nest of containers with every tensor copied to the CPU, without history; each leaf its own."""
-
-    def leaf(value: Any) -> Any:
-        return value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
-
-    return pytree.tree_map(leaf, tree)
+    return replaced(tree, [t.detach().to("cpu", copy=True) for t in tensor_leaves(tree)])
 
 
 @contextlib.contextmanager

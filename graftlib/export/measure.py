@@ -16,7 +16,8 @@ import torch
 
 from ..errors import ExportError
 from . import stopwatch
-from .probes import batch_of, draw, tensors
+from ..graph.tensors import tensor_leaves
+from .probes import batch_of, draw
 from .report import Measurement
 
 __all__ = ["measure"]
@@ -50,7 +51,7 @@ def measure(
     """
     question = draw((args, kwargs), 1 if dynamic_batch else None, torch.Generator().manual_seed(0))
     inputs = path.with_name(path.name + ".inputs.npz")
-    np.savez(inputs, *(tensor.numpy() for tensor in tensors(question)))
+    np.savez(inputs, *(tensor.numpy() for tensor in tensor_leaves(question)))
     # -P: the script's own folder stays off sys.path, where its neighbours would hide libraries of their names.
     command = [sys.executable, "-P", stopwatch.__file__, str(path), str(inputs), str(seconds)]
     try:

@@ -11,25 +11,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-__all__ = ["batch_of", "batched_leaves", "draw", "odd_batch", "tensors"]
+from ..graph.tensors import replaced, tensor_leaves
 
-
-def tensors(tree: Any) -> list[Tensor]:
-    """The tensor leaves of a nest, in order."""
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+__all__ = ["batch_of", "batched_leaves", "draw", "odd_batch"]
 
 
 def batch_of(tree: Any) -> int | None:
     """The example's batch size; None where no tensor has an axis."""
-    return next((leaf.shape[0] for leaf in tensors(tree) if leaf.ndim), None)
+    return next((leaf.shape[0] for leaf in tensor_leaves(tree) if leaf.ndim), None)
 
 
 def batched_leaves(tree: Any) -> list[Tensor]:
     """The leaves whose first axis is the batch."""
     batch = batch_of(tree)
-    return [leaf for leaf in tensors(tree) if leaf.ndim and leaf.shape[0] == batch]
+    return [leaf for leaf in tensor_leaves(tree) if leaf.ndim and leaf.shape[0] == batch]
 
 
 def odd_batch(tree: Any) -> int:
@@ -37,7 +33,7 @@ def odd_batch(tree: Any) -> int:
 
     A traced size of 0 or 1 would be taken for a constant, and a size shared with another axis for that axis.
     """
-    taken = {size for leaf in tensors(tree) for size in leaf.shape}
+    taken = {size for leaf in tensor_leaves(tree) for size in leaf.shape}
     return next(size for size in range(2, len(taken) + 3) if size not in taken)
 
 
@@ -56,9 +52,7 @@ def draw(tree: Any, batch: int | None, generator: torch.Generator) -> Any:
     """
     old = batch_of(tree)
 
-    def leaf(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
+    def leaf(value: Tensor) -> Tensor:
         shape = list(value.shape)
         if batch is not None and value.ndim and value.shape[0] == old:
             shape[0] = batch
@@ -68,7 +62,7 @@ def draw(tree: Any, batch: int | None, generator: torch.Generator) -> Any:
             return _normal_like(value, shape, generator)
         return _permuted(value, shape, generator)
 
-    return pytree.tree_map(leaf, tree)
+    return replaced(tree, map(leaf, tensor_leaves(tree)))
 
 
 def _normal_like(value: Tensor, shape: list[int], generator: torch.Generator) -> Tensor:

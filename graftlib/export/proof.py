@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ExportError
+from ..graph.tensors import output_tensors, replaced, tensor_leaves
 from .extras import onnx_library
-from .probes import batch_of, draw, tensors
+from .probes import batch_of, draw
 from .report import Comparison
 
 __all__ = ["TOLERANCES", "prove", "session", "tolerance_for"]
@@ -129,9 +130,7 @@ def _ask_torch(
     model: nn.Module, question: tuple[tuple[Any, ...], dict[str, Any]]
 ) -> list[np.ndarray[Any, Any]]:
     # Clones: a forward that writes into its inputs must not change what the runtime is asked.
-    args, kwargs = torch.utils._pytree.tree_map(
-        lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, question
-    )
+    args, kwargs = replaced(question, [tensor.clone() for tensor in tensor_leaves(question)])
     try:
         with torch.no_grad():
             answer = model(*args, **kwargs)
@@ -142,13 +141,13 @@ def _ask_torch(
             fix="export_onnx(..., dynamic_batch=False) if its batch is fixed, or batch_sizes=(...) that it takes",
             model=type(model).__name__,
         ) from error
-    return [_array(tensor) for tensor in tensors(answer)]
+    return [_array(tensor) for tensor in output_tensors(answer)]
 
 
 def _ask_runtime(
     runtime: Any, question: tuple[tuple[Any, ...], dict[str, Any]]
 ) -> list[np.ndarray[Any, Any]]:
-    asked = [tensor.numpy() for tensor in tensors(question)]
+    asked = [tensor.numpy() for tensor in tensor_leaves(question)]
     names = [entry.name for entry in runtime.get_inputs()]
     if len(asked) != len(names):
         raise ExportError(

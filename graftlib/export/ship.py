@@ -23,11 +23,12 @@ import torch
 from torch import nn
 
 from ..errors import ExportError
+from ..graph.tensors import tensor_leaves
 from .convert import convert
 from .detached import detached, detached_tree, undisturbed
 from .extras import onnx_library, require_onnx
 from .measure import measure as take_measurement
-from .probes import batch_of, tensors
+from .probes import batch_of
 from .proof import prove, tolerance_for
 from .report import ExportReport, TensorSpec
 
@@ -129,13 +130,13 @@ def _example(
 
 
 def _require_batch(example: Any, dynamic_batch: bool, batch_sizes: Sequence[int]) -> None:
-    if not tensors(example):
+    if not tensor_leaves(example):
         raise ExportError(
             "there is no example input.",
             why="the exporter follows one run of the model",
             fix="export_onnx(model, path, (torch.randn(1, 3, 224, 224),)) with inputs that the model takes",
         )
-    if any(tensor.device.type == "meta" for tensor in tensors(example)):
+    if any(tensor.device.type == "meta" for tensor in tensor_leaves(example)):
         raise ExportError(
             "an example input has no values.", fix="pass tensors on the CPU, not on meta"
         )

@@ -21,13 +21,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from ..errors import TraceError
 from .exported import record_export
 from .fake import record_fake
 from .frames import Call
 from .recorder import record_meta, record_real
+from .tensors import tensor_leaves
 
 __all__ = ["RUNGS", "Capture", "capture", "device_of"]
 
@@ -211,6 +211,5 @@ def _input_shapes(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, An
     words = [f"args[{i}]" for i in range(len(args))] + [*kwargs]
     shown = []
     for word, tree in zip(words, [*args, *kwargs.values()], strict=True):
-        leaves = pytree.tree_leaves(tree)
-        shown += [f"{word} {tuple(t.shape)} {t.dtype}" for t in leaves if isinstance(t, Tensor)]
+        shown += [f"{word} {tuple(t.shape)} {t.dtype}" for t in tensor_leaves(tree)]
     return ", ".join(shown)

@@ -18,8 +18,11 @@ from .fake import rewrite
 from .frames import Call
 from .normal import first_names, input_names
 from .recorder import quiet, to_device
+from .tensors import Flat, tensor_leaves
 
 __all__ = ["record_export"]
+
+_TWIN = "model."  # what `Flat` puts before every name
 
 
 def record_export(
@@ -33,9 +36,10 @@ def record_export(
     twin = structure.rebuild(model, structure.alias)
     own = next((t.device for t in [*model.parameters(), *model.buffers()]), device)
     given, named = to_device((tuple(args), dict(kwargs)), own)
+    flat = Flat(twin, given, named)
     with quiet():
-        program = torch.export.export(twin, given, named, strict=False)
-    first = _first_fqns(twin)
+        program = torch.export.export(flat, tuple(tensor_leaves((given, named))), strict=False)
+    first = {f"{_TWIN}{fqn}": name for fqn, name in _first_fqns(twin).items()}
     heads = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
     reads, inputs, constants = {}, [], {}
     for spec in program.graph_signature.input_specs:
@@ -77,6 +81,8 @@ class _Stack:
         keys: tuple[str, ...] = ()
         call = self.calls[0]
         for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items():
+            if not path:
+                continue  # `Flat` itself
             keys = (*keys, key)
             if keys not in self._ids:
                 self._ids[keys] = len(self.calls)
@@ -88,4 +94,4 @@ class _Stack:
 
 def _fqn(path: str) -> str:
     # A module that is called again is written as `conv@1`.
-    return re.sub(r"@\d+", "", path)
+    return re.sub(r"@\d+", "", f"{path}.").removeprefix(_TWIN).removesuffix(".")

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from . import structure
 from .frames import Call, Frames
 from .normal import Builder, input_names
 from .recorder import quiet, to_device
+from .tensors import output_tensors, replaced, tensor_leaves
 
 __all__ = ["record_fake", "rewrite"]
 
@@ -37,22 +37,16 @@ def record_fake(
     args, kwargs = to_device((tuple(args), dict(kwargs)), torch.device("cpu"))
     names = [*dict(twin.named_parameters()), *dict(twin.named_buffers())]
     state = [*twin.parameters(), *twin.buffers()]
-    leaves, spec = pytree.tree_flatten((args, kwargs))
-    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
 
     def run(*flat: Tensor) -> list[Tensor]:
-        values = list(leaves)
-        for place, tensor in zip(places, flat[len(names) :], strict=True):
-            values[place] = tensor
-        given, named = pytree.tree_unflatten(values, spec)
+        given, named = replaced((args, kwargs), flat[len(names) :])
         tensors = dict(zip(names, flat, strict=False))
-        out = torch.func.functional_call(twin, tensors, given, named)
-        return [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)]
+        return output_tensors(torch.func.functional_call(twin, tensors, given, named))
 
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fakes = [
             torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=device)
-            for t in [*state, *(leaves[i] for i in places)]
+            for t in [*state, *tensor_leaves((args, kwargs))]
         ]
     frames = Frames(model, twin, moved=_stamp)
     with quiet(), frames:

@@ -20,6 +20,7 @@ from ..errors import MatchError, TraceError, ViewError, nearest
 from .capture import Capture, capture
 from .depth import relative_depths
 from .describe import describe
+from .evidence import Evidence
 from .layers import Layer, Shapes, contract
 from .normal import graph_root
 from .parameter import Parameter
@@ -50,6 +51,7 @@ class LayerGraph:
         rung: what captured it: ``meta``, ``fake``, ``export`` or ``real``.
         real: real tensors ran.
         answers: rung -> what it answered, for all that were tried.
+        evidence: what was kept of the example inputs; `example` draws by it.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class LayerGraph:
         self.rung: str = capture.rung
         self.real: bool = capture.real
         self.answers: dict[str, str] = dict(capture.answers)
-        self._example = (tuple(args), dict(kwargs or {}))
+        self.evidence = Evidence.of(args, kwargs)
         names = dict(model.named_parameters())
         reads = find_reads(self.fx, names)
         depths = relative_depths(self.fx, reads)
@@ -73,6 +75,15 @@ class LayerGraph:
         self.layers, self.nx = contract(model, self.fx, capture.calls, depths)
         projections = find_projections(self.fx, reads)
         self._parameters = {p.fqn: p for p in describe(model, reads, projections, depths)}
+
+    @property
+    def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """(args, kwargs) that the model takes: `evidence` of the traced ones, as new tensors on the CPU at every call.
+
+        Integers and booleans are the traced ones, floating-point numbers are drawn within what was seen, always the
+        same; what was traced on the meta device stays there.
+        """
+        return self.evidence.drawn()
 
     @property
     def name(self) -> str:
@@ -222,15 +233,27 @@ class LayerGraph:
 
         return frozen_ops(self)
 
-    def check(self, *, seed: int = 0) -> CheckResult:
+    def check(
+        self,
+        *,
+        seed: int = 0,
+        example: tuple[Sequence[Any], Mapping[str, Any]] | None = None,
+    ) -> CheckResult:
         """The permutation check: shuffle every free class in a copy of the model, run both, compare.
 
         In float64 and eval mode on the CPU, with norms and running statistics drawn at random first; the model itself
         is not changed. A model on the meta device gets random weights.
+
+        Args:
+            seed: for weights, inputs and permutations.
+            example: (args, kwargs) with real values to run on; None draws inputs by `evidence`.
+
+        Raises:
+            TraceError: the model does not run on these inputs.
         """
         from .axes import check
 
-        return check(self, seed=seed)
+        return check(self, seed=seed, example=example)
 
     def to_json(self) -> str:
         """The graph as a versioned JSON document; the same text for the same graph."""
@@ -265,7 +288,7 @@ class LayerGraph:
         """
         graph = self.fx
         if not self.real:
-            args, kwargs = self._example
+            args, kwargs = self.example
             graph = capture(self.model, args, kwargs, rungs=("real",)).graph
         if any("autocast" in node.meta for node in graph.nodes):
             raise TraceError(

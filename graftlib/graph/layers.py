@@ -18,7 +18,7 @@ import networkx as nx
 from torch import Tensor, fx, nn
 
 from .frames import Call
-from .normal import tensor_leaves
+from .tensors import tensor_leaves
 from .ops import SHAPE, name_of
 
 __all__ = ["ROOT", "Layer", "contract"]

@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from .frames import Call
+from .tensors import tensor_leaves
 
-__all__ = ["Builder", "first_names", "graph_root", "input_names", "snapshot", "tensor_leaves"]
+__all__ = ["Builder", "first_names", "graph_root", "input_names", "snapshot"]
 
 
 def first_names(model: nn.Module) -> dict[int, str]:
@@ -50,11 +50,6 @@ def _meta(tensor: Tensor) -> Tensor:
         if tensor.layout is not torch.strided:
             return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-
-
-def tensor_leaves(tree: Any) -> list[Tensor]:
-    """The tensors of a nested structure in flattened order."""
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def input_names(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:

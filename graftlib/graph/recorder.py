@@ -24,6 +24,7 @@ from . import structure
 from .frames import Call, Frames
 from .normal import Builder, first_names, input_names
 from .shapes import known_result
+from .tensors import output_tensors, replaced, tensor_leaves
 from .unrolled import recurrent_shapes
 
 __all__ = ["quiet", "record_meta", "record_real", "to_device"]
@@ -108,16 +109,14 @@ def _record(
     # A module that could not be copied still computes with the user's own tensors.
     names = {**first_names(model), **first_names(twin)}
     recorder = _Recorder(builder, names, dict(rename or {}), dict(protected or {}))
-    leaves, spec = pytree.tree_flatten((args, kwargs))
     # One object given twice is two inputs.
-    leaves = [leaf.view_as(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    tensors = [tensor.view_as(tensor) for tensor in tensor_leaves((args, kwargs))]
     for name, tensor in zip(input_names(twin, args, kwargs), tensors, strict=True):
         recorder.learn(tensor, builder.placeholder(name, tensor))
-    args, kwargs = pytree.tree_unflatten(leaves, spec)
+    args, kwargs = replaced((args, kwargs), tensors)
     with quiet(), enable_python_dispatcher(), frames, recorder:
         out = twin(*args, **kwargs)
-    outputs = [recorder.node(leaf) for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)]
+    outputs = [recorder.node(tensor) for tensor in output_tensors(out)]
     return builder.output(outputs), frames.calls
 
 

@@ -26,6 +26,10 @@ def as_table(graph: LayerGraph) -> str:
         "inputs   " + ", ".join(f"{_clean(n)} {_shape(s)}" for n, s in graph.inputs.items()),
         "outputs  " + ", ".join(_shape(s) for s in graph.outputs),
     ]
+    if unknown := graph.evidence.valueless:
+        names = list(graph.inputs)
+        blank = ", ".join(_clean(names[i]) for i in unknown if i < len(names))
+        lines.insert(2, f"values   none of {blank}: traced on the meta device, so checks invent them")
     rows = [HEAD, *(_row(graph, layer) for layer in graph.layers[:ROWS])]
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
     lines += [

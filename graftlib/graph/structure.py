@@ -67,9 +67,20 @@ def _empty_containers(model: nn.Module) -> dict[int, Any]:
 
 
 def copy_value(value: T, change: Change) -> T:
-    """A deep copy of any object (an argument of the forward pass) with `change` applied to its tensors."""
-    with _OnCopy(change):
-        return copy.deepcopy(value)
+    """A deep copy of any object (an argument of the forward pass) with `change` applied to its tensors.
+
+    Raises:
+        TraceError: something in it refuses to be copied.
+    """
+    try:
+        with _OnCopy(change):
+            return copy.deepcopy(value)
+    except Exception as error:
+        raise TraceError(
+            "the inputs cannot be copied, and no forward pass is run on the originals.",
+            why=f"{type(error).__name__}: {error}"[:200],
+            fix="pass tensors and plain values, or objects that copy.deepcopy takes",
+        ) from error
 
 
 def like_meta(tensor: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from ..errors import TraceError
 from .capture import capture
 from .layergraph import LayerGraph
-from .recorder import to_device
 from .structure import unwrap
 
 __all__ = ["trace"]
@@ -53,7 +52,6 @@ def trace(
     args = (args,) if isinstance(args, Tensor) else tuple(args)
     model = unwrap(model)
     seen = capture(model, args, kwargs, device=device)
-    shapes = to_device((args, dict(kwargs or {})), torch.device("meta"))
     # Who traces inside `with torch.device("meta")` means the model: reading the graph needs numbers.
     with torch.device("cpu"):
-        return LayerGraph(model, seen, *shapes)
+        return LayerGraph(model, seen, args, kwargs)

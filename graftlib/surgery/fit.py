@@ -138,7 +138,7 @@ def _holders(modules: Mapping[str, nn.Module], fqn: str, reach: int | None) -> l
 
 
 def _must_run(model: nn.Module, graph: LayerGraph, sizes: Mapping[AxisClass, int]) -> None:
-    args, kwargs = graph._example
+    args, kwargs = graph.example
     where = {
         f"{each.size} -> {size}{'' if i == 0 else f' ({i + 1})'}": ", ".join(
             map(str, each.members[:2])

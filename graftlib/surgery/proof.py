@@ -1,38 +1,112 @@
-"""The proof of an edit: both models are run, as they are, in double precision, on one drawn input.
+"""The proof of an edit: both models are run, as they are, in double precision, on inputs drawn by the graph's evidence.
 
-In: a graph, its model, an edited one that is called alike. Out: how much the outputs differ, relative to the largest.
-Always true: neither model is touched.
+In: a graph, its model, an edited one that is called alike. Out: how much the outputs differ, relative to the largest, and
+whether a difference could have shown. Always true: neither model is touched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
+from ..errors import GraftError
 from ..graph import LayerGraph
-from ..graph.axes.trial import Trial, difference
+from ..graph.axes import AxisClass
+from ..graph.axes.check import control
+from ..graph.axes.trial import Trial, difference, without_numbers
+from ..graph.evidence import Evidence
+from .refusal import SurgeryError
 
-__all__ = ["TOLERANCE", "change"]
+__all__ = ["TOLERANCE", "Proof", "change", "prove"]
 
 # Doubles keep 16 digits; a unit that is not silent shows from about 1e-6 on.
 TOLERANCE = 1e-9
 
+Prepare = Callable[[nn.Module], None]
 
-def change(
+
+@dataclass(frozen=True)
+class Proof:
+    """What running both models says.
+
+    Attributes:
+        error: the largest difference of the outputs, relative to the largest number of the output that it is in.
+        doubt: why that proves nothing; None where a wrong edit would have shown.
+    """
+
+    error: float
+    doubt: str | None = None
+
+
+def prove(
     graph: LayerGraph,
     model: nn.Module,
     edited: nn.Module,
-    prepare: Callable[[nn.Module], None] = lambda model: None,
-) -> float:
-    """The largest difference of the outputs, relative to the largest number of the output that it is in.
+    classes: Iterable[AxisClass],
+    prepare: Prepare,
+    redo: Callable[[nn.Module, str, Tensor], None],
+) -> Proof:
+    """Run both, and run the first again for each class with its weights shuffled: that has to show.
 
     Args:
-        graph: whose inputs are drawn.
+        graph: by whose evidence the inputs are drawn.
         model: the one that was traced, or another of the same structure.
         edited: any model that takes these inputs.
+        classes: the edited ones.
         prepare: is given the edited model's copy in doubles before it runs; may write to it.
+        redo: is given that copy, an FQN and a new value of that parameter in `model`, and writes what the edit makes
+            of it. Where parameters that are zero everywhere hide a class (a classifier before its training), both
+            models are run once more with numbers drawn in their places.
+
+    Raises:
+        SurgeryError: one of them does not run on these inputs.
+    """
+    classes = list(classes)
+    hidden: list[AxisClass] = []
+    for zeros in (False, True):
+        before, after = (Trial(_Seen(graph, one), drawn=False) for one in (model, edited))
+        if zeros:
+            for fqn, value in before.draw_zeros().items():
+                redo(after.model, fqn, value)
+        prepare(after.model)
+        outputs = _run(before, graph)
+        error = difference(outputs, _run(after, graph))
+        if blank := without_numbers(outputs):
+            return Proof(error, f"output {blank[0]} holds no finite number")
+        if error > TOLERANCE:
+            return Proof(error)
+        hidden = [each for each in classes if control(before, [each], outputs) <= 100 * TOLERANCE]
+        if not hidden:
+            return Proof(error)
+    return Proof(error, f"the outputs do not depend on the units of {hidden[0].members[0]}")
+
+
+def _run(trial: Trial, graph: LayerGraph) -> list[Tensor]:
+    try:
+        return trial.run()
+    except GraftError:
+        raise
+    except Exception as error:
+        raise SurgeryError(
+            f"'{graph.name}' does not run on inputs drawn by the evidence of its trace.",
+            where={"traced": ", ".join(f"{name} {shape}" for name, shape in graph.inputs.items())},
+            why=f"{type(error).__name__}: {error}"[:300],
+            fix="trace with an input as the model meets it: with values, and large enough to say their range",
+        ) from error
+
+
+def change(
+    graph: LayerGraph, model: nn.Module, edited: nn.Module, prepare: Prepare = lambda model: None
+) -> float:
+    """The largest difference of the outputs, as in `Proof`; infinite where an output holds no finite number.
+
+    Args:
+        graph: by whose evidence the inputs are drawn.
+        model: as in `prove`.
+        edited: as in `prove`.
+        prepare: as in `prove`.
     """
     before, after = (Trial(_Seen(graph, one), drawn=False) for one in (model, edited))
     prepare(after.model)
@@ -45,4 +119,4 @@ class _Seen:
     def __init__(self, graph: LayerGraph, model: nn.Module) -> None:
         self.model: nn.Module = model
         self.fx: fx.Graph = graph.fx
-        self._example: Any = graph._example
+        self.evidence: Evidence = graph.evidence

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from ..graph import LayerGraph, trace
 from ..graph.axes import AxisClass, axis_classes
-from .edits import Request, editable, requested
-from .fill import FILLS, grown
+from .edits import Request, editable, requested, tensor_of
+from .fill import FILLS, Fill, grown
 from .fit import fitted
-from .proof import TOLERANCE, change
+from .proof import TOLERANCE, prove
 from .refusal import SurgeryError
 from .rescale import meets_norm, rescale_norms, rescale_queries, rms_norms, scores_only
 
@@ -86,7 +86,7 @@ def _all_widened(
         here = dict(together)
         if number:
             # The classes are found anew: two of them may meet in one axis.
-            seen = trace(wide, *graph._example)
+            seen = trace(wide, *graph.example)
             free = {_place(each): each for each in axis_classes(seen) if each.free}
             here = {free[_place(each)]: width for each, width in together.items()}
         wide = _widened(wide, seen, here, fill, seed, inplace)
@@ -143,7 +143,7 @@ def _widened(
         def finish(edited: nn.Module, scale: Callable[[nn.Module], None] = scale) -> None:
             FILLS[fill](edited, fresh)
             kept = {norm.fqn for norm in norms}
-            _must_agree(model, edited, graph, widths, fill, scale, kept)
+            _must_agree(model, edited, graph, widths, fresh, fill, scale, kept)
             scale(edited)
 
         try:
@@ -167,6 +167,7 @@ def _must_agree(
     edited: nn.Module,
     graph: LayerGraph,
     widths: Mapping[AxisClass, int],
+    fresh: Fill,
     fill: str,
     scale: Callable[[nn.Module], None],
     kept: Container[str],
@@ -174,10 +175,28 @@ def _must_agree(
     """The wider one is scaled in doubles, too: rounding would be seen."""
     if model is edited:
         return  # the copy has agreed
-    error = change(graph, model, edited, scale)
+
+    def redo(wide: nn.Module, fqn: str, value: Tensor) -> None:
+        for (name, axis), places in fresh.rows.items():
+            value = value.index_select(axis, places) if name == fqn else value
+        tensor_of(wide, fqn).detach().copy_(value)
+
+    def prepare(wide: nn.Module) -> None:
+        FILLS[fill](wide, fresh)
+        scale(wide)
+
+    proof = prove(graph, model, edited, widths, prepare, redo)
+    error = proof.error
+    sizes = ", ".join(f"{each.size} -> {width}" for each, width in widths.items())
+    if proof.doubt:
+        raise SurgeryError(
+            f"units cannot be widened ({sizes}), as nothing proves that the function stays.",
+            where={"class": "; ".join(str(each.members[0]) for each in widths)},
+            why=f"{proof.doubt} on the traced input: a wrong edit would not show",
+            fix="trace with an input that shows it: trace(model, args) with values as the model meets them",
+        )
     if error <= TOLERANCE:
         return
-    sizes = ", ".join(f"{each.size} -> {width}" for each, width in widths.items())
     normed = [each for each in widths if meets_norm(graph, each, kept)]
     even = all(widths[each] % each.size == 0 for each in normed)
     why = "an op looks at all units at once, or one tensor makes and reads them (tied embeddings)"

@@ -8,7 +8,8 @@ import transformers as hf
 
 from graftlib.graph import trace
 from graftlib.graph.capture import capture
-from graftlib.graph.normal import graph_root, tensor_leaves
+from graftlib.graph.normal import graph_root
+from graftlib.graph.tensors import tensor_leaves
 
 IDS = torch.tensor([[3, 5, 7, 11, 2], [4, 4, 1, 0, 9]])
 SIZE = {

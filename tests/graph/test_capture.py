@@ -10,7 +10,8 @@ from torch import nn
 from graftlib.errors import TraceError
 from graftlib.graph import trace
 from graftlib.graph.capture import RUNGS, capture
-from graftlib.graph.normal import graph_root, tensor_leaves
+from graftlib.graph.normal import graph_root
+from graftlib.graph.tensors import tensor_leaves
 
 from . import traps
 

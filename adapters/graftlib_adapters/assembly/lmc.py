@@ -255,7 +255,7 @@ def _between(
     both = union(base, source, alignment)
     mend = None
     if data.repair:
-        wide = trace(both.base, *base._example)
+        wide = trace(both.base, *base.example)
         same = problem(wide, wide)
         state = state_of(both.base)
         beside = align(same, state, state, method="identity")

@@ -8,20 +8,21 @@ check that could not fail says so.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ...errors import GraftError, TraceError
 from .classes import AxisClass, Member, axis_classes, freedom
-from .trial import Example, Trial, difference
+from .trial import Example, Trial, compared, difference, without_numbers
 
 if TYPE_CHECKING:
     from ..layergraph import LayerGraph
 
-__all__ = ["TOLERANCE", "CheckResult", "check", "draw", "permute"]
+__all__ = ["TOLERANCE", "CheckResult", "check", "control", "draw", "permute"]
 
 # Doubles keep 16 digits; deep networks lose some. A wrong class shows from about 1e-6 on.
 TOLERANCE = 1e-9
@@ -29,7 +30,7 @@ TOLERANCE = 1e-9
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What the permutation check found.
+    """What the permutation check says.
 
     Attributes:
         passed: the outputs stayed, and the check was able to fail.
@@ -39,6 +40,9 @@ class CheckResult:
         seconds: it took.
         control: the same as `max_rel_error` when the weights are shuffled instead: how much there is to see.
         warning: why the check says little; None where it says what it should.
+        own_weights: it ran on the model's own norms and statistics, as drawn ones were ill-conditioned.
+        compared: share of the outputs' numbers that are finite, and were compared, 0.0 to 1.0.
+        invented: inputs that were traced without values, so that the values were made up.
     """
 
     passed: bool
@@ -48,15 +52,30 @@ class CheckResult:
     seconds: float
     control: float
     warning: str | None = None
+    own_weights: bool = False
+    compared: float = 1.0
+    invented: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         word = "passed" if self.passed else "inconclusive" if self.warning else "FAILED"
-        text = (
+        lines = [
             f"permutation check {word}: {self.classes} free classes, largest relative change "
             f"{self.max_rel_error:.1e} (shuffled weights: {self.control:.1e}), "
             f"freedom {self.freedom:.3f}, {self.seconds:.1f} s"
-        )
-        return text + (f"\n  {self.warning}" if self.warning else "")
+        ]
+        if self.warning:
+            lines.append(self.warning)
+        if self.own_weights:
+            lines.append(
+                "with the model's own norms and statistics: with drawn ones, rounding alone moved the outputs. Where "
+                "its own are the same everywhere, their order is not seen"
+            )
+        if self.compared < 1:
+            lines.append(f"{self.compared:.1%} of the outputs' numbers are finite and were compared")
+        if self.invented:
+            names = ", ".join(map(repr, self.invented[:6]))
+            lines.append(f"traced without values: those of {names} were invented; pass `example`")
+        return "\n  ".join(lines)
 
 
 def check(
@@ -71,30 +90,84 @@ def check(
     Args:
         graph: of the model; a model on the meta device gets random weights.
         seed: for weights, inputs and permutations.
-        example: (args, kwargs) with real values to run on; by default they are drawn at random at the traced
-            shapes, integers within the tables they look up in.
+        example: (args, kwargs) with real values to run on; None draws by `graph.evidence`: the traced integers and
+            booleans, and floating-point numbers within what was seen.
         tolerance: largest relative change of an output that passes.
+
+    Returns:
+        the result; where rounding alone moves the outputs of a model with drawn norms and statistics, or they are not
+        finite, that of a second run with its own.
+
+    Raises:
+        TraceError: `example` is no such pair, or the model does not run on these inputs.
     """
     start = time.perf_counter()
+    example = None if example is None else _pair(example)
+    result = _checked(graph, seed, example, tolerance, drawn=True)
+    if result.warning in (_NOT_FINITE, _JUMPS) and not _on_meta(graph):
+        again = _checked(graph, seed, example, tolerance, drawn=False)
+        result = replace(again, own_weights=True) if again.warning is None else result
+    return replace(result, seconds=time.perf_counter() - start)
+
+
+def _checked(
+    graph: LayerGraph, seed: int, example: Example | None, tolerance: float, *, drawn: bool
+) -> CheckResult:
     free = [each for each in axis_classes(graph) if each.free]
-    trial = Trial(graph, seed=seed, example=example)
-    before = trial.run()
+    try:
+        trial = Trial(graph, seed=seed, example=example, drawn=drawn)
+        before = trial.run()
+    except GraftError:
+        raise
+    except Exception as error:
+        raise TraceError(
+            f"'{graph.name}' does not run on the inputs of the check.",
+            where={"inputs": "those of `example`" if example else "drawn by graph.evidence"},
+            why=f"{type(error).__name__}: {error}"[:300],
+            fix="pass inputs that it takes: graph.check(example=(args, kwargs))",
+        ) from error
     orders = draw(free, seed)
     with changed(trial, {m: order for each, order in orders for m in each.members}):
-        error = difference(before, trial.run())
-    control = _control(trial, free, before, seed) if free else 0.0
-    warning = _warning(before, free, control, tolerance)
+        error = difference(before, _after(trial))
+    shown = control(trial, free, before, seed) if free else 0.0
+    warning = _warning(before, free, shown, tolerance)
     if error > tolerance and warning is None and _jumps(trial, before, tolerance, seed):
-        warning = "the outputs jump when weights change by a rounding error (equal scores in a sort?): pass `example`"
+        warning = _JUMPS
     return CheckResult(
         passed=error <= tolerance and (warning is None or not free),
         max_rel_error=error,
         freedom=freedom(graph),
         classes=len(free),
-        seconds=time.perf_counter() - start,
-        control=control,
+        seconds=0.0,
+        control=shown,
         warning=warning,
+        compared=compared(before),
+        invented=trial.invented,
     )
+
+
+def _pair(example: Any) -> Example:
+    pair = isinstance(example, (tuple, list)) and len(example) == 2
+    if not (pair and isinstance(example[0], (tuple, list)) and isinstance(example[1], Mapping)):
+        raise TraceError(
+            "`example` is a pair (args, kwargs) of what the model is called with.",
+            where={"example": type(example).__name__},
+            fix="graph.check(example=((x,), {}))",
+        )
+    return tuple(example[0]), dict(example[1])
+
+
+def _on_meta(graph: LayerGraph) -> bool:
+    model = graph.model
+    return any(t.device.type == "meta" for t in [*model.parameters(), *model.buffers()])
+
+
+def _after(trial: Trial) -> list[Tensor]:
+    """The outputs of changed weights; none where the model refuses what it computes then, which is a change, too."""
+    try:
+        return trial.run()
+    except (RuntimeError, IndexError, ValueError, AssertionError):
+        return []
 
 
 def draw(classes: Sequence[AxisClass], seed: int) -> list[tuple[AxisClass, Tensor]]:
@@ -143,15 +216,21 @@ class changed:  # noqa: N801 - reads as a verb: ``with changed(trial, …)``
             permute(self._trial.tensor(member.fqn), member, order.argsort())
 
 
-def _control(trial: Trial, free: Sequence[AxisClass], before: Sequence[Tensor], seed: int) -> float:
-    """How far the outputs move when the elements of every tensor that takes part are shuffled."""
-    names = sorted({m.fqn for each in free for m in each.members})
+def control(
+    trial: Trial, classes: Iterable[AxisClass], before: Sequence[Tensor], seed: int = 0
+) -> float:
+    """How far the outputs move when the elements of every tensor that takes part in the classes are shuffled.
+
+    Args:
+        trial: its copy is as before afterwards.
+        classes: of its graph.
+        before: the outputs as they are.
+        seed: of the shuffle.
+    """
+    names = sorted({m.fqn for each in classes for m in each.members})
     _shuffle(trial, names, seed + 2)
     try:
-        return difference(before, trial.run())
-    except (RuntimeError, IndexError, ValueError, AssertionError):
-        # A model that refuses what it computes then has seen it too.
-        return float("inf")
+        return difference(before, _after(trial))
     finally:
         _shuffle(trial, names, seed + 2, back=True)
 
@@ -182,14 +261,18 @@ def _jumps(trial: Trial, before: Sequence[Tensor], tolerance: float, seed: int) 
 
 
 def _warning(
-    before: Sequence[Tensor], free: Sequence[AxisClass], control: float, tolerance: float
+    before: Sequence[Tensor], free: Sequence[AxisClass], shown: float, tolerance: float
 ) -> str | None:
     if not free:
         return "nothing is free: there was nothing to permute"
-    if not any(t.numel() and bool(t.isfinite().any()) for t in before):
-        return (
-            "the outputs hold no finite number on this input: the check cannot fail; pass `example`"
-        )
-    if control <= 100 * tolerance:
+    if without_numbers(before):
+        return _NOT_FINITE
+    if shown <= 100 * tolerance:
         return "the outputs do not depend on the free weights on this input: the check cannot fail; pass `example`"
     return None
+
+
+_NOT_FINITE = (
+    "an output holds no finite number on this input: the check cannot fail there; pass `example`"
+)
+_JUMPS = "the outputs jump when weights change by a rounding error (equal scores in a sort?): pass `example`"

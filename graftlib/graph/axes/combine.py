@@ -75,8 +75,10 @@ def dims_of(dim: Any, rank: int) -> list[int]:
     """``dim`` as ATen takes it (an int, a list, None for all) as a list of dimensions from 0."""
     if dim is None or (isinstance(dim, (list, tuple)) and not dim):
         return list(range(rank))
+    if rank == 0:
+        return []  # ATen takes 0 and -1 for the dimension that a number has not
     every = dim if isinstance(dim, (list, tuple)) else [dim]
-    return [int(d) % max(rank, 1) for d in every]
+    return [int(d) % rank for d in every]
 
 
 def freeze_dims(x: Axes, dims: Iterable[int]) -> Axes:

@@ -2,7 +2,8 @@
 
 In: a `torch.fx.Graph` in the normal form and its model. Out: an `Inference`: FQN -> axes, and the ops without a rule.
 Always true: what comes from outside (inputs, outputs, constants, derived buffers) has a fixed order; an op without a
-rule, or whose rule cannot make sense of its arguments, freezes all it touches and is counted by name.
+rule, or whose rule says that it does not fit (`Untieable`, `NotImplementedError`), freezes all it touches and is counted
+by name. Anything else that a rule raises, or axes of other shapes than the op's, is a fault in the rule: a `RuleError`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from . import (
     rules_recurrent,
     rules_spatial,
 )
+from ...errors import RuleError
 from .algebra import ONE, Atom, Untieable, freeze, tie
 from .combine import fixed_axes
 from .journal import Journal
@@ -142,15 +144,10 @@ class _Reader:
         if found is not None:
             try:
                 return self.apply(node, found, shapes, args, kwargs)
-            except (
-                Untieable,
-                LookupError,
-                TypeError,
-                ValueError,
-                NotImplementedError,
-                AttributeError,
-            ):
+            except (Untieable, NotImplementedError):  # all that a rule may raise
                 name = f"{name} (rule does not fit)"
+            except Exception as error:
+                raise _broken(name, node, found, error) from error
         return self.freeze_all(name, [args, kwargs], node.meta.get("val"))
 
     def given(self, arguments: Any) -> Any:
@@ -222,7 +219,7 @@ class _Reader:
             for axes in _results(result)
         ]
         if shapes and made != list(shapes):
-            raise Untieable(f"a rule gave {made} where the op gave {list(shapes)}")
+            raise ValueError(f"it gave axes of the shapes {made} where the op gave {list(shapes)}")
 
     def same_place(self, node: fx.Node, args: list[Any], result: Any) -> None:
         """An op that writes in place: what was there and what is there now move alike."""
@@ -241,6 +238,23 @@ class _Reader:
         if froze:
             self.unruled[name] += 1
         return _fixed_like(value)
+
+
+def _broken(name: str, node: fx.Node, found: Rule, error: Exception) -> RuleError:
+    code = getattr(found.apply, "__code__", None)
+    place = f" ({code.co_filename}:{code.co_firstlineno})" if code else ""
+    return RuleError(
+        f"the axis rule of '{name}' failed.",
+        where={
+            "node": f"'{node.name}' in module '{node.meta.get('module', '')}'",
+            "rule": f"{getattr(found.apply, '__name__', found.apply)}{place}",
+        },
+        why=f"{type(error).__name__}: {error}"[:300],
+        fix="mend the rule; where it does not fit what the op is given, it raises NotImplementedError, and what the op "
+        "touches is frozen",
+        op=name,
+        node=node.name,
+    )
 
 
 def _freeze_beside_unread(model: nn.Module, states: Mapping[str, Axes]) -> None:

@@ -68,6 +68,10 @@ def rule(
 ) -> Callable[[Function], Function]:
     """Register a rule for ops by name; a later one replaces an earlier one.
 
+    A rule raises NotImplementedError where it does not fit what the op is given: what the op touches is then frozen, as
+    it is where axes of different sizes are tied. Whatever else it raises reaches the user as a `RuleError` that names
+    the op and its node.
+
     Args:
         names: of an overload (``"aten.linear.default"``) or of all overloads (``"aten.linear"``), for any
             library of ops.

@@ -1,7 +1,8 @@
 """A model made ready for a trial run: a double-precision copy, its weights, its inputs.
 
 In: a layer graph. Out: a `Trial`: the copy, in eval mode on the CPU, with norms, running statistics and whatever is
-the same everywhere drawn at random; inputs; and `run`, which gives the outputs as flat doubles. Running statistics are
+the same everywhere drawn at random; inputs, drawn by the evidence of the traced ones; and `run`, which gives the outputs
+as flat doubles. Running statistics are
 drawn around those of the input itself: a signal that shrinks from layer to layer, or a channel that an activation cuts
 off at every position, would hide a fault.
 Always true: the model of the graph is not touched, the random state neither. A forward pass that asks for single
@@ -18,13 +19,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 from .. import structure
+from ..evidence import Evidence
+from ..tensors import output_tensors, replaced, tensor_leaves
 from .grouped import grouped_matmul
 from .lookahead import overload
 
-__all__ = ["Trial", "difference"]
+__all__ = ["Trial", "compared", "difference", "without_numbers"]
 
 Example = tuple[Sequence[Any], Mapping[str, Any]]
 _LOW = {
@@ -41,7 +43,7 @@ class Seen(Protocol):
 
     model: nn.Module
     fx: fx.Graph
-    _example: Any
+    evidence: Evidence
 
 
 class Trial:
@@ -50,9 +52,14 @@ class Trial:
     Args:
         graph: of the model.
         seed: for weights and inputs.
-        example: (args, kwargs) to run on; tensors on the meta device, and those of the graph's own example when
-            this is None, are drawn at random.
+        example: (args, kwargs) to run on; None draws by the graph's evidence. Tensors on the meta device are invented.
         drawn: draw norms and statistics; otherwise the weights are the model's own.
+
+    Attributes:
+        model: the copy.
+        args: positional inputs.
+        kwargs: inputs by name.
+        invented: names of the inputs of whose values nothing was known.
     """
 
     def __init__(
@@ -65,11 +72,13 @@ class Trial:
     ) -> None:
         self._seed = seed
         self._random = torch.Generator().manual_seed(seed)
-        made = graph._example if example is None else example
+        self.invented: tuple[str, ...] = ()
         self.model = structure.rebuild(graph.model, self._double)
         if drawn:
             self._draw_weights()
-        self.args, self.kwargs = self._inputs(made, graph.fx)
+        if example is None:
+            example = graph.evidence.drawn(self._random)
+        self.args, self.kwargs = self._inputs(example, graph.fx)
         if drawn and _has_statistics(self.model):
             self._run(_Statistics(self._random))
 
@@ -92,8 +101,7 @@ class Trial:
             out = model(*args, **kwargs)
         return [
             torch.view_as_real(t).double() if t.is_complex() else t.double()
-            for t in pytree.tree_leaves(out)
-            if isinstance(t, Tensor)
+            for t in output_tensors(out)
         ]
 
     def _double(self, tensor: Tensor) -> Tensor:
@@ -112,6 +120,17 @@ class Trial:
         if isinstance(tensor, nn.Parameter):
             return nn.Parameter(made, requires_grad=False)
         return made
+
+    def draw_zeros(self) -> dict[str, Tensor]:
+        """Draw, in place, the parameters that are zero everywhere: nothing is seen through them. Gives FQN -> values."""
+        drawn = {}
+        for fqn, tensor in self.model.named_parameters():
+            if tensor.is_floating_point() and tensor.numel() and not bool(tensor.any()):
+                noise = torch.rand(
+                    tensor.shape, dtype=tensor.dtype, generator=self._random, device="cpu"
+                )
+                drawn[fqn] = tensor.detach().copy_(0.4 * (noise - 0.5))
+        return drawn
 
     def _draw_weights(self) -> None:
         state = self.model.state_dict(keep_vars=True)
@@ -135,12 +154,17 @@ class Trial:
                 tensor.copy_(0.4 * (noise - 0.5))
 
     def _inputs(self, example: Example, graph: fx.Graph) -> Any:
-        heads = [node for node in graph.nodes if node.op == "placeholder"]
-        leaves, spec = pytree.tree_flatten((tuple(example[0]), dict(example[1])))
-        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-        for k, i in enumerate(places):
-            leaves[i] = self._input(leaves[i], heads[k] if k < len(heads) else None)
-        return pytree.tree_unflatten(leaves, spec)
+        value = (tuple(example[0]), dict(example[1]))
+        tensors = tensor_leaves(value)
+        heads: list[fx.Node | None] = [node for node in graph.nodes if node.op == "placeholder"]
+        heads += [None] * (len(tensors) - len(heads))
+        self.invented = tuple(
+            str(head.target) if head else "an input"
+            for tensor, head in zip(tensors, heads, strict=False)
+            if tensor.device.type == "meta"
+        )
+        made = [self._input(tensor, head) for tensor, head in zip(tensors, heads, strict=False)]
+        return replaced(value, made)
 
     def _input(self, tensor: Tensor, head: fx.Node | None) -> Tensor:
         wide = _LOW.get(tensor.dtype, tensor.dtype)
@@ -266,9 +290,10 @@ def _widened(value: Any) -> Any:
 
 
 def difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
-    """The largest difference of two runs, relative to the largest number of the output tensor it is in.
+    """The largest difference of two runs, relative to the largest finite number of the output tensor it is in.
 
-    Infinite where shapes, or the places of what is not finite, differ.
+    Infinite where shapes differ, or what is not finite, by its place and its sign; and where an output holds no finite
+    number: two tensors of NaN are not known to be the same.
     """
     if len(a) != len(b):
         return float("inf")
@@ -279,10 +304,24 @@ def _difference(x: Tensor, y: Tensor) -> float:
     if x.shape != y.shape:
         return float("inf")
     finite = x.isfinite()
-    if not torch.equal(finite, y.isfinite()):
+    marked = [t[~finite].nan_to_num(nan=0.0, posinf=1.0, neginf=-1.0) for t in (x, y)]
+    if not torch.equal(finite, y.isfinite()) or not torch.equal(*marked):
         return float("inf")
-    x, y = x[finite], y[finite]
     if x.numel() == 0:
         return 0.0
+    x, y = x[finite], y[finite]
+    if x.numel() == 0:
+        return float("inf")
     gap, scale = float((x - y).abs().max()), float(x.abs().max())
     return gap / scale if scale > 0 else gap
+
+
+def without_numbers(outputs: Sequence[Tensor]) -> list[int]:
+    """Which outputs hold elements, and no finite number among them: nothing can be compared there."""
+    return [i for i, t in enumerate(outputs) if t.numel() and not t.isfinite().any()]
+
+
+def compared(outputs: Sequence[Tensor]) -> float:
+    """The share of the outputs' elements that are finite, 0.0 to 1.0: `difference` compares these."""
+    count = sum(t.numel() for t in outputs)
+    return sum(int(t.isfinite().sum()) for t in outputs) / count if count else 0.0
