@@ -23,7 +23,7 @@ from .fit import fitted
 from .listen import as_batches
 from .refit import REFITS, reestimate, refitted
 from .refusal import SurgeryError
-from .scores import SCORES, Score
+from .scores import Ranking, Score, ranking
 
 __all__ = ["narrow"]
 
@@ -75,7 +75,7 @@ def narrow(
     Warns:
         SurgeryWarning: a class (of a share for the whole model) or a layer (of a fit) was left as it is.
     """
-    rank = SCORES[score] if isinstance(score, str) else score
+    rank = ranking(score, graph, model)
     batches = None if data is None else as_batches(data)
     if refit is not None and refit not in REFITS:
         raise ValueError(f"refit is one of {', '.join(map(repr, REFITS))} or None, not {refit!r}")
@@ -90,12 +90,12 @@ def narrow(
     if isinstance(keep, Mapping):
         asked = requested(graph, keep)
         kept: Mapping[AxisClass, Tensor] = {
-            each: _units(graph, model, each, wish, rank) for each, wish in asked.items()
+            each: _units(each, wish, rank) for each, wish in asked.items()
         }
         slim = cut(kept)
     else:
         counts = {each: max(round(_share(keep) * each.size), 1) for each in outer_classes(graph)}
-        wide = {each: _units(graph, model, each, count, rank) for each, count in counts.items()}
+        wide = {each: _units(each, count, rank) for each, count in counts.items()}
         slim, kept = where_possible(wide, cut)
     if batches is not None and refit is not None:
         rows = _rows(model, kept)
@@ -117,7 +117,7 @@ def _share(keep: object) -> float:
     return keep
 
 
-def _units(graph: LayerGraph, model: nn.Module, each: AxisClass, wish: Keep, rank: Score) -> Tensor:
+def _units(each: AxisClass, wish: Keep, rank: Ranking) -> Tensor:
     if isinstance(wish, (int, float)):
         count = round(wish * each.size) if isinstance(wish, float) else wish
         if not 1 <= count <= each.size:
@@ -126,7 +126,7 @@ def _units(graph: LayerGraph, model: nn.Module, each: AxisClass, wish: Keep, ran
                 where={"class": ", ".join(map(str, each.members[:3]))},
                 fix=f"keep 1 to {each.size} units, or a share up to 1.0",
             )
-        scores = rank(graph, model, each)
+        scores = rank(each)
         best: Tensor = scores.topk(count).indices.sort().values
         return best
     given = torch.as_tensor(wish, dtype=torch.int64, device="cpu")

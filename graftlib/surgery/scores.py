@@ -1,44 +1,86 @@
 """Which units are worth keeping: a number for each unit of a class, larger is better.
 
-In: a graph, the model, a class. Out: (size,) doubles. `SCORES` are the ones that `narrow` knows by name.
+In: a graph, the model, a class. Out: (size,) doubles. `SCORES` are the ones that `narrow` knows by name. Always true
+of ``"magnitude"``: units that are switched off, proven by the weights, have exactly 0, and all others more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import MatchError
+from ..errors import MatchError, nearest
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass, Member
 from .edits import tensor_of
+from .flow import flows_of
+from .refusal import SurgeryError
 
-__all__ = ["SCORES", "Score", "magnitude", "reads", "uniform"]
+__all__ = ["SCORES", "Ranking", "Score", "magnitude", "ranking", "reads", "uniform"]
 
 Score = Callable[[LayerGraph, nn.Module, AxisClass], Tensor]
+Ranking = Callable[[AxisClass], Tensor]
 _READS = ("in",)
 
 
-def magnitude(graph: LayerGraph, model: nn.Module, each: AxisClass) -> Tensor:
-    """The norm of what makes a unit times the norm of what reads it."""
-    made = [m for m in each.members if not reads(graph, m)]
-    read = [m for m in each.members if reads(graph, m)]
-    score = torch.ones(each.size, dtype=torch.float64, device="cpu")
-    for side in (made, read):
-        if side:
-            score = score * _energy(model, side).sqrt()
-    return score
+def magnitude(graph: LayerGraph, model: nn.Module) -> Ranking:
+    """The norm of what makes a unit, times all that scales it on its way, times the norm of what reads it.
+
+    The root of the flow through the unit (`flow`), summed over the ways that lead through it. Where an op reads a
+    weight that `flow` does not know (a recurrent layer), the norm of what makes the unit times that of what reads it.
+    """
+    flows = flows_of(graph, model)
+
+    def rank(each: AxisClass) -> Tensor:
+        known = [m for m in each.members if (m.fqn, m.axis) in flows.through]
+        if not known or any(m.fqn in flows.unknown for m in each.members):
+            return _norms(graph, model, each)
+        through = torch.zeros(each.size, dtype=torch.float64, device="cpu")
+        for member in known:
+            through += _per_unit(flows.through[member.fqn, member.axis], member)
+        # Behind a head or a norm that starts at zero all are off; the weights still say which are worth training.
+        return through.sqrt() if bool(through.any()) else _norms(graph, model, each)
+
+    return rank
 
 
-def uniform(graph: LayerGraph, model: nn.Module, each: AxisClass) -> Tensor:
+def uniform(graph: LayerGraph, model: nn.Module) -> Ranking:
     """Evenly spaced units, whatever they weigh: low-discrepancy numbers by place."""
-    places = torch.arange(each.size, dtype=torch.float64, device="cpu")
-    return -(places * 0.6180339887498949).frac()
+
+    def rank(each: AxisClass) -> Tensor:
+        places = torch.arange(each.size, dtype=torch.float64, device="cpu")
+        return -(places * 0.6180339887498949).frac()
+
+    return rank
 
 
-SCORES: dict[str, Score] = {"magnitude": magnitude, "uniform": uniform}
+SCORES: Mapping[str, Callable[[LayerGraph, nn.Module], Ranking]] = {
+    "magnitude": magnitude,
+    "uniform": uniform,
+}
+
+
+def ranking(score: str | Score, graph: LayerGraph, model: nn.Module) -> Ranking:
+    """A score by its name or as a function, for all classes of one model; its values are read once, here or later.
+
+    Raises:
+        SurgeryError: there is no score of this name.
+    """
+    if not isinstance(score, str):
+        function = score
+        return lambda each: function(graph, model, each)
+    if score not in SCORES:
+        raise SurgeryError(
+            f"there is no score {score!r}.",
+            near=nearest(score, list(SCORES)),
+            fix="use "
+            + ", ".join(map(repr, SCORES))
+            + ", or a function of (graph, model, class) that gives a number for each unit",
+        )
+    return SCORES[score](graph, model)
 
 
 def reads(graph: LayerGraph, member: Member) -> bool:
@@ -49,20 +91,27 @@ def reads(graph: LayerGraph, member: Member) -> bool:
         return False  # a running statistic
 
 
+def _norms(graph: LayerGraph, model: nn.Module, each: AxisClass) -> Tensor:
+    score = torch.ones(each.size, dtype=torch.float64, device="cpu")
+    for reading in (False, True):
+        side = [m for m in each.members if reads(graph, m) is reading]
+        if side:
+            score = score * _energy(model, side).sqrt()
+    return score
+
+
 def _energy(model: nn.Module, members: Sequence[Member]) -> Tensor:
     total: Tensor | float = 0.0
     for member in members:
         tensor = tensor_of(model, member.fqn)
         if isinstance(tensor, nn.Parameter):
-            total = total + _per_unit(tensor.detach().double().cpu().square(), member)
+            squares = tensor.detach().double().cpu().square().movedim(member.axis, 0)
+            total = total + _per_unit(squares.reshape(len(squares), -1).sum(1), member)
     return torch.as_tensor(total, dtype=torch.float64, device="cpu")
 
 
-def _per_unit(squares: Tensor, member: Member) -> Tensor:
-    """Sum over all but the units of `member`."""
-    count = int(torch.tensor(member.factors, device="cpu").prod())
-    rows = squares.narrow(member.axis, member.start, count).movedim(member.axis, 0)
-    sums: Tensor = (
-        rows.reshape(count, -1).sum(1).reshape(member.factors).movedim(member.position, 0)
-    )
-    return sums.reshape(sums.shape[0], -1).sum(1)
+def _per_unit(along: Tensor, member: Member) -> Tensor:
+    """(size of the axis,) -> (units,): sums over all but the units of `member`."""
+    part = along.narrow(0, member.start, prod(member.factors))
+    rows = part.reshape(member.factors).movedim(member.position, 0)
+    return rows.reshape(rows.shape[0], -1).sum(1)

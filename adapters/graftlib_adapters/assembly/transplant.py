@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from graftlib.graph import LayerGraph
 from graftlib.match import Mapping
 from graftlib.surgery.edits import tensor_of
-from graftlib.surgery.scores import SCORES, Score
+from graftlib.surgery.scores import SCORES, Ranking, Score, ranking
 
 from .matching import Alignment
 from .pairing import ClassPair, Problem, problem
@@ -99,7 +99,7 @@ def transplant(
     >>> torch.equal(transplant(mapping).model.weight, source.weight)
     True
     """
-    rank = _rank(score)
+    _must_be_a_score(score)
     source, target = mapping.source, mapping.target
     _must_hold_values(source, target)
     found = problem(target, source, mapping=mapping if mapping.pairs else None)
@@ -110,7 +110,8 @@ def transplant(
             fix="declare links: Mapping(source, target).link('source pattern', 'target pattern')",
         )
     # A source may be the target itself, so everything is read before anything is written.
-    alignment = Alignment(found, _chosen(found, source, rank), 0.0, ())
+    rank = ranking(score, source, source.model)
+    alignment = Alignment(found, _chosen(found, rank), 0.0, ())
     given = {pair.source: tensor_of(source.model, pair.source).detach() for pair in found.pairs}
     moved = alignment.transported(given)
     model = target.model if inplace else copy.deepcopy(target.model)
@@ -118,12 +119,9 @@ def transplant(
     return Transplanted(model, written, _left(model, found, written, empty), _share(model, written))
 
 
-def _rank(score: str | Score) -> Score:
-    if not isinstance(score, str):
-        return score
-    if score not in SCORES:
+def _must_be_a_score(score: str | Score) -> None:
+    if isinstance(score, str) and score not in SCORES:
         raise AssemblyError(f"score={score!r} is none.", fix="use " + ", ".join(map(repr, SCORES)))
-    return SCORES[score]
 
 
 def _must_hold_values(*graphs: LayerGraph) -> None:
@@ -135,16 +133,16 @@ def _must_hold_values(*graphs: LayerGraph) -> None:
             )
 
 
-def _chosen(found: Problem, source: LayerGraph, rank: Score) -> dict[int, Permutation]:
-    return {number: _best(pair, source, rank) for number, pair in enumerate(found.classes)}
+def _chosen(found: Problem, rank: Ranking) -> dict[int, Permutation]:
+    return {number: _best(pair, rank) for number, pair in enumerate(found.classes)}
 
 
-def _best(pair: ClassPair, source: LayerGraph, rank: Score) -> Permutation:
+def _best(pair: ClassPair, rank: Ranking) -> Permutation:
     """The best units in their own order, as `surgery.narrow` keeps them; all of them where there is room."""
     if pair.bases >= pair.sources:
         return Permutation.identity(pair.bases, pair.sources)
-    scores = rank(source, source.model, pair.source)
-    return Permutation(scores.topk(pair.bases).indices.sort().values, pair.sources)
+    best = rank(pair.source).topk(pair.bases).indices.sort().values
+    return Permutation(best, pair.sources)
 
 
 @torch.no_grad()
