@@ -20,15 +20,13 @@ from ..graph.parameter import KINDS
 from . import auto as _auto
 from . import files as _files
 from .hits import Filters, Refused, hits_of, passed_text
-from .pairing import ARROWS, DIRECTIONS, PAIRINGS, Pair, exclude, pair_up
+from .pairing import ARROWS, DIRECTIONS, PAIRINGS, Direction, Pair, exclude, pair_up
 from .report import Rule, report
 
 if TYPE_CHECKING:
     from ..graph import LayerGraph
 
 __all__ = ["Mapping"]
-
-Direction = Literal["forward", "backward", "both"]
 
 
 class Mapping:
