@@ -48,6 +48,9 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """What a document must be: subclass it with typed fields."""
 
 
+# A name with a lone surrogate is compared with those of the fields as UTF-8, which it is not.
+_REFUSALS = (msgspec.MsgspecError, UnicodeEncodeError, RecursionError)
+
 R = TypeVar("R", bound=msgspec.Struct)
 
 
@@ -109,7 +112,7 @@ def convert(
     """
     try:
         return msgspec.convert(values, kind)
-    except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError) as first:
+    except _REFUSALS as first:
         faults = dict(islice(_faults(values, kind, ""), MOST_FAULTS)) or {"": str(first)}
     raise error(
         f"{what} is not what it should be.",
@@ -142,7 +145,7 @@ def _read(
         values = parse(data)
     except (yaml.YAMLError, ValueError, RecursionError) as refusal:
         why = str(refusal) or type(refusal).__name__
-        raise error(f"{what} is not {language}.", why=why, fix=fix) from None
+        raise error(f"{what} cannot be read as {language}.", why=why, fix=fix) from None
     return convert(values, kind, what=what, error=error, fix=fix)
 
 
@@ -154,7 +157,7 @@ def _faults(values: Any, kind: Any, at: str) -> Iterator[tuple[str, str]]:
     try:
         msgspec.convert(values, kind)
         return
-    except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError) as error:
+    except _REFUSALS as error:
         first = str(error).partition(" - at `")[0]
     found = False
     for where, value, inner in _inner(values, kind, at):

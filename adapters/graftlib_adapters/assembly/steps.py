@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from msgspec import structs
 from torch import Tensor, nn
 
 from graftlib.errors import MissingExtraError
@@ -208,7 +209,7 @@ class Run:
         self.merges += 1
         if chosen.score is not None:
             self.score, self.best = chosen.score, max(self.best, chosen.score)
-        return replace(step, reads=reads_of(alignment))
+        return structs.replace(step, reads=reads_of(alignment))
 
     def _chosen(self, aligned: _Aligned, bar: Progress) -> tuple[_Candidate, int]:
         settings = self.settings
