@@ -17,15 +17,18 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from .errors import GraftError, shown
 
+fcntl: Any
 try:
-    import fcntl
+    fcntl = import_module("fcntl")
 except ImportError:  # Windows: nothing is locked, and so nothing is taken for left over
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None
 
 __all__ = [
     "TEMPORARY",
@@ -33,6 +36,7 @@ __all__ = [
     "make_folder",
     "place_all",
     "read_whole",
+    "require_file",
     "scratch_folder",
     "unwritable",
     "write_whole",
@@ -124,6 +128,20 @@ def read_whole(
             fix="name a file that graftlib wrote",
         )
     return data
+
+
+def require_file(path: str | os.PathLike[str], *, error: type[GraftError] = GraftError) -> None:
+    """Refuse a path that does not name a regular file, for readers that open it themselves.
+
+    Raises:
+        GraftError: nothing is there, or a device, a FIFO, a folder.
+    """
+    try:
+        _require_regular(os.stat(_text_of(path)).st_mode)  # noqa: PTH116
+    except (TypeError, ValueError, OSError) as refusal:
+        raise error(
+            f"{named(path)} cannot be read.", why=_reason(refusal), fix="name a file that is there"
+        ) from None
 
 
 def make_folder(path: str | os.PathLike[str], *, error: type[GraftError] = GraftError) -> Path:

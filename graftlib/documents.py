@@ -26,7 +26,7 @@ from msgspec import Meta
 from .disk import named, read_whole
 from .errors import GraftError, closest, shown
 
-__all__ = ["Count", "Finite", "Record", "convert", "read_json", "read_yaml", "to_yaml"]
+__all__ = ["Count", "Finite", "Record", "convert", "faults_of", "read_json", "read_yaml", "to_yaml"]
 
 MOST_BYTES = {"YAML": 16_000_000, "JSON": 128_000_000}
 SLOW_BYTES = 200_000
@@ -44,7 +44,7 @@ Finite = Annotated[float, Meta(ge=-1.7976931348623157e308, le=1.7976931348623157
 """A number that is neither infinite nor NaN."""
 
 
-class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Record(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """What a document must be: subclass it with typed fields."""
 
 
@@ -113,7 +113,7 @@ def convert(
     try:
         return msgspec.convert(values, kind)
     except _REFUSALS as first:
-        faults = dict(islice(_faults(values, kind, ""), MOST_FAULTS)) or {"": str(first)}
+        faults = dict(islice(faults_of(values, kind, ""), MOST_FAULTS)) or {"": str(first)}
     raise error(
         f"{what} is not what it should be.",
         where={at or "the whole": text for at, text in faults.items()},
@@ -152,7 +152,7 @@ def _read(
 # --- all faults at once ---------------------------------------------------------------------------------------------
 
 
-def _faults(values: Any, kind: Any, at: str) -> Iterator[tuple[str, str]]:
+def faults_of(values: Any, kind: Any, at: str) -> Iterator[tuple[str, str]]:
     """Where `values` is not what `kind` says, and why: msgspec says the first fault, this looks on behind it."""
     try:
         msgspec.convert(values, kind)
@@ -161,15 +161,15 @@ def _faults(values: Any, kind: Any, at: str) -> Iterator[tuple[str, str]]:
         first = str(error).partition(" - at `")[0]
     found = False
     for where, value, inner in _inner(values, kind, at):
-        for fault in _faults(value, inner, where):
+        for fault in faults_of(value, inner, where):
             found = True
             yield fault
     if isinstance(values, dict) and _is_record(kind):
-        for name in _odd_names(values, kind):
+        for name in _odd_names(values, _single(kind)):
             found = True
             yield name if at == "" else (f"{at}.{name[0]}", name[1])
-    if not found and typing.get_origin(kind) is Literal:
-        words = " or ".join(map(repr, typing.get_args(kind)))
+    if not found and typing.get_origin(_single(kind)) is Literal:
+        words = " or ".join(map(repr, typing.get_args(_single(kind))))
         yield at, f"expected {words}, got {shown(values, 80)}"
     elif not found:
         yield at, _sentence(first, values)
@@ -213,7 +213,8 @@ def _single(kind: Any) -> Any:
     if typing.get_origin(kind) is Annotated:
         return _single(typing.get_args(kind)[0])
     if typing.get_origin(kind) in (Union, types.UnionType):
-        others = [each for each in typing.get_args(kind) if each is not type(None)]
+        nothing = (type(None), msgspec.UnsetType)
+        others = [each for each in typing.get_args(kind) if each not in nothing]
         return _single(others[0]) if len(others) == 1 else kind
     return kind
 
@@ -242,7 +243,12 @@ def _sentence(text: str, value: Any) -> str:
         lambda words: " or ".join(_WORDS.get(word, word) for word in words[1].split(" | ")),
         plain,
     )
-    scalar = value is None or isinstance(value, (str, int, float))
+    plain = (
+        plain
+        if value is None or isinstance(value, (str, int, float, list, dict))
+        else (f"{plain.partition(', got')[0]}, got {type(value).__name__}")
+    )
+    scalar = isinstance(value, (str, int, float))
     return plain[:1].lower() + plain[1:] + (f": {shown(value, 80)}" if scalar else "")
 
 
@@ -310,7 +316,7 @@ def _from_yaml(data: bytes) -> Any:
         try:
             reader.take(event)
         except ValueError as error:
-            mark = event.start_mark
+            mark: Any = event.start_mark
             raise ValueError(
                 f"{error}, in line {mark.line + 1}, column {mark.column + 1}"
             ) from None

@@ -15,13 +15,15 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from msgspec import Meta
 from torch import nn
 
+from ..arguments import Seed, check
 from ..disk import destination, place_all, scratch_folder, unwritable
-from ..errors import ExportError
+from ..errors import ExportError, shown
 from .convert import convert
 from .detached import detached, detached_tree, undisturbed
 from .extras import onnx_library, require_onnx
@@ -80,10 +82,27 @@ def export_onnx(
         The report; `print` it.
 
     Raises:
-        ExportError: the path cannot be written, the model cannot be followed, or the file does not answer as the
-            model does. Nothing is left half-written, and a file that was at `path` is still there.
+        ExportError: an argument is not what it should be, the path cannot be written, the model cannot be followed,
+            or the file does not answer as the model does. Nothing is left half-written, and a file that was at `path`
+            is still there.
         MissingExtraError: onnx, onnxscript or onnxruntime is missing.
     """
+    check(
+        ExportError,
+        model=(model, (nn.Module,)),
+        args=(args, (torch.Tensor, tuple, list)),
+        kwargs=(kwargs, (Mapping, type(None))),
+        dynamic_batch=(dynamic_batch, bool),
+        source=(source, (nn.Module, type(None))),
+        source_args=(source_args, (torch.Tensor, tuple, list, type(None))),
+        source_kwargs=(source_kwargs, (Mapping, type(None))),
+        tolerance=(tolerance, Annotated[float, Meta(ge=0)] | None),
+        batch_sizes=(batch_sizes, list[int]),
+        opset=(opset, Annotated[int, Meta(ge=1, le=1000)] | None),
+        measure=(measure, bool),
+        card=(card, bool),
+        seed=(seed, Seed),
+    )
     require_onnx()
     place, card_place = _places(path)
     path = Path(path)
@@ -158,7 +177,7 @@ def _require_batch(example: Any, dynamic_batch: bool, batch_sizes: Sequence[int]
         )
     if not batch_sizes or any(size < 1 for size in batch_sizes):
         raise ExportError(
-            f"batch_sizes={tuple(batch_sizes)} proves nothing.",
+            f"batch_sizes={shown(tuple(batch_sizes))} proves nothing.",
             fix="name sizes of at least 1: (1, 2, 5)",
         )
 

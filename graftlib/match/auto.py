@@ -73,7 +73,7 @@ class Options:
         for name in self.weights:
             if name not in MEASURES:
                 raise MatchError(
-                    f"weights has no measure {name!r}.",
+                    f"weights has no measure {shown(name)}.",
                     near=nearest(name, MEASURES),
                     fix="use weights for " + ", ".join(map(repr, MEASURES)),
                 )

@@ -17,8 +17,10 @@ from typing import Annotated, Any, Literal
 import torch
 from msgspec import Meta, Struct
 
+from graftlib.arguments import check
 from graftlib.disk import write_whole
 from graftlib.documents import Count, Finite, Record, convert, read_json
+from graftlib.errors import shown
 
 from .matching import Alignment
 from .pairing import ClassPair, Problem
@@ -99,7 +101,7 @@ class Step(Struct, frozen=True, forbid_unknown_fields=True):
     def __str__(self) -> str:
         word = f"merged at {self.factor:g}" if self.accepted else "refused"
         where = "" if self.layers is None else f" into {len(self.layers)} modules"
-        return f"{self.source!a}: {word}{where if self.accepted else ''}; {self.reason}"
+        return f"{shown(self.source)}: {word}{where if self.accepted else ''}; {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ class Plan:
             AssemblyError: there are not so many.
         """
         places = [i for i, step in enumerate(self.steps) if step.accepted]
+        check(AssemblyError, steps=(steps, Count))
         if not 0 <= steps <= len(places):
             raise AssemblyError(
                 f"{steps} steps cannot be undone.", why=f"{len(places)} were accepted"
@@ -152,9 +155,18 @@ class Plan:
             "stopped": self.stopped,
         }
 
-    def save(self, path: Path) -> None:
-        """Write the plan as JSON, whole or not at all."""
-        write_whole(path, json.dumps(self.to_json(), ensure_ascii=True) + "\n", error=AssemblyError)
+    @property
+    def text(self) -> str:
+        """The plan as the JSON that `save` writes; ASCII."""
+        return json.dumps(self.to_json(), ensure_ascii=True) + "\n"
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON, whole or not at all.
+
+        Raises:
+            AssemblyError: the file cannot be written.
+        """
+        write_whole(path, self.text, error=AssemblyError)
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
@@ -230,7 +242,7 @@ def alignment_of(problem: Problem, step: Step) -> Alignment:
         reads = held.pop((_key(pair, "base"), _key(pair, "source")), None)
         if reads is None or len(reads.units) != pair.bases or reads.sources != pair.sources:
             raise AssemblyError(
-                f"the step of {step.source!a} was made for other models.",
+                f"the step of {shown(step.source)} was made for other models.",
                 where={"class": f"{_key(pair, 'base')} ({pair.bases} units)"},
                 fix="replay it with the base, sources and mapping that it was made with",
             )
@@ -238,7 +250,7 @@ def alignment_of(problem: Problem, step: Step) -> Alignment:
         found[number] = Permutation(units, reads.sources)
     if held:
         raise AssemblyError(
-            f"the step of {step.source!a} was made for other models.",
+            f"the step of {shown(step.source)} was made for other models.",
             where={"unknown classes": ", ".join(base for base, _ in list(held)[:3])},
             fix="replay it with the base, sources and mapping that it was made with",
         )

@@ -173,7 +173,7 @@ class Run:
         try:
             meeting = meet(self.made.graph, giver, self.made.mapping)
         except AssemblyError as error:
-            if self.made.mapping is not None:
+            if self.made.mapping is not None and not hasattr(error, "tensors"):
                 raise  # what was declared must hold
             return _Aligned(giver, number, self.merges, refusal=error.what)
         return _Aligned(giver, number, self.merges, meeting)

@@ -10,11 +10,14 @@ architecture the result is that of `graftlib.surgery.narrow` at the target's wid
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from graftlib.arguments import check
+from graftlib.errors import shown
 from graftlib.graph import LayerGraph
 from graftlib.match import Mapping
 from graftlib.surgery.edits import tensor_of
@@ -99,6 +102,12 @@ def transplant(
     >>> torch.equal(transplant(mapping).model.weight, source.weight)
     True
     """
+    check(
+        AssemblyError,
+        mapping=(mapping, (Mapping,)),
+        score=(score, (str, Callable)),
+        inplace=(inplace, bool),
+    )
     rank = _rank(score)
     source, target = mapping.source, mapping.target
     _must_hold_values(source, target)
@@ -122,7 +131,9 @@ def _rank(score: str | Score) -> Score:
     if not isinstance(score, str):
         return score
     if score not in SCORES:
-        raise AssemblyError(f"score={score!r} is none.", fix="use " + ", ".join(map(repr, SCORES)))
+        raise AssemblyError(
+            f"score={shown(score)} is none.", fix="use " + ", ".join(map(repr, SCORES))
+        )
     return SCORES[score]
 
 
