@@ -7,6 +7,7 @@ whose facts stay available as attributes.
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,8 +24,15 @@ __all__ = [
     "TraceError",
     "TransferError",
     "ViewError",
+    "closest",
     "nearest",
+    "shown",
 ]
+
+LONGEST_LINE = 400
+"""Letters of a line of an error's text: names and values from outside may have any length."""
+MOST_LINES = 40
+"""Lines of one entry of an error's text."""
 
 
 class GraftError(Exception):
@@ -72,10 +80,13 @@ class GraftError(Exception):
             rows.append(("nearest", ", ".join(self.near)))
         if self.fix:
             rows.append(("fix", self.fix))
-        width = max((len(label) for label, _ in rows), default=0) + 2
+        width = max((len(_cut(label, 80)) for label, _ in rows), default=0) + 2
         indent = " " * (width + 2)
-        lines = [self.what]
-        lines += [f"  {label:<{width}}{text}".replace("\n", "\n" + indent) for label, text in rows]
+        lines = [_bounded(self.what)]
+        for label, text in _first(rows):
+            lines.append(
+                f"  {_cut(label, 80):<{width}}{_bounded(text)}".replace("\n", "\n" + indent)
+            )
         return "\n".join(lines)
 
 
@@ -123,11 +134,62 @@ class MissingExtraError(GraftError, ImportError):
     """An optional library is missing; the fix names the extra."""
 
 
+def shown(value: object, limit: int = 160) -> str:
+    """A value from outside as an error quotes it: its `repr` on one line, at most `limit` letters of it.
+
+    >>> shown("x" * 100, limit=8)
+    "'xx … x'"
+    """
+    if isinstance(value, str) and len(value) > limit:
+        value = (
+            value[:limit] + value[-limit:]
+        )  # the middle goes anyway, so it need not be written out
+    if isinstance(value, int) and value.bit_length() > 4 * limit:
+        return f"a number of {value.bit_length()} bits"
+    try:
+        text = reprlib.repr(value) if isinstance(value, (list, tuple, set, dict)) else repr(value)
+    except Exception:
+        text = f"<{type(value).__name__}>"
+    return _cut(" ".join(text.splitlines()), limit)
+
+
 def nearest(name: str, names: Sequence[str], *, n: int = 3) -> tuple[str, ...]:
-    """The names most like `name`, best first, quoted for an error message.
+    """The names most like `name`, best first, quoted for an error message; none for a name of unusual length.
 
     Examples:
         >>> nearest("layer4.conv", ["layer1.conv", "fc"])
         ("'layer1.conv'",)
     """
-    return tuple(repr(found) for found in difflib.get_close_matches(name, names, n=n, cutoff=0.3))
+    return tuple(shown(one) for one in closest(name, names, n=n))
+
+
+def closest(name: str, names: Sequence[str], *, n: int = 3) -> list[str]:
+    """The names most like `name`, best first; none for a name of unusual length, as the search takes time by square."""
+    if len(name) > LONGEST_LINE:
+        return []
+    short = [one for one in names if len(one) <= LONGEST_LINE]
+    return difflib.get_close_matches(name, short, n=n, cutoff=0.3)
+
+
+def _cut(text: str, limit: int) -> str:
+    """At most `limit` letters: both ends, since names differ at their ends."""
+    if len(text) <= limit:
+        return text
+    head = (limit - 3) * 2 // 3
+    return f"{text[:head]} … {text[len(text) - (limit - 3 - head) :]}"
+
+
+def _bounded(text: str) -> str:
+    lines = text.split("\n", MOST_LINES + 1)
+    if len(lines) > MOST_LINES:
+        more = text.count("\n") + 1 - MOST_LINES
+        lines = [*lines[:MOST_LINES], f"… and {more} more lines"]
+    return "\n".join(_cut(line, LONGEST_LINE) for line in lines)
+
+
+def _first(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    if len(rows) <= MOST_LINES:
+        return rows
+    more = len(rows) - MOST_LINES
+    # The last ones are what to do about it.
+    return [*rows[: MOST_LINES - 3], ("", f"… and {more} more"), *rows[-3:]]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import GraftError, ModelNameError
+from ..errors import GraftError, ModelNameError, shown
 
 __all__ = ["DTYPES", "Wish", "for_hf", "for_torchvision", "parse_shape", "plain"]
 
@@ -57,7 +57,7 @@ def parse_shape(text: str) -> tuple[int, ...]:
     if text == "scalar":
         return ()
     if not re.fullmatch(r"[0-9]{1,12}(x[0-9]{1,12})*", text):
-        raise ValueError(f"{text!a} is not a shape such as 2x3x32x32")
+        raise ValueError(f"{shown(text)} is not a shape such as 2x3x32x32")
     return tuple(int(size) for size in text.split("x"))
 
 

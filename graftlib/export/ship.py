@@ -8,21 +8,22 @@ what it held before. The work is elsewhere: `detached` copies, `convert` convert
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
-import shutil
-import tempfile
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from msgspec import Meta
 from torch import nn
 
-from ..errors import ExportError
+from ..arguments import Seed, check
+from ..disk import destination, place_all, scratch_folder, unwritable
+from ..errors import ExportError, shown
 from ..graph.tensors import tensor_leaves
 from .convert import convert
 from .detached import detached, detached_tree, undisturbed
@@ -35,6 +36,7 @@ from .report import ExportReport, TensorSpec
 __all__ = ["export_onnx"]
 
 ONE_FILE = 2_000_000_000  # bytes of weights; protobuf ends at 2 GiB and the graph needs room too
+DIGITS = 8  # of the SHA-256 of the data, in their file's name
 
 
 def export_onnx(
@@ -60,7 +62,8 @@ def export_onnx(
     Args:
         model: any `nn.Module`, in any mode, on any device; it is copied, never changed. While a live graft owns
             some of its parameters, its settled weights are shipped and the graft goes on.
-        path: the file to write; its folder must exist. More than 2 GB of weights go to ``PATH.data`` beside it.
+        path: the file to write; its folder must exist; a link is written through. More than 2 GB of weights go to
+            ``PATH.<8 digits of their SHA-256>.data`` beside it.
         args: example inputs; one tensor may stand for itself.
         kwargs: example keyword inputs.
         dynamic_batch: leave the first axis open on every input that shares the first input's batch size.
@@ -80,11 +83,29 @@ def export_onnx(
         The report; `print` it.
 
     Raises:
-        ExportError: the path cannot be written, the model cannot be followed, or the file does not answer as the
-            model does. Nothing is left half-written, and a file that was at `path` is still there.
+        ExportError: an argument is not what it should be, the path cannot be written, the model cannot be followed,
+            or the file does not answer as the model does. Nothing is left half-written, and a file that was at `path`
+            is still there.
         MissingExtraError: onnx, onnxscript or onnxruntime is missing.
     """
+    check(
+        ExportError,
+        model=(model, (nn.Module,)),
+        args=(args, (torch.Tensor, tuple, list)),
+        kwargs=(kwargs, (Mapping, type(None))),
+        dynamic_batch=(dynamic_batch, bool),
+        source=(source, (nn.Module, type(None))),
+        source_args=(source_args, (torch.Tensor, tuple, list, type(None))),
+        source_kwargs=(source_kwargs, (Mapping, type(None))),
+        tolerance=(tolerance, Annotated[float, Meta(ge=0)] | None),
+        batch_sizes=(batch_sizes, list[int]),
+        opset=(opset, Annotated[int, Meta(ge=1, le=1000)] | None),
+        measure=(measure, bool),
+        card=(card, bool),
+        seed=(seed, Seed),
+    )
     require_onnx()
+    place, card_place = _places(path)
     path = Path(path)
     example = _example(args, kwargs)
     other = _example(
@@ -92,10 +113,10 @@ def export_onnx(
         kwargs if source_kwargs is None else source_kwargs,
     )
     _require_batch(example, dynamic_batch, batch_sizes)
-    with _workshop(path) as folder, undisturbed():
+    with _workshop(place) as folder, undisturbed():
         twin = detached(model, graft)
         tolerance = tolerance_for(twin) if tolerance is None else tolerance
-        built = _build(twin, folder / path.name, example, dynamic_batch, opset)
+        built = _build(twin, folder / place.name, example, dynamic_batch, opset)
         comparison = prove(
             twin,
             built,
@@ -113,12 +134,20 @@ def export_onnx(
                 big = detached(source)
                 file = _build(big, aside / "source.onnx", other, dynamic_batch, opset)
                 report = replace(report, source=_measured(big, file, other, dynamic_batch))
-        finished = [built.with_name(name) for name, _ in reversed(report.files)]
         if card:
             report = replace(report, card=path.with_suffix(".card.json"))
-            finished.append(_write_card(report, folder))
-        _move_all(finished, path.parent, folder)
+        _put_in_place(report, built, place, card_place)
     return report
+
+
+def _places(path: str | os.PathLike[str]) -> tuple[Path, Path]:
+    """Where the model goes and where its card would go, links followed.
+
+    Raises:
+        ExportError: one of them names no regular file, or is in a folder that does not exist.
+    """
+    place = destination(path, error=ExportError)
+    return place, destination(place.with_suffix(".card.json"), error=ExportError)
 
 
 def _example(
@@ -149,7 +178,7 @@ def _require_batch(example: Any, dynamic_batch: bool, batch_sizes: Sequence[int]
         )
     if not batch_sizes or any(size < 1 for size in batch_sizes):
         raise ExportError(
-            f"batch_sizes={tuple(batch_sizes)} proves nothing.",
+            f"batch_sizes={shown(tuple(batch_sizes))} proves nothing.",
             fix="name sizes of at least 1: (1, 2, 5)",
         )
 
@@ -158,13 +187,42 @@ def _build(
     twin: nn.Module, file: Path, example: Any, dynamic_batch: bool, opset: int | None
 ) -> Path:
     program = convert(twin, *example, dynamic_batch=dynamic_batch, opset=opset)
-    _write_program(program, file, external_data=_weight_bytes(twin) > ONE_FILE)
+    beside = _weight_bytes(twin) > ONE_FILE
+    _write_program(program, file, external_data=beside)
+    if beside:
+        _name_data(file)
     _check(file)
     return file
 
 
 def _write_program(program: Any, file: Path, *, external_data: bool) -> None:
     program.save(str(file), external_data=external_data)
+
+
+def _name_data(file: Path) -> None:
+    """Name the data beside a model by what they are, so that no other model's data are ever in their place."""
+    data = file.with_name(file.name + ".data")
+    if not data.exists():
+        return
+    name = f"{file.name}.{_sha256(data)[:DIGITS]}.data"
+    onnx = onnx_library("onnx")
+    model = onnx.load(str(file), load_external_data=False)
+    for tensor in _tensors_of(model.graph):
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = name
+    file.write_bytes(model.SerializeToString(deterministic=True))
+    data.rename(data.with_name(name))
+
+
+def _tensors_of(graph: Any) -> Iterator[Any]:
+    """All tensors that a graph stores, those of the graphs inside its nodes too."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _tensors_of(inner)
 
 
 def _check(file: Path) -> None:
@@ -233,8 +291,14 @@ def _spec(onnx: Any, value: Any) -> TensorSpec:
 
 def _files(file: Path) -> tuple[tuple[str, int], ...]:
     """The model and, where there is one, its external data."""
-    both = (file, file.with_name(file.name + ".data"))
-    return tuple((found.name, found.stat().st_size) for found in both if found.exists())
+    both = (file, *_data_of(file))
+    return tuple((each.name, each.stat().st_size) for each in both)
+
+
+def _data_of(file: Path) -> list[Path]:
+    """Data files beside `file` that have the name of its data."""
+    name = re.compile(re.escape(file.name) + rf"\.[0-9a-f]{{{DIGITS}}}\.data")
+    return sorted(each for each in file.parent.iterdir() if name.fullmatch(each.name))
 
 
 def _sha256(file: Path) -> str:
@@ -250,87 +314,49 @@ def _weight_bytes(model: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
 
 
-def _write_card(report: ExportReport, folder: Path) -> Path:
-    assert report.card is not None
-    file = folder / report.card.name
-    file.write_text(json.dumps(report.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return file
+def _put_in_place(report: ExportReport, built: Path, place: Path, card_place: Path) -> None:
+    """The rename of the model is what counts: its data have a name of their own, and no card stands beside it then.
+
+    What is seen after a kill at any point is the old model or the new one, whole, with its own card or with none.
+    """
+    data = _data_of(built)
+    names = {file.name for file in data}
+    stale = [
+        file
+        for file in _data_of(place)
+        if file.name not in names and file.is_file() and _is_named_by_content(file)
+    ]
+    moves: list[tuple[Path | bytes | None, Path]] = [
+        *((file, place.with_name(file.name)) for file in data),
+        *([(None, card_place)] if report.card is not None or _is_card(card_place) else []),
+        (built, place),
+        *((None, file) for file in stale),
+    ]
+    if report.card is not None:
+        text = json.dumps(report.to_dict(), indent=2, sort_keys=True) + "\n"
+        moves.append((text.encode("utf-8", "backslashreplace"), card_place))
+    place_all(moves)
+
+
+def _is_card(file: Path) -> bool:
+    """Whether a file that is there is the card of some export, and no other file of that name."""
+    try:
+        return "sha256" in json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
+
+
+def _is_named_by_content(file: Path) -> bool:
+    """Whether an export of ours wrote this data file: its name holds the beginning of its own SHA-256."""
+    return file.name.split(".")[-2] == _sha256(file)[:DIGITS]
 
 
 @contextlib.contextmanager
-def _workshop(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`: same disk, so that the last step is a rename."""
-    if path.is_dir():
-        raise ExportError(
-            f"'{path}' is a folder.", fix=f"name a file in it: '{path / 'model.onnx'}'"
-        )
-    if not path.parent.is_dir():
-        raise ExportError(
-            f"the folder of '{path}' does not exist.",
-            fix=f"create it first: Path({str(path.parent)!r}).mkdir(parents=True)",
-            path=path,
-        )
-    folder: Path | None = None
+def _workshop(place: Path) -> Iterator[Path]:
+    """A temporary folder beside `place`: same disk, so that the last step is a rename."""
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        yield folder
+        with scratch_folder(place) as folder:
+            yield folder
     except OSError as error:
         # ExportError is no OSError: what arrives here is the disk's own answer.
-        raise _disk_error(path, error) from error
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _disk_error(path: Path, error: OSError) -> ExportError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        fix = f"free some space on the disk of '{path.parent}', or name a path on another disk"
-    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        fix = f"name a path that you may write to; '{path.parent}' is not one"
-    else:
-        fix = "name another path"
-    return ExportError(
-        f"'{path}' cannot be written; what was there before is unchanged.",
-        why=f"{type(error).__name__}: {error.strerror or error}",
-        fix=fix,
-        path=path,
-        errno=error.errno,
-    )
-
-
-def _move_all(finished: list[Path], parent: Path, folder: Path) -> None:
-    """Rename every file to its place; if one refuses, put back what the others replaced."""
-    kept = folder / "kept"
-    kept.mkdir()
-    done: list[tuple[Path, Path | None]] = []
-    try:
-        for file in finished:
-            _flush(file)
-        for file in finished:
-            place = parent / file.name
-            old: Path | None = None
-            if place.exists():
-                old = kept / file.name
-                _keep(place, old)
-            done.append((place, old))
-            file.replace(place)
-    except OSError:
-        for place, old in reversed(done):
-            if old is not None:
-                old.replace(place)
-            else:
-                place.unlink(missing_ok=True)
-        raise
-
-
-def _keep(place: Path, old: Path) -> None:
-    """A second name for the old file, so that its place is never empty; a copy where links are not known."""
-    try:
-        os.link(place, old)
-    except OSError:
-        shutil.copy2(place, old)
-
-
-def _flush(file: Path) -> None:
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
+        raise unwritable(place, error, ExportError) from error

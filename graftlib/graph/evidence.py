@@ -73,7 +73,9 @@ class Evidence:
         args, kwargs = replaced(value, [tensor for tensor, _ in pairs])
         return cls(args, kwargs, tuple(known for _, known in pairs))
 
-    def drawn(self, generator: torch.Generator | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def drawn(
+        self, generator: torch.Generator | None = None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """(args, kwargs) as new tensors on the CPU; those that were traced without values stay on the meta device.
 
         Args:

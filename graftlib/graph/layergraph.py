@@ -9,24 +9,23 @@ Elsewhere: how the graph was captured (`capture`), how ops became layers (`layer
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 from torch import Tensor, fx, nn
 
-from ..errors import MatchError, TraceError, ViewError, nearest
+from ..errors import MatchError, TraceError, ViewError, nearest, shown
 from .capture import Capture, capture
 from .depth import relative_depths
 from .describe import describe
 from .evidence import Evidence
 from .layers import Layer, Shapes, contract
 from .normal import graph_root
-from .parameter import Parameter
+from .parameter import Parameter, split_address
 from .reads import find_reads
 from .roles import find_projections
-from .select import select
+from .select import select, split_pattern
 
 if TYPE_CHECKING:
     from .axes import Axis, AxisClass, CheckResult
@@ -118,7 +117,7 @@ class LayerGraph:
             MatchError: the pattern is not well formed.
             ViewError: of the parameters that are hit, none has such a part.
         """
-        name, part = _split(pattern)
+        name, part = split_pattern(pattern, self._parameters)
         hits = [self._parameters[hit.name] for hit in select(name, self._parameters)]
         if kind is not None:
             hits = [p for p in hits if p.kind == kind]
@@ -135,11 +134,11 @@ class LayerGraph:
             MatchError: there is none; ``near`` has the nearest names.
             ViewError: it has no such part.
         """
-        fqn, _, part = address.partition("::")
+        fqn, part = split_address(address, self._parameters)
         found = self._parameters.get(fqn) or self._parameters.get(f"{fqn}.weight")
         if found is None:
             raise MatchError(
-                f"'{self.name}' has no parameter '{fqn}'.",
+                f"{self.name!r} has no parameter {shown(fqn)}.",
                 near=nearest(fqn, list(self._parameters)),
                 fix="name a parameter as in model.named_parameters()",
                 address=address,
@@ -152,7 +151,7 @@ class LayerGraph:
         Raises:
             MatchError: there is none.
         """
-        return self.model.get_parameter(self.parameter(fqn.partition("::")[0]).fqn)
+        return self.model.get_parameter(self.parameter(split_address(fqn, self._parameters)[0]).fqn)
 
     @property
     def axis_classes(self) -> tuple[AxisClass, ...]:
@@ -301,12 +300,6 @@ class LayerGraph:
     def _root(self, graph: fx.Graph | None = None) -> dict[str, Tensor]:
         """What the ``get_attr`` nodes of a graph read: the model's live tensors, and the graph's constants."""
         return graph_root(self.model, graph if graph is not None else self.fx)
-
-
-def _split(pattern: str) -> tuple[str, str]:
-    """The pattern of the name, and the part behind ``::``; a regular expression may hold colons of its own."""
-    name, colons, part = pattern.rpartition("::")
-    return (name, part) if colons and re.fullmatch(r"[\w.\[\]]+", part) else (pattern, "")
 
 
 def _of_role(parameter: Parameter, role: str) -> list[Parameter]:

@@ -7,14 +7,14 @@ views as matrices and pairs. An **address** is an FQN, or an FQN and a part: ``h
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 
-from ..errors import ViewError, nearest
+from ..errors import MatchError, ViewError, nearest, shown
 
-__all__ = ["KINDS", "Parameter", "Part"]
+__all__ = ["KINDS", "Parameter", "Part", "split_address"]
 
 KINDS = (
     "linear",
@@ -117,20 +117,20 @@ class Parameter:
     def _resolve(self, part: str) -> Part:
         if part in self.parts:
             return self.parts[part]
-        if found := re.fullmatch(r"(?:(.+)\.)?head\[(\d+)\]", part):
+        if found := re.fullmatch(r"(?:(.+)\.)?head\[(\d{1,9})\]", part):
             whole = self.parts.get(found[1] or "heads")
             if whole is not None:
                 try:
                     return whole.head(int(found[2]))
                 except IndexError:
                     pass
-        if found := re.fullmatch(r"group\[(\d+)\]", part):
+        if found := re.fullmatch(r"group\[(\d{1,9})\]", part):
             i = int(found[1])
             if self.groups > 1 and i < self.groups:
                 size = self.shape[0] // self.groups
                 return Part(0, range(i * size, (i + 1) * size))
         raise ViewError(
-            f"'{self.fqn}' {self.shape} has no part '{part}'.",
+            f"{shown(self.fqn)} {self.shape} has no part {shown(part)}.",
             why=f"it is a {self.kind} parameter with role {self.role}",
             near=nearest(part, self._part_names()),
             fix="use one of: "
@@ -148,3 +148,33 @@ class Parameter:
         if self.groups > 1:
             names.append(f"group[0..{self.groups - 1}]")
         return names
+
+
+def split_address(address: str, names: Container[str]) -> tuple[str, str | None]:
+    """The name and the part of an address; None for the whole parameter.
+
+    A name may hold ``::`` itself, so the longest beginning that is one of `names`, or a module with a weight among
+    them, is the name; where there is none, what stands before the first ``::``.
+
+    Raises:
+        MatchError: `address` is no text.
+
+    >>> split_address("a::b::query", {"a::b.weight"})
+    ('a::b', 'query')
+    >>> split_address("c::query", {"a::b.weight"})
+    ('c', 'query')
+    """
+    if not isinstance(address, str):
+        raise MatchError(
+            f"an address is text, not {shown(address)}.", fix="name a parameter: 'fc.weight'"
+        )
+    ends = [len(address), *(colons.start() for colons in re.finditer("::", address))]
+    for end in sorted(ends, reverse=True)[:_MOST_COLONS]:
+        name = address[:end]
+        if name in names or f"{name}.weight" in names:
+            return name, address[end + 2 :] or None
+    name, colons, part = address.partition("::")
+    return name, part if colons else None
+
+
+_MOST_COLONS = 100

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import TraceError
+from ..arguments import check
+from ..errors import TraceError, shown
 from .capture import capture
 from .layergraph import LayerGraph
 from .structure import unwrap
@@ -38,7 +39,8 @@ def trace(
         device: the device that the forward pass is meant for; the model's own by default.
 
     Raises:
-        TraceError: no way of tracing could follow the model; the message says what each one answered.
+        TraceError: an argument is not what it should be, or no way of tracing could follow the model; the message
+            says what each one answered.
 
     >>> graph = trace(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), torch.empty(1, 3, device="meta"))
     >>> [layer.name for layer in graph.layers]
@@ -49,9 +51,28 @@ def trace(
             f"only a torch.nn.Module can be traced, not a {type(model).__name__}.",
             fix="wrap the function in a module: its forward calls the function",
         )
+    check(
+        TraceError,
+        fix="trace(model, (x,)) or trace(model, (), {'name': x}), with inputs that the model takes",
+        args=(args if not isinstance(args, (str, bytes, Mapping)) else None, (Tensor, Iterable)),
+        kwargs=(kwargs, (Mapping, type(None))),
+    )
+    _require_device(device)
     args = (args,) if isinstance(args, Tensor) else tuple(args)
     model = unwrap(model)
     seen = capture(model, args, kwargs, device=device)
     # Who traces inside `with torch.device("meta")` means the model: reading the graph needs numbers.
     with torch.device("cpu"):
         return LayerGraph(model, seen, args, kwargs)
+
+
+def _require_device(device: object) -> None:
+    try:
+        torch.device(device)  # type: ignore[call-overload]
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        if device is not None:
+            raise TraceError(
+                f"device={shown(device)} is no device.",
+                why=str(error).partition("\n")[0],
+                fix="device='cpu', 'cuda:0' or 'meta', or None for the model's own",
+            ) from None

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import MatchError, nearest
+from ..errors import MatchError, nearest, shown
 from ..graph.parameter import Parameter
-from .hits import listed, quoted, viewable
+from .hits import listed, viewable
 from .pairing import ARROWS, Pair, exclude, overlap
 from .report import Rule
 from .views import matrix, matrix_shape
@@ -73,7 +73,7 @@ class Options:
         for name in self.weights:
             if name not in MEASURES:
                 raise MatchError(
-                    f"weights has no measure {name!r}.",
+                    f"weights has no measure {shown(name)}.",
                     near=nearest(name, MEASURES),
                     fix="use weights for " + ", ".join(map(repr, MEASURES)),
                 )
@@ -322,7 +322,7 @@ def _energy(graph: LayerGraph, parameter: Parameter, side: str) -> _Scores:
     tensor = graph.tensor(parameter.fqn).detach()
     if tensor.is_meta:
         raise MatchError(
-            f"spectrum=True compares values, and {side} {quoted(parameter.fqn)} is on the meta device.",
+            f"spectrum=True compares values, and {side} {shown(parameter.fqn)} is on the meta device.",
             fix="trace the model with real weights, or use spectrum=False",
         )
     values = torch.linalg.svdvals(_finite(matrix(parameter, tensor), parameter, side)).square()
@@ -338,7 +338,7 @@ def _finite(values: torch.Tensor, parameter: Parameter, side: str) -> torch.Tens
     values = values.double()
     if not bool(torch.isfinite(values).all()):
         raise MatchError(
-            f"spectrum=True compares values, and {side} {quoted(parameter.address)} is not finite.",
+            f"spectrum=True compares values, and {side} {shown(parameter.address)} is not finite.",
             fix="mend the weights, or use spectrum=False",
         )
     return values
@@ -382,8 +382,8 @@ def _nothing_good_enough(
     return MatchError(
         f"no pair scores {options.min_score:g} or more; the best scores {best:.2f}.",
         where={
-            "source": quoted(givers[int(i)].address),
-            "target": quoted(takers[int(j)].address),
+            "source": shown(givers[int(i)].address),
+            "target": shown(takers[int(j)].address),
         },
         fix=f"use min_score={math.floor(best * 100) / 100:g}, or link them by name",
         score=best,
@@ -411,4 +411,4 @@ def _nothing_compatible(
 
 
 def _first(graph: LayerGraph) -> str:
-    return next((quoted(parameter.fqn) for parameter in viewable(graph)), "'...'")
+    return next((repr(parameter.fqn) for parameter in viewable(graph)), "'...'")

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
-import yaml
-
-from ..disk import write_whole
-from ..errors import GraftError, MappingError
-from ..graph.parameter import Parameter
-from .hits import alike, quoted, viewable
-from .pairing import DIRECTIONS, Pair, exclude
+from ..disk import named, write_whole
+from ..documents import Count, Record, read_yaml, to_yaml
+from ..errors import GraftError, MappingError, shown
+from ..graph.parameter import Parameter, split_address
+from .hits import alike, viewable
+from .pairing import Direction, Pair, exclude
 from .report import Rule
 from .views import matrix_shape
 
@@ -47,22 +46,18 @@ def save(path: str | Path, source: LayerGraph, target: LayerGraph, pairs: Sequen
             for pair in pairs
         ],
     }
-    text = yaml.safe_dump(content, sort_keys=False, width=100)
-    write_whole(Path(path), text, error=MappingError)
+    write_whole(path, to_yaml(content), error=MappingError)
 
 
 def load(path: str | Path, source: LayerGraph, target: LayerGraph) -> Rule:
     """Read the pairs for these two graphs; see `Mapping.load`."""
-    path = Path(path)
-    content = _read(path)
-    faults = list(_malformed(content))
+    content = read_yaml(path, _File, what="mapping", error=MappingError)
+    faults = list(_unlisted(content))
     if faults:
-        raise _refusal(
-            path, "is not a mapping that can be read", faults, "write it again with save"
-        )
+        raise _refusal(path, "contradicts itself", faults, "write it again with save")
     differences = [
-        *_differences("source", content["source"], source),
-        *_differences("target", content["target"], target),
+        *_differences("source", content.source, source),
+        *_differences("target", content.target, target),
     ]
     if differences:
         raise _refusal(
@@ -71,11 +66,11 @@ def load(path: str | Path, source: LayerGraph, target: LayerGraph) -> Rule:
             differences,
             "load it with the models it was made for, or link these two anew",
         )
-    pairs, faults = _pairs(content["pairs"], source, target)
+    pairs, faults = _pairs(content.pairs, source, target)
     faults += [refused.what for refused in exclude(pairs, source, target)]
     if faults:
         raise _refusal(path, "holds pairs that cannot be", faults, "take them out of the file")
-    return Rule(f"loaded from {path.name}", tuple(pairs))
+    return Rule(f"loaded from {Path(path).name}", tuple(pairs))
 
 
 def _model(name: str, parameters: Sequence[Parameter]) -> dict[str, object]:
@@ -86,29 +81,9 @@ def _model(name: str, parameters: Sequence[Parameter]) -> dict[str, object]:
     return {"model": name, "parameters": described}
 
 
-# --- the file -----------------------------------------------------------------------------------------------------
-
-
-def _read(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MappingError(
-            f"the mapping {quoted(str(path))} cannot be read.",
-            why=error.strerror or str(error),
-            fix="give the path of a file that save wrote",
-        ) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise MappingError(
-            f"the mapping {quoted(str(path))} is not YAML.",
-            why=str(error) or type(error).__name__,
-            fix="write it again with save",
-        ) from None
-
-
-def _refusal(path: Path, what: str, faults: Sequence[str], fix: str) -> MappingError:
+def _refusal(path: str | Path, what: str, faults: Sequence[str], fix: str) -> MappingError:
     return MappingError(
-        f"the mapping {quoted(str(path))} {what}.",
+        f"the mapping {named(path)} {what}.",
         where={"found": "\n".join(faults)},
         fix=fix,
         differences=tuple(faults),
@@ -118,91 +93,83 @@ def _refusal(path: Path, what: str, faults: Sequence[str], fix: str) -> MappingE
 # --- what must be true of its content -----------------------------------------------------------------------------
 
 
-def _malformed(content: Any) -> Iterator[str]:
-    """Everything in the file that is not as `save` writes it."""
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        yield f"it does not begin with 'format: {_FORMAT}'"
-        return
-    version = content.get("version")
-    if version != VERSION or isinstance(version, bool):
-        yield f"version is {version!r}, and this graftlib reads version {VERSION}"
-        return
-    for side in ("source", "target"):
-        yield from _malformed_model(side, content.get(side))
-    pairs = content.get("pairs")
-    if not isinstance(pairs, list):
-        yield "'pairs' is not a list"
-        return
-    for number, pair in enumerate(pairs):
-        yield from _malformed_pair(number, pair, content)
+class _Described(Record):
+    """A parameter."""
+
+    shape: tuple[Count, ...]
+    kind: str
 
 
-def _malformed_model(side: str, model: Any) -> Iterator[str]:
-    if not isinstance(model, dict) or not isinstance(model.get("model"), str):
-        yield f"'{side}' does not name a model"
-        return
-    parameters = model.get("parameters")
-    if not isinstance(parameters, dict):
-        yield f"'{side}' does not list its parameters"
-        return
-    for name, described in parameters.items():
-        shape = described.get("shape") if isinstance(described, dict) else None
-        sizes = isinstance(shape, list) and all(type(size) is int for size in shape)
-        if not isinstance(name, str) or not sizes or not isinstance(described.get("kind"), str):
-            yield f"'{side}' does not give shape and kind of {name!r}"
+class _Model(Record):
+    """One of the two models."""
+
+    model: str
+    parameters: dict[str, _Described]
 
 
-def _malformed_pair(number: int, pair: Any, content: dict[str, Any]) -> Iterator[str]:
-    words = ("source", "target", "direction", "rule")
-    if not isinstance(pair, dict) or not all(isinstance(pair.get(word), str) for word in words):
-        yield f"pair {number} does not give {', '.join(words)} as text"
-        return
-    if pair["direction"] not in DIRECTIONS:
-        yield f"pair {number} has direction {pair['direction']!r}, not one of {', '.join(DIRECTIONS)}"
-    for side in ("source", "target"):
-        model = content.get(side)
-        known = model.get("parameters") if isinstance(model, dict) else None
-        if isinstance(known, dict) and _fqn(pair[side]) not in known:
-            yield f"pair {number} names {pair[side]!r}, which '{side}' does not list"
+class _Row(Record):
+    """A pair."""
+
+    source: str
+    target: str
+    direction: Direction
+    rule: str
 
 
-def _differences(side: str, model: dict[str, Any], graph: LayerGraph) -> Iterator[str]:
+class _File(Record):
+    """The whole file."""
+
+    format: Literal["graftlib mapping"]
+    version: Literal[1]
+    source: _Model
+    target: _Model
+    pairs: list[_Row]
+
+
+def _unlisted(content: _File) -> Iterator[str]:
+    """Pairs of parameters that the file itself does not list."""
+    for number, pair in enumerate(content.pairs):
+        for side, address, model in (
+            ("source", pair.source, content.source),
+            ("target", pair.target, content.target),
+        ):
+            if split_address(address, model.parameters)[0] not in model.parameters:
+                yield f"pair {number} names {shown(address)}, which '{side}' does not list"
+
+
+def _differences(side: str, model: _Model, graph: LayerGraph) -> Iterator[str]:
     """Where the file's model is not the graph's: its name, its parameters' names, shapes, kinds."""
-    if model["model"].removeprefix("FSDP") != graph.name.removeprefix("FSDP"):
+    if model.model.removeprefix("FSDP") != graph.name.removeprefix("FSDP"):
         yield (
-            f"{side}: the model is {graph.name!r}, the file says {model['model']!r} "
+            f"{side}: the model is {shown(graph.name)}, the file says {shown(model.model)} "
             "(edit the file's 'model:' line if that is only another name)"
         )
     known = {parameter.fqn: parameter for parameter in graph.parameters()}
     names = [parameter.fqn for parameter in viewable(graph)]
-    for fqn, described in model["parameters"].items():
+    for fqn, described in model.parameters.items():
         parameter = known.get(fqn)
         if parameter is None:
-            near = ", ".join(map(quoted, alike(fqn, names)))
-            yield f"{side}: there is no {fqn!r}; nearest {near}"
+            near = ", ".join(map(shown, alike(fqn, names)))
+            yield f"{side}: there is no {shown(fqn)}; nearest {near}"
             continue
-        shape, kind = tuple(described["shape"]), described["kind"]
+        shape, kind = described.shape, described.kind
         if shape != tuple(parameter.shape):
-            yield f"{side}: {fqn!r} is {tuple(parameter.shape)}, the file says {shape}"
+            yield f"{side}: {shown(fqn)} is {tuple(parameter.shape)}, the file says {shape}"
         if kind != parameter.kind:
-            yield f"{side}: the kind of {fqn!r} is {parameter.kind!r}, the file says {kind!r}"
+            yield f"{side}: the kind of {shown(fqn)} is {parameter.kind!r}, the file says {shown(kind)}"
 
 
 def _pairs(
-    rows: list[dict[str, str]], source: LayerGraph, target: LayerGraph
+    rows: Sequence[_Row], source: LayerGraph, target: LayerGraph
 ) -> tuple[list[Pair], list[str]]:
     pairs, faults = [], []
     for row in rows:
         try:
-            one, other = source.parameter(row["source"]), target.parameter(row["target"])
+            one, other = source.parameter(row.source), target.parameter(row.target)
             matrix_shape(one)
             matrix_shape(other)
         except GraftError as error:
             faults.append(str(error))
         else:
-            pairs.append(Pair(one, other, row["direction"], row["rule"]))
+            pairs.append(Pair(one, other, row.direction, row.rule))
     return pairs, faults
-
-
-def _fqn(address: str) -> str:
-    return address.partition("::")[0]

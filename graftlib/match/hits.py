@@ -7,7 +7,6 @@ Always true: of tied parameters only the first in the model is taken; nothing is
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,9 +14,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from ..errors import GraftError, MatchError, ViewError
+from ..errors import GraftError, MatchError, ViewError, closest, shown
 from ..graph.parameter import Parameter
-from ..graph.select import Hit, select
+from ..graph.select import Hit, select, split_pattern
 from .views import matrix_shape
 
 if TYPE_CHECKING:
@@ -32,7 +31,6 @@ __all__ = [
     "hits_of",
     "listed",
     "passed_text",
-    "quoted",
     "viewable",
 ]
 
@@ -134,9 +132,9 @@ def hits_of(graph: LayerGraph, pattern: str, filters: Filters, side: str) -> Hit
         Refused: nothing is named, or nothing of it is left; an exact name without a 2-D view.
         MatchError: the pattern is not well formed.
     """
-    base, part = split_address(pattern)
     known = {parameter.fqn: parameter for parameter in graph.parameters()}
-    found = select(base, list(known))
+    base, part = split_pattern(pattern, known)
+    found = select(base, known)
     if not found:
         raise _nothing_named(graph, pattern, base, part, side)
     hits, objection = _sorted_out(pattern, part, found, known, filters)
@@ -177,7 +175,7 @@ def _sorted_out(
             continue
         taken[parameter.fqn] = Taken(parameter, hit.captures)
         if parameter.fqn != hit.name:
-            notes.append(f"{quoted(parameter.fqn)} stands for {quoted(hit.name)}, tied to it")
+            notes.append(f"{shown(parameter.fqn)} stands for {shown(hit.name)}, tied to it")
     return Hits(pattern, tuple(taken.values()), dict(passed), tuple(notes)), objection
 
 
@@ -186,20 +184,6 @@ def _narrowed(parameter: Parameter, part: str | None) -> Parameter:
     narrowed = parameter if part is None else parameter.select(part)
     matrix_shape(narrowed)
     return narrowed
-
-
-def split_address(pattern: str) -> tuple[str, str | None]:
-    """The pattern of the name, and the part behind ``::``; None where there is none.
-
-    >>> split_address("h.*.attn.c_attn::value.head[3]")
-    ('h.*.attn.c_attn', 'value.head[3]')
-    >>> split_address("re:block(?::x|y)")  # these colons belong to the regular expression
-    ('re:block(?::x|y)', None)
-    """
-    base, colons, part = pattern.rpartition("::")
-    if not colons or (pattern.startswith("re:") and not re.fullmatch(r"[\w.]+(\[\d+\])?", part)):
-        return pattern, None
-    return base, part
 
 
 def viewable(graph: LayerGraph) -> list[Parameter]:
@@ -214,17 +198,12 @@ def viewable(graph: LayerGraph) -> list[Parameter]:
 def alike(name: str, names: Sequence[str], *, n: int = 3) -> list[str]:
     """The names most like `name`, best first; some name always, where there is one."""
     plain = re.sub(r"re:|[*?\\^$(){}\[\]|+]", "", name)
-    return difflib.get_close_matches(plain, names, n=n, cutoff=0.3) or list(names[:1])
-
-
-def quoted(name: str) -> str:
-    """A name as untrusted text: in quotes, with what cannot be printed escaped."""
-    return repr(name)
+    return closest(plain, names, n=n) or list(names[:1])
 
 
 def listed(names: Iterable[str], *, most: int = 6) -> str:
     """Names in a row, the first `most` of them, and how many more there are."""
-    names = [quoted(name) for name in names]
+    names = [shown(name) for name in names]
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
@@ -260,8 +239,8 @@ def _nothing_named(
     ways = [{side: name + suffix} for name in dict.fromkeys([*repaired, *near])]
     ways += [{side: name} for name in near] if part else []
     return Refused(
-        f"the {side} pattern {pattern!r} matches nothing in {graph.name}.",
-        near=map(quoted, near),
+        f"the {side} pattern {shown(pattern)} matches nothing in {graph.name}.",
+        near=map(shown, near),
         ways=ways,
         otherwise=f"see print({side}) for the names of {graph.name}",
     )
@@ -280,7 +259,7 @@ def _repaired(pattern: str, name: str) -> str:
 def _no_view(graph: LayerGraph, objection: ViewError, side: str) -> Refused:
     fqn = str(getattr(objection.parameter, "fqn", getattr(objection, "parameter", "")))  # type: ignore[attr-defined]
     names = [parameter.fqn for parameter in viewable(graph) if parameter.fqn != fqn]
-    near = objection.near or map(quoted, alike(fqn, names))
+    near = objection.near or map(shown, alike(fqn, names))
     part = getattr(objection, "part", None)
     return Refused(
         objection.what,
@@ -296,7 +275,7 @@ def _no_view(graph: LayerGraph, objection: ViewError, side: str) -> Refused:
 def _nothing_left(
     graph: LayerGraph, hits: Hits, objection: ViewError | None, filters: Filters, side: str
 ) -> Refused:
-    base, part = split_address(hits.pattern)
+    base, part = split_pattern(hits.pattern, [p.fqn for p in graph.parameters()])
     asked = {"kind": filters.kind, "role": filters.role, "depth": filters.depth}
     used = [name for name, value in asked.items() if value is not None]
     ways: list[Mapping[str, object]] = [{name: None} for name in used]
@@ -307,7 +286,7 @@ def _nothing_left(
     if any(" is " in reason for reason in hits.passed):
         objection = None  # a filter took some, so the lack of a view is not why nothing is left
     return Refused(
-        f"the {side} pattern {hits.pattern!r} leaves no parameter to link in {graph.name}.",
+        f"the {side} pattern {shown(hits.pattern)} leaves no parameter to link in {graph.name}.",
         where={side: passed_text(hits.passed)},
         why=None if objection is None else objection.why,
         near=() if objection is None else objection.near,

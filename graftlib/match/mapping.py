@@ -15,20 +15,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import GraftError, MatchError, nearest
+from ..arguments import check
+from ..errors import GraftError, MatchError, nearest, shown
 from ..graph.parameter import KINDS
 from . import auto as _auto
 from . import files as _files
 from .hits import Filters, Refused, hits_of, passed_text
-from .pairing import ARROWS, DIRECTIONS, PAIRINGS, Pair, exclude, pair_up
+from .pairing import ARROWS, DIRECTIONS, PAIRINGS, Direction, Pair, exclude, pair_up
 from .report import Rule, report
 
 if TYPE_CHECKING:
     from ..graph import LayerGraph
 
 __all__ = ["Mapping"]
-
-Direction = Literal["forward", "backward", "both"]
 
 
 class Mapping:
@@ -145,6 +144,14 @@ class Mapping:
                 are on the meta device or not finite. Nothing was added.
         """
         _check_words(direction, None, kind)
+        check(
+            MatchError,
+            role=(role, str | None),
+            limit=(limit, int | None),
+            min_score=(min_score, float),
+            spectrum=(spectrum, bool),
+            weights=(weights, dict[str, float] | None),
+        )
         options = _auto.Options(kind, role, limit, min_score, spectrum, dict(weights or {}))
         rule = _auto.find(self.source, self.target, self.pairs, direction, options)
         self._rules.append(rule)
@@ -188,6 +195,12 @@ class Mapping:
     def _follow(self, asked: _Asked) -> Rule:
         """The rule with its pairs, checked against all that is there; nothing is added."""
         _check_words(asked.direction, asked.pair, asked.kind)
+        check(
+            MatchError,
+            source=(asked.source, str),
+            target=(asked.target, str),
+            role=(asked.role, str | None),
+        )
         filters = Filters(asked.kind, asked.role, _checked_depth(asked.depth))
         sources, targets = self._both_sides(asked, filters)
         couples, notes = pair_up(sources, targets, asked.pair)
@@ -305,8 +318,8 @@ def _check_words(direction: str, pair: str | None, kind: str | None) -> None:
     ):
         if word not in words and (word is not None or name == "direction"):
             raise MatchError(
-                f"{name}={word!r} is not a {name}.",
-                near=nearest(str(word), words),
+                f"{name}={shown(word)} is not a {name}.",
+                near=nearest(word, words) if isinstance(word, str) else (),
                 fix=f"use {name}= one of " + ", ".join(map(repr, words)),
             )
 
@@ -316,11 +329,11 @@ def _checked_depth(depth: tuple[float, float] | None) -> tuple[float, float] | N
         return None
     try:
         low, high = map(float, depth)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         low, high = 1.0, 0.0
     if not low <= high:
         raise MatchError(
-            f"depth={depth!r} is not a range.",
+            f"depth={shown(depth)} is not a range.",
             why="relative depth runs from 0.0, the first layer, to 1.0, the last",
             fix="use depth=(lo, hi) with lo <= hi, for example depth=(0.5, 1.0)",
         )

@@ -10,17 +10,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
+from ..errors import shown
 from ..graph.parameter import Parameter, Part
-from .hits import Hits, Refused, Taken, listed, quoted
+from .hits import Hits, Refused, Taken, listed
 
 if TYPE_CHECKING:
     from ..graph import LayerGraph
 
-__all__ = ["ARROWS", "DIRECTIONS", "PAIRINGS", "Pair", "exclude", "overlap", "pair_up"]
+__all__ = ["ARROWS", "DIRECTIONS", "PAIRINGS", "Direction", "Pair", "exclude", "overlap", "pair_up"]
 
-DIRECTIONS = ("forward", "backward", "both")
+Direction = Literal["forward", "backward", "both"]
+DIRECTIONS = get_args(Direction)
 PAIRINGS = ("order", "nearest", "all")
 ARROWS = {"forward": "->", "backward": "<-", "both": "<->"}
 
@@ -44,7 +46,7 @@ class Pair:
 
     def __str__(self) -> str:
         arrow = ARROWS[self.direction]
-        return f"{quoted(self.source.address)} {arrow} {quoted(self.target.address)}"
+        return f"{shown(self.source.address)} {arrow} {shown(self.target.address)}"
 
 
 _Couple = tuple[Parameter, Parameter]
@@ -268,7 +270,7 @@ def _overlapping(
                 if overlap(parameter.selection, other.selection):
                     side = "target" if parameter is pair.target else "source"
                     yield Refused(
-                        f"{quoted(parameter.address)} and {quoted(other.address)} would both be written, "
+                        f"{shown(parameter.address)} and {shown(other.address)} would both be written, "
                         "and they share units.",
                         where={"pair": str(pair)},
                         why="two writes to one unit have no order",

@@ -10,13 +10,15 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
+from ..errors import shown
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass, axis_classes
 from .refusal import SurgeryError
 
-__all__ = ["Request", "editable", "owned", "replace", "requested", "tensor_of"]
+__all__ = ["Request", "editable", "owned", "replace", "requested", "tensor_of", "whole_numbers"]
 
 T = TypeVar("T")
 # A class of the graph, or its number in ``graph.axis_classes``.
@@ -40,6 +42,11 @@ def requested(graph: LayerGraph, asked: Mapping[Request, T]) -> dict[AxisClass, 
                     fix="look at graph.axis_classes",
                 )
             key = classes[key]
+        elif not isinstance(key, AxisClass):
+            raise SurgeryError(
+                f"{shown(key)} is no axis class.",
+                fix="take one of graph.axis_classes, or its number there",
+            )
         elif key not in classes:
             raise SurgeryError(
                 f"a class of {key.size} units is none of this graph's.",
@@ -82,6 +89,30 @@ def editable(
             fix="trace this model, and edit it by its own graph",
         )
     return model if inplace else copy.deepcopy(model)
+
+
+def whole_numbers(values: object) -> Tensor:
+    """(n,) int64 on the CPU.
+
+    Raises:
+        SurgeryError: `values` are no list of whole numbers.
+    """
+    try:
+        numbers = torch.as_tensor(values, device="cpu")
+    except Exception as error:  # whatever the methods of a stranger's object raise
+        raise SurgeryError(
+            f"{shown(values)} is no list of units.",
+            why=str(error).partition("\n")[0][:200],
+            fix="give their numbers: [0, 2, 5]",
+        ) from None
+    whole = numbers.numel() == 0 or not (
+        numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool
+    )
+    if numbers.ndim != 1 or not whole:
+        raise SurgeryError(
+            f"{shown(values)} is no list of units.", fix="give their numbers: [0, 2, 5]"
+        )
+    return numbers.to(torch.int64)
 
 
 def tensor_of(model: nn.Module, fqn: str) -> Tensor:

@@ -8,16 +8,18 @@ Elsewhere: a share for the whole model (`everywhere`), layers fitted to data (`r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..arguments import check
+from ..errors import shown
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass
-from .edits import Request, editable, requested, tensor_of
+from .edits import Request, editable, requested, tensor_of, whole_numbers
 from .everywhere import outer_classes, where_possible
 from .fit import fitted
 from .listen import as_batches
@@ -68,19 +70,31 @@ def narrow(
         the edited model: the same modules with smaller tensors, and with the attributes that say a size set anew.
 
     Raises:
-        SurgeryError: a class is frozen or unknown, nothing would be left, or the modules do not run with these
-            sizes (their code holds a size that is not known here). The model is as it was.
-        ValueError: `refit` is no known name, or `ridge` is not above 0.
+        SurgeryError: an argument is not what it should be, a class is frozen or unknown, nothing would be left, or
+            the modules do not run with these sizes (their code holds a size that is not known here). The model is as
+            it was.
 
     Warns:
         SurgeryWarning: a class (of a share for the whole model) or a layer (of a fit) was left as it is.
     """
+    check(
+        SurgeryError,
+        model=(model, (nn.Module,)),
+        graph=(graph, (LayerGraph,)),
+        score=(score, (str, Callable)),
+        data=(data, (Iterable, type(None))),
+        ridge=(ridge, float),
+        statistics=(statistics, bool),
+        inplace=(inplace, bool),
+    )
     rank = ranking(score, graph, model)
     batches = None if data is None else as_batches(data)
     if refit is not None and refit not in REFITS:
-        raise ValueError(f"refit is one of {', '.join(map(repr, REFITS))} or None, not {refit!r}")
+        raise SurgeryError(
+            f"refit is one of {', '.join(map(repr, REFITS))} or None, not {shown(refit)}."
+        )
     if not ridge > 0:
-        raise ValueError(f"ridge is above 0, not {ridge}")
+        raise SurgeryError(f"ridge is above 0, not {ridge}.")
 
     def cut(kept: Mapping[AxisClass, Tensor], inplace: bool = False) -> nn.Module:
         sizes = {each: len(units) for each, units in kept.items()}
@@ -111,7 +125,7 @@ def narrow(
 def _share(keep: object) -> float:
     if not isinstance(keep, float) or not 0 < keep <= 1:
         raise SurgeryError(
-            f"{keep!r} is no share for a whole model.",
+            f"{shown(keep)} is no share for a whole model.",
             fix="give a float above 0 and up to 1.0, or a mapping of classes to how many units each keeps",
         )
     return keep
@@ -119,22 +133,22 @@ def _share(keep: object) -> float:
 
 def _units(each: AxisClass, wish: Keep, rank: Ranking) -> Tensor:
     if isinstance(wish, (int, float)):
-        count = round(wish * each.size) if isinstance(wish, float) else wish
-        if not 1 <= count <= each.size:
+        share = isinstance(wish, float) and 0 < wish <= 1
+        count = round(wish * each.size) if share else wish
+        if not 1 <= count <= each.size or isinstance(count, float):
             raise SurgeryError(
-                f"{wish} of {each.size} units cannot be kept.",
+                f"{shown(wish)} of {each.size} units cannot be kept.",
                 where={"class": ", ".join(map(str, each.members[:3]))},
                 fix=f"keep 1 to {each.size} units, or a share up to 1.0",
             )
         scores = rank(each)
         best: Tensor = scores.topk(count).indices.sort().values
         return best
-    given = torch.as_tensor(wish, dtype=torch.int64, device="cpu")
-    units: Tensor = torch.unique(given)
+    units: Tensor = torch.unique(whole_numbers(wish))
     if not len(units) or int(units[0]) < 0 or int(units[-1]) >= each.size:
         raise SurgeryError(
             f"units to keep lie between 0 and {each.size - 1}.",
-            where={"given": str(wish)[:60]},
+            where={"given": shown(wish, 60)},
         )
     return units
 

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from ..arguments import Seed, check
 from ..graph import LayerGraph
 from ..graph.axes import axis_classes
 from ..graph.axes.check import draw
 from ..graph.axes.check import permute as move
-from .edits import Request, editable, requested, tensor_of
+from .edits import Request, editable, requested, tensor_of, whole_numbers
 from .refusal import SurgeryError
 
 __all__ = ["permute"]
@@ -38,16 +39,24 @@ def permute(
         the edited model.
 
     Raises:
-        SurgeryError: a class is frozen or unknown, an order is none, the model is another one.
-        ValueError: neither or both of `permutations` and `seed` are given.
+        SurgeryError: an argument is not what it should be, neither or both of `permutations` and `seed` are given, a
+            class is frozen or unknown, an order is none, the model is another one.
     """
+    check(
+        SurgeryError,
+        model=(model, (nn.Module,)),
+        graph=(graph, (LayerGraph,)),
+        permutations=(permutations, (Mapping, type(None))),
+        seed=(seed, Seed | None),
+        inplace=(inplace, bool),
+    )
     if (permutations is None) == (seed is None):
-        raise ValueError("give either permutations or seed")
+        raise SurgeryError("give either permutations or seed.", fix="permute(model, graph, seed=0)")
     if permutations is None:
         orders = dict(draw([c for c in axis_classes(graph) if c.free], seed or 0))
     else:
         orders = {
-            each: _order(each.size, torch.as_tensor(order, device="cpu"))
+            each: _order(each.size, whole_numbers(order))
             for each, order in requested(graph, permutations).items()
         }
     model = editable(model, graph, orders, inplace)

@@ -10,10 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
 from math import ceil
+from typing import Annotated
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 
+from ..arguments import Seed, check
+from ..errors import nearest, shown
 from ..graph import LayerGraph, trace
 from ..graph.axes import AxisClass, axis_classes
 from .edits import Request, editable, requested, tensor_of
@@ -55,12 +59,24 @@ def widen(
         the edited model: the same modules with larger tensors; the units there were come first.
 
     Raises:
-        SurgeryError: a class is frozen or unknown, a width is too small, the modules do not run with these sizes, or
-            the function would change. The model is as it was.
-        ValueError: `fill` is no known name.
+        SurgeryError: an argument is not what it should be, a class is frozen or unknown, a width is too small, the
+            modules do not run with these sizes, or the function would change. The model is as it was.
     """
+    check(
+        SurgeryError,
+        model=(model, (nn.Module,)),
+        graph=(graph, (LayerGraph,)),
+        widths=(widths, (Mapping,)),
+        fill=(fill, str),
+        seed=(seed, Seed),
+        inplace=(inplace, bool),
+    )
+    check(SurgeryError, widths=([*widths.values()], list[Annotated[int, Meta(ge=1, le=10**9)]]))
     if fill not in FILLS:
-        raise ValueError(f"fill is one of {', '.join(map(repr, FILLS))}, not {fill!r}")
+        raise SurgeryError(
+            f"fill is one of {', '.join(map(repr, FILLS))}, not {shown(fill)}.",
+            near=nearest(fill, [*FILLS]),
+        )
     wanted = requested(graph, widths)
     for each, width in wanted.items():
         if width < each.size:

@@ -69,6 +69,11 @@ def build_scene(source: Any, target: Any = None, mapping: Any = None) -> Scene:
     """
     if mapping is None and hasattr(source, "source") and hasattr(source, "target"):
         source, target, mapping = source.source, source.target, source
+    if mapping is not None and not (hasattr(mapping, "source") and hasattr(mapping, "target")):
+        raise GraftError(
+            f"view takes a mapping, and mapping is a {type(mapping).__name__}.",
+            fix="view(source, target, Mapping(source, target).auto())",
+        )
     if target is None and mapping is not None:
         target = mapping.target
     for name, graph in (("source", source), ("target", target)):

@@ -124,17 +124,17 @@ def test_a_dry_run_executes_and_writes_nothing(here):
     ("changes", "said"),
     [
         ({"sauces": []}, "'sauces'"),
-        ({"sources": []}, "is no list of models"),
+        ({"sources": []}, "expected list of length >= 1"),
         ({"sources": [{"model": "nets.py:net", "weights": "gone.safetensors"}]}, "is not there"),
         ({"sources": [{"model": "torchvision:resnet18"}]}, "would be random"),
         ({"sources": [{"model": "nets.py:net", "folder": "hollow"}]}, "holds no"),
         ({"sources": [{"model": "nets.py:net", "input": "3xx"}]}, "not a shape"),
         ({"base": {"model": "nets.py:net", "folder": "zoo"}}, "is unknown"),
-        ({"base": "nets.py:net"}, "has no fields"),
-        ({"settings": {"pad": 3}}, "is no str"),
-        ({"settings": {"rounds": True}}, "is no int"),
-        ({"links": [["a"]]}, "is no list of"),
-        ({"evaluate": 3}, "is no name"),
+        ({"base": "nets.py:net"}, "expected mapping of names"),
+        ({"settings": {"pad": 3}}, "expected 'zero' or 'keep'"),
+        ({"settings": {"rounds": True}}, "expected whole number"),
+        ({"links": [["a"]]}, "expected list of length 2"),
+        ({"evaluate": 3}, "expected text"),
     ],
 )
 def test_a_malformed_plan_is_refused_before_anything_runs(here, changes, said):

@@ -106,12 +106,12 @@ def test_what_is_no_plan_is_refused(values):
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "\x00"])
 def test_a_damaged_file_is_refused(tmp_path, text):
     (tmp_path / "plan.json").write_text(text)
-    with pytest.raises(AssemblyError, match="cannot be read as a plan"):
+    with pytest.raises(AssemblyError, match="cannot be read as JSON"):
         Plan.load(tmp_path / "plan.json")
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(AssemblyError, match="cannot be read as a plan"):
+    with pytest.raises(AssemblyError, match="cannot be read"):
         Plan.load(tmp_path / "none.json")
 
 

@@ -261,7 +261,7 @@ def test_what_is_frozen_is_refused():
         narrow(model, graph, {0: 7})
     with pytest.raises(SurgeryError, match="between 0 and 5"):
         narrow(model, graph, {0: [6]})
-    with pytest.raises(ValueError, match="either"):
+    with pytest.raises(SurgeryError, match="either"):
         permute(model, graph)
 
 

@@ -191,7 +191,7 @@ def test_the_spread_of_new_units():
 
 def test_a_fill_has_a_name():
     model, x = normed("layer")
-    with pytest.raises(ValueError, match="'like', 'zero', not 'noise'"):
+    with pytest.raises(SurgeryError, match="'like', 'zero', not 'noise'"):
         widen(model, trace(model, x), {0: 12}, fill="noise")
 
 

@@ -9,13 +9,18 @@ the steps (`steps`), what a plan holds (`plan`), the rule without data (`rule`),
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from msgspec import Meta
 from torch import nn
 
+from graftlib.arguments import check
+from graftlib.disk import make_folder
+from graftlib.errors import shown
 from graftlib.graph import trace
 
 from .meeting import Declared, Evaluate, Pad, Stage, meet
@@ -63,7 +68,7 @@ class Assembly:
             sources: the sources, where they came from a generator that is used up.
 
         Raises:
-            AssemblyError: there are not so many steps, or a source is not to be had any more or has changed.
+            AssemblyError: `steps` is no such number, or a source is not to be had any more or has changed.
         """
         made = (
             self._made
@@ -80,7 +85,7 @@ class Assembly:
         """
         from .card import write
 
-        return write(Path(folder), self.model, self.record)
+        return write(folder, self.model, self.record)
 
     def __str__(self) -> str:
         return str(self.record)
@@ -163,6 +168,13 @@ def assemble(
         merge_factor, evaluate, goal, tolerance, factors, parts, pad, frame, method, score, restarts,
         rounds, patience, seed,
     )  # fmt: skip
+    check(
+        AssemblyError,
+        base=(base, (nn.Module,)),
+        jobs=(jobs, Annotated[int, Meta(ge=1, le=4096)]),
+        resume=(resume, bool),
+        show=(show, bool | None),
+    )
     pool = Pool(sources, args, kwargs)
     if rounds > 1 and not pool.again:
         raise AssemblyError(
@@ -171,7 +183,7 @@ def assemble(
     graph = trace(base, args, kwargs)
     made = Made(base, graph, pool, mapping, (args, kwargs))
     fresh = Plan(type(base).__name__, fingerprint(state_of(base)), settings.to_json())
-    book = None if log is None else Path(log)
+    book = None if log is None else make_folder(log, error=AssemblyError)
     plan = _begin(book, fresh, resume)
     stage = _restaged(plan, made)
     if not plan.stopped:
@@ -206,7 +218,8 @@ def replay(
     Raises:
         AssemblyError: the plan is damaged, or the base or a source is not the one it was made with.
     """
-    if isinstance(plan, (str, Path)):
+    check(AssemblyError, base=(base, (nn.Module,)), plan=(plan, (Plan, Mapping, str, os.PathLike)))
+    if isinstance(plan, (str, os.PathLike)):
         plan = Plan.load(plan)
     record = plan if isinstance(plan, Plan) else Plan.from_json(dict(plan))
     graph = trace(base, args, kwargs)
@@ -221,10 +234,6 @@ def _begin(book: Path | None, fresh: Plan, resume: bool) -> Plan:
         if resume:
             raise AssemblyError("there is nothing to resume from.", fix="pass log=FOLDER, too")
         return fresh
-    try:
-        book.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise AssemblyError(f"the folder {str(book)!r} cannot be made.", why=str(error)) from error
     if not (book / PLAN).exists():
         return fresh
     if not resume:
@@ -234,7 +243,7 @@ def _begin(book: Path | None, fresh: Plan, resume: bool) -> Plan:
         )
     held = Plan.load(book / PLAN)
     differ = {
-        name: f"{held.settings.get(name)!r} in the log, {value!r} here"
+        name: f"{shown(held.settings.get(name))} in the log, {value!r} here"
         for name, value in fresh.settings.items()
         if held.settings.get(name) != value
     }
@@ -253,12 +262,12 @@ def _restaged(plan: Plan, made: Made) -> Stage:
     """A copy of the base after the accepted steps of a plan."""
     if plan.fingerprint != fingerprint(state_of(made.base)):
         raise AssemblyError(
-            f"the plan was made for other weights of {plan.base!a}.",
+            f"the plan was made for other weights of {shown(plan.base)}.",
             fix="replay it on the very base that it was made with",
         )
     pad = plan.settings.get("pad")
     if pad not in ("zero", "keep"):
-        raise AssemblyError("the plan is damaged.", where={"settings": f"pad is {pad!a}"})
+        raise AssemblyError("the plan is damaged.", where={"settings": f"pad is {shown(pad)}"})
     stage = Stage(made.base)
     for step in plan.accepted:
         giver = made.pool.get(step.number)
@@ -267,8 +276,8 @@ def _restaged(plan: Plan, made: Made) -> Stage:
         meeting = meet(made.graph, giver, made.mapping)
         if fingerprint(meeting.source_state) != step.fingerprint:
             raise AssemblyError(
-                f"source {step.number}, {step.source!a}, has other weights than the plan was made with.",
-                where={"given": repr(giver.name)},
+                f"source {step.number}, {shown(step.source)}, has other weights than the plan was made with.",
+                where={"given": shown(giver.name)},
                 fix="pass the sources in the order and state that they had",
             )
         stage.commit(write_step(stage, alignment_of(meeting.problem, step), meeting, step, pad))

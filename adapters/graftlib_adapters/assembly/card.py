@@ -1,6 +1,6 @@
 """The folder of an assembly: weights, what they are, where they come from.
 
-In: a model and its plan. Out: `FILES` in a folder. Always true: each file is written whole or not at all; the weights
+In: a model and its plan. Out: `FILES` in a folder. Always true: the files come together or not at all; the weights
 are safetensors; names of models and sources are untrusted text and stand escaped in the card.
 """
 
@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graftlib.disk import write_whole
-from graftlib.errors import MissingExtraError
+from graftlib.disk import destination, make_folder, place_all, unwritable
+from graftlib.errors import MissingExtraError, shown
 
 from .permutation import AssemblyError
 from .plan import Plan, Step
@@ -35,26 +35,31 @@ _LIBRARIES = ("torch", "safetensors", "scipy", "graftlib")
 _MARKUP = re.compile(r"[\\`*_{}\[\]()<>#+!|~&$@:/-]")
 
 
-def write(folder: Path, model: nn.Module, plan: Plan) -> Path:
-    """Write `FILES` into `folder`, which is made where it is missing; the card last.
+def write(folder: str | Path, model: nn.Module, plan: Plan) -> Path:
+    """Write `FILES` into `folder`, which is made where it is missing.
+
+    The card goes first and comes last, and so do all files that describe the weights: a folder with a card is whole,
+    and after a kill at any point no file in it describes another's weights.
 
     Raises:
-        AssemblyError: the folder cannot be written.
+        AssemblyError: the folder cannot be written, or a tensor has a name that no file can hold.
     """
+    contents = {
+        "model.safetensors": _weights(model),
+        "config.json": _json(config(model)).encode(),
+        "plan.json": plan.text.encode(),
+        "report.json": _json(report(plan)).encode(),
+        "README.md": card(plan).encode("utf-8", "backslashreplace"),
+    }
+    folder = make_folder(folder, error=AssemblyError)
+    places = {name: destination(folder / name, error=AssemblyError) for name in contents}
+    described = [name for name in contents if name not in ("model.safetensors", "plan.json")]
+    moves: list[tuple[bytes | None, Path]] = [(None, places[name]) for name in reversed(described)]
+    moves += [(content, places[name]) for name, content in contents.items()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise AssemblyError(
-            f"the folder {str(folder)!r} cannot be made.",
-            why=error.strerror or str(error),
-            fix="name a folder that you may write to",
-        ) from error
-    weights = _weights(model)
-    write_whole(folder / "model.safetensors", weights, error=AssemblyError)
-    write_whole(folder / "config.json", _json(config(model)), error=AssemblyError)
-    plan.save(folder / "plan.json")
-    write_whole(folder / "report.json", _json(report(plan)), error=AssemblyError)
-    write_whole(folder / "README.md", card(plan), error=AssemblyError)
+        place_all(moves)
+    except OSError as refusal:
+        raise unwritable(folder, refusal, AssemblyError) from refusal
     return folder
 
 
@@ -162,7 +167,15 @@ def _weights(model: nn.Module) -> bytes:
         raise MissingExtraError(
             "an assembly is saved as safetensors.", fix='pip install "graftlib[assembly]"'
         ) from error
-    return save(_untied(model), metadata={"format": "pt"})
+    tensors = _untied(model)
+    for name in tensors:
+        if name.encode("utf-8", "replace").decode() != name:
+            raise AssemblyError(
+                f"the tensor {shown(name)} cannot be saved.",
+                why="its name holds half of a letter (a lone surrogate), which no file can hold",
+                fix="give its module another name",
+            )
+    return save(tensors, metadata={"format": "pt"})
 
 
 def _untied(model: nn.Module) -> dict[str, Tensor]:

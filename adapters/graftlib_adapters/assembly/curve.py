@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from msgspec import Struct
+
+from graftlib.documents import Finite, convert
+
 from .permutation import AssemblyError
 
 __all__ = ["Curve", "grid"]
@@ -151,11 +155,14 @@ class Curve:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Curve:
-        """The inverse of `to_json`; what follows from the scores is worked out anew."""
-        scores = tuple(math.nan if score is None else float(score) for score in values["scores"])
-        factors = tuple(float(factor) for factor in values["factors"])
-        data = tuple(values.get("data", ()))
-        return cls(factors, scores, values["method"], values["frame"], values["pad"], data)
+        """The inverse of `to_json`; what follows from the scores is worked out anew.
+
+        Raises:
+            AssemblyError: `values` are not those of a curve.
+        """
+        record = convert(values, _Record, what="the curve", error=AssemblyError)
+        scores = tuple(math.nan if score is None else score for score in record.scores)
+        return cls(record.factors, scores, record.method, record.frame, record.pad, record.data)
 
     def __str__(self) -> str:
         head = f"{self.method or 'walk'}, {self.frame} frame, pad {self.pad}"
@@ -167,6 +174,17 @@ class Curve:
             ("excess", f"at most {self.excess:.4g}, {self.mean_excess:.4g} in the mean"),
         ]
         return "\n".join([head, *(f"  {label:<8} {text}" for label, text in rows)])
+
+
+class _Record(Struct):
+    """What `Curve.from_json` reads; the figures that follow from the scores are other fields."""
+
+    factors: tuple[Finite, ...]
+    scores: tuple[Finite | None, ...]
+    method: str
+    frame: str
+    pad: str
+    data: tuple[str, ...] = ()
 
 
 def _plain(value: float) -> float | None:

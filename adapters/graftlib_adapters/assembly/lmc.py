@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from graftlib.arguments import Seed, Some, check
+from graftlib.errors import shown
 from graftlib.graph import LayerGraph, trace
 
 from .activations import costs
@@ -85,7 +87,21 @@ def lmc(
         AssemblyError: nothing meets, the union frame is not to be had (its message says why), or `batches` and what
             they are for do not go together.
     """
+    check(
+        AssemblyError,
+        base=(base, (nn.Module,)),
+        evaluate=(evaluate, (Callable,)),
+        factors=(factors, list[float] | None),
+        score=(score, Literal["l2", "inner"] | None),
+        frame=(frame, Literal["base", "union"]),
+        pad=(pad, Literal["zero", "keep"]),
+        layers=(layers, list[str] | None),
+        restarts=(restarts, Some),
+        seed=(seed, Seed),
+        repair=(repair, bool),
+    )
     _known(method)
+    _points(factors)
     data = _Data(batches, match_on, repair)
     giver = next(givers(source, args, kwargs))
     wanted = score or ("inner" if frame == "union" else "l2")
@@ -173,9 +189,23 @@ def controls(
     Raises:
         AssemblyError: nothing meets, or a name is none of `CONTROLS`.
     """
+    check(
+        AssemblyError,
+        base=(base, (nn.Module,)),
+        evaluate=(evaluate, (Callable,)),
+        factors=(factors, list[float] | None),
+        which=(which, list[str]),
+        score=(score, Literal["l2", "inner"]),
+        layers=(layers, list[str] | None),
+        restarts=(restarts, Some),
+        seed=(seed, Seed),
+        repair=(repair, bool),
+    )
     for name in which:
         if name not in CONTROLS:
-            raise AssemblyError(f"{name!r} is no control.", fix="use some of " + str(CONTROLS))
+            raise AssemblyError(f"{shown(name)} is no control.", fix=f"use some of {CONTROLS}")
+    _known(method)
+    _points(factors)
     data = _Data(batches, match_on, repair)
     stage = Stage(base)
     giver = next(givers(source, args, kwargs))
@@ -225,7 +255,7 @@ def walk(
 
     `mend` makes of a merged model and its factor, above 0, the model that is judged; `data` is noted in the curve.
     """
-    points = grid() if factors is None else tuple(factors)
+    points = _points(factors)
     given = meeting.given(method)
     scores = []
     for factor in points:
@@ -261,7 +291,7 @@ def _between(
         beside = align(same, state, state, method="identity")
         mend = data.mend(both.base, both.source, beside, options["method"], None)
     model = copy.deepcopy(both.base).eval()
-    points, scores = grid() if factors is None else tuple(factors), []
+    points, scores = _points(factors), []
     for factor in points:
         both.write(model, factor)
         scores.append(scored(evaluate, mend(model, factor) if factor and mend else model))
@@ -279,7 +309,7 @@ class _Data:
     def __post_init__(self) -> None:
         if self.match_on not in ("weights", "activations"):
             raise AssemblyError(
-                f"match_on={self.match_on!r} is none.", fix="use 'weights' or 'activations'"
+                f"match_on={shown(self.match_on)} is none.", fix="use 'weights' or 'activations'"
             )
         if self.uses and (self.batches is None or iter(self.batches) is self.batches):
             raise AssemblyError(
@@ -335,8 +365,14 @@ class _Data:
         return mended
 
 
+def _points(factors: Sequence[float] | None) -> tuple[float, ...]:
+    points = grid() if factors is None else tuple(map(float, factors))
+    Curve(points, points)  # refuses what no curve has
+    return points
+
+
 def _known(method: str) -> None:
     if method not in METHODS:
         raise AssemblyError(
-            f"method={method!r} is none.", fix="use one of " + ", ".join(map(repr, METHODS))
+            f"method={shown(method)} is none.", fix="use one of " + ", ".join(map(repr, METHODS))
         )

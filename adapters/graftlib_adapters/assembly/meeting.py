@@ -14,6 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from graftlib.arguments import check
+from graftlib.errors import shown
 from graftlib.graph import LayerGraph
 from graftlib.match import Mapping as Links
 from graftlib.surgery.edits import tensor_of
@@ -100,7 +102,7 @@ def meet(base: LayerGraph, giver: Giver, mapping: Declared = None) -> Meeting:
     """Find what meets, and read those tensors of the source.
 
     Raises:
-        AssemblyError: nothing meets, or the mapping is of other graphs.
+        AssemblyError: nothing meets, a tensor that takes part is not finite, or the mapping is of other graphs.
     """
     return between(base, giver.graph(), giver.state, mapping, giver.name)
 
@@ -118,11 +120,27 @@ def between(
     found = problem(base, source, mapping=_links(mapping, source, base))
     if not found.pairs:
         raise AssemblyError(
-            f"nothing of {name!a} meets anything of the base.",
+            f"nothing of {shown(name)} meets anything of the base.",
             where=dict(found.refused[:6]),
             fix="declare links: mapping=[('source pattern', 'base pattern')]",
         )
-    return Meeting(found, state(dict.fromkeys(pair.source for pair in found.pairs)))
+    tensors = state(dict.fromkeys(pair.source for pair in found.pairs))
+    odd = [each for each, tensor in tensors.items() if not _finite(tensor)]
+    if odd:
+        raise AssemblyError(
+            f"{shown(name)} holds values that are not finite.",
+            where={"tensors": ", ".join(map(shown, odd[:6]))},
+            fix="leave this source out, or mend its weights",
+            tensors=tuple(odd),
+        )
+    return Meeting(found, tensors)
+
+
+def _finite(tensor: Tensor) -> bool:
+    if tensor.is_meta or not tensor.is_floating_point():
+        return True
+    # Floats of one byte cannot be asked.
+    return bool(torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor).all())
 
 
 def _links(mapping: Declared, source: LayerGraph, base: LayerGraph) -> Links | None:
@@ -131,6 +149,7 @@ def _links(mapping: Declared, source: LayerGraph, base: LayerGraph) -> Links | N
     if callable(mapping):
         return mapping(source, base)
     links = Links(source, base)
+    check(AssemblyError, mapping=(mapping, list[tuple[str, str]]))
     for one, other in mapping:
         links.link(one, other)
     return links

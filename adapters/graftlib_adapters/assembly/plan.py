@@ -2,7 +2,8 @@
 
 In: steps. Out: JSON and back. Always true: a step that was accepted holds all that is needed to do it again to the bit:
 which source (with the fingerprint of its tensors), which modules, the factor, and which source unit each unit reads.
-A plan that comes from a file is untrusted: every field is checked, nothing in it is executed or opened.
+A plan that comes from a file is untrusted: every field is checked (see `graftlib.documents`), nothing in it is executed
+or opened.
 """
 
 from __future__ import annotations
@@ -11,11 +12,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from msgspec import Meta, Struct
 
+from graftlib.arguments import check
 from graftlib.disk import write_whole
+from graftlib.documents import Count, Finite, Record, convert, read_json
+from graftlib.errors import shown
 
 from .matching import Alignment
 from .pairing import ClassPair, Problem
@@ -27,8 +32,7 @@ FORMAT = "graftlib assembly plan"
 VERSION = 1
 
 
-@dataclass(frozen=True)
-class Reads:
+class Reads(Struct, frozen=True, forbid_unknown_fields=True):
     """Which source unit each unit of one class reads.
 
     Attributes:
@@ -40,12 +44,11 @@ class Reads:
 
     base: str
     source: str
-    sources: int
-    units: tuple[int, ...]
+    sources: Count
+    units: tuple[Annotated[int, Meta(ge=-1, le=2**53)], ...]
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(Struct, frozen=True, forbid_unknown_fields=True):
     """One source looked at.
 
     Attributes:
@@ -63,16 +66,16 @@ class Step:
     """
 
     source: str
-    number: int
+    number: Count
     fingerprint: str
     accepted: bool
     reason: str
-    factor: float = 0.0
+    factor: Annotated[float, Meta(ge=0, le=1)] = 0.0
     layers: tuple[str, ...] | None = None
-    before: float | None = None
-    after: float | None = None
-    tried: int = 0
-    objective: float | None = None
+    before: Finite | None = None
+    after: Finite | None = None
+    tried: Count = 0
+    objective: Finite | None = None
     reads: tuple[Reads, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -98,7 +101,7 @@ class Step:
     def __str__(self) -> str:
         word = f"merged at {self.factor:g}" if self.accepted else "refused"
         where = "" if self.layers is None else f" into {len(self.layers)} modules"
-        return f"{self.source!a}: {word}{where if self.accepted else ''}; {self.reason}"
+        return f"{shown(self.source)}: {word}{where if self.accepted else ''}; {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,7 @@ class Plan:
             AssemblyError: there are not so many.
         """
         places = [i for i, step in enumerate(self.steps) if step.accepted]
+        check(AssemblyError, steps=(steps, Count))
         if not 0 <= steps <= len(places):
             raise AssemblyError(
                 f"{steps} steps cannot be undone.", why=f"{len(places)} were accepted"
@@ -151,9 +155,18 @@ class Plan:
             "stopped": self.stopped,
         }
 
-    def save(self, path: Path) -> None:
-        """Write the plan as JSON, whole or not at all."""
-        write_whole(path, json.dumps(self.to_json(), ensure_ascii=True) + "\n", error=AssemblyError)
+    @property
+    def text(self) -> str:
+        """The plan as the JSON that `save` writes; ASCII."""
+        return json.dumps(self.to_json(), ensure_ascii=True) + "\n"
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON, whole or not at all.
+
+        Raises:
+            AssemblyError: the file cannot be written.
+        """
+        write_whole(path, self.text, error=AssemblyError)
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
@@ -162,43 +175,42 @@ class Plan:
         Raises:
             AssemblyError: the file is missing, damaged, of another format or version.
         """
-        try:
-            values = json.loads(Path(path).read_text("utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise AssemblyError(
-                f"{str(path)!a} cannot be read as a plan.", why=str(error).partition("\n")[0]
-            ) from error
-        return cls.from_json(values)
+        return cls._of(read_json(path, _File, what="plan", error=AssemblyError, fix=_FIX))
 
     @classmethod
     def from_json(cls, values: Any) -> Plan:
         """The inverse of `to_json`.
 
         Raises:
-            AssemblyError: something is missing or of another type; it is named.
+            AssemblyError: something is missing, of another type or out of range; all of it is named.
         """
-        whole = _Fields(values, "plan")
-        if (whole.get("format", str), whole.get("version", int)) != (FORMAT, VERSION):
-            raise AssemblyError(
-                "this is no plan of this version.",
-                where={
-                    "found": f"{whole.get('format', str)!a}, version {whole.get('version', int)}"
-                },
-                fix=f"it says 'format': '{FORMAT}', 'version': {VERSION}",
-            )
-        steps = whole.get("steps", list)
-        return cls(
-            base=whole.get("base", str),
-            fingerprint=whole.get("fingerprint", str),
-            settings=whole.get("settings", dict),
-            steps=tuple(_step(_Fields(each, f"step {i}")) for i, each in enumerate(steps)),
-            stopped=whole.get("stopped", str),
-        )
+        return cls._of(convert(values, _File, what="the plan", error=AssemblyError, fix=_FIX))
+
+    @classmethod
+    def _of(cls, file: _File) -> Plan:
+        return cls(file.base, file.fingerprint, file.settings, file.steps, file.stopped)
 
     def __str__(self) -> str:
         head = f"{len(self.accepted)} of {len(self.steps)} steps merged into {self.base}"
         lines = [head, *(f"  {i:3d}  {step}" for i, step in enumerate(self.steps))]
         return "\n".join([*lines, *([f"  stopped: {self.stopped}"] if self.stopped else [])])
+
+
+_Setting = str | bool | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | Finite | None
+
+_FIX = "use the plan as it was saved"
+
+
+class _File(Record):
+    """A plan as it stands in its file."""
+
+    format: Literal["graftlib assembly plan"]
+    version: Literal[1]
+    base: str
+    fingerprint: str
+    settings: dict[str, _Setting | list[str | Finite]]
+    steps: tuple[Step, ...]
+    stopped: str
 
 
 def reads_of(alignment: Alignment) -> tuple[Reads, ...]:
@@ -230,7 +242,7 @@ def alignment_of(problem: Problem, step: Step) -> Alignment:
         reads = held.pop((_key(pair, "base"), _key(pair, "source")), None)
         if reads is None or len(reads.units) != pair.bases or reads.sources != pair.sources:
             raise AssemblyError(
-                f"the step of {step.source!a} was made for other models.",
+                f"the step of {shown(step.source)} was made for other models.",
                 where={"class": f"{_key(pair, 'base')} ({pair.bases} units)"},
                 fix="replay it with the base, sources and mapping that it was made with",
             )
@@ -238,7 +250,7 @@ def alignment_of(problem: Problem, step: Step) -> Alignment:
         found[number] = Permutation(units, reads.sources)
     if held:
         raise AssemblyError(
-            f"the step of {step.source!a} was made for other models.",
+            f"the step of {shown(step.source)} was made for other models.",
             where={"unknown classes": ", ".join(base for base, _ in list(held)[:3])},
             fix="replay it with the base, sources and mapping that it was made with",
         )
@@ -248,60 +260,6 @@ def alignment_of(problem: Problem, step: Step) -> Alignment:
 def _key(pair: ClassPair, side: str) -> str:
     each = pair.base if side == "base" else pair.source
     return str(each.members[0])
-
-
-class _Fields:
-    """A JSON object whose fields are asked for by name and type."""
-
-    def __init__(self, values: Any, what: str) -> None:
-        self.what = what
-        if not isinstance(values, dict):
-            raise AssemblyError(f"the {what} is a {type(values).__name__}, not an object.")
-        self._values = values
-
-    def get(self, name: str, kind: Any, *, none: bool = False) -> Any:
-        value = self._values.get(name)
-        if none and value is None:
-            return None
-        wanted = (int, float) if kind is float else kind
-        # A bool is an int to Python, not to a plan.
-        if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
-            word = "missing" if name not in self._values else f"a {type(value).__name__}"
-            raise AssemblyError(f"the {self.what} is damaged.", where={name: f"is {word}"})
-        return float(value) if kind is float else value
-
-
-def _step(fields: _Fields) -> Step:
-    layers = fields.get("layers", list, none=True)
-    return Step(
-        source=fields.get("source", str),
-        number=fields.get("number", int),
-        fingerprint=fields.get("fingerprint", str),
-        accepted=fields.get("accepted", bool),
-        reason=fields.get("reason", str),
-        factor=fields.get("factor", float),
-        layers=None if layers is None else _all(layers, str, fields.what),
-        before=fields.get("before", float, none=True),
-        after=fields.get("after", float, none=True),
-        tried=fields.get("tried", int),
-        objective=fields.get("objective", float, none=True),
-        reads=tuple(_reads(_Fields(r, fields.what)) for r in fields.get("reads", list)),
-    )
-
-
-def _reads(fields: _Fields) -> Reads:
-    return Reads(
-        fields.get("base", str),
-        fields.get("source", str),
-        fields.get("sources", int),
-        _all(fields.get("units", list), int, fields.what),
-    )
-
-
-def _all(values: list[Any], kind: type, what: str) -> tuple[Any, ...]:
-    if not all(type(value) is kind for value in values):
-        raise AssemblyError(f"the {what} is damaged.", where={"list": f"not all {kind.__name__}"})
-    return tuple(values)
 
 
 def _plain(value: float | None) -> float | None:

@@ -9,39 +9,52 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-import yaml
+from msgspec import Meta
 from torch import nn
 
 from graftlib.cli.inputs import parse_shape
 from graftlib.cli.models import find_model, load_model
-from graftlib.errors import nearest
+from graftlib.disk import named
+from graftlib.documents import Record, read_yaml
+from graftlib.errors import shown
 
 from .assemble import Assembly, assemble
 from .card import FILES
 from .permutation import AssemblyError
+from .settings import Wishes
 from .zoo import Live, ZooEntry
 
 __all__ = ["Named", "Recipe", "function", "read"]
 
-_TOP = ("base", "sources", "evaluate", "links", "settings")
-_MODEL = ("model", "weights", "folder", "input", "name")
-_SETTINGS = {
-    "merge_factor": float,
-    "goal": str,
-    "tolerance": float,
-    "factors": list,
-    "parts": list,
-    "pad": str,
-    "method": str,
-    "score": str,
-    "restarts": int,
-    "rounds": int,
-    "patience": int,
-    "seed": int,
-}
+_Shape = str | Annotated[int, Meta(ge=0, le=10**12)]
+
+
+class _Base(Record):
+    """The model that receives."""
+
+    model: str
+    weights: str | None = None
+    input: _Shape | tuple[_Shape, ...] = ()
+    name: str = ""
+
+
+class _Source(_Base):
+    """A model that gives, or a folder of them."""
+
+    folder: str | None = None
+
+
+class _File(Record):
+    """What stands in a recipe."""
+
+    base: _Base
+    sources: Annotated[list[_Source], Meta(min_length=1)]
+    evaluate: str | None = None
+    links: list[tuple[str, str]] | None = None
+    settings: Wishes | None = None
 
 
 @dataclass(frozen=True)
@@ -172,21 +185,21 @@ def read(path: Path) -> Recipe:
         AssemblyError: it cannot be read, is malformed, or names files that are not there; all at once.
         ModelNameError: a model's name is none.
     """
-    try:
-        values = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise AssemblyError(
-            f"{str(path)!a} cannot be read as YAML.", why=str(error).replace("\n", " ")[:300]
-        ) from error
+    content = read_yaml(
+        path,
+        _File,
+        what="plan of an assembly",
+        error=AssemblyError,
+        fix="see graftlib assemble --help for an example",
+    )
     reader = _Reader(path.parent)
-    recipe = reader.recipe(values)
+    recipe = reader.recipe(content)
     if reader.wrong:
         raise AssemblyError(
-            f"{str(path)!a} is no plan of an assembly.",
+            f"the plan of an assembly {named(path)} names what is not there.",
             where=reader.wrong,
             fix="see graftlib assemble --help for an example",
         )
-    assert recipe is not None
     for side in (recipe.base, *recipe.sources):
         find_model(side.named.model)
     return recipe
@@ -202,73 +215,46 @@ def function(name: str) -> Callable[[nn.Module], float]:
 
     found = find_model(name)
     if found.library != "file" or found.path is None:
-        raise AssemblyError(f"{name!a} is no FILE.py:FUNCTION.")
+        raise AssemblyError(f"{shown(name)} is no FILE.py:FUNCTION.")
     scorer: Callable[[nn.Module], float] = getattr(_execute(found.path), found.rest)
     if not callable(scorer):
-        raise AssemblyError(f"{name!a} cannot be called.", fix="name a function: model -> score")
+        raise AssemblyError(
+            f"{shown(name)} cannot be called.", fix="name a function: model -> score"
+        )
     return scorer
 
 
 class _Reader:
-    """Walks through the values of a file and gathers all that is wrong with them."""
+    """Makes paths absolute and looks for every file that is named; gathers all that is wrong."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.wrong: dict[str, object] = {}
 
-    def recipe(self, values: Any) -> Recipe | None:
-        if not self._known(values, _TOP, "the file"):
-            return None
-        base = self._side(values.get("base"), "base", one=True)
-        given = values.get("sources")
-        if not isinstance(given, list) or not given:
-            self.wrong["sources"] = "is no list of models"
-            given = []
-        sources = [self._side(each, f"sources[{i}]") for i, each in enumerate(given)]
-        evaluate, settings = values.get("evaluate"), self._settings(values.get("settings", {}))
-        if evaluate is not None:
-            evaluate = self._python(evaluate, "evaluate")
-        links = self._links(values.get("links"))
-        if self.wrong or base is None:
-            return None
-        return Recipe(base, tuple(s for s in sources if s), evaluate, links, settings)
-
-    def _known(self, values: Any, words: tuple[str, ...], where: str) -> bool:
-        if not isinstance(values, dict):
-            self.wrong[where] = "has no fields: " + ", ".join(words)
-            return False
-        for word in values.keys() - set(words):
-            near = nearest(str(word), words, n=1)
-            self.wrong[f"{where}: {word!a}"] = "is unknown" + (
-                f"; nearest {near[0]}" if near else ""
-            )
-        return True
-
-    def _side(self, values: Any, where: str, *, one: bool = False) -> _Side | None:
-        words = tuple(word for word in _MODEL if not (one and word == "folder"))
-        if not self._known(values, words, where):
-            return None
-        model = values.get("model")
-        if not isinstance(model, str):
-            self.wrong[f"{where}: model"] = "is missing"
-            return None
-        weights, folder = (
-            self._path(values.get(w), f"{where}: {w}") for w in ("weights", "folder")
+    def recipe(self, content: _File) -> Recipe:
+        evaluate = None if content.evaluate is None else self._python(content.evaluate)
+        return Recipe(
+            self._side(content.base, "base"),
+            tuple(self._side(each, f"sources[{i}]") for i, each in enumerate(content.sources)),
+            evaluate,
+            None if content.links is None else tuple(content.links),
+            {} if content.settings is None else content.settings.to_dict(),
         )
+
+    def _side(self, model: _Base, where: str) -> _Side:
+        weights = self._path(model.weights, f"{where}.weights")
+        folder = self._path(getattr(model, "folder", None), f"{where}.folder")
         if weights and folder:
             self.wrong[where] = "has weights and a folder: name one of them"
         if folder and not sorted(folder.glob("*.safetensors")):
-            self.wrong[f"{where}: folder"] = f"{str(folder)!a} holds no *.safetensors"
-        if not (weights or folder) and model.partition(":")[0] in ("torchvision", "timm"):
-            self.wrong[f"{where}: weights"] = "is missing: this model would be random"
-        named = Named(self._python(model, f"{where}: model"), self._shapes(values, where))
-        return _Side(named, weights, folder, str(values.get("name", "")))
+            self.wrong[f"{where}.folder"] = f"{named(folder)} holds no *.safetensors"
+        if not (weights or folder) and model.model.partition(":")[0] in ("torchvision", "timm"):
+            self.wrong[f"{where}.weights"] = "is missing: this model would be random"
+        name = Named(self._python(model.model), self._shapes(model, where))
+        return _Side(name, weights, folder, model.name)
 
-    def _python(self, name: Any, where: str) -> str:
+    def _python(self, name: str) -> str:
         """FILE.py:NAME and hf:FOLDER with the path made absolute; other names as they are."""
-        if not isinstance(name, str):
-            self.wrong[where] = "is no name"
-            return ""
         file, colon, rest = name.rpartition(":")
         if colon and file.endswith(".py"):
             return f"{self.folder / file}:{rest}"
@@ -276,44 +262,22 @@ class _Reader:
             return f"hf:{self.folder / Path(rest).expanduser()}"
         return name
 
-    def _path(self, value: Any, where: str) -> Path | None:
+    def _path(self, value: str | None, where: str) -> Path | None:
         if value is None:
             return None
-        path = self.folder / str(value)
-        if not path.exists():
-            self.wrong[where] = f"{str(path)!a} is not there"
-        return path
-
-    def _shapes(self, values: Mapping[str, Any], where: str) -> tuple[tuple[int, ...], ...]:
-        given = values.get("input", [])
+        path = self.folder / value
         try:
-            return tuple(
-                parse_shape(str(s)) for s in (given if isinstance(given, list) else [given])
-            )
+            there = path.exists()
+        except (OSError, ValueError):  # too long, or a NUL in it
+            there = False
+        if not there:
+            self.wrong[where] = f"{named(path)} is not there"
+        return path if there else None
+
+    def _shapes(self, model: _Base, where: str) -> tuple[tuple[int, ...], ...]:
+        shapes = model.input if isinstance(model.input, tuple) else (model.input,)
+        try:
+            return tuple(parse_shape(str(shape)) for shape in shapes)
         except ValueError as error:
-            self.wrong[f"{where}: input"] = str(error)
+            self.wrong[f"{where}.input"] = str(error)
             return ()
-
-    def _links(self, given: Any) -> tuple[tuple[str, str], ...] | None:
-        if given is None:
-            return None
-        pairs = given if isinstance(given, list) else [given]
-        if not all(
-            isinstance(p, list) and len(p) == 2 and all(isinstance(w, str) for w in p)
-            for p in pairs
-        ):
-            self.wrong["links"] = "is no list of [source pattern, base pattern]"
-            return None
-        return tuple((one, other) for one, other in pairs)
-
-    def _settings(self, given: Any) -> dict[str, Any]:
-        if not self._known(given, tuple(_SETTINGS), "settings"):
-            return {}
-        made = {}
-        for word, value in given.items():
-            kind = _SETTINGS.get(word)
-            wanted = (int, float) if kind is float else kind
-            if kind and (not isinstance(value, wanted) or isinstance(value, bool)):  # type: ignore[arg-type]
-                self.wrong[f"settings: {word}"] = f"is no {kind.__name__}"
-            made[str(word)] = value
-        return made

@@ -4,17 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Annotated, Any, Literal
+
+from msgspec import UNSET, Meta, UnsetType
+
+from graftlib.arguments import Positive, Seed, Share, Some, check
+from graftlib.documents import Record
 
 from .merging import Pad
 from .permutation import AssemblyError
 
-__all__ = ["FACTORS", "PARTS", "Settings", "checked"]
+__all__ = ["FACTORS", "PARTS", "Settings", "Wishes", "checked"]
 
 FACTORS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)
 PARTS = ("all", "blocks", "layers")
-GOALS = ("better", "within")
-METHODS = ("coordinate", "frank-wolfe")
+
+_Factors = Annotated[list[Share], Meta(min_length=1, max_length=1_000)]
+_Parts = Annotated[list[Literal["all", "blocks", "layers"]], Meta(min_length=1, max_length=3)]
+_Goal = Literal["better", "within"]
+_Pad = Literal["zero", "keep"]
+_Method = Literal["coordinate", "frank-wolfe"]
+_Score = Literal["l2", "inner"]
+_Tolerance = Annotated[float, Meta(ge=0, le=1e300)]
+_Rounds = Annotated[int, Meta(ge=1, le=10_000)]
+
+
+class Wishes(Record):
+    """Those arguments of `assemble` that a recipe may set."""
+
+    merge_factor: Share | UnsetType = UNSET
+    goal: _Goal | UnsetType = UNSET
+    tolerance: _Tolerance | UnsetType = UNSET
+    factors: _Factors | UnsetType = UNSET
+    parts: _Parts | UnsetType = UNSET
+    pad: _Pad | UnsetType = UNSET
+    method: _Method | UnsetType = UNSET
+    score: _Score | UnsetType = UNSET
+    restarts: Some | UnsetType = UNSET
+    rounds: _Rounds | UnsetType = UNSET
+    patience: Positive | UnsetType = UNSET
+    seed: Seed | UnsetType = UNSET
+
+    def to_dict(self) -> dict[str, Any]:
+        """Those that are set."""
+        values = {name: getattr(self, name) for name in self.__struct_fields__}
+        return {name: value for name, value in values.items() if value is not UNSET}
 
 
 @dataclass(frozen=True)
@@ -72,26 +107,31 @@ def checked(
     Raises:
         AssemblyError: arguments are out of range; all of them are named.
     """
-    rising = all(a < b for a, b in zip((0.0, *factors), factors, strict=False))
-    wrong = {
-        f"merge_factor={merge_factor}": merge_factor is not None and not 0 < merge_factor <= 1,
-        f"goal={goal!r}": goal not in ("better", "within"),
-        f"tolerance={tolerance}": not tolerance >= 0,
-        f"factors={tuple(factors)}": not factors or not rising or factors[-1] > 1,
-        f"parts={tuple(parts)}": not parts or not set(parts) <= set(PARTS),
-        f"pad={pad!r}": pad not in ("zero", "keep"),
-        f"frame={frame!r}": frame != "base",
-        f"method={method!r}": method not in ("coordinate", "frank-wolfe"),
-        f"rounds={rounds}": rounds < 1,
-        f"patience={patience}": patience is not None and patience < 1,
-    }
-    if any(wrong.values()):
+    check(
+        AssemblyError,
+        fix="see help(assemble); a wider base is made by surgery.widen before",
+        merge_factor=(merge_factor, Share | None),
+        evaluate=(evaluate, (Callable, type(None))),
+        goal=(goal, _Goal),
+        tolerance=(tolerance, _Tolerance),
+        factors=(factors, _Factors),
+        parts=(parts, _Parts),
+        pad=(pad, _Pad),
+        frame=(frame, Literal["base"]),
+        method=(method, _Method),
+        score=(score, _Score),
+        restarts=(restarts, Some),
+        rounds=(rounds, _Rounds),
+        patience=(patience, Positive | None),
+        seed=(seed, Seed),
+    )
+    factors = tuple(map(float, factors))
+    if not all(a < b for a, b in pairwise(factors)):
         raise AssemblyError(
-            "assemble cannot work with " + ", ".join(word for word, bad in wrong.items() if bad),
-            fix="see help(assemble); a wider base is made by surgery.widen before",
+            f"factors={factors} do not rise.", fix="name them from the smallest to the largest"
         )
     judged = "given factor" if merge_factor is not None else "evaluate" if evaluate else "no data"
     return Settings(
-        merge_factor, goal, float(tolerance), tuple(map(float, factors)), tuple(parts), pad, method,
+        merge_factor, goal, float(tolerance), factors, tuple(parts), pad, method,
         score, restarts, rounds, patience, seed, judged,
     )  # fmt: skip

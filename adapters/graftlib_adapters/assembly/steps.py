@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from msgspec import structs
 from torch import Tensor, nn
 
 from graftlib.errors import MissingExtraError
@@ -172,7 +173,7 @@ class Run:
         try:
             meeting = meet(self.made.graph, giver, self.made.mapping)
         except AssemblyError as error:
-            if self.made.mapping is not None:
+            if self.made.mapping is not None and not hasattr(error, "tensors"):
                 raise  # what was declared must hold
             return _Aligned(giver, number, self.merges, refusal=error.what)
         return _Aligned(giver, number, self.merges, meeting)
@@ -208,7 +209,7 @@ class Run:
         self.merges += 1
         if chosen.score is not None:
             self.score, self.best = chosen.score, max(self.best, chosen.score)
-        return replace(step, reads=reads_of(alignment))
+        return structs.replace(step, reads=reads_of(alignment))
 
     def _chosen(self, aligned: _Aligned, bar: Progress) -> tuple[_Candidate, int]:
         settings = self.settings

@@ -10,11 +10,14 @@ architecture the result is that of `graftlib.surgery.narrow` at the target's wid
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from graftlib.arguments import check
+from graftlib.errors import shown
 from graftlib.graph import LayerGraph
 from graftlib.match import Mapping
 from graftlib.surgery.edits import tensor_of
@@ -99,6 +102,12 @@ def transplant(
     >>> torch.equal(transplant(mapping).model.weight, source.weight)
     True
     """
+    check(
+        AssemblyError,
+        mapping=(mapping, (Mapping,)),
+        score=(score, (str, Callable)),
+        inplace=(inplace, bool),
+    )
     _must_be_a_score(score)
     source, target = mapping.source, mapping.target
     _must_hold_values(source, target)
@@ -121,7 +130,9 @@ def transplant(
 
 def _must_be_a_score(score: str | Score) -> None:
     if isinstance(score, str) and score not in SCORES:
-        raise AssemblyError(f"score={score!r} is none.", fix="use " + ", ".join(map(repr, SCORES)))
+        raise AssemblyError(
+            f"score={shown(score)} is none.", fix="use " + ", ".join(map(repr, SCORES))
+        )
 
 
 def _must_hold_values(*graphs: LayerGraph) -> None:

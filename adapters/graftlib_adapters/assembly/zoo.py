@@ -8,7 +8,7 @@ follows the tensors that were asked for and never the zoo; nothing is unpickled.
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,9 +17,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from msgspec import Struct
 from torch import Tensor, nn
 
-from graftlib.errors import CheckpointError, MissingExtraError, nearest
+from graftlib.arguments import check
+from graftlib.disk import named, require_file
+from graftlib.documents import read_json
+from graftlib.errors import CheckpointError, GraftError, MissingExtraError, nearest, shown
 from graftlib.graph import LayerGraph, trace
 
 from .permutation import AssemblyError
@@ -98,6 +102,12 @@ class ZooEntry:
     name: str = ""
 
     def __post_init__(self) -> None:
+        check(
+            AssemblyError,
+            factory=(self.factory, (Callable,)),
+            checkpoint=(self.checkpoint, (str, os.PathLike)),
+            name=(self.name, str),
+        )
         if not self.name:
             object.__setattr__(self, "name", Path(self.checkpoint).name.partition(".")[0])
 
@@ -194,6 +204,11 @@ def givers(sources: Any, args: Args, kwargs: Mapping[str, Any] | None) -> Iterat
         and isinstance(sources[0], nn.Module)
         and not all(isinstance(each, (nn.Module, ZooEntry, Live)) for each in sources[1:])
     )
+    if not (single or isinstance(sources, Iterable)) or isinstance(sources, (str, bytes, Tensor)):
+        raise AssemblyError(
+            f"sources={shown(sources)} are no models.",
+            fix="give a model, (model, args, kwargs), a ZooEntry, or a list of these",
+        )
     for i, each in enumerate([sources] if single else sources):
         yield _giver(each, i, args, kwargs)
 
@@ -246,6 +261,12 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 # ------------------------------------------------------------------------------------------- files
 
 
+class _Index(Struct):
+    """Of a checkpoint in several files; other fields are the libraries' own."""
+
+    weight_map: dict[str, str]
+
+
 class _Reader:
     """Tensors of one checkpoint, by name, from one file or several."""
 
@@ -265,14 +286,18 @@ class _Reader:
     def __enter__(self) -> _Reader:
         try:
             for file in self._files():
+                require_file(file, error=CheckpointError)
                 opened = self._stack.enter_context(self._open(file, framework="pt", device="cpu"))
                 for name in opened.keys():  # noqa: SIM118 - not a mapping
                     self._home[name] = opened
                     self.shapes[name] = tuple(opened.get_slice(name).get_shape())
+        except GraftError:
+            self._stack.close()
+            raise
         except Exception as error:  # safetensors has errors of its own for each damage
             self._stack.close()
             raise CheckpointError(
-                f"{str(self._path)!a} cannot be read as safetensors.",
+                f"{named(self._path)} cannot be read as safetensors.",
                 why=str(error).partition("\n")[0] or type(error).__name__,
                 fix="save it with safetensors.torch.save_file(model.state_dict(), path)",
             ) from error
@@ -288,8 +313,10 @@ class _Reader:
     def _files(self) -> list[Path]:
         if self._path.suffix != ".json":
             return [self._path]
-        shards = json.loads(self._path.read_text("utf-8"))["weight_map"].values()
-        beside = {Path(str(shard)).name for shard in shards}  # never outside of the folder
+        index = read_json(self._path, _Index, what="index of a checkpoint", error=CheckpointError)
+        beside = {
+            Path(shard).name for shard in index.weight_map.values()
+        }  # never outside of the folder
         return [self._path.with_name(name) for name in sorted(beside)]
 
 
@@ -313,19 +340,26 @@ def _aliases(model: nn.Module, held: Mapping[str, object]) -> dict[str, str]:
 
 def _compare(model: nn.Module, held: Mapping[str, tuple[int, ...]], path: Path) -> None:
     own, aliases = _shapes(model), _aliases(model, held)
+    missing = [name for name in own if name not in aliases]
+    other = [name for name in own if name in aliases and held[aliases[name]] != own[name]]
+    unknown = [name for name in held if name not in own]
+    if not (missing or other or unknown):
+        return
     rows: dict[str, object] = {}
-    for name, shape in own.items():
-        if name not in aliases:
-            rows[ascii(name)] = "is missing from the file"
-        elif held[aliases[name]] != shape:
-            rows[ascii(name)] = f"{shape} in the model, {held[aliases[name]]} in the file"
-    for name in held.keys() - own.keys():
+    for name in missing[:_MOST]:
+        rows[shown(name)] = "is missing from the file"
+    for name in other[:_MOST]:
+        rows[shown(name)] = f"{own[name]} in the model, {held[aliases[name]]} in the file"
+    for name in unknown[:_MOST]:
         near = nearest(name, list(own), n=1)
-        rows[ascii(name)] = "is unknown to the model" + (f"; nearest {near[0]}" if near else "")
-    if rows:
-        raise CheckpointError(
-            f"{str(path)!a} is not a checkpoint of this {type(model).__name__}.",
-            where=dict(list(rows.items())[:8]),
-            why=f"{len(rows)} entries differ",
-            fix="give the factory of the model that was saved",
-        )
+        rows[shown(name)] = "is unknown to the model" + (f"; nearest {near[0]}" if near else "")
+    raise CheckpointError(
+        f"{named(path)} is not a checkpoint of this {type(model).__name__}.",
+        where=dict(list(rows.items())[:_MOST]),
+        why=f"{len(missing) + len(other) + len(unknown)} entries differ",
+        fix="give the factory of the model that was saved",
+    )
+
+
+_MOST = 8
+"""Entries that one error lists."""

@@ -71,7 +71,9 @@ class CheckResult:
                 "its own are the same everywhere, their order is not seen"
             )
         if self.compared < 1:
-            lines.append(f"{self.compared:.1%} of the outputs' numbers are finite and were compared")
+            lines.append(
+                f"{self.compared:.1%} of the outputs' numbers are finite and were compared"
+            )
         if self.invented:
             names = ", ".join(map(repr, self.invented[:6]))
             lines.append(f"traced without values: those of {names} were invented; pass `example`")

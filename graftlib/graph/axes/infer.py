@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ...errors import RuleError
 from . import (
     rules_contraction,
     rules_elementwise,
@@ -27,7 +28,6 @@ from . import (
     rules_recurrent,
     rules_spatial,
 )
-from ...errors import RuleError
 from .algebra import ONE, Atom, Untieable, freeze, tie
 from .combine import fixed_axes
 from .journal import Journal

@@ -1,0 +1,396 @@
+"""YAML and JSON that nobody vouches for, as records of declared types.
+
+In: bytes or plain values, and a `msgspec.Struct` that says what they must be. Out: that record, or all that is wrong
+with them at once. Always true: nothing is executed; size and depth are bounded; a field that the record does not know
+is refused with the nearest that it knows; no value is turned into another type.
+
+YAML is read in the plain part that JSON has too: mappings with text keys, lists, texts, numbers, true, false and null
+(as its version 1.2 writes them). Aliases, which make ten lines into a billion, and tags, which name types, are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import types
+import typing
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Annotated, Any, Literal, TypeVar, Union
+
+import msgspec
+import yaml
+from msgspec import Meta
+
+from .disk import named, read_whole
+from .errors import GraftError, closest, shown
+
+__all__ = ["Count", "Finite", "Record", "convert", "faults_of", "read_json", "read_yaml", "to_yaml"]
+
+MOST_BYTES = {"YAML": 16_000_000, "JSON": 128_000_000}
+SLOW_BYTES = 200_000
+"""Of YAML that only its slow reader takes."""
+MOST_EVENTS = 600_000
+"""Of YAML: a few seconds."""
+DEEPEST = 40
+"""How deep lists and mappings of YAML may stand in each other."""
+MOST_FAULTS = 40
+"""That one error lists."""
+
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+"""A number of things: no larger than every reader of JSON can say exactly."""
+Finite = Annotated[float, Meta(ge=-1.7976931348623157e308, le=1.7976931348623157e308)]
+"""A number that is neither infinite nor NaN."""
+
+
+class Record(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What a document must be: subclass it with typed fields."""
+
+
+# A name with a lone surrogate is compared with those of the fields as UTF-8, which it is not.
+_REFUSALS = (msgspec.MsgspecError, UnicodeEncodeError, RecursionError)
+
+R = TypeVar("R", bound=msgspec.Struct)
+
+
+def read_yaml(
+    path: str | os.PathLike[str],
+    kind: type[R],
+    *,
+    what: str,
+    error: type[GraftError] = GraftError,
+    fix: str = "write it again with save",
+) -> R:
+    """Read a YAML file as a record.
+
+    Args:
+        path: of a regular file.
+        kind: the record.
+        what: it is, for the message: ``"mapping"``.
+        error: the member of the family to raise.
+        fix: what to do where the file is not what it should be.
+
+    Raises:
+        GraftError: the file cannot be read, is no such YAML, or is not what `kind` says; all faults at once, also as
+            the attribute ``faults``.
+    """
+    return _read(path, kind, "YAML", _from_yaml, what, error, fix)
+
+
+def read_json(
+    path: str | os.PathLike[str],
+    kind: type[R],
+    *,
+    what: str,
+    error: type[GraftError] = GraftError,
+    fix: str = "write it again with save",
+) -> R:
+    """Read a JSON file as a record; as `read_yaml`."""
+    return _read(path, kind, "JSON", _from_json, what, error, fix)
+
+
+def convert(
+    values: Any,
+    kind: type[R],
+    *,
+    what: str,
+    error: type[GraftError] = GraftError,
+    fix: str = "write it again with save",
+) -> R:
+    """Plain values as a record.
+
+    Args:
+        values: dicts, lists, texts, numbers, true, false and None.
+        kind: the record.
+        what: is not what it should be, for the message: ``"the mapping 'a.yaml'"``.
+        error: the member of the family to raise.
+        fix: what to do then.
+
+    Raises:
+        GraftError: `values` are not what `kind` says; all faults at once, also as the attribute ``faults``.
+    """
+    try:
+        return msgspec.convert(values, kind)
+    except _REFUSALS as first:
+        faults = dict(islice(faults_of(values, kind, ""), MOST_FAULTS)) or {"": str(first)}
+    raise error(
+        f"{what} is not what it should be.",
+        where={at or "the whole": text for at, text in faults.items()},
+        fix=fix,
+        faults=faults,
+    ) from None
+
+
+def to_yaml(values: Any) -> str:
+    """Plain values as YAML that `read_yaml` reads back."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, width=100)
+
+
+def _read(
+    path: str | os.PathLike[str],
+    kind: type[R],
+    language: str,
+    parse: Callable[[bytes], Any],
+    what: str,
+    error: type[GraftError],
+    fix: str,
+) -> R:
+    what = f"the {what} {named(path)}"
+    try:
+        data = read_whole(path, limit=MOST_BYTES[language], error=error)
+    except GraftError as refusal:
+        raise error(f"{what} cannot be read.", why=refusal.why, fix=refusal.fix) from None
+    try:
+        values = parse(data)
+    except (yaml.YAMLError, ValueError, RecursionError) as refusal:
+        why = str(refusal) or type(refusal).__name__
+        raise error(f"{what} cannot be read as {language}.", why=why, fix=fix) from None
+    return convert(values, kind, what=what, error=error, fix=fix)
+
+
+# --- all faults at once ---------------------------------------------------------------------------------------------
+
+
+def faults_of(values: Any, kind: Any, at: str) -> Iterator[tuple[str, str]]:
+    """Where `values` is not what `kind` says, and why: msgspec says the first fault, this looks on behind it."""
+    try:
+        msgspec.convert(values, kind)
+        return
+    except _REFUSALS as error:
+        first = str(error).partition(" - at `")[0]
+    found = False
+    for where, value, inner in _inner(values, kind, at):
+        for fault in faults_of(value, inner, where):
+            found = True
+            yield fault
+    if isinstance(values, dict) and _is_record(kind):
+        for name in _odd_names(values, _single(kind)):
+            found = True
+            yield name if at == "" else (f"{at}.{name[0]}", name[1])
+    if not found and typing.get_origin(_single(kind)) is Literal:
+        words = " or ".join(map(repr, typing.get_args(_single(kind))))
+        yield at, f"expected {words}, got {shown(values, 80)}"
+    elif not found:
+        yield at, _sentence(first, values)
+
+
+def _inner(values: Any, kind: Any, at: str) -> Iterator[tuple[str, Any, Any]]:
+    """The parts of `values`, each with what it should be."""
+    kind = _single(kind)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if _is_record(kind) and isinstance(values, dict):
+        for field in msgspec.structs.fields(kind):
+            if field.name in values:
+                yield f"{at}.{field.name}".lstrip("."), values[field.name], field.type
+    elif origin is dict and isinstance(values, dict):
+        for key, value in values.items():
+            yield f"{at}[{shown(key, 80)}]", value, arguments[1]
+    elif origin in (list, tuple) and isinstance(values, list):
+        for number, value in enumerate(values):
+            yield (
+                f"{at}[{number}]",
+                value,
+                arguments[min(number, len(arguments) - 1)]
+                if arguments[-1] is not ...
+                else arguments[0],
+            )
+
+
+def _odd_names(values: dict[Any, Any], kind: type[msgspec.Struct]) -> Iterator[tuple[str, str]]:
+    fields = {field.name: field for field in msgspec.structs.fields(kind)}
+    for name in values:
+        if name not in fields:
+            near = closest(str(name), list(fields), n=1) if isinstance(name, str) else []
+            yield shown(name, 80), "is unknown" + "".join(f"; nearest {each!r}" for each in near)
+    for name, field in fields.items():
+        if field.required and name not in values:
+            yield name, "is missing"
+
+
+def _single(kind: Any) -> Any:
+    """What a value that is there should be: without bounds, and without None."""
+    if typing.get_origin(kind) is Annotated:
+        return _single(typing.get_args(kind)[0])
+    if typing.get_origin(kind) in (Union, types.UnionType):
+        nothing = (type(None), msgspec.UnsetType)
+        others = [each for each in typing.get_args(kind) if each not in nothing]
+        return _single(others[0]) if len(others) == 1 else kind
+    return kind
+
+
+def _is_record(kind: Any) -> bool:
+    kind = _single(kind)
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+
+
+_WORDS = {
+    "object": "mapping of names",
+    "array": "list",
+    "str": "text",
+    "int": "whole number",
+    "float": "number",
+    "bool": "true or false",
+    "null": "nothing",
+}
+
+
+def _sentence(text: str, value: Any) -> str:
+    """What msgspec says, in the words of a person who writes YAML, with the value."""
+    plain = re.sub(r"`(\w+)`", lambda word: _WORDS.get(word[1], word[1]), text)
+    plain = re.sub(
+        r"`([\w |]+)`",
+        lambda words: " or ".join(_WORDS.get(word, word) for word in words[1].split(" | ")),
+        plain,
+    )
+    plain = (
+        plain
+        if value is None or isinstance(value, (str, int, float, list, dict))
+        else (f"{plain.partition(', got')[0]}, got {type(value).__name__}")
+    )
+    scalar = isinstance(value, (str, int, float))
+    return plain[:1].lower() + plain[1:] + (f": {shown(value, 80)}" if scalar else "")
+
+
+# --- JSON -----------------------------------------------------------------------------------------------------------
+
+
+def _from_json(data: bytes) -> Any:
+    """Not msgspec's own reader: names in a model may hold lone surrogates, which it does not take."""
+
+    def refuse(word: str) -> Any:
+        raise ValueError(f"{word} is no number of JSON")
+
+    return json.loads(data.decode("utf-8"), parse_constant=refuse, object_pairs_hook=_mapping_of)
+
+
+def _mapping_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("an object holds a name twice")
+    return values
+
+
+# --- YAML -----------------------------------------------------------------------------------------------------------
+
+_NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_PLAIN = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+    **{
+        sign + word: float(sign + word[1:])
+        for sign in ("", "+", "-")
+        for word in (".inf", ".Inf", ".INF")
+    },
+    **dict.fromkeys((".nan", ".NaN", ".NAN"), float("nan")),
+}
+_MOST_DIGITS = 400
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that `_plain` would take for something else, and writes out what is there twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(_NUMBER.pattern + r"\Z"), list("-+.0123456789")
+)
+
+
+def _from_yaml(data: bytes) -> Any:
+    text = data.decode("utf-8")
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    if re.search(
+        r"\\u[dD][89a-fA-F]", text
+    ):  # a lone surrogate in a name: the quick reader does not take it
+        loader = yaml.SafeLoader
+    if loader is yaml.SafeLoader and len(text) > SLOW_BYTES:
+        raise ValueError(f"it is too large: more than {SLOW_BYTES:,} letters")
+    reader = _Events()
+    for number, event in enumerate(yaml.parse(text, Loader=loader)):
+        if number > MOST_EVENTS:
+            raise ValueError(f"it is too large: more than {MOST_EVENTS // 2:,} entries")
+        try:
+            reader.take(event)
+        except ValueError as error:
+            mark: Any = event.start_mark
+            raise ValueError(
+                f"{error}, in line {mark.line + 1}, column {mark.column + 1}"
+            ) from None
+    return reader.value
+
+
+class _Events:
+    """Puts the events of one document together; without recursion, so that nothing is too deep for it."""
+
+    def __init__(self) -> None:
+        self.value: Any = None
+        self._documents = 0
+        self._open: list[dict[str, Any] | list[Any]] = []
+        self._keys: list[str | None] = []
+
+    def take(self, event: Any) -> None:
+        if isinstance(event, yaml.DocumentStartEvent):
+            self._documents += 1
+            if self._documents > 1:
+                raise ValueError("there is a second document")
+        elif isinstance(event, yaml.AliasEvent):
+            raise ValueError("aliases (*name) are not read; write the value out")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            self._open.pop()
+            self._keys.pop()
+        elif isinstance(event, yaml.NodeEvent):
+            if event.tag is not None:  # type: ignore[attr-defined]
+                raise ValueError(f"tags ({shown(event.tag, 40)}) are not read")  # type: ignore[attr-defined]
+            self._node(event)
+
+    def _node(self, event: Any) -> None:
+        if isinstance(event, yaml.ScalarEvent):
+            if self._takes_key():
+                self._key(event.value)
+                return
+            self._add(_plain(event.value) if event.implicit[0] else event.value)
+            return
+        if self._takes_key():
+            raise ValueError("a name is text, not a list or a mapping")
+        if len(self._open) >= DEEPEST:
+            raise ValueError(f"it is more than {DEEPEST} levels deep")
+        inner: dict[str, Any] | list[Any] = {} if isinstance(event, yaml.MappingStartEvent) else []
+        self._add(inner)
+        self._open.append(inner)
+        self._keys.append(None)
+
+    def _takes_key(self) -> bool:
+        return bool(self._open) and isinstance(self._open[-1], dict) and self._keys[-1] is None
+
+    def _key(self, name: str) -> None:
+        if name in self._open[-1]:
+            raise ValueError(f"{shown(name, 80)} is there twice")
+        self._keys[-1] = name
+
+    def _add(self, value: Any) -> None:
+        if not self._open:
+            self.value = value
+            return
+        last = self._open[-1]
+        if isinstance(last, list):
+            last.append(value)
+            return
+        name = self._keys[-1]
+        assert name is not None
+        last[name], self._keys[-1] = value, None
+
+
+def _plain(text: str) -> Any:
+    """What a text without quotes means."""
+    if text in _PLAIN:
+        return _PLAIN[text]
+    number = _NUMBER.fullmatch(text)
+    if number is None:
+        return text
+    if len(text) > _MOST_DIGITS:
+        raise ValueError(f"a number of {len(text):,} digits is not read")
+    return float(text) if "." in text or "e" in text.lower() else int(text)
