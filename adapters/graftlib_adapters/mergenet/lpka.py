@@ -72,7 +72,9 @@ class LPKA(nn.Module):
         """Multi-head softmax attention: (tokens, width) and twice (others, width) -> (tokens, width).
 
         Args:
-            query, key, value: of all heads side by side.
+            query: of all heads side by side.
+            key: the same.
+            value: the same.
             dropout: probability that an attention weight is dropped.
             noise: what decides which; None for no dropout.
         """
