@@ -170,7 +170,10 @@ class Trainer:
         most: steps that a run may have.
         batch: images a step.
         teacher: a model whose softened answers are half of the loss.
-        graph: whether to capture; on a CPU there is none.
+        memory_format: of the images and the weights.
+
+    Attributes:
+        captured: whether a step is a CUDA graph; if not on a GPU, what prevented it.
     """
 
     def __init__(
@@ -181,9 +184,9 @@ class Trainer:
         most: int,
         batch: int = 128,
         teacher: nn.Module | None = None,
-        *,
-        graph: bool = True,
+        memory_format: torch.memory_format = torch.channels_last,
     ) -> None:
+        self.memory_format = memory_format
         self.make, self.data, self.regime, self.batch, self.teacher = (
             make,
             data,
@@ -195,7 +198,7 @@ class Trainer:
         self.cuda = self.device.type == "cuda"
         self.stream = torch.cuda.Stream() if self.cuda else None
         with self.on():
-            self.model = make().to(self.device, memory_format=torch.channels_last).train()
+            self.model = make().to(self.device, memory_format=memory_format).train()
             options = {"device": self.device}
             self.t = torch.zeros(1, dtype=torch.int64, **options)
             self.order = torch.zeros(most, batch, dtype=torch.int64, **options)
@@ -214,10 +217,14 @@ class Trainer:
             else:
                 self.moments = [torch.zeros_like(p) for p in self.parameters]
             self.optimizer = Captured(self.parameters, self._step)
-            if self.cuda:
-                torch.cuda.synchronize()
-            if self.stream is not None and graph:
-                self.optimizer.capture(self.stream)
+            self.captured: bool | str = False
+            if self.stream is not None:
+                try:
+                    self.optimizer.capture(self.stream)
+                    self.captured = True
+                except RuntimeError as error:  # then step by step: slower, and as right
+                    self.captured = f"{type(error).__name__}: {error}"[:500]
+                    torch.cuda.synchronize()
 
     def on(self) -> AbstractContextManager[object]:
         """The stream that everything of this model is put into."""
@@ -256,7 +263,7 @@ class Trainer:
         images = self.data.x.index_select(0, index)
         grid = F.affine_grid(motion, list(images.shape), align_corners=False)
         images = F.grid_sample(images, grid, mode="nearest", align_corners=False)
-        x = ((images - self.data.mean) / self.data.sd).contiguous(memory_format=torch.channels_last)
+        x = ((images - self.data.mean) / self.data.sd).contiguous(memory_format=self.memory_format)
         y = self.data.y.index_select(0, index)
         for parameter in self.parameters:
             parameter.grad = None
