@@ -9,9 +9,8 @@ last, fused AdamW, autocast; eager, compiled, and compiled with CUDA graphs; bfl
 Time: plain and grafted take turns, some cycles of steps each, in one process; the ratio is taken within a round; the
 table gives the median over rounds with its quartiles. Memory: the most that was allocated on the device during a
 cycle, less what was allocated before it, one arm at a time. Waits: steps are run under torch.cuda.set_sync_debug_mode,
-and each
-warning is counted; on the CPU, where nothing waits, the reads of a value by the host are counted instead. A step is
-"outside" if it neither ends in a transfer nor teaches the adapter: there a graft must add none.
+and each warning is counted; on the CPU, where nothing waits, the reads of a value by the host are counted instead.
+A step is "outside" if it neither ends in a transfer nor teaches the adapter: there a graft must add none.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ import statistics
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -174,17 +174,14 @@ def seconds(arm: Arm, steps: int) -> float:
 def measure(variant: Variant, args: argparse.Namespace) -> dict[str, object]:
     """One row of the table."""
     row: dict[str, object] = {"variant": variant.name}
-    for name in ("plain", "grafted"):
-        torch._dynamo.reset()
-        arm = Arm(variant, args, grafted=name == "grafted")
+    torch._dynamo.reset()
+    arms = {name: Arm(variant, args, grafted=name == "grafted") for name in ("plain", "grafted")}
+    for name, arm in arms.items():
         row[f"{name}_peak_bytes"] = peak(arm)
         counts = waits(arm)
         row[f"{name}_waits"] = sum(count for count, _ in counts)
         row[f"{name}_steps_outside"] = sum(out for _, out in counts)
         row[f"{name}_waits_outside"] = sum(count for count, out in counts if out)
-        arm.close()
-        del arm
-    arms = {name: Arm(variant, args, grafted=name == "grafted") for name in ("plain", "grafted")}
     for arm in arms.values():
         seconds(arm, 2 * CYCLE)
     rounds = [
@@ -199,7 +196,8 @@ def measure(variant: Variant, args: argparse.Namespace) -> dict[str, object]:
     return row | {"plain_seconds_per_step": plain, "ratio": middle, "quartiles": [low, high]}
 
 
-def main() -> None:
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line's, or those of `words`."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -212,11 +210,16 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="tiny images and models, one round")
     parser.add_argument("--only", default="", help="variants whose name holds this")
     parser.add_argument("--out")
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("needs a CUDA device (--device cpu --small is a dry run: its times mean nothing)")
     if args.small:
         args.batch, args.size, args.width, args.cycles, args.rounds = 2, 32, 0.25, 1, 1
+    return args
+
+
+def main() -> None:
+    args = arguments()
     rows = [measure(variant, args) for variant in VARIANTS if args.only in variant.name]
     print("| variant | step | quartiles | peak memory | waits outside, plain | grafted |")
     print("|---|---|---|---|---|---|")

@@ -74,7 +74,8 @@ class Adapter(ABC):
         Its ``forward(matrices)`` takes one (rows, columns) tensor per slot, in order, and returns one new matrix per
         slot that receives, in order of the slots; a receiver that it leaves alone comes back as *the same tensor
         object*, or as an equal one. It is differentiable with respect to its own parameters and its inputs. Buffers
-        may carry state from one transfer to the next and change in training mode only. It draws no random numbers.
+        may carry state from one transfer to the next and change in training mode only. It draws from no global random
+        state: what it draws is decided by its buffers, so that the same inputs and state give the same bits.
         An optional method ``facts() -> dict[str, list[float]]`` reports what it has learned, link name -> values; an
         optional attribute ``fact_names`` says what the values of one link are called, in order.
         """

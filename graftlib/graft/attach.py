@@ -45,7 +45,7 @@ def attach(
         total_steps: optimizer steps of the whole training; needed where the cycle has shares of training. With it the
             adapter's learning rate follows a cosine over the transfers, without it stays constant.
         lr: learning rate of the adapter's own AdamW.
-        weight_decay: of the same.
+        weight_decay: of the same, on its matrices; norms, biases and scalars do not decay.
         clip: largest norm of the adapter's gradient at one update.
         seed: of the adapter's initial parameters; torch's global random state is left alone.
         nan_limit: so many skipped transfers in a row (values that are not finite) raise instead of warning.

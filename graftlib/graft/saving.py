@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["load", "save"]
 
-FORMAT = 1
+FORMAT = 2
 KEYS = {"slots", "links", "counts", "stepped", "module", "optimizer", "history", "resume"}
 
 

@@ -92,14 +92,14 @@ class Transferor:
         self.plan = made
         self.dtype = self._dtype()
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            torch.manual_seed(self.seed)
+            torch.default_generator.manual_seed(self.seed)  # torch.manual_seed would seed every GPU as well
             self.module: nn.Module = self.adapter.build(made.slots, made.links).to(self.dtype)
         parameters = [p for p in self.module.parameters() if p.requires_grad]
-        self.optimizer = (
-            torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
-            if parameters
-            else None
-        )
+        groups = [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=self.lr) if parameters else None
 
     def _dtype(self) -> torch.dtype:
         wide = any(t.live().dtype == torch.float64 for t in self.plan.tensors)

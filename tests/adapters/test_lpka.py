@@ -23,9 +23,12 @@ def identity(receiver, giver, pairings=PAIRINGS, *, heads=2, width=8, learned=Tr
 
 
 def paper(receiver, giver, pairings=PAIRINGS, *, heads=2, learned=True, plain=False):
-    return PaperLPKA(
-        receiver, giver, pairings, heads, learned=learned, deterministic=plain
-    ).double()
+    """In evaluation mode: no power iteration between two calls."""
+    return (
+        PaperLPKA(receiver, giver, pairings, heads, learned=learned, deterministic=plain)
+        .double()
+        .eval()
+    )
 
 
 def awake(module):

@@ -85,10 +85,10 @@ def test_several_givers_are_averaged(init):
     shapes = [(4, 6), (5, 7), (3, 8)]
     links = [Link(1, 0, "one"), Link(2, 0, "two")]
     adapter = MergeNet(layers=1, rank=None, init=init, **SMALL)
-    module, w = built(adapter, shapes, links), matrices(*shapes)
+    module, w = built(adapter, shapes, links).eval(), matrices(*shapes)
     single = []
     for k in range(2):
-        alone = built(adapter, shapes, links[k : k + 1])
+        alone = built(adapter, shapes, links[k : k + 1]).eval()
         alone.layers[0][0].load_state_dict(module.layers[0][k].state_dict())
         single.append(alone(w)[0])
     torch.testing.assert_close(module(w)[0], (single[0] + single[1]) / 2)

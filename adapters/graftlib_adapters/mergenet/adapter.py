@@ -43,6 +43,8 @@ class MergeNet(Adapter):
         omega: ``"learned"`` weights of the pairings, or their plain ``"mean"`` (as in the authors' code).
         width: total width of one pairing's heads for ``init="identity"``, rounded up to whole heads. The paper's
             form follows the authors' rule, max((receiver + giver token width) / 2, 128).
+        dropout: for ``init="paper"``, the probabilities that an attention weight and that an attention's output is
+            dropped, in every transfer; drawn from a generator of the adapter's own. (0, 0) for none.
         trust: for ``init="identity"``, one transfer changes a matrix by less than this share of its norm, however
             large the adapter's answer is; None for no bound.
         deterministic: plain attention, whose sums have one order.
@@ -69,6 +71,7 @@ class MergeNet(Adapter):
         pairings: Sequence[str] = PAIRINGS,
         omega: Literal["learned", "mean"] = "learned",
         width: int = 128,
+        dropout: tuple[float, float] = (0.1, 0.2),
         trust: float | None = 0.005,
         deterministic: bool = False,
     ) -> None:
@@ -81,6 +84,7 @@ class MergeNet(Adapter):
             whole_number(name, number)
         _check_rank(rank)
         _check_trust(trust)
+        _check_dropout(dropout)
         flag("residual", residual)
         flag("deterministic", deterministic)
         chosen("compress", compress, ("longer", "rows"))
@@ -108,6 +112,7 @@ class MergeNet(Adapter):
         self.pairings = tuple(pairings)
         self.omega = omega
         self.width = width
+        self.dropout = (float(dropout[0]), float(dropout[1]))
         self.trust = trust
         self.deterministic = deterministic
 
@@ -130,13 +135,14 @@ class MergeNet(Adapter):
             residual=self.residual,
             compress=self.compress,
             trust=self.trust if self.init == "identity" else None,
+            dropout=self.init == "paper" and any(self.dropout),
         )
 
     def _lpka(self, receiver: tuple[int, int], giver: tuple[int, int]) -> LPKA:
         learned, plain = self.omega == "learned", self.deterministic
         shared = (receiver, giver, self.pairings, self.heads)
         if self.init == "paper":
-            return PaperLPKA(*shared, learned=learned, deterministic=plain)
+            return PaperLPKA(*shared, learned=learned, deterministic=plain, dropout=self.dropout)
         return IdentityLPKA(*shared, width=self.width, learned=learned, deterministic=plain)
 
     def __repr__(self) -> str:
@@ -175,6 +181,22 @@ def _check_trust(trust: object) -> None:
         f"trust={trust!r} is no share of a norm.",
         fix="give a number above 0, for example trust=0.005, or None for no bound",
         option="trust",
+    )
+
+
+def _check_dropout(dropout: object) -> None:
+    if (
+        isinstance(dropout, Sequence)
+        and len(dropout) == 2
+        and all(isinstance(p, int | float) and not isinstance(p, bool) for p in dropout)
+        and all(0 <= p < 1 for p in dropout)
+    ):
+        return
+    raise GraftError(
+        f"dropout={dropout!r} is not a pair of probabilities.",
+        fix="give one for the attention weights and one for the attention's output, each from 0 to below 1, for "
+        "example dropout=(0.1, 0.2)",
+        option="dropout",
     )
 
 

@@ -13,15 +13,16 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
+from torch.nn.utils.parametrizations import spectral_norm
 
 __all__ = ["PAIRINGS", "IdentityLPKA", "PaperLPKA"]
 
 PAIRINGS = ("rr", "rc", "cr", "cc")
-FEED_FORWARD = 2048  # hidden width of the paper form's feed-forward
 EPS = 1e-5  # of the norms of the identity form, whose codes have unit root mean square
+PAPER_EPS = 1e-12  # of the paper form's LayerNorms
 
 
 class LPKA(nn.Module):
@@ -60,9 +61,29 @@ class LPKA(nn.Module):
         else:
             self.register_buffer("omega", omega, persistent=False)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Multi-head softmax attention: (tokens, width) and twice (others, width) -> (tokens, width)."""
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        dropout: float = 0.0,
+        noise: Generator | None = None,
+    ) -> Tensor:
+        """Multi-head softmax attention: (tokens, width) and twice (others, width) -> (tokens, width).
+
+        Args:
+            query: of all heads side by side.
+            key: the same.
+            value: the same.
+            dropout: probability that an attention weight is dropped.
+            noise: what decides which; None for no dropout.
+        """
         query, key, value = (self._split(x) for x in (query, key, value))
+        if dropout and noise is not None:
+            # The fused kernels drop by the device's global random state, which is the host's.
+            weights = torch.softmax(query @ key.mT / query.shape[-1] ** 0.5, dim=-1)
+            mixed = _dropped(weights, dropout, noise) @ value
+            return mixed[0].transpose(0, 1).flatten(1)
         kernel: AbstractContextManager[object] = (
             sdpa_kernel(SDPBackend.MATH) if self.deterministic else nullcontext()
         )
@@ -122,8 +143,8 @@ class IdentityLPKA(LPKA):
             _norm(columns), nn.Linear(columns, inner), nn.GELU(), _silent(inner, columns)
         )
 
-    def forward(self, receiver: Tensor, giver: Tensor) -> Tensor:
-        """The change of `receiver`; both codes are in units of their own root mean square."""
+    def forward(self, receiver: Tensor, giver: Tensor, noise: Generator | None = None) -> Tensor:
+        """The change of `receiver`; both codes are in units of their own root mean square. Nothing is dropped."""
         questions = {p: q for way in self.query for p, q in self._questions(way, receiver)}
         knowledge = {p: kv for way in self.key_value for p, kv in self._knowledge(way, giver)}
         heard = {
@@ -152,7 +173,11 @@ class IdentityLPKA(LPKA):
 class PaperLPKA(LPKA):
     """The authors' form: projections of its own for each attention, and a LayerNorm after every step.
 
-    Its result has rows of mean 0 and variance 1 whatever the receiver's scale was.
+    Its result has rows of mean 0 and variance 1 whatever the receiver's scale was. The weights of the feed-forward
+    have spectral norm 1, by one power iteration per call in training mode.
+
+    Args:
+        dropout: probabilities, of the attention weights and of each attention's output.
     """
 
     def __init__(
@@ -164,43 +189,65 @@ class PaperLPKA(LPKA):
         *,
         learned: bool,
         deterministic: bool,
+        dropout: tuple[float, float] = (0.0, 0.0),
     ) -> None:
         super().__init__(
             receiver, giver, pairings, heads, learned=learned, deterministic=deterministic
         )
+        self.dropout = dropout
         self.query, self.key, self.value = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         self.output, self.norm = nn.ModuleDict(), nn.ModuleDict()
         for p in self.pairings:
             asks, gives = self.asks[p[0]], self.gives[p[1]]
             inner = max(max((asks + gives) // 2, 128) // heads, 1) * heads
-            self.query[p] = nn.Linear(asks, inner, bias=False)
-            self.key[p] = nn.Linear(gives, inner, bias=False)
-            self.value[p] = nn.Linear(gives, inner, bias=False)
+            self.query[p] = nn.Linear(asks, inner)
+            self.key[p] = nn.Linear(gives, inner)
+            self.value[p] = nn.Linear(gives, inner)
             self.output[p] = nn.Linear(inner, asks)
-            self.norm[p] = nn.LayerNorm(asks)
+            self.norm[p] = nn.LayerNorm(asks, eps=PAPER_EPS)
         columns = receiver[1]
         self.feed_forward = nn.Sequential(
-            nn.Linear(columns, FEED_FORWARD), nn.GELU(), nn.Linear(FEED_FORWARD, columns)
+            spectral_norm(nn.Linear(columns, 2 * columns)),
+            nn.GELU(approximate="tanh"),
+            spectral_norm(nn.Linear(2 * columns, columns)),
         )
-        self.last_norm = nn.LayerNorm(columns)
+        self.last_norm = nn.LayerNorm(columns, eps=PAPER_EPS)
 
-    def forward(self, receiver: Tensor, giver: Tensor) -> Tensor:
-        """The change of `receiver`: the new code minus the old."""
+    def forward(self, receiver: Tensor, giver: Tensor, noise: Generator | None = None) -> Tensor:
+        """The change of `receiver`: the new code minus the old.
+
+        Args:
+            receiver: (r, m).
+            giver: (s, M).
+            noise: what dropout draws from, on the codes' device; None for no dropout.
+        """
         mixed = torch.zeros_like(receiver)
         for i, p in enumerate(self.pairings):
-            mixed = mixed + self.omega[i] * self._answer(p, receiver, giver)
+            mixed = mixed + self.omega[i] * self._answer(p, receiver, giver, noise)
         new: Tensor = self.last_norm(mixed + self.feed_forward(mixed))
         return new - receiver
 
-    def _answer(self, p: str, receiver: Tensor, giver: Tensor) -> Tensor:
+    def _answer(self, p: str, receiver: Tensor, giver: Tensor, noise: Generator | None) -> Tensor:
         tokens, others = _unfold(receiver, p[0]), _unfold(giver, p[1])
-        heads = self.attend(self.query[p](tokens), self.key[p](others), self.value[p](others))
-        return _unfold(self.norm[p](tokens + self.output[p](heads)), p[0])
+        of_weights, of_output = self.dropout
+        heads = self.attend(
+            self.query[p](tokens), self.key[p](others), self.value[p](others), of_weights, noise
+        )
+        answer = _dropped(self.output[p](heads), of_output, noise)
+        return _unfold(self.norm[p](tokens + answer), p[0])
 
 
 def _unfold(code: Tensor, way: str) -> Tensor:
     """phi: rows as tokens, or columns as tokens; its own inverse."""
     return code.mT if way == "c" else code
+
+
+def _dropped(x: Tensor, probability: float, noise: Generator | None) -> Tensor:
+    """Dropout that draws from `noise` and from no global random state."""
+    if noise is None or not probability:
+        return x
+    kept = torch.empty_like(x).bernoulli_(1 - probability, generator=noise)
+    return x * kept / (1 - probability)
 
 
 def _norm(width: int) -> nn.RMSNorm:

@@ -36,7 +36,12 @@ class Transfer(nn.Module):
         residual: keep what the rank leaves out; without it the new matrix is B A_new.
         compress: see `Encoding`.
         trust: one transfer changes a code by less than this share of its norm; None for no bound.
+        dropout: whether the layers drop anything in training mode.
+
+    The buffer `draw`, there with `dropout` only, seeds the noise of the next transfer; it counts up in training mode.
     """
+
+    draw: Tensor | None
 
     def __init__(
         self,
@@ -49,6 +54,7 @@ class Transfer(nn.Module):
         residual: bool,
         compress: Literal["longer", "rows"],
         trust: float | None,
+        dropout: bool,
     ) -> None:
         super().__init__()
         self.links = tuple(links)
@@ -58,6 +64,7 @@ class Transfer(nn.Module):
         self.trust = trust
         self.encodings = nn.ModuleList(Encoding(slot.shape, slot.rank, compress) for slot in slots)
         shapes = [cast(Encoding, encoding).shape for encoding in self.encodings]
+        self.register_buffer("draw", torch.randint(2**62, ()) if dropout else None)
         self.layers = nn.ModuleList(
             nn.ModuleList(lpka(shapes[link.receiver], shapes[link.giver]) for link in links)
             for _ in range(layers)
@@ -88,16 +95,26 @@ class Transfer(nn.Module):
         """The L layers: receiver -> what all of them together change in its code."""
         dtype = next(self.layers.parameters()).dtype
         state = [code.to(dtype) for code in codes]
+        noise = self._noise(state[0].device)
         total: dict[int, Tensor] = {}
         for layer in self.layers:
             said = [
-                lpka(state[link.receiver], state[link.giver])
+                lpka(state[link.receiver], state[link.giver], noise)
                 for lpka, link in zip(cast(nn.ModuleList, layer), self.links, strict=True)
             ]
             for i, change in averaged(said, self.links).items():
                 total[i] = total[i] + change if i in total else change
                 state[i] = state[i] + change
         return total
+
+    @torch.no_grad()
+    def _noise(self, device: torch.device) -> torch.Generator | None:
+        """What this transfer's dropout draws from (one host sync); None for no dropout."""
+        if self.draw is None or not self.training:
+            return None
+        noise = torch.Generator(device).manual_seed(int(self.draw))
+        self.draw += 1
+        return noise
 
     @torch.no_grad()
     def facts(self) -> dict[str, list[float]]:

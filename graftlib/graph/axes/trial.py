@@ -211,7 +211,7 @@ def _alone(seed: int) -> Iterator[None]:
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU as well
             yield
     finally:
         torch.set_default_dtype(default)
