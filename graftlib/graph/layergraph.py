@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 from torch import Tensor, fx, nn
 
 from ..errors import MatchError, TraceError, ViewError, nearest
+from .caches import Place, without_caches
 from .capture import Capture, capture
 from .depth import relative_depths
 from .describe import describe
@@ -58,6 +59,8 @@ class LayerGraph:
         capture: Capture,
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
+        *,
+        constants: Iterable[Place] = (),
     ) -> None:
         self.model = model
         self.fx: fx.Graph = capture.graph
@@ -65,6 +68,8 @@ class LayerGraph:
         self.real: bool = capture.real
         self.answers: dict[str, str] = dict(capture.answers)
         self._example = (tuple(args), dict(kwargs or {}))
+        # Attributes whose tensors were taken for what they are.
+        self._constants = frozenset(constants)
         names = dict(model.named_parameters())
         reads = find_reads(self.fx, names)
         depths = relative_depths(self.fx, reads)
@@ -211,7 +216,8 @@ class LayerGraph:
         graph = self.fx
         if not self.real:
             args, kwargs = self._example
-            graph = capture(self.model, args, kwargs, rungs=("real",)).graph
+            fresh = without_caches(self.model, args, kwargs)
+            graph = capture(fresh, args, kwargs, rungs=("real",)).graph
         if any("autocast" in node.meta for node in graph.nodes):
             raise TraceError(
                 f"the captured graph of '{self.name}' cannot be run by itself.",

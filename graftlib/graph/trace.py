@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TraceError
+from .caches import kept_tensors, without_caches
 from .capture import capture
 from .layergraph import LayerGraph
 from .recorder import to_device
@@ -39,7 +40,8 @@ def trace(
         device: the device that the forward pass is meant for; the model's own by default.
 
     Raises:
-        TraceError: no way of tracing could follow the model; the message says what each one answered.
+        TraceError: no way of tracing could follow the model; the message says what each one answered. Or the model
+            is a ScriptModule, or holds one.
 
     >>> graph = trace(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), torch.empty(1, 3, device="meta"))
     >>> [layer.name for layer in graph.layers]
@@ -52,8 +54,10 @@ def trace(
         )
     args = (args,) if isinstance(args, Tensor) else tuple(args)
     model = unwrap(model)
-    seen = capture(model, args, kwargs, device=device)
+    # A tensor that an earlier run made from the weights would be taken for a constant.
+    fresh = without_caches(model, args, kwargs)
+    seen = capture(fresh, args, kwargs, device=device)
     shapes = to_device((args, dict(kwargs or {})), torch.device("meta"))
     # Who traces inside `with torch.device("meta")` means the model: reading the graph needs numbers.
     with torch.device("cpu"):
-        return LayerGraph(model, seen, *shapes)
+        return LayerGraph(model, seen, *shapes, constants=kept_tensors(fresh))

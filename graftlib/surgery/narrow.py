@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass
+from ..graph.structure import unwrap
 from .edits import Request, editable, requested, tensor_of
 from .everywhere import outer_classes, where_possible
 from .fit import fitted
@@ -75,6 +76,7 @@ def narrow(
     Warns:
         SurgeryWarning: a class (of a share for the whole model) or a layer (of a fit) was left as it is.
     """
+    model = unwrap(model, SurgeryError)
     rank = SCORES[score] if isinstance(score, str) else score
     batches = None if data is None else as_batches(data)
     if refit is not None and refit not in REFITS:

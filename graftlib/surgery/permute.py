@@ -11,6 +11,8 @@ from ..graph import LayerGraph
 from ..graph.axes import axis_classes
 from ..graph.axes.check import draw
 from ..graph.axes.check import permute as move
+from ..graph.caches import drop_caches
+from ..graph.structure import unwrap
 from .edits import Request, editable, requested, tensor_of
 from .refusal import SurgeryError
 
@@ -28,7 +30,8 @@ def permute(
     """Rename units; the model computes the same function.
 
     Args:
-        model: the traced one, or another of the same structure.
+        model: the traced one, or another of the same structure; wrappers of DataParallel, DDP and `torch.compile` are
+            looked through, here and in all edits: what comes back is the module inside.
         graph: from `graftlib.trace`.
         permutations: class (or its number) -> order; entry i is the unit that comes to place i. Others stay.
         seed: where `permutations` is None: an order drawn for every free class.
@@ -41,6 +44,7 @@ def permute(
         SurgeryError: a class is frozen or unknown, an order is none, the model is another one.
         ValueError: neither or both of `permutations` and `seed` are given.
     """
+    model = unwrap(model, SurgeryError)
     if (permutations is None) == (seed is None):
         raise ValueError("give either permutations or seed")
     if permutations is None:
@@ -51,6 +55,8 @@ def permute(
             for each, order in requested(graph, permutations).items()
         }
     model = editable(model, graph, orders, inplace)
+    if inplace:
+        drop_caches(model, graph, SurgeryError)
     for each, order in orders.items():
         for member in each.members:
             move(tensor_of(model, member.fqn).detach(), member, order)

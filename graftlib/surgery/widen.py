@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..graph import LayerGraph, trace
 from ..graph.axes import AxisClass, axis_classes
+from ..graph.structure import unwrap
 from .edits import Request, editable, requested
 from .fill import FILLS, grown
 from .fit import fitted
@@ -61,6 +62,7 @@ def widen(
     """
     if fill not in FILLS:
         raise ValueError(f"fill is one of {', '.join(map(repr, FILLS))}, not {fill!r}")
+    model = unwrap(model, SurgeryError)
     wanted = requested(graph, widths)
     for each, width in wanted.items():
         if width < each.size:

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from .. import structure
+from ..caches import without_caches
 from .grouped import grouped_matmul
 from .lookahead import overload
 
@@ -66,7 +67,10 @@ class Trial:
         self._seed = seed
         self._random = torch.Generator().manual_seed(seed)
         made = graph._example if example is None else example
-        self.model = structure.rebuild(graph.model, self._double)
+        structure.refuse_quantised(graph.model)
+        # What an earlier run made from the weights would be older than those drawn here.
+        fresh = without_caches(graph.model, *graph._example)
+        self.model = structure.rebuild(fresh, self._double)
         if drawn:
             self._draw_weights()
         self.args, self.kwargs = self._inputs(made, graph.fx)
