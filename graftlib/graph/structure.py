@@ -28,6 +28,7 @@ __all__ = [
     "own",
     "rebuild",
     "refuse_quantised",
+    "shell",
     "unwrap",
 ]
 
@@ -99,6 +100,11 @@ def rebuild(model: nn.Module, change: Change) -> nn.Module:
     twin = duplicate(model, change)
     twin.eval()  # its result is the module by convention, which not all modules keep
     return twin
+
+
+def shell(model: nn.Module) -> nn.Module:
+    """`model` again, in eval mode, over the very same tensors: what a run leaves in a module is left there."""
+    return rebuild(model, lambda tensor: tensor)
 
 
 def duplicate(model: nn.Module, change: Change) -> nn.Module:

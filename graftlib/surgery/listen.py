@@ -69,7 +69,7 @@ class Twin:
         """Run on one input; `hear` is given every op, after it ran."""
         args, kwargs = batch
         # A structure of its own for every run: some models keep what they computed from their weights.
-        model = structure.rebuild(self.model, lambda tensor: tensor)
+        model = structure.shell(self.model)
         with torch.random.fork_rng(devices=[]), quiet(), enable_python_dispatcher(), _Ears(hear):
             model(*args, **kwargs)
 

@@ -7,7 +7,6 @@ figures of a curve (`curve`), pictures of many (`heatmap`).
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from graftlib.graph import LayerGraph, trace
+from graftlib.graph.structure import duplicate, own, shell
 
 from .activations import costs
 from .curve import Curve, grid
@@ -102,8 +102,9 @@ def lmc(
                 fix="leave layers out and use a method that matches, or frame='base'",
             )
         return _between(trace(base, args, kwargs), giver, mapping, evaluate, factors, options, data)
-    stage = Stage(base)
-    meeting, model = data.meet(trace(base, args, kwargs), giver, mapping)
+    graph = trace(base, args, kwargs)
+    base, stage = graph.model, Stage(graph)
+    meeting, model = data.meet(graph, giver, mapping)
     alignment = meeting.align(
         stage.state, costs=data.costs(meeting.problem, base, model), **options
     )
@@ -177,9 +178,10 @@ def controls(
         if name not in CONTROLS:
             raise AssemblyError(f"{name!r} is no control.", fix="use some of " + str(CONTROLS))
     data = _Data(batches, match_on, repair)
-    stage = Stage(base)
+    graph = trace(base, args, kwargs)
+    base, stage = graph.model, Stage(graph)
     giver = next(givers(source, args, kwargs))
-    meeting, model = data.meet(trace(base, args, kwargs), giver, mapping)
+    meeting, model = data.meet(graph, giver, mapping)
     heard = data.costs(meeting.problem, base, model)
     options: dict[str, Any] = {"score": score, "restarts": restarts, "seed": seed}
     alignments: dict[str, Alignment] = {}
@@ -260,7 +262,7 @@ def _between(
         state = state_of(both.base)
         beside = match(same, state, state, method="identity")
         mend = data.mend(both.base, both.source, beside, options["method"], None)
-    model = copy.deepcopy(both.base).eval()
+    model = duplicate(both.base, own)
     points, scores = grid() if factors is None else tuple(factors), []
     for factor in points:
         both.write(model, factor)
@@ -327,9 +329,9 @@ class _Data:
         batches = self.batches
 
         def mended(model: nn.Module, factor: float) -> nn.Module:
-            made = copy.deepcopy(model)
+            made = duplicate(model, own)
             goal = 0.0 if method == "shrink" else factor
-            repaired(made, base, source, alignment, batches, goal, layers=layers)
+            repaired(shell(made), base, source, alignment, batches, goal, layers=layers)
             return made
 
         return mended

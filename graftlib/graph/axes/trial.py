@@ -91,7 +91,7 @@ class Trial:
     def _run(self, mode: TorchFunctionMode) -> list[Tensor]:
         args, kwargs = structure.copy_value((self.args, self.kwargs), torch.clone)
         # A structure of its own for every run: some models keep what they computed from their weights.
-        model = structure.rebuild(self.model, lambda tensor: tensor)
+        model = structure.shell(self.model)
         with _alone(self._seed), mode:
             out = model(*args, **kwargs)
         return [
