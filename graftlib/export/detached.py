@@ -8,7 +8,6 @@ after `undisturbed` closes.
 from __future__ import annotations
 
 import contextlib
-import copy
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 from torch import nn
 
 from ..errors import ExportError
-from ..graph.structure import unwrap
+from ..graph.structure import duplicate, own, unwrap
 from ..graph.tensors import replaced, tensor_leaves
 
 __all__ = ["detached", "detached_tree", "undisturbed"]
@@ -27,27 +26,19 @@ def detached(model: nn.Module, graft: Any = None) -> nn.Module:
     """An eval-mode copy of `model` on the CPU that holds its settled weights.
 
     Args:
-        model: wrappers of DDP and `torch.compile` are looked through.
+        model: wrappers of DataParallel, DDP and `torch.compile` are looked through. What refuses to be copied (a lock,
+            an open file) is shared with the copy.
         graft: the live graft whose pending write must not be shipped; None looks for every graft that owns
             parameters of `model`.
 
     Raises:
-        ExportError: the model has no values (meta device), or cannot be copied.
+        ExportError: the model has no values (meta device), or is a ScriptModule.
     """
-    model = unwrap(model)
+    model = unwrap(model, ExportError)
     _require_values(model)
     settled = graft.settled() if graft is not None else _settled(model)
     with settled:
-        try:
-            twin = copy.deepcopy(model, _on_cpu(model))
-        except Exception as error:
-            raise ExportError(
-                f"{type(model).__name__} cannot be copied, and an export never works on the model itself.",
-                why=f"{type(error).__name__}: {_first_line(error)}",
-                fix="make copy.deepcopy(model) work: take off hooks or attributes that hold tensors with a "
-                "gradient history, locks or open files",
-                model=type(model).__name__,
-            ) from error
+        twin = duplicate(model, _on_cpu)
     return twin.cpu().eval().requires_grad_(False)
 
 
@@ -92,17 +83,10 @@ def _settled(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
     return manager
 
 
-def _on_cpu(model: nn.Module) -> dict[int, Any]:
-    """`deepcopy`'s memo, filled with CPU copies, so that a model on an accelerator is not doubled there."""
-    memo: dict[int, Any] = {}
-    for parameter in model.parameters():
-        if parameter.device.type != "cpu" and type(parameter) is nn.Parameter:
-            memo[id(parameter)] = nn.Parameter(parameter.detach().cpu(), parameter.requires_grad)
-    for buffer in model.buffers():
-        if buffer.device.type != "cpu" and type(buffer) is torch.Tensor:
-            memo[id(buffer)] = buffer.detach().cpu()
-    return memo
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+def _on_cpu(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of its own; one on an accelerator is not doubled there."""
+    plain = type(tensor) in (torch.Tensor, nn.Parameter, nn.Buffer)
+    if tensor.device.type == "cpu" or not plain:
+        return own(tensor)
+    moved = tensor.detach().cpu()
+    return nn.Parameter(moved, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved

@@ -92,7 +92,9 @@ class Transferor:
         self.plan = made
         self.dtype = self._dtype()
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            torch.default_generator.manual_seed(self.seed)  # torch.manual_seed would seed every GPU as well
+            torch.default_generator.manual_seed(
+                self.seed
+            )  # torch.manual_seed would seed every GPU as well
             self.module: nn.Module = self.adapter.build(made.slots, made.links).to(self.dtype)
         parameters = [p for p in self.module.parameters() if p.requires_grad]
         groups = [

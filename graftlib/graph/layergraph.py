@@ -9,13 +9,14 @@ Elsewhere: how the graph was captured (`capture`), how ops became layers (`layer
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 from torch import Tensor, fx, nn
 
 from ..errors import MatchError, TraceError, ViewError, nearest, shown
+from .caches import Place, without_caches
 from .capture import Capture, capture
 from .depth import relative_depths
 from .describe import describe
@@ -59,6 +60,8 @@ class LayerGraph:
         capture: Capture,
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
+        *,
+        constants: Iterable[Place] = (),
     ) -> None:
         self.model = model
         self.fx: fx.Graph = capture.graph
@@ -66,6 +69,8 @@ class LayerGraph:
         self.real: bool = capture.real
         self.answers: dict[str, str] = dict(capture.answers)
         self.evidence = Evidence.of(args, kwargs)
+        # Attributes whose tensors were taken for what they are.
+        self._constants = frozenset(constants)
         names = dict(model.named_parameters())
         reads = find_reads(self.fx, names)
         depths = relative_depths(self.fx, reads)
@@ -288,7 +293,8 @@ class LayerGraph:
         graph = self.fx
         if not self.real:
             args, kwargs = self.example
-            graph = capture(self.model, args, kwargs, rungs=("real",)).graph
+            fresh = without_caches(self.model, args, kwargs)
+            graph = capture(fresh, args, kwargs, rungs=("real",)).graph
         if any("autocast" in node.meta for node in graph.nodes):
             raise TraceError(
                 f"the captured graph of '{self.name}' cannot be run by itself.",

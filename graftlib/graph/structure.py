@@ -1,13 +1,15 @@
-"""A copy of a model's structure whose tensors are something else.
+"""The one way to copy a model: its structure again, with other tensors.
 
-In: the user's model. Out: a second model of the same classes and attributes, in eval mode, in which every tensor
-is what a given function made of it: a meta tensor (no memory), or an alias. Always true: the user's model, its
-training flags and its tensors are not touched; tensors that were one object stay one object.
+In: the user's model. Out: a second model of the same classes and attributes in which every tensor is what a given
+function made of it: a meta tensor (no memory), an alias, a tensor of its own. Always true: the user's model, its
+training flags and its tensors are not touched; tensors that were one object stay one object. What refuses to be
+copied (a lock, an open file, a generator) is shared, and only that.
 """
 
 from __future__ import annotations
 
 import copy
+import copyreg
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -16,16 +18,34 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..errors import TraceError
+from ..errors import GraftError, TraceError
 
-__all__ = ["alias", "copy_value", "like_meta", "rebuild", "unwrap"]
+__all__ = [
+    "alias",
+    "copy_value",
+    "duplicate",
+    "like_meta",
+    "own",
+    "rebuild",
+    "refuse_quantised",
+    "shell",
+    "unwrap",
+]
 
 T = TypeVar("T")
 Change = Callable[[Tensor], Tensor]
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The user's own module inside DataParallel, DistributedDataParallel and `torch.compile`."""
+def unwrap(model: nn.Module, error: type[GraftError] = TraceError) -> nn.Module:
+    """The user's own module inside DataParallel, DistributedDataParallel and `torch.compile`, however nested.
+
+    Args:
+        model: any module.
+        error: what is raised: the family's error of the verb that was given the model.
+
+    Raises:
+        GraftError: (as `error`) the module, or one inside of it, is a ScriptModule.
+    """
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     while True:
         if isinstance(model, wrappers):
@@ -33,11 +53,62 @@ def unwrap(model: nn.Module) -> nn.Module:
         elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
             model = inner
         else:
-            return model
+            break
+    scripted = [fqn for fqn, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+    if scripted:
+        name = f"'{scripted[0]}'" if scripted[0] else "the model"
+        raise error(
+            f"{name} is a ScriptModule, whose code cannot be seen: pass the eager module that it was made from."
+        )
+    return model
+
+
+def refuse_quantised(model: nn.Module) -> None:
+    """A model with quantised weights cannot be run in double precision.
+
+    Raises:
+        GraftError: modules are quantised; the message names them.
+    """
+    names: list[str] = []
+    for fqn, module in model.named_modules():
+        if _is_quantised(module) and not any(fqn.startswith(f"{name}.") for name in names):
+            names.append(fqn)
+    if names:
+        more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+        raise GraftError(
+            f"{type(model).__name__} cannot be checked: {len(names)} of its modules are quantised.",
+            where={"modules": ", ".join(f"'{name}'" for name in names[:6]) + more},
+            why="a check runs the model in double precision, which quantised weights do not know",
+            fix="check and edit the model before it is quantised",
+        )
+
+
+def _is_quantised(module: nn.Module) -> bool:
+    home = type(module).__module__
+    # `FloatFunctional` lives among the quantised modules and computes with floats.
+    if home.startswith("torch.") and "quantized" in home and "Float" not in type(module).__name__:
+        return True
+    tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    return any(
+        t.is_quantized or type(t).__module__.startswith(("torchao.", "bitsandbytes."))
+        for t in tensors
+    )
 
 
 def rebuild(model: nn.Module, change: Change) -> nn.Module:
-    """`model` again, in eval mode, with `change` applied once to every tensor that it holds.
+    """`model` again, in eval mode; otherwise as `duplicate`."""
+    twin = duplicate(model, change)
+    twin.eval()  # its result is the module by convention, which not all modules keep
+    return twin
+
+
+def shell(model: nn.Module) -> nn.Module:
+    """`model` again, in eval mode, over the very same tensors: what a run leaves in a module is left there."""
+    return rebuild(model, lambda tensor: tensor)
+
+
+def duplicate(model: nn.Module, change: Change) -> nn.Module:
+    """`model` again, training flags too, with `change` applied once to every tensor that it holds.
 
     Raises:
         TraceError: a parameter is not initialised yet (a lazy module that has never run).
@@ -49,11 +120,11 @@ def rebuild(model: nn.Module, change: Change) -> nn.Module:
             raise TraceError(
                 f"'{fqn}' is not initialised yet.",
                 why="a lazy module learns its shapes from its first forward pass",
-                fix="run the model once before tracing it",
+                fix="run the model once first",
             )
         memo[id(tensor)] = change(tensor)
     memo |= _empty_containers(model)
-    return _copy_module(model, change, memo).eval()
+    return _copy_module(model, change, memo)
 
 
 def _empty_containers(model: nn.Module) -> dict[int, Any]:
@@ -104,6 +175,14 @@ def alias(tensor: Tensor) -> Tensor:
     return _keep_kind(tensor, tensor.detach().clone())
 
 
+def own(tensor: Tensor) -> Tensor:
+    """A tensor of its own with the same values, without history; a Parameter stays one."""
+    if type(tensor) in (Tensor, nn.Parameter, nn.Buffer) or not tensor.is_leaf:
+        return _keep_kind(tensor, tensor.detach().clone())
+    copied: Tensor = copy.deepcopy(tensor)  # a subclass knows best what it is made of
+    return copied
+
+
 def _keep_kind(like: Tensor, tensor: Tensor) -> Tensor:
     if isinstance(like, nn.Parameter):
         tensor = nn.Parameter(tensor, requires_grad=like.requires_grad)
@@ -150,12 +229,16 @@ def _copy_attributes(model: nn.Module, change: Change, memo: dict[int, Any]) -> 
     for module in modules:
         twin = memo[id(module)].__dict__
         for name, value in module.__dict__.items():
-            twin[name] = _copy_or_share(value, change, memo)
+            if name != "_compiled_call_impl":  # of `module.compile()`: it would run the original
+                twin[name] = _copy_or_share(value, change, memo)
     copied: nn.Module = memo[id(model)]
     return copied
 
 
 def _copy_or_share(value: Any, change: Change, memo: dict[int, Any]) -> Any:
+    """A deep copy of `value` in which no more is shared than what refuses to be copied."""
+    if id(value) in memo:
+        return memo[id(value)]
     known = dict(memo)
     try:
         with _OnCopy(change):
@@ -163,4 +246,29 @@ def _copy_or_share(value: Any, change: Change, memo: dict[int, Any]) -> Any:
     except Exception:
         memo.clear()
         memo.update(known)
+    if type(value) in (dict, OrderedDict):
+        twin = memo[id(value)] = type(value)()
+        twin.update((key, _copy_or_share(item, change, memo)) for key, item in value.items())
+        return twin
+    if type(value) is list:
+        twin = memo[id(value)] = []
+        twin.extend(_copy_or_share(item, change, memo) for item in value)
+        return twin
+    if type(value) in (tuple, set):
+        return type(value)(_copy_or_share(item, change, memo) for item in value)
+    return _copy_fields(value, change, memo)
+
+
+def _copy_fields(value: Any, change: Change, memo: dict[int, Any]) -> Any:
+    """A plain object with its fields copied or shared one by one; anything else is shared itself."""
+    try:
+        make, arguments, *rest = value.__reduce_ex__(4)
+    except Exception:
         return value
+    state = rest[0] if rest else None
+    plain = make is copyreg.__newobj__ and isinstance(state, dict)  # type: ignore[attr-defined]
+    if not plain or not hasattr(value, "__dict__") or any(rest[1:]):
+        return value
+    twin = memo[id(value)] = make(*arguments)
+    twin.__dict__.update({name: _copy_or_share(item, change, memo) for name, item in state.items()})
+    return twin

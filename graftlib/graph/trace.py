@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..arguments import check
 from ..errors import TraceError, shown
+from .caches import kept_tensors, without_caches
 from .capture import capture
 from .layergraph import LayerGraph
 from .structure import unwrap
@@ -40,7 +41,7 @@ def trace(
 
     Raises:
         TraceError: an argument is not what it should be, or no way of tracing could follow the model; the message
-            says what each one answered.
+            says what each one answered. Or the model is a ScriptModule, or holds one.
 
     >>> graph = trace(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), torch.empty(1, 3, device="meta"))
     >>> [layer.name for layer in graph.layers]
@@ -60,10 +61,12 @@ def trace(
     _require_device(device)
     args = (args,) if isinstance(args, Tensor) else tuple(args)
     model = unwrap(model)
-    seen = capture(model, args, kwargs, device=device)
+    # A tensor that an earlier run made from the weights would be taken for a constant.
+    fresh = without_caches(model, args, kwargs)
+    seen = capture(fresh, args, kwargs, device=device)
     # Who traces inside `with torch.device("meta")` means the model: reading the graph needs numbers.
     with torch.device("cpu"):
-        return LayerGraph(model, seen, args, kwargs)
+        return LayerGraph(model, seen, args, kwargs, constants=kept_tensors(fresh))
 
 
 def _require_device(device: object) -> None:

@@ -6,7 +6,6 @@ under all their names. Always true: nothing is written before everything was che
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import shown
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass, axis_classes
+from ..graph.caches import copy_to_edit
 from .refusal import SurgeryError
 
 __all__ = ["Request", "editable", "owned", "replace", "requested", "tensor_of", "whole_numbers"]
@@ -70,7 +70,8 @@ def editable(
     """The model itself, or a copy, once its tensors are known to be those of the graph.
 
     Raises:
-        SurgeryError: a tensor has another shape than the graph says, or is missing.
+        SurgeryError: a tensor has another shape than the graph says, or is missing; or the model holds what a run
+            made from its weights, and cannot be made to make it again.
     """
     wrong = []
     for member in {m.fqn: m for each in classes for m in each.members}.values():
@@ -88,7 +89,7 @@ def editable(
             where={"first": "; ".join(wrong[:3])},
             fix="trace this model, and edit it by its own graph",
         )
-    return model if inplace else copy.deepcopy(model)
+    return model if inplace else copy_to_edit(model, graph, SurgeryError)
 
 
 def whole_numbers(values: object) -> Tensor:

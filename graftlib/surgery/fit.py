@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..errors import TraceError
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass, Member, axis_classes
+from ..graph.caches import drop_caches
 from ..graph.capture import capture
 from .config import refresh_config, sizes_changed
 from .edits import editable, owned, replace, tensor_of
@@ -63,8 +64,8 @@ def fitted(
     # something else (GPT-2's width of an attention). The first reading that runs is the right one.
     for reach in (3, None, 1):
         edited = editable(model, graph, sizes, inplace=False)
-        _resize(edited, graph, rows, sizes, reach)
         try:
+            _resize(edited, graph, rows, sizes, reach)
             _must_run(edited, graph, sizes)
             finish(edited)
         except SurgeryError as error:
@@ -73,6 +74,7 @@ def fitted(
         if not inplace:
             refresh_config(edited, changed)
             return edited
+        drop_caches(model, graph, SurgeryError)
         _resize(model, graph, rows, sizes, reach)
         finish(model)
         refresh_config(model, changed)
@@ -103,7 +105,8 @@ def _resize(
     for each, size in sizes.items():
         for member in each.members:
             for module, _, _ in owned(model, tensor_of(model, member.fqn)):
-                refresh_layer(module, _groups(module, member, size))
+                name = member.fqn.rpartition(".")[0]
+                refresh_layer(module, _groups(module, member, size), name=name)
 
 
 def _refresh(

@@ -68,8 +68,10 @@ class Twin:
     def run(self, batch: Batch, hear: Callable[[Op], None]) -> None:
         """Run on one input; `hear` is given every op, after it ran."""
         args, kwargs = batch
+        # A structure of its own for every run: some models keep what they computed from their weights.
+        model = structure.shell(self.model)
         with torch.random.fork_rng(devices=[]), quiet(), enable_python_dispatcher(), _Ears(hear):
-            self.model(*args, **kwargs)
+            model(*args, **kwargs)
 
 
 # As in `graph.recorder`: a mode at the PreDispatch key must be of a class that torch knows by name.

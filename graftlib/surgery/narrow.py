@@ -19,6 +19,7 @@ from ..arguments import check
 from ..errors import shown
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass
+from ..graph.structure import unwrap
 from .edits import Request, editable, requested, tensor_of, whole_numbers
 from .everywhere import outer_classes, where_possible
 from .fit import fitted
@@ -87,6 +88,7 @@ def narrow(
         statistics=(statistics, bool),
         inplace=(inplace, bool),
     )
+    model = unwrap(model, SurgeryError)
     rank = ranking(score, graph, model)
     batches = None if data is None else as_batches(data)
     if refit is not None and refit not in REFITS:

@@ -12,6 +12,8 @@ from ..graph import LayerGraph
 from ..graph.axes import axis_classes
 from ..graph.axes.check import draw
 from ..graph.axes.check import permute as move
+from ..graph.caches import drop_caches
+from ..graph.structure import unwrap
 from .edits import Request, editable, requested, tensor_of, whole_numbers
 from .refusal import SurgeryError
 
@@ -29,7 +31,8 @@ def permute(
     """Rename units; the model computes the same function.
 
     Args:
-        model: the traced one, or another of the same structure.
+        model: the traced one, or another of the same structure; wrappers of DataParallel, DDP and `torch.compile` are
+            looked through, here and in all edits: what comes back is the module inside.
         graph: from `graftlib.trace`.
         permutations: class (or its number) -> order; entry i is the unit that comes to place i. Others stay.
         seed: where `permutations` is None: an order drawn for every free class.
@@ -50,6 +53,7 @@ def permute(
         seed=(seed, Seed | None),
         inplace=(inplace, bool),
     )
+    model = unwrap(model, SurgeryError)
     if (permutations is None) == (seed is None):
         raise SurgeryError("give either permutations or seed.", fix="permute(model, graph, seed=0)")
     if permutations is None:
@@ -60,6 +64,8 @@ def permute(
             for each, order in requested(graph, permutations).items()
         }
     model = editable(model, graph, orders, inplace)
+    if inplace:
+        drop_caches(model, graph, SurgeryError)
     for each, order in orders.items():
         for member in each.members:
             move(tensor_of(model, member.fqn).detach(), member, order)

@@ -8,7 +8,6 @@ Nothing here is believed: the wider model is run next to the old one afterwards.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from ..errors import MatchError
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass
 from ..graph.parameter import Parameter
+from ..graph.structure import duplicate, own
 from .edits import tensor_of
 from .scores import reads
 
@@ -156,7 +156,7 @@ def _rms_offset(module: nn.Module, shape: tuple[int, ...]) -> float | None:
     """0 for an RMS norm by its gain, 1 for one by 1 + gain, None for neither; by what the module does."""
     if len(shape) != 1 or len(list(module.parameters())) != 1:
         return None
-    twin = copy.deepcopy(module).to("cpu", torch.float64).eval()
+    twin = duplicate(module, own).to("cpu", torch.float64).eval()
     random = torch.Generator().manual_seed(0)
     # Large, so that eps is nothing beside it.
     x = 1e4 * torch.randn(3, *shape, dtype=torch.float64, generator=random, device="cpu")

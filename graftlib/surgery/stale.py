@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from .refusal import SurgeryError
+
 __all__ = [
     "HEADS",
     "INNER",
@@ -77,12 +79,16 @@ WIDTHS = (
 )
 
 
-def refresh_layer(module: nn.Module, groups: int | None = None) -> None:
+def refresh_layer(module: nn.Module, groups: int | None = None, *, name: str = "") -> None:
     """Set the sizes of one of torch's layers from its tensors.
 
     Args:
         module: any module; those that are none of torch's layers stay.
         groups: the new number of groups, of a grouped convolution or a group norm; None where it stays.
+        name: of the module, for messages.
+
+    Raises:
+        SurgeryError: the layers of a recurrent module disagree in a size that they share.
     """
     made: Any = module
     weight = module._parameters.get("weight")
@@ -109,18 +115,41 @@ def refresh_layer(module: nn.Module, groups: int | None = None) -> None:
     elif isinstance(module, nn.PReLU) and weight is not None:
         made.num_parameters = weight.shape[0]
     elif isinstance(module, nn.RNNBase):
-        _refresh_recurrent(module)
+        _refresh_recurrent(module, name)
+    elif isinstance(module, nn.RNNCellBase):
+        _refresh_cell(module)
     elif type(module).__name__ == "Conv1D" and hasattr(module, "nf") and weight is not None:
         made.nx, made.nf = weight.shape  # Hugging Face's linear layer, stored transposed
 
 
-def _refresh_recurrent(module: nn.RNNBase) -> None:
+def _refresh_recurrent(module: nn.RNNBase, module_name: str) -> None:
     made: Any = module
+    gates = {"LSTM": 4, "GRU": 3}.get(made.mode, 1)
+    hidden = {name: made.get_parameter(name) for name in made._flat_weights_names}
+    sizes = {t.shape[0] // gates for name, t in hidden.items() if name.startswith("weight_hh")}
+    projections = {t.shape[0] for name, t in hidden.items() if name.startswith("weight_hr")}
+    for what, prefix, found in (
+        ("hidden size", "weight_hh", sizes),
+        ("projection", "weight_hr", projections),
+    ):
+        if len(found) > 1:
+            raise SurgeryError(
+                f"the layers and directions of '{module_name}' share one {what}, and cannot have "
+                f"{' and '.join(map(str, sorted(found)))}.",
+                where={"module": f"{type(module).__name__} '{module_name}'"},
+                fix="give the same number of units to the classes of all of "
+                + ", ".join(f"'{weight}'" for weight in hidden if weight.startswith(prefix)),
+            )
     made.input_size = made.weight_ih_l0.shape[1]
-    made.hidden_size = made.weight_hh_l0.shape[0] // {"LSTM": 4, "GRU": 3}.get(made.mode, 1)
-    if made.proj_size:
-        made.proj_size = made.weight_hr_l0.shape[0]
-    made._flat_weights = [getattr(made, name) for name in made._flat_weights_names]
+    (made.hidden_size,) = sizes
+    if projections:
+        (made.proj_size,) = projections
+    made._init_flat_weights()
+
+
+def _refresh_cell(module: nn.RNNCellBase) -> None:
+    made: Any = module
+    made.input_size, made.hidden_size = made.weight_ih.shape[1], made.weight_hh.shape[1]
 
 
 def refresh_heads(modules: list[object], old: int, new: int, done: Set) -> None:

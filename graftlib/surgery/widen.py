@@ -20,6 +20,7 @@ from ..arguments import Seed, check
 from ..errors import nearest, shown
 from ..graph import LayerGraph, trace
 from ..graph.axes import AxisClass, axis_classes
+from ..graph.structure import unwrap
 from .edits import Request, editable, requested, tensor_of
 from .fill import FILLS, Fill, grown
 from .fit import fitted
@@ -77,6 +78,7 @@ def widen(
             f"fill is one of {', '.join(map(repr, FILLS))}, not {shown(fill)}.",
             near=nearest(fill, [*FILLS]),
         )
+    model = unwrap(model, SurgeryError)
     wanted = requested(graph, widths)
     for each, width in wanted.items():
         if width < each.size:

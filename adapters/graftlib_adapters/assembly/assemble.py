@@ -22,6 +22,7 @@ from graftlib.arguments import check
 from graftlib.disk import make_folder
 from graftlib.errors import shown
 from graftlib.graph import trace
+from graftlib.graph.structure import unwrap
 
 from .meeting import Declared, Evaluate, Pad, Stage, meet
 from .permutation import AssemblyError
@@ -124,7 +125,8 @@ def assemble(
     `evaluate` scores every candidate (see `goal`); else the rule of `rule`, which needs no data.
 
     Args:
-        base: receives; not changed.
+        base: receives; not changed. Wrappers of DataParallel, DDP and `torch.compile` are looked through, here and in
+            the sources.
         sources: a model, ``(model, args, kwargs)``, a `ZooEntry`, or an iterable of these; a generator is asked for
             the next one only when it is needed.
         args: positional example inputs of the base, and of sources that bring none.
@@ -164,6 +166,7 @@ def assemble(
         AssemblyError: an argument is out of range; a log is there and `resume` is not set, or is of other arguments; a
             mapping is of other graphs. A source that nothing meets is no error: its step is refused.
     """
+    base = unwrap(base, AssemblyError)
     settings = checked(
         merge_factor, evaluate, goal, tolerance, factors, parts, pad, frame, method, score, restarts,
         rounds, patience, seed,
@@ -219,6 +222,7 @@ def replay(
         AssemblyError: the plan is damaged, or the base or a source is not the one it was made with.
     """
     check(AssemblyError, base=(base, (nn.Module,)), plan=(plan, (Plan, Mapping, str, os.PathLike)))
+    base = unwrap(base, AssemblyError)
     if isinstance(plan, (str, os.PathLike)):
         plan = Plan.load(plan)
     record = plan if isinstance(plan, Plan) else Plan.from_json(dict(plan))
@@ -268,7 +272,7 @@ def _restaged(plan: Plan, made: Made) -> Stage:
     pad = plan.settings.get("pad")
     if pad not in ("zero", "keep"):
         raise AssemblyError("the plan is damaged.", where={"settings": f"pad is {shown(pad)}"})
-    stage = Stage(made.base)
+    stage = Stage(made.graph)
     for step in plan.accepted:
         giver = made.pool.get(step.number)
         if giver is None:

@@ -9,7 +9,6 @@ Elsewhere: the base is widened by `graftlib.surgery.widen`; what is scaled with 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,6 +17,8 @@ from torch import Tensor, nn
 
 from graftlib.graph import LayerGraph
 from graftlib.graph.axes import AxisClass
+from graftlib.graph.caches import copy_to_edit
+from graftlib.graph.structure import duplicate, own
 from graftlib.surgery import SurgeryError, widen
 from graftlib.surgery.proof import TOLERANCE, change
 from graftlib.surgery.rescale import (
@@ -86,7 +87,7 @@ class Union:
 
     def at(self, factor: float) -> nn.Module:
         """A new model between the two, see `merged`."""
-        made = copy.deepcopy(self.base)
+        made = duplicate(self.base, own)
         self.write(made, factor)
         return made
 
@@ -174,7 +175,7 @@ def _widened(base: LayerGraph, problem: Problem, widths: Mapping[int, int]) -> n
         pair.base: widths[i] for i, pair in enumerate(problem.classes) if widths[i] != pair.bases
     }
     if not sizes:
-        return copy.deepcopy(base.model)
+        return copy_to_edit(base.model, base, AssemblyError)
     try:
         return widen(base.model, base, sizes, fill="zero")
     except SurgeryError as error:
@@ -188,7 +189,7 @@ def _widened(base: LayerGraph, problem: Problem, widths: Mapping[int, int]) -> n
 
 def _moved(source: LayerGraph, wide_base: nn.Module, alignment: Alignment) -> nn.Module:
     """The wide base with the source's tensors in it, once it computes what the source does."""
-    made = copy.deepcopy(wide_base)
+    made = duplicate(wide_base, own)
     norms = _norms(source, made, alignment.problem)
     error = float("inf")
     for queries in (False, True):

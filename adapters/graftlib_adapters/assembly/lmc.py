@@ -7,7 +7,6 @@ figures of a curve (`curve`), pictures of many (`heatmap`).
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from graftlib.arguments import Seed, Some, check
 from graftlib.errors import shown
 from graftlib.graph import LayerGraph, trace
+from graftlib.graph.structure import duplicate, own, shell
 
 from .activations import costs
 from .curve import Curve, grid
@@ -118,8 +118,9 @@ def lmc(
                 fix="leave layers out and use a method that matches, or frame='base'",
             )
         return _between(trace(base, args, kwargs), giver, mapping, evaluate, factors, options, data)
-    stage = Stage(base)
-    meeting, model = data.meet(trace(base, args, kwargs), giver, mapping)
+    graph = trace(base, args, kwargs)
+    base, stage = graph.model, Stage(graph)
+    meeting, model = data.meet(graph, giver, mapping)
     alignment = meeting.align(
         stage.state, costs=data.costs(meeting.problem, base, model), **options
     )
@@ -207,9 +208,10 @@ def controls(
     _known(method)
     _points(factors)
     data = _Data(batches, match_on, repair)
-    stage = Stage(base)
+    graph = trace(base, args, kwargs)
+    base, stage = graph.model, Stage(graph)
     giver = next(givers(source, args, kwargs))
-    meeting, model = data.meet(trace(base, args, kwargs), giver, mapping)
+    meeting, model = data.meet(graph, giver, mapping)
     heard = data.costs(meeting.problem, base, model)
     options: dict[str, Any] = {"score": score, "restarts": restarts, "seed": seed}
     alignments: dict[str, Alignment] = {}
@@ -290,7 +292,7 @@ def _between(
         state = state_of(both.base)
         beside = align(same, state, state, method="identity")
         mend = data.mend(both.base, both.source, beside, options["method"], None)
-    model = copy.deepcopy(both.base).eval()
+    model = duplicate(both.base, own)
     points, scores = _points(factors), []
     for factor in points:
         both.write(model, factor)
@@ -357,9 +359,9 @@ class _Data:
         batches = self.batches
 
         def mended(model: nn.Module, factor: float) -> nn.Module:
-            made = copy.deepcopy(model)
+            made = duplicate(model, own)
             goal = 0.0 if method == "shrink" else factor
-            repaired(made, base, source, alignment, batches, goal, layers=layers)
+            repaired(shell(made), base, source, alignment, batches, goal, layers=layers)
             return made
 
         return mended

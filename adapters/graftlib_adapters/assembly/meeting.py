@@ -6,7 +6,6 @@ changed; `Stage` writes into a copy of its own and gives every tensor its base v
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,6 +16,8 @@ from torch import Tensor, nn
 from graftlib.arguments import check
 from graftlib.errors import shown
 from graftlib.graph import LayerGraph
+from graftlib.graph.caches import copy_to_edit
+from graftlib.graph.structure import shell
 from graftlib.match import Mapping as Links
 from graftlib.surgery.edits import tensor_of
 
@@ -178,15 +179,16 @@ class Stage:
     """A copy of a base whose weights can be put on and off.
 
     Args:
-        base: never changed.
+        base: graph of the base, which is never changed.
 
     Attributes:
-        model: the copy, in eval mode.
+        model: the copy, in eval mode. It is never run: some models keep what they computed from their weights.
         state: FQN -> the weights that a merge begins with; those of the base until `commit`.
     """
 
-    def __init__(self, base: nn.Module) -> None:
-        self.model = copy.deepcopy(base).eval()
+    def __init__(self, base: LayerGraph) -> None:
+        self.model = copy_to_edit(base.model, base, AssemblyError)
+        self.model.eval()
         self._kept: dict[str, Tensor] = {}
 
     @property
@@ -231,5 +233,5 @@ Evaluate = Callable[[nn.Module], float]
 @torch.no_grad()
 def scored(evaluate: Callable[[nn.Module], Any], model: nn.Module) -> float:
     """What `evaluate` says of a model, without gradients; not a number counts as the worst there is."""
-    value = float(evaluate(model))
+    value = float(evaluate(shell(model)))
     return value if value == value else float("-inf")

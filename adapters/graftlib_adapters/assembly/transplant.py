@@ -9,7 +9,6 @@ architecture the result is that of `graftlib.surgery.narrow` at the target's wid
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from graftlib.arguments import check
 from graftlib.errors import shown
 from graftlib.graph import LayerGraph
+from graftlib.graph.caches import copy_to_edit, drop_caches
 from graftlib.match import Mapping
 from graftlib.surgery.edits import tensor_of
 from graftlib.surgery.scores import SCORES, Ranking, Score, ranking
@@ -123,7 +123,11 @@ def transplant(
     alignment = Alignment(found, _chosen(found, rank), 0.0, ())
     given = {pair.source: tensor_of(source.model, pair.source).detach() for pair in found.pairs}
     moved = alignment.transported(given)
-    model = target.model if inplace else copy.deepcopy(target.model)
+    model = target.model
+    if inplace:
+        drop_caches(model, target, AssemblyError)
+    else:
+        model = copy_to_edit(model, target, AssemblyError)
     written, empty = _written(model, found, alignment, moved)
     return Transplanted(model, written, _left(model, found, written, empty), _share(model, written))
 

@@ -25,6 +25,7 @@ from graftlib.disk import named, require_file
 from graftlib.documents import read_json
 from graftlib.errors import CheckpointError, GraftError, MissingExtraError, nearest, shown
 from graftlib.graph import LayerGraph, trace
+from graftlib.graph.structure import unwrap
 
 from .permutation import AssemblyError
 
@@ -225,9 +226,11 @@ def _giver(source: Any, number: int, args: Args, kwargs: Mapping[str, Any] | Non
             else Live(source.model, args, kwargs, source.name)
         )
     if isinstance(source, nn.Module):
+        source = unwrap(source, AssemblyError)
         return Live(source, args, kwargs, f"{type(source).__name__} {number}")
     if isinstance(source, tuple) and 1 <= len(source) <= 3 and isinstance(source[0], nn.Module):
         model, own, by_name = (*source, None, None)[:3]
+        model = unwrap(model, AssemblyError)
         if own is None and by_name is None:
             own, by_name = args, kwargs
         return Live(model, () if own is None else own, by_name, f"{type(model).__name__} {number}")

@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from .. import structure
+from ..caches import without_caches
 from ..evidence import Evidence
 from ..tensors import output_tensors, replaced, tensor_leaves
 from .grouped import grouped_matmul
@@ -73,7 +74,10 @@ class Trial:
         self._seed = seed
         self._random = torch.Generator().manual_seed(seed)
         self.invented: tuple[str, ...] = ()
-        self.model = structure.rebuild(graph.model, self._double)
+        structure.refuse_quantised(graph.model)
+        # What an earlier run made from the weights would be older than those drawn here.
+        fresh = without_caches(graph.model, *graph.evidence.drawn())
+        self.model = structure.rebuild(fresh, self._double)
         if drawn:
             self._draw_weights()
         if example is None:
@@ -96,7 +100,7 @@ class Trial:
     def _run(self, mode: TorchFunctionMode) -> list[Tensor]:
         args, kwargs = structure.copy_value((self.args, self.kwargs), torch.clone)
         # A structure of its own for every run: some models keep what they computed from their weights.
-        model = structure.rebuild(self.model, lambda tensor: tensor)
+        model = structure.shell(self.model)
         with _alone(self._seed), mode:
             out = model(*args, **kwargs)
         return [
@@ -211,7 +215,9 @@ def _alone(seed: int) -> Iterator[None]:
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU as well
+            torch.default_generator.manual_seed(
+                seed
+            )  # torch.manual_seed would seed every GPU as well
             yield
     finally:
         torch.set_default_dtype(default)
