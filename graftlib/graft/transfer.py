@@ -97,7 +97,7 @@ class Transferor:
             )  # torch.manual_seed would seed every GPU as well
             self.module: nn.Module = self.adapter.build(made.slots, made.links).to(self.dtype)
         parameters = [p for p in self.module.parameters() if p.requires_grad]
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
