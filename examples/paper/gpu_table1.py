@@ -135,6 +135,9 @@ def work(
         students.append(Student(maker, data, plan, most, layout, teaches=True))
     _wait()
     built = time.time() - began
+    captured = [each.captured for each in (*sources, *(student.trainer for student in students))]
+    facts = {"seconds": built, "captured": captured, "milliseconds a step alone": milliseconds}
+    tell({"kind": "built", "worker": mine, **facts})
     _meet(folder, "built", mine, of, {"seconds": built})
     steps = plan.steps
     if steps is None:
@@ -143,12 +146,7 @@ def work(
         steps, why = _steps(plan, met, deadline, of, len(data.y) // plan.batch)
         steps = min(steps, most)
         if mine == 0:
-            facts = {
-                "built": built,
-                "milliseconds a step alone": milliseconds,
-                "captured": [each.captured for each in (*sources, *(s.trainer for s in students))],
-            }
-            tell({"kind": "plan", "steps": steps, **facts, **why})
+            tell({"kind": "plan", "steps": steps, **why})
     epochs = steps * plan.batch / len(data.y)
     records: dict[int, tuple[Tensor, dict[str, Tensor]]] = {}
     wanted = [(name, seed) for seed in seeds for name in plan.settings if (name, seed) not in done]
