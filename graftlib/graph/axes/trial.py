@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from ...random_state import preserved
 from .. import structure
 from .grouped import grouped_matmul
 from .lookahead import overload
@@ -185,9 +186,8 @@ def _alone(seed: int) -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)
     torch.set_default_dtype(torch.float64)
     try:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), torch.no_grad():
+        with preserved(seed), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            torch.manual_seed(seed)
             yield
     finally:
         torch.set_default_dtype(default)
