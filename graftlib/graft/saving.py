@@ -91,7 +91,8 @@ class _Resumed:
 
 def load(graft: Graft, transferor: Transferor, state: object) -> None:
     """Put `state` into `graft`; see `Graft.load_state_dict`."""
-    resumed = _validated(graft, transferor, state)
+    with torch.inference_mode(False):
+        resumed = _validated(graft, transferor, state)
     graft._drop_pending()
     graft.plan = resumed.plan
     transferor.install(resumed.plan, resumed.module, resumed.optimizer)
