@@ -50,7 +50,7 @@ class TransferCycle:
                 f"offset={self.offset!r} must be an int of at least 0.", fix="offset=0"
             )
         for name, value in (("start", self.start), ("stop", self.stop)):
-            if value is None:
+            if value is None and name == "stop":
                 continue
             if not _is_edge(value):
                 raise AttachError(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from ..errors import CheckpointError, nearest
-from .fields import at_least, integer, items, number, record, refusal, tensor, text
+from .fields import at_least, integer, items, number, record, refusal, shown, tensor, text
 from .linked import LinkedTensor
 from .plan import Plan
 from .transfer import Transferor
@@ -106,10 +106,10 @@ def load(graft: Graft, transferor: Transferor, state: object) -> None:
 
 def _validated(graft: Graft, transferor: Transferor, state: object) -> _Resumed:
     """Everything that `state` holds, checked; nothing is changed."""
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        there = state.get("format") if isinstance(state, dict) else type(state).__name__
+    there = state.get("format") if isinstance(state, dict) else type(state).__name__
+    if not isinstance(state, dict) or type(there) is not int or there != FORMAT:
         raise CheckpointError(
-            f"this is not a graft's state of format {FORMAT} (but {reprlib.repr(there)}).",
+            f"this is not a graft's state of format {FORMAT} (but {shown(there)}).",
             fix="pass what graft.state_dict() returned",
         )
     state = record("the state", state, sorted(KEYS))
@@ -200,14 +200,12 @@ def _optimizer(optimizer: AdamW, saved: object) -> dict[str, Any]:
     fresh = optimizer.state_dict()
     (group,) = fresh["param_groups"]
     groups = items("'optimizer'['param_groups']", saved["param_groups"], record)
-    if len(groups) != 1 or groups[0].get("params") != group["params"]:
-        raise refusal(
-            "'optimizer'['param_groups']",
-            saved["param_groups"],
-            f"one group of {len(group['params'])} parameters",
-        )
+    if len(groups) != 1:
+        raise refusal("'optimizer'['param_groups']", saved["param_groups"], "a list of one group")
     place = "'optimizer'['param_groups'][0]"
-    told = record(place, groups[0], ("lr", "betas", "eps", "weight_decay"))
+    told = record(place, groups[0], ("params", "lr", "betas", "eps", "weight_decay"))
+    if items(f"{place}['params']", told["params"], integer) != group["params"]:
+        raise refusal(f"{place}['params']", told["params"], f"{len(group['params'])} parameters")
     betas = items(f"{place}['betas']", told["betas"], lambda at, x: at_least(at, x, 0, 1))
     if len(betas) != 2:
         raise refusal(f"{place}['betas']", told["betas"], "a pair of numbers")
