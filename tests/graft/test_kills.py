@@ -78,14 +78,12 @@ def _before(owner, name, call):
     setattr(owner, name, called)
 
 
-def life(make_world, folder, write, steps, die):
-    """One process; whether it was killed (otherwise its end is in ``end.pt``)."""
+def life(world, folder, write, steps, die):
+    """One process, of which `world` keeps nothing; whether it was killed (otherwise its end is in ``end.pt``)."""
     child = os.fork()
     if child == 0:
         try:
-            torch.save(
-                train(make_world(direction="both"), folder, write, steps, die), folder / "end.pt"
-            )
+            torch.save(train(world, folder, write, steps, die), folder / "end.pt")
             os._exit(0)
         except BaseException:
             traceback.print_exc()
@@ -98,52 +96,42 @@ def life(make_world, folder, write, steps, die):
     return False
 
 
-def survive(make_world, folder, write, kills):
-    """Ends of a whole training and of one with so many lives, and how many of them ended by SIGKILL."""
+def check(world, folder, write, kills):
+    """One training in one life, and one in so many: the same bits. Returns how many lives ended by SIGKILL."""
     steps = 2 * kills + 4
-    (folder / "whole").mkdir()
-    (folder / "killed").mkdir()
-    assert not life(make_world, folder / "whole", write, steps, None)
-    died, reached = 0, 0
-    while died < kills and life(
-        make_world,
-        folder / "killed",
-        write,
-        steps,
-        (reached + random.randrange(1, 3), random.choice(PLACES)),
-    ):
+    whole, killed = folder / "whole", folder / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    assert not life(world, whole, write, steps, None)
+    died = reached = 0
+    while died < kills:
+        die = (reached + random.randrange(1, 3), random.choice(PLACES))
+        if not life(world, killed, write, steps, die):
+            break
         died += 1
-        path = folder / "killed" / "checkpoint.pt"
+        path = killed / "checkpoint.pt"
         reached = torch.load(path, weights_only=True)["step"] if path.exists() else 0
-    if not (folder / "killed" / "end.pt").exists():
-        assert not life(make_world, folder / "killed", write, steps, None)
-    return (
-        torch.load(folder / "whole" / "end.pt", weights_only=True),
-        torch.load(folder / "killed" / "end.pt", weights_only=True),
-        died,
-    )
-
-
-def check(make_world, folder, write, kills):
-    whole, killed, died = survive(make_world, folder, write, kills)
+    if not (killed / "end.pt").exists():
+        assert not life(world, killed, write, steps, None)
+    one, other = (torch.load(path / "end.pt", weights_only=True) for path in (whole, killed))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[k], other[k]) for k in one)
     assert died >= kills // 2
-    assert whole.keys() == killed.keys()
-    assert all(torch.equal(whole[k], killed[k]) for k in whole)
     return died
 
 
 @pytest.mark.parametrize("write", ["replace", "probe"])
 def test_a_training_that_is_killed_a_few_times_ends_bit_identical(make_world, tmp_path, write):
-    check(make_world, tmp_path, write, 4)
+    check(make_world(direction="both"), tmp_path, write, 4)
 
 
 @pytest.mark.slow
 def test_a_hundred_kills_change_no_bit(make_world, tmp_path):
-    died, runs = 0, 0
+    died, runs, world = 0, 0, make_world(direction="both")
     while died < 100:
         folder = tmp_path / str(runs)
         folder.mkdir()
-        died += check(make_world, folder, ("replace", "probe")[runs % 2], 25)
+        died += check(world, folder, ("replace", "probe")[runs % 2], 25)
         runs += 1
 
 
