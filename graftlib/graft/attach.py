@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from ..errors import AttachError, nearest
@@ -9,12 +10,16 @@ from ..match import Mapping
 from . import live
 from .adapter import Adapter
 from .cycle import TransferCycle
+from .fields import shown
 from .graft import Graft
 from .plan import Plan, overlap, plan
 from .ranks import Ranks
+from .silence import warn_of_unlearnable
 from .transfer import Transferor
 
 __all__ = ["attach"]
+
+LARGEST = 1e30  # of learning rates and the like
 
 
 def attach(
@@ -47,7 +52,7 @@ def attach(
         lr: learning rate of the adapter's own AdamW.
         weight_decay: of the same, on its matrices; norms, biases and scalars do not decay.
         clip: largest norm of the adapter's gradient at one update.
-        seed: of the adapter's initial parameters; torch's global random state is left alone.
+        seed: of the adapter's initial parameters; torch's random state is left alone, on every device.
         nan_limit: so many skipped transfers in a row (values that are not finite) raise instead of warning.
         record: keep in `Graft.history` the singular values of each receiver before and after every `record`-th
             transfer (True: every one), for `Graft.report`. An SVD of each receiver, so nothing for large layers.
@@ -59,18 +64,51 @@ def attach(
         deterministic: attention by plain products, whose sums have one order; None: where there are several processes.
         group: their process group; None for the default one.
 
+    Warns:
+        TransferWarning: a target is frozen, or the traced forward pass never reads it.
+
     Returns:
         A `Graft`: train inside ``with graft.step():`` or call ``graft.follow(optimizer)`` once.
 
     Raises:
-        AttachError: the mapping is empty, a linked tensor has no values, two links write the same elements, another
-            live graft writes them already, shares of training are given without `total_steps`, or an option is out
-            of range.
+        AttachError: an argument is of another type or out of its range, and the message names it; the mapping is
+            empty; a linked tensor has no values; two links write the same elements, another live graft writes them
+            already; or shares of training are given without `total_steps`.
     """
     if not isinstance(adapter, Adapter):
         raise AttachError(
             f"attach takes an Adapter first, not {type(adapter).__name__}.",
             fix="attach(MergeNet(), mapping), with MergeNet from graftlib_adapters",
+        )
+    if not isinstance(mapping, Mapping):
+        raise AttachError(
+            f"attach takes a Mapping second, not {type(mapping).__name__}.",
+            fix="mapping = Mapping(trace(source, args), trace(target, args)).link('layer', 'layer')",
+        )
+    for name, value, choices in (
+        ("write", adapter.write, ("replace", "probe")),
+        ("signal", adapter.signal, ("trajectory", "gradient")),
+    ):
+        if value not in choices:
+            raise AttachError(
+                f"the adapter's {name}={value!r} is not a choice.",
+                near=nearest(str(value), choices),
+                fix=f"{name} is one of " + ", ".join(map(repr, choices)),
+            )
+    for name, number, low in (
+        ("lr", lr, 0.0),
+        ("weight_decay", weight_decay, 0.0),
+        ("clip", clip, None),
+    ):
+        _check_number(name, number, low)
+    _check_int("seed", seed, -(2**63), 2**64 - 1)
+    _check_int("nan_limit", nan_limit, 1)
+    if total_steps is not None:
+        _check_int("total_steps", total_steps, 1)
+    if deterministic is not None and not isinstance(deterministic, bool):
+        raise AttachError(
+            f"deterministic={deterministic!r} is none of True, False and None.",
+            fix="deterministic=None: where there are several processes",
         )
     schedule = cycle if isinstance(cycle, TransferCycle) else TransferCycle(cycle)
     if schedule.needs_total and total_steps is None:
@@ -82,6 +120,7 @@ def attach(
     _check(ranks, record)
     made = plan(mapping, adapter)
     _refuse_second(made)
+    warn_of_unlearnable(made)
     transferor = Transferor(
         adapter,
         made,
@@ -102,6 +141,29 @@ def attach(
         ranks=ranks,
         record=record,
     )
+
+
+def _check_number(name: str, value: object, low: float | None) -> None:
+    """A finite number of at least `low`; None: above zero, and infinity is one."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST:
+        if low is not None and value >= low:
+            return
+        if low is None and value > 0:
+            return
+    if low is None and value == math.inf:
+        return
+    wanted = "above 0" if low is None else f"of at least {low:g}"
+    raise AttachError(
+        f"{name}={shown(value)} is not a finite number {wanted}.", fix=f"attach(..., {name}=...)"
+    )
+
+
+def _check_int(name: str, value: object, low: int, high: int = 2**53) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise AttachError(
+            f"{name}={shown(value)} is not an int from {low} to {high}.",
+            fix=f"attach(..., {name}=...)",
+        )
 
 
 def _check(ranks: Ranks, record: int) -> None:

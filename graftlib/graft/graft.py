@@ -16,37 +16,31 @@ from __future__ import annotations
 
 import os
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
-from torch.optim.optimizer import (
-    register_optimizer_step_post_hook,
-    register_optimizer_step_pre_hook,
-)
 from torch.utils.hooks import RemovableHandle
 
 from ..disk import write_whole
-from ..errors import AttachError, TransferError
+from ..errors import AttachError, GraftError, TransferError
 from . import live
 from .cycle import TransferCycle
 from .joined import JoinedGraph, joined, spliced
-from .linked import LinkedTensor, Write, owns
+from .linked import LinkedTensor, TransferWarning, Write, owns
 from .plan import Plan
 from .ranks import Ranks
 from .rounds import Rounds
 from .saving import load, save
+from .silence import LeftPending, Silence
 from .transfer import Flight, Transferor
 
 __all__ = ["Graft", "TransferWarning", "check_optimizers"]
-
-
-class TransferWarning(UserWarning):
-    """A transfer was skipped because it, or its signal, was not finite."""
 
 
 class Graft:
@@ -94,6 +88,13 @@ class Graft:
         self._followed: dict[Optimizer, list[tuple[LinkedTensor, nn.Parameter]]] = {}
         self._handles: list[RemovableHandle] = []
         self._resume: dict[str, Any] | None = None
+        self._inside = False  # of `with graft.step():`
+        self._stepping: Optimizer | None = (
+            None  # between its two hooks; what it steps inside is its own affair
+        )
+        self._silence = Silence(plan)
+        self._left = LeftPending()
+        weakref.finalize(self, self._left.settle).atexit = False
         live.enter(self)
 
     # ------------------------------------------------------------------------------------------ the two ways to train
@@ -103,14 +104,15 @@ class Graft:
         """Enclose forward, backward and optimizer step: entering writes where a transfer is due, leaving learns.
 
         It may also enclose less than one optimizer step, as gradient accumulation does: the write then stays until an
-        optimizer has consumed it. Steps are heard through torch's global optimizer hooks, which are set inside the
-        ``with`` block only.
+        optimizer has consumed it. The steps of whatever optimizer are heard inside the ``with`` block only, through a
+        pair of torch's global optimizer hooks that stays for the rest of the process and holds no graft.
 
         Args:
             closure: accept that the loss is evaluated inside ``optimizer.step``, see `follow`.
 
         Raises:
-            AttachError: the graft follows an optimizer already, or was detached.
+            AttachError: the graft follows an optimizer already, was detached, or is inside another ``step()``; or
+                `torch.inference_mode` is on.
             TransferError: too many transfers in a row were not finite, or a closure was passed to an optimizer.
         """
         self._running()
@@ -119,17 +121,20 @@ class Graft:
                 "this graft follows an optimizer, so step() would count every step twice.",
                 fix="use either graft.follow(optimizer) or `with graft.step():`",
             )
-        self._closures = closure
+        if self._inside:
+            raise AttachError(
+                "this graft is inside `with graft.step():` already.",
+                why="every optimizer step would be counted twice",
+                fix="open it once around forward, backward and optimizer.step()",
+            )
+        self._ready_to_train("step", closure)
         self._write_if_due()
-        hooks = [
-            register_optimizer_step_pre_hook(self._before_step),
-            register_optimizer_step_post_hook(self._after_step),
-        ]
+        self._silence.watch()
+        self._inside, self._stepping = True, None
         try:
             yield self
         finally:
-            for hook in hooks:
-                hook.remove()
+            self._inside = False
         self._advance()
 
     def follow(self, *optimizers: Optimizer, closure: bool = False) -> Graft:
@@ -149,16 +154,22 @@ class Graft:
 
         Raises:
             AttachError: an optimizer owns no receiving parameter, a receiving parameter has no optimizer, an optimizer
-                needs a closure, or the graft follows optimizers already.
+                needs a closure, the graft follows optimizers already or is inside ``step()``, or
+                `torch.inference_mode` is on.
         """
         self._running()
+        if self._inside:
+            raise AttachError(
+                "this graft is inside `with graft.step():`, which hears the optimizer already.",
+                fix="use either graft.follow(optimizer) or `with graft.step():`",
+            )
         if self._followed:
             raise AttachError(
                 "this graft follows its optimizers already.",
                 fix="call follow once, with all of them",
             )
         check_optimizers(optimizers, self.plan)
-        self._closures = closure
+        self._ready_to_train("follow", closure)
         for optimizer in optimizers:
             self._followed[optimizer] = [
                 (t, t.live()) for t in self.plan.written if owns(optimizer, t)
@@ -166,36 +177,53 @@ class Graft:
             self._handles.append(optimizer.register_step_pre_hook(self._before_step))
             self._handles.append(optimizer.register_step_post_hook(self._follow_step))
         self._write_if_due()
+        self._silence.watch()
         return self
 
     # -------------------------------------------------------------------------------------------------------- undoing
 
     @contextmanager
     def settled(self) -> Iterator[Graft]:
-        """Inside, the models hold their settled weights: evaluate, save and export here."""
-        put_back = [w for w in self._flight.pending if w.settle()] if self._flight else []
+        """Inside, the models hold their settled weights: evaluate, save, export and update averages (EMA) here.
+
+        On leaving, the pending transfer is put in place again, unless it is no longer this graft's: `detach` and
+        `load_state_dict` inside are final.
+
+        Raises:
+            TransferError: a linked parameter is gone, or on the meta device.
+        """
+        flight = self._flight
+        put_back = [w for w in flight.pending if w.settle()] if flight is not None else []
         try:
             yield self
         finally:
-            for write in put_back:
-                if write.tensor.holds(write.settled):
-                    write.write()
+            if self._flight is flight:
+                for write in put_back:
+                    write.restore()
 
     def detach(self) -> None:
         """Take the graft off: settled weights, no hooks, no adapter, no optimizer. The history stays readable.
 
-        Calling it again does nothing.
+        Calling it again does nothing. It always comes off: where a linked parameter is gone, or has no values any more,
+        a `TransferWarning` says so. Not inside an optimizer's hook, where torch does not let hooks be removed.
         """
-        if self._flight is not None:
-            for write in self._flight.pending:
-                write.settle()
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        flight, self._flight = self._flight, None
+        handles, self._handles = self._handles, []
         self._followed.clear()
-        self._flight = None
         self._transferor = None
+        self._silence.rest()
+        self._left.forget()
         live.leave(self)
+        for handle in handles:
+            handle.remove()
+        for write in flight.pending if flight is not None else []:
+            try:
+                settled = write.settle()
+            except TransferError as error:
+                _warn(f"the graft is off, but a write could not be taken back: {error}")
+            else:
+                if not settled:
+                    self._silence.explain(write.tensor)
 
     @property
     def step_count(self) -> int:
@@ -265,7 +293,8 @@ class Graft:
         """Go on where `state_dict` was taken; load the models and optimizers first, and `follow` afterwards.
 
         Raises:
-            CheckpointError: the state is foreign, incomplete, or of a graft with other links; nothing was changed.
+            CheckpointError: the state is foreign, incomplete, damaged (types, shapes, dtypes, ranges, what is not
+                finite), or of a graft with other links; nothing was changed.
         """
         load(self, self._running(), state)
         if self._followed:
@@ -278,7 +307,28 @@ class Graft:
             f"{len(self.history)} transfers>"
         )
 
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise GraftError(
+            "a graft can be neither copied nor pickled: it belongs to one training, its models and its optimizers.",
+            fix="save graft.state_dict(), and load it into a graft that is attached to the copy",
+        )
+
     # ---------------------------------------------------------------------------------------------------- the machine
+
+    def _ready_to_train(self, verb: str, closure: object) -> None:
+        """What `step` and `follow` need alike."""
+        if not isinstance(closure, bool):
+            raise AttachError(
+                f"closure={closure!r} is neither True nor False.",
+                fix=f"graft.{verb}(..., closure=True)",
+            )
+        if torch.is_inference_mode_enabled():
+            raise AttachError(
+                f"{verb}() was called inside torch.inference_mode, where nothing can be trained.",
+                fix=f"call graft.{verb}() outside of it; settled() works inside",
+            )
+        self._closures = closure
+        live.listen()
 
     def _running(self) -> Transferor:
         if self._transferor is None:
@@ -306,8 +356,8 @@ class Graft:
 
     def _may_be_due(self) -> bool:
         """Whether a transfer could be due if no unread step was skipped; until then the device is not asked."""
-        steps = range(self._decided + 1, self._rounds.at_most + 1)
-        return any(self.cycle.transfers(step, self.total_steps) for step in steps)
+        end = self._rounds.at_most + 1
+        return self.cycle.between(self._decided + 1, end, self.total_steps) > 0
 
     def _replicated(self) -> dict[str, Tensor]:
         """What must be the same on every rank: the linked tensors, unless sharded, and the adapter."""
@@ -319,15 +369,26 @@ class Graft:
         transferor = self._running()
         flight = transferor.fly(transferor.read())
         flight.entry = self._entry(flight)
-        if not flight.finite:
-            transferor.put_back(flight)
-            self._skip(flight.entry, "the rewritten weights are not finite")
+        if self._refused(flight):
             return
         self._skipped_in_a_row = 0
+        self._put(flight)
+
+    def _refused(self, flight: Flight) -> bool:
+        """Whether `flight` must not be written; then it is as if it had never been, but for the history."""
+        if flight.finite:
+            return False
+        self._running().put_back(flight)
+        self._skip(flight.entry, "the rewritten weights are not finite")
+        return True
+
+    def _put(self, flight: Flight) -> None:
+        """Write what no optimizer step has consumed; from now on the flight is on its way."""
         self.history.append(flight.entry)
-        for write in flight.writes.values():
-            write.write()
         self._flight = flight
+        self._left.remember(flight.pending)
+        for write in flight.pending:
+            write.write()
 
     def _take_up(self, resume: dict[str, Any]) -> None:
         """Redo the pending transfer of a saved state from the inputs it had."""
@@ -335,20 +396,55 @@ class Graft:
         transferor = self._running()
         flight = transferor.fly(transferor.read(), resume["inputs"])
         flight.entry = resume["entry"]
-        self.history.append(flight.entry)
+        if self._refused(flight):
+            return
         for tensor, write in flight.writes.items():
             if tensor.name in resume["signals"]:
-                write.signal = tensor.part(resume["signals"][tensor.name])
-            if write.pending:
-                write.write()
-        self._flight = flight
+                signal = resume["signals"][tensor.name].to(write.settled.device)
+                write.signal = tensor.part(signal)
+        self._put(flight)
+
+    def _any_step_begins(
+        self, optimizer: Optimizer, args: Any, kwargs: Any
+    ) -> tuple[Any, dict[str, Any]] | None:
+        """Any optimizer of the process is about to step."""
+        if not self._inside or self._is_inner(optimizer):
+            return None
+        return self._before_step(optimizer, args, kwargs)
+
+    def _is_strange(self, optimizer: Optimizer) -> bool:
+        """Whether a step of this optimizer should have been heard, if it steps what is written.
+
+        Before `follow`, and between two `step` blocks with nothing pending, anybody may train the target.
+        """
+        if self._stepping is not None or optimizer in self._followed:
+            return False
+        return bool(self._followed) or self.pending
+
+    def _is_inner(self, optimizer: Optimizer) -> bool:
+        """Whether this is the optimizer inside another one that is stepping now, for the same parameters."""
+        outer = self._stepping
+        if outer is None or outer is optimizer:
+            return False
+        return not set(self._owned(outer)).isdisjoint(self._owned(optimizer))
+
+    def _any_step_ended(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Any optimizer of the process has stepped."""
+        if self._inside:
+            if self._stepping is optimizer:
+                self._after_step(optimizer, args, kwargs)
+        elif self._is_strange(optimizer):
+            self._silence.overhear(optimizer, list(self._followed))
 
     def _before_step(
         self, optimizer: Optimizer, args: Any, kwargs: Any
     ) -> tuple[Any, dict[str, Any]] | None:
-        if not self._owned(optimizer):
+        owned = self._owned(optimizer)
+        if not owned:
             return None
         self._check_identity(optimizer)
+        self._stepping = optimizer
+        self._silence.hear()
         if not any(callable(value) for value in (*args, *kwargs.values())):
             self._before_update(optimizer)
             return None
@@ -363,10 +459,13 @@ class Graft:
         return tuple(map(once.around, args)), {k: once.around(v) for k, v in kwargs.items()}
 
     def _before_update(self, optimizer: Optimizer) -> None:
+        if not self._silence.complete:
+            self._silence.update(self._owned(optimizer))
         for write in self._writes_of(optimizer):
             write.before_step(optimizer)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._stepping = None
         owned = self._owned(optimizer)
         if not owned:
             return
@@ -385,6 +484,8 @@ class Graft:
             skipped = found_inf is not None and bool(found_inf.item())
             for write in writes:
                 write.after_step(skipped=skipped)
+            if not skipped:
+                self._left.remember(self._flight.pending if self._flight is not None else [])
 
     def _follow_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._after_step(optimizer, args, kwargs)
@@ -398,11 +499,9 @@ class Graft:
 
     def _finish(self) -> None:
         """Learn from the flight that is on its way, if there is one; writes that were never consumed are settled."""
-        flight, self._flight = self._flight, None
+        flight = self._drop_pending()
         if flight is None:
             return
-        for write in flight.pending:
-            write.settle()
         signals = {t: t.whole(w.signal) for t, w in flight.writes.items() if w.signal is not None}
         if not signals:
             return
@@ -411,6 +510,15 @@ class Graft:
             self._learned += 1
         else:
             self._skip(flight.entry, "what the step made of the weights is not finite")
+
+    def _drop_pending(self) -> Flight | None:
+        """Settle what is pending; the transfer, if there is one, is no longer on its way."""
+        flight = self._flight
+        for write in flight.pending if flight is not None else []:
+            write.settle()
+        self._flight = None
+        self._left.forget()
+        return flight
 
     def _entry(self, flight: Flight) -> dict[str, Any]:
         receivers: dict[str, dict[str, Any]] = {}
@@ -441,11 +549,7 @@ class Graft:
                 where={"receivers": names, "step": entry["step"]},
                 fix="look for inf or nan in the loss and the weights; lower the learning rate, or raise nan_limit",
             )
-        warnings.warn(
-            f"transfer before step {entry['step']} skipped: {reason} ({names})",
-            TransferWarning,
-            stacklevel=4,
-        )
+        _warn(f"transfer before step {entry['step']} skipped: {reason} ({names})")
 
     def _owned(self, optimizer: Optimizer) -> list[LinkedTensor]:
         if optimizer in self._followed:
@@ -476,6 +580,12 @@ def check_optimizers(optimizers: Iterable[Optimizer], plan: Plan) -> None:
         AttachError: see `Graft.follow`.
     """
     optimizers = list(optimizers)
+    if len({id(optimizer) for optimizer in optimizers}) < len(optimizers):
+        raise AttachError(
+            "follow() was passed one optimizer twice.",
+            why="each of its steps would be counted twice",
+            fix="graft.follow(optimizer)",
+        )
     if not optimizers:
         raise AttachError(
             "follow() needs the optimizer that steps the target.", fix="graft.follow(optimizer)"
@@ -530,6 +640,10 @@ class _Once:
             return answer
 
         return evaluated
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, TransferWarning, stacklevel=4)
 
 
 def _norm(tensor: Tensor) -> float:

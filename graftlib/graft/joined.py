@@ -115,7 +115,9 @@ class _Reading(nn.Module):
         target = plan.mapping.target.model
         self.names = [tensor.fqn for tensor in plan.written if tensor.model is target]
         device = plan.tensors[plan.receivers[0]].read().device
-        self.adapter = deepcopy(transferor.module).eval().to(device)  # it follows at its first transfer otherwise
+        self.adapter = (
+            deepcopy(transferor.module).eval().to(device)
+        )  # it follows at its first transfer otherwise
         if flight is not None and flight.pending:
             # The pending transfer was made from the state before it; so is this one.
             for name, buffer in self.adapter.named_buffers():

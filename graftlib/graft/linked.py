@@ -13,7 +13,8 @@ This file is the only one that touches the user's parameters.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,10 +24,14 @@ from torch.optim import Optimizer
 
 from ..errors import TransferError, nearest
 
-__all__ = ["LinkedTensor", "Write", "owns"]
+__all__ = ["LinkedTensor", "TransferWarning", "Write", "owns"]
 
 # Names under which wrappers hold the module that they wrap: torch.compile, DDP, activation checkpointing, FSDP1.
 WRAPPED = ("_orig_mod", "module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+
+
+class TransferWarning(UserWarning):
+    """A transfer was skipped, was lost, or cannot do what it is for; the text says which and why."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,12 +90,25 @@ class LinkedTensor:
         live: Any = self.live().detach()
         if _is_sharded(live):
             live = live.full_tensor()
-        copy: Tensor = live.clone()
+        copy: Tensor = self._with_values(live).clone()
         return copy
 
     def local(self) -> Tensor:
-        """The values that this process holds, outside autograd: the parameter's own memory, not a copy."""
-        return _local(self.live().detach())
+        """The values that this process holds, outside autograd: the parameter's own memory, not a copy.
+
+        Raises:
+            TransferError: the model has no parameter of that name any more, or it is on the meta device.
+        """
+        return self._with_values(_local(self.live().detach()))
+
+    def _with_values(self, tensor: Tensor) -> Tensor:
+        if tensor.device.type == "meta":
+            raise TransferError(
+                f"'{self.name}' has no values any more: it is on the meta device.",
+                why="the model was moved there while a graft was attached to it",
+                fix="graft.detach() before model.to('meta'); attach again once the weights are loaded",
+            )
+        return tensor
 
     def part(self, values: Tensor) -> Tensor:
         """What this process holds of the given whole `values`; `values` itself where the tensor is not sharded."""
@@ -122,14 +140,16 @@ class LinkedTensor:
         gathered: Tensor = spread.full_tensor()
         return gathered
 
-    def put(self, part: Tensor) -> None:
-        """Write this process's `part` in place, outside autograd; the parameter object stays the same."""
-        with torch.no_grad():
-            self.local().copy_(part)
+    def put(self, part: Tensor, *, versioned: bool = True) -> None:
+        """Write this process's `part` in place, outside autograd; the parameter object stays the same.
 
-    def holds(self, part: Tensor) -> bool:
-        """Whether this process holds exactly `part` now (one comparison on the device, one host sync)."""
-        return torch.equal(self.local(), part)
+        Args:
+            part: the values, of the shape of `local`.
+            versioned: let autograd know, which then refuses a backward pass through the values before.
+        """
+        with torch.no_grad():
+            local = self.local()
+            (local if versioned else local.data).copy_(part)
 
 
 def _child(module: nn.Module, name: str) -> nn.Module:
@@ -204,23 +224,59 @@ class Write:
         if not torch.equal(self.settled, self.written):
             self.tensor.put(self.written)
 
-    def settle(self) -> bool:
-        """Put the settled values back; False where somebody else has written the tensor since, which is respected."""
-        if not self.tensor.holds(self.written):
+    def settle(self, *, versioned: bool = True) -> bool:
+        """Put the settled values back; False where somebody else has written the tensor since, which is respected.
+
+        A model that was cast or moved since gets them in its new dtype, on its new device.
+        """
+        if not self.in_place():
+            self._warn_of_a_cast()
             return False
-        if not torch.equal(self.settled, self.written):
-            self.tensor.put(self.settled)
+        self._put_settled(versioned=versioned)
         return True
+
+    def _put_settled(self, *, versioned: bool = True) -> None:
+        if not torch.equal(self.settled, self.written):
+            self.tensor.put(self.settled, versioned=versioned)
+
+    def restore(self) -> None:
+        """The inverse of `settle`: put the write in place again, where the tensor still holds the settled values."""
+        if self.pending and self._holds(lambda: self.settled):
+            self.write()
+
+    def in_place(self) -> bool:
+        """Whether the tensor holds the write now (one comparison on the device, one host sync)."""
+        return self._holds(lambda: self.written)
+
+    def _holds(self, values: Callable[[], Tensor]) -> bool:
+        """Whether the tensor holds `values()`, as they are or cast with the model; then the record is cast, too."""
+        live = self.tensor.local()
+        for cast in _casts(live):
+            if _equal(live, cast(values())):
+                self.settled, self.written = cast(self.settled), cast(self.written)
+                return True
+        return False
+
+    def _warn_of_a_cast(self) -> None:
+        live = self.tensor.local()
+        if live.dtype == self.settled.dtype:
+            return
+        warnings.warn(
+            f"'{self.tensor.name}' was cast from {self.settled.dtype} to {live.dtype} and changed while a transfer "
+            "that nobody had trained was written to it: it stays as it is, the weights before the transfer are lost",
+            TransferWarning,
+            stacklevel=4,
+        )
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Just before the optimizer steps: keep the gradient where it is the signal, take a probe back."""
         if self.by_gradient:
             self._gradient = _unscaled_gradient(self.tensor.live(), optimizer)
-        if not self.tensor.holds(self.written):
+        if not self.in_place():
             # Loaded or re-initialised between the write and the step: there is nothing of ours to learn from.
             self.signal = torch.zeros_like(self.settled)
         elif self.probe:
-            self.settle()
+            self._put_settled()
 
     def after_step(self, *, skipped: bool) -> None:
         """Just after: keep what the step made of the write, or write again where GradScaler skipped the step."""
@@ -237,6 +293,20 @@ class Write:
         else:
             stepped_from = self.settled if self.probe else self.written
             self.signal = stepped_from - self.tensor.local()
+
+
+def _casts(live: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
+    """What may have happened to a tensor that is now `live`: it was cast or moved; or cast down, and up again."""
+    yield lambda values: values.to(live.device, live.dtype)
+    for low in (torch.float16, torch.bfloat16):
+        yield lambda values, low=low: values.to(low).to(live.device, live.dtype)  # type: ignore[misc]
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one dtype have equal values, NaN being equal to NaN."""
+    if torch.equal(one, other):
+        return True
+    return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def _unscaled_gradient(parameter: nn.Parameter, optimizer: Optimizer) -> Tensor | None:

@@ -116,11 +116,28 @@ class _Seats:
         for i, (parameter, tensor) in enumerate(self.seated):
             values = _values(tensor)
             shape = matrix_shape(parameter)
-            rank = adapter.rank(matrix(parameter, values).float(), min(shape))
+            if i in receives and values.is_inference():
+                raise AttachError(
+                    f"'{tensor.name}' was made inside torch.inference_mode and can never be written or trained.",
+                    fix="make or load the model outside of it",
+                )
+            rank = _rank(adapter, matrix(parameter, values).float(), min(shape))
             name = f"{tensor.side}:{parameter.address}"
             slots.append(Slot(name, shape, rank, i in receives))
         parameters, tensors = zip(*self.seated, strict=True)
         return Plan(self.mapping, parameters, tensors, tuple(slots), tuple(self.links))
+
+
+def _rank(adapter: Adapter, values: Tensor, limit: int) -> int | None:
+    rank: object = adapter.rank(values, limit)
+    if rank is None or (
+        isinstance(rank, int) and not isinstance(rank, bool) and 1 <= rank <= limit
+    ):
+        return rank
+    raise AttachError(
+        f"{type(adapter).__name__}.rank returned {rank!r} for a matrix of rank {limit} at most.",
+        fix=f"return an int from 1 to {limit}, or None for the whole matrix",
+    )
 
 
 def _values(tensor: LinkedTensor) -> Tensor:

@@ -15,9 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim import AdamW
 
+from ..errors import AttachError
 from ..match import matrix, unmatrix
+from ..random_state import preserved
 from .adapter import Adapter
 from .linked import LinkedTensor, Write
 from .plan import Plan
@@ -85,25 +89,43 @@ class Transferor:
         self.ranks, self.deterministic = ranks or Ranks(), deterministic
         self.lr, self.weight_decay, self.clip = lr, weight_decay, clip
         self.transfers = transfers
+        self.plan = made
         self.build(made)
 
     def build(self, made: Plan) -> None:
-        """Make the adapter's module and its optimizer for `made`, from the seed."""
-        self.plan = made
-        self.dtype = self._dtype()
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            torch.default_generator.manual_seed(
-                self.seed
-            )  # torch.manual_seed would seed every GPU as well
-            self.module: nn.Module = self.adapter.build(made.slots, made.links).to(self.dtype)
-        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        """Make the adapter's module and its optimizer for `made`, from the seed.
+
+        Raises:
+            AttachError: the adapter makes no module.
+        """
+        self.install(made, *self.prepare(made))
+
+    def prepare(self, made: Plan) -> tuple[nn.Module, AdamW | None]:
+        """A new module for `made`, on the CPU, and its optimizer (None: nothing to learn); nothing is changed."""
+        with preserved(self.seed), torch.device("cpu"), torch.inference_mode(False):
+            module: Any = self.adapter.build(made.slots, made.links)
+            if not isinstance(module, nn.Module):
+                raise AttachError(
+                    f"{type(self.adapter).__name__}.build returned {type(module).__name__}, not an nn.Module.",
+                    fix="return the module whose forward maps the matrices to new ones",
+                )
+            module = module.to(self.dtype_of_weights())
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        if not parameters:
+            return module, None
         groups: list[dict[str, Any]] = [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=self.lr) if parameters else None
+        return module, AdamW(groups, lr=self.lr)
 
-    def _dtype(self) -> torch.dtype:
+    def install(self, made: Plan, module: nn.Module, optimizer: AdamW | None) -> None:
+        """Go on with these instead of the present ones."""
+        self.plan, self.dtype = made, self.dtype_of_weights()
+        self.module, self.optimizer = module, optimizer
+
+    def dtype_of_weights(self) -> torch.dtype:
+        """What the adapter computes in: double precision where a linked tensor is, else single."""
         wide = any(t.live().dtype == torch.float64 for t in self.plan.tensors)
         return torch.float64 if wide else torch.float32
 
@@ -127,16 +149,24 @@ class Transferor:
             values: what `read` gave; owned by the flight from now on.
             inputs: matrices to read instead of those in `values`, to redo a saved transfer.
         """
-        inputs = self.matrices(values) if inputs is None else inputs
+        device = values[self.plan.tensors[self.plan.receivers[0]]].device
+        inputs = self.matrices(values) if inputs is None else [m.to(device) for m in inputs]
         self._move_to(inputs[0].device)
         before = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
         self.module.train()
         with _own_world(inputs[0].device, deterministic=self.deterministic):
-            outputs = list(self.module(inputs))
+            outputs = self._outputs(inputs)
         written = self._rewritten(values, outputs)
         self.ranks.broadcast(written.values())
         sound = torch.stack([w.isfinite().all().to(inputs[0].device) for w in written.values()])
         return Flight(inputs, outputs, self._writes(values, written), before, sound.all())
+
+    def _outputs(self, inputs: list[Tensor]) -> list[Tensor]:
+        try:
+            return list(self.module(inputs))
+        except LinAlgError:
+            # A decomposition of what is not finite, or overflowed on the way: not finite, like any other answer.
+            return [torch.full_like(inputs[i], math.nan) for i in self.plan.receivers]
 
     def _rewritten(
         self, values: dict[LinkedTensor, Tensor], outputs: list[Tensor]

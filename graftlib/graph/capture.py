@@ -23,6 +23,7 @@ import torch
 from torch import fx, nn
 
 from ..errors import TraceError
+from ..random_state import preserved
 from .exported import record_export
 from .fake import record_fake
 from .frames import Call
@@ -95,7 +96,7 @@ def capture(
             answers[rung] = "skipped: the forward pass depends on values, as the 'fake' rung saw"
             continue
         try:
-            with _TURN, _undisturbed(model):
+            with _TURN, _undisturbed():
                 graph, calls = RUNGS[rung](model, args, kwargs, home)
         except TraceError:
             raise
@@ -128,17 +129,13 @@ def _on_meta(model: nn.Module) -> bool:
 
 
 @contextlib.contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
+def _undisturbed() -> Iterator[None]:
     """Leave random states as they are, and say nothing: a rung that fails answers by its exception."""
-    devices: list[torch.device] = []
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        tensors = chain(model.parameters(), model.buffers())
-        devices = sorted({t.device for t in tensors if t.device.type == "cuda"}, key=str)
     numpy = sys.modules.get("numpy")
     python_state = random.getstate()
     numpy_state = numpy.random.get_state() if numpy else None
     try:
-        with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
+        with preserved(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # Tracers print the half of the graph that they have when they give up.
             with contextlib.redirect_stderr(io.StringIO()), _mute("torch"):

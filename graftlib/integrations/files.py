@@ -22,6 +22,18 @@ from ..graft.ranks import fingerprint
 __all__ = ["NAME", "bound", "load", "packed", "pending", "save", "take_up", "unpacked"]
 
 NAME = "graft.safetensors"
+# What reading bytes that anybody may have changed can end in: the file, the JSON in its header, the shape of that JSON.
+_DAMAGED = (
+    SafetensorError,
+    OSError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 HEADER = "graftlib"
 
 
@@ -37,7 +49,11 @@ def take_up(graft: Graft, state: dict[str, Any], *, where: str) -> None:
     Raises:
         CheckpointError: the state is foreign or incomplete, or the models hold other weights than those beside it.
     """
-    if not isinstance(state, dict) or {"graft", "weights"} - state.keys():
+    if (
+        not isinstance(state, dict)
+        or not isinstance(state.get("weights"), dict)
+        or "graft" not in state
+    ):
         raise CheckpointError(
             "this is not the state of a graft in a trainer.",
             where={"found in": where},
@@ -45,7 +61,11 @@ def take_up(graft: Graft, state: dict[str, Any], *, where: str) -> None:
         )
     with graft.settled():
         mine = _weights(graft)
-    odd = [name for name, value in mine.items() if state["weights"].get(name, value) != value]
+    saved = state["weights"]
+    # Compared by type as well: a tensor or an array, compared with an int, is no answer.
+    odd = [
+        n for n, v in mine.items() if n in saved and (type(saved[n]) is not int or saved[n] != v)
+    ]
     if odd:
         raise CheckpointError(
             "the graft's state was saved beside other weights than those the models hold now.",
@@ -68,7 +88,7 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: there is no such file, or it is damaged or foreign.
     """
-    if not path.is_file():
+    if not _is_file(path):
         raise CheckpointError(
             f"the checkpoint has no state of the graft: {str(path)!r} does not exist.",
             why="the run was stopped while it saved, or it was saved without the graft",
@@ -79,7 +99,7 @@ def load(path: Path) -> dict[str, Any]:
             text = (file.metadata() or {})[HEADER]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
         state = unpacked(text, tensors)
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+    except _DAMAGED as error:
         raise CheckpointError(
             f"{str(path)!r} is damaged, or no graft's state.",
             why=f"{type(error).__name__}: {error}",
@@ -88,6 +108,13 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise CheckpointError(f"{str(path)!r} holds no graft's state.", fix="save it again")
     return state
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def packed(state: Any) -> tuple[str, dict[str, Tensor]]:

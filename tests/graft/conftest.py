@@ -109,11 +109,11 @@ def world():
     return World()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_world():
     return World
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def nudge():
     return Nudge

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
+from ...random_state import preserved
 from .. import structure
 from ..caches import without_caches
 from ..evidence import Evidence
@@ -213,11 +214,8 @@ def _alone(seed: int) -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)
     torch.set_default_dtype(torch.float64)
     try:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), torch.no_grad():
+        with preserved(seed), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            torch.default_generator.manual_seed(
-                seed
-            )  # torch.manual_seed would seed every GPU as well
             yield
     finally:
         torch.set_default_dtype(default)
