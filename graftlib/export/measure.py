@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from ..errors import ExportError
-from . import stopwatch
 from ..graph.tensors import tensor_leaves
+from . import stopwatch
 from .probes import batch_of, draw
 from .report import Measurement
 

@@ -20,7 +20,7 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from ..errors import TraceError
 from .exported import record_export

@@ -18,8 +18,8 @@ import networkx as nx
 from torch import Tensor, fx, nn
 
 from .frames import Call
-from .tensors import tensor_leaves
 from .ops import SHAPE, name_of
+from .tensors import tensor_leaves
 
 __all__ = ["ROOT", "Layer", "contract"]
 

@@ -29,7 +29,9 @@ def as_table(graph: LayerGraph) -> str:
     if unknown := graph.evidence.valueless:
         names = list(graph.inputs)
         blank = ", ".join(_clean(names[i]) for i in unknown if i < len(names))
-        lines.insert(2, f"values   none of {blank}: traced on the meta device, so checks invent them")
+        lines.insert(
+            2, f"values   none of {blank}: traced on the meta device, so checks invent them"
+        )
     rows = [HEAD, *(_row(graph, layer) for layer in graph.layers[:ROWS])]
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
     lines += [

@@ -1,8 +1,8 @@
 """The tensors of a value: one notion for what a forward pass takes and for what it gives out.
 
 In: any value. Out: its tensors in order, and the value again with others in their places. Registered pytrees are opened
-as torch opens them; below them mappings, sequences, and objects by their attributes: dataclasses, namespaces, `EasyDict`,
-`UserDict`, batches, distributions. Always true: inside an object that is no registered pytree, a tensor that stands in
+as torch opens them; below them mappings, sequences, and objects by their attributes: dataclasses, namespaces, batches,
+`UserDict`, distributions. Always true: inside an object that is no registered pytree, a tensor that stands in
 several places is one tensor; a value is never changed.
 A cache that a language model fills and is handed again (a `transformers` ``Cache``) is the state of a loop, and counts
 neither as input nor as output.
@@ -16,7 +16,7 @@ import enum
 import itertools
 import types
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -226,9 +226,9 @@ class Flat(nn.Module):
         self.training = model.training
         # In a closure: an attribute that holds tensors would be taken for a part of the model.
         value = (tuple(args), dict(kwargs))
-        self._call_with = lambda tensors: replaced(value, tensors)
+        self._filled: Callable[[Iterable[Tensor]], Any] = lambda tensors: replaced(value, tensors)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Call the model."""
-        args, kwargs = self._call_with(tensors)
+        args, kwargs = self._filled(tensors)
         return tuple(output_tensors(self.model(*args, **kwargs)))

@@ -192,7 +192,9 @@ def test_what_cannot_be_opened_is_refused_by_its_type(name):
 
 def test_an_array_is_refused_by_its_type():
     with pytest.raises(TraceError, match="ndarray"):
-        trace(Net(lambda y: np.zeros(2) if y.device.type == "meta" else y.numpy()), torch.ones(2, 6))
+        trace(
+            Net(lambda y: np.zeros(2) if y.device.type == "meta" else y.numpy()), torch.ones(2, 6)
+        )
 
 
 class Opaque:

@@ -197,7 +197,11 @@ NUMBERS = {
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_a_tensor_without_axes_breaks_no_rule(name):
-    model = Fn(lambda m, x: (m.z(m.a(x)), NUMBERS[name](m.a(x).sum())), a=nn.Linear(3, 6), z=nn.Linear(6, 2))
+    model = Fn(
+        lambda m, x: (m.z(m.a(x)), NUMBERS[name](m.a(x).sum())),
+        a=nn.Linear(3, 6),
+        z=nn.Linear(6, 2),
+    )
     graph = trace(model.eval(), torch.randn(4, 3))
     assert [each.size for each in axis_classes(graph) if each.free] == [6]
 
