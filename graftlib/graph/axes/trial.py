@@ -2,8 +2,8 @@
 
 In: a layer graph. Out: a `Trial`: the copy, in eval mode on the CPU, with norms, running statistics and whatever is
 the same everywhere drawn at random; inputs, drawn by the evidence of the traced ones; and `run`, which gives the
-outputs as flat doubles. Running statistics are drawn around those of the input itself: a signal that shrinks from layer to layer, or a channel that an activation cuts
-off at every position, would hide a fault.
+outputs as flat doubles. Running statistics are drawn around those of the input itself: a signal that shrinks from layer
+to layer, or a channel that an activation cuts off at every position, would hide a fault.
 Always true: the model of the graph is not touched, the random state neither. A forward pass that asks for single
 precision gets double: otherwise rounding would hide, or feign, what is looked for.
 """
