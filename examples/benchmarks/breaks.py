@@ -1,14 +1,18 @@
 """Does the permutation check see what is wrong, and is every axis class as narrow as it can be?
 
     python examples/benchmarks/breaks.py --out docs/benchmarks/breaks.json
-    python examples/benchmarks/breaks.py --models "mlp" "resnet18" --seed 1
+    python examples/benchmarks/breaks.py --models "mlp" "resnet18" --seed 1 --widen
 
-Two controls, over twelve models with random weights (nothing is downloaded), every single break and no sample:
+Controls over twelve models with random weights (nothing is downloaded), every single break and no sample:
 
 - *left out*: every free class of two and more members is permuted with one member forgotten, for each member in turn.
   The check must see it, but for members marked `blind`, on which the function provably does not depend.
 - *undone*: every tie of two free axes is left out in turn. Where other ties do not make it good again (the tie
   *bridges*), the finer classes are permuted, and the check must see it: else the class was wider than it needs to be.
+
+- *widened*, with ``--widen``: every class that `widen` takes is widened to twice its width, and one member after the
+  other is then broken: a reader reads the new units, or the old units of another member are changed. The proof of
+  `widen` must see it.
 
 Double precision, eval mode, one thread. One process a model; a model that is in the file already is not run again.
 """
@@ -189,8 +193,8 @@ MODELS: dict[str, Callable[[], Built]] = {
 SEEN_BAR, BLIND_BAR = 0.99, 0.06
 
 
-def measure(name: str, seed: int) -> dict[str, Any]:
-    """All single breaks of one model."""
+def measure(name: str, seed: int, widen: bool = False) -> dict[str, Any]:
+    """All single breaks of one model; those of a widened one as well where asked."""
     from graftlib import trace
     from graftlib.graph.axes.breaks import left_out_members, undone_ties
     from graftlib.graph.axes.infer import infer
@@ -204,6 +208,7 @@ def measure(name: str, seed: int) -> dict[str, Any]:
     members = list(left_out_members(graph, seed=seed, example=(args, kwargs)))
     undone = list(undone_ties(graph, seed=seed, example=(args, kwargs)))
     ties = len(infer(graph.model, graph.fx, real=graph.real).ties)
+    widened = {"widened": _counted(_widened(model, args, kwargs))} if widen else {}
     return {
         "model": name,
         "passed": result.passed,
@@ -212,8 +217,23 @@ def measure(name: str, seed: int) -> dict[str, Any]:
         "left_out": _counted(members),
         "ties": ties,
         "undone": _counted(undone),
+        **widened,
         "cpu_seconds": round(time.process_time() - start, 1),
     }
+
+
+def _widened(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """In double precision, or the rounding of what is scaled would be seen as well."""
+    from torch.utils import _pytree as pytree
+
+    from graftlib import trace
+    from graftlib.surgery.breaks import wrong_widenings
+
+    def wide(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.double() if tensor.is_floating_point() else tensor
+
+    args, kwargs = pytree.tree_map_only(torch.Tensor, wide, (args, kwargs))
+    return list(wrong_widenings(trace(model.double(), args, kwargs)))
 
 
 def _counted(breaks: Sequence[Any]) -> dict[str, Any]:
@@ -232,7 +252,9 @@ def _counted(breaks: Sequence[Any]) -> dict[str, Any]:
 def total(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Both controls over all models, and whether the bars hold."""
     found: dict[str, Any] = {"models": len(rows), "passed": all(row["passed"] for row in rows)}
-    for kind in ("left_out", "undone"):
+    kinds = ["left_out", "undone"]
+    kinds += ["widened"] if rows and all("widened" in row for row in rows) else []
+    for kind in kinds:
         breaks = sum(row[kind]["breaks"] for row in rows)
         blind = sum(row[kind]["blind"] for row in rows)
         seen = sum(row[kind]["seen"] for row in rows)
@@ -247,6 +269,8 @@ def total(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         f"left out: at most {BLIND_BAR:.0%} blind": left["blind_share"] <= BLIND_BAR,
         "undone: all seen": undone["seen_share"] == 1.0,
     }
+    if "widened" in found:
+        found["holds"]["widened: all seen"] = found["widened"]["seen_share"] == 1.0
     return found
 
 
@@ -260,13 +284,19 @@ def machine() -> dict[str, Any]:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     head = f"{'model':<20}{'classes':>8}{'left out':>9}{'blind':>6}{'seen':>8}"
-    lines = [head + f"{'ties':>6}{'bridging':>9}{'blind':>6}{'seen':>8}{'CPU s':>7}"]
+    head += f"{'ties':>6}{'bridging':>9}{'blind':>6}{'seen':>8}"
+    also = any("widened" in row for row in rows)
+    head += f"{'widened':>9}{'blind':>6}{'seen':>8}" if also else ""
+    lines = [head + f"{'CPU s':>7}"]
     for row in rows:
         line = f"{row['model']:<20}{row['classes']:>8}"
-        for kind, width in (("left_out", 9), ("undone", 9)):
-            found = row[kind]
+        for kind, width in (("left_out", 9), ("undone", 9), ("widened", 9)):
             if kind == "undone":
                 line += f"{row['ties']:>6}"
+            if kind not in row:
+                line += " " * 23 if also else ""
+                continue
+            found = row[kind]
             open_eyed = found["breaks"] - found["blind"]
             share = found["seen"] / open_eyed if open_eyed else 1.0
             line += f"{found['breaks']:>{width}}{found['blind']:>6}{share:>8.1%}"
@@ -282,19 +312,23 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--widen", action="store_true", help="the control of widen's proof, too")
     parser.add_argument("--one", choices=list(MODELS), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.one:
-        print(json.dumps(measure(asked.one, asked.seed)))
+        print(json.dumps(measure(asked.one, asked.seed, asked.widen)))
         return
     rows: dict[str, dict[str, Any]] = {}
     if asked.out and asked.out.exists():
         before = json.loads(asked.out.read_text())
         if before["seed"] == asked.seed:
-            rows = {row["model"]: row for row in before["rows"]}
+            rows = {
+                row["model"]: row for row in before["rows"] if "widened" in row or not asked.widen
+            }
     for name in asked.models:
         if name not in rows:
             command = [sys.executable, __file__, "--one", name, "--seed", str(asked.seed)]
+            command += ["--widen"] if asked.widen else []
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             rows[name] = json.loads(done.stdout.splitlines()[-1])
             print(table([rows[name]]).splitlines()[-1], flush=True)

@@ -7,16 +7,20 @@ Always true: nothing is printed and nothing is written.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import ExportError
+from ..errors import ExportError, TraceError
+from ..graph import structure
+from ..graph.normal import input_names
+from ..graph.tensors import Flat, is_plain, output_tensors, replaced, tensor_leaves
 from .extras import onnx_library
 from .probes import batch_of, batched_leaves, draw, odd_batch
 
@@ -67,17 +71,22 @@ def convert(
     Raises:
         ExportError: the exporter cannot follow the model, or only at a fixed batch size.
     """
+    names = None
+    if not _is_plain(model, args, kwargs):
+        names = input_names(model, args, kwargs)
+        model, args, kwargs = Flat(model, args, kwargs), tuple(tensor_leaves((args, kwargs))), {}
+    export = functools.partial(_export, names=names, opset=opset)
     if not dynamic_batch:
-        return _exported_or_refused(model, args, kwargs, opset)
+        return _exported_or_refused(export, model, args, kwargs)
     try:
-        return _with_open_batch(model, args, kwargs, opset)
+        return _with_open_batch(export, model, args, kwargs)
     except Exception as error:
         if isinstance(error, MemoryError):
             raise
         reason = _reason(error)
         cause = error
     # Is it the batch, or the model? Converting once more with a fixed batch tells, and proves the advice.
-    _exported_or_refused(model, args, kwargs, opset)
+    _exported_or_refused(export, model, args, kwargs)
     raise ExportError(
         f"{type(model).__name__} can be exported at batch size {batch_of((args, kwargs))} only: "
         "its batch axis does not stay open.",
@@ -88,11 +97,28 @@ def convert(
     ) from cause
 
 
+def _is_plain(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the exporter sees all tensors that go in and come out by itself."""
+    value = (args, kwargs)
+    again = replaced(value, [tensor.clone() for tensor in tensor_leaves(value)])
+    try:
+        with torch.no_grad():
+            # On a structure of its own: what a model remembers of a run would be exported with it.
+            out = structure.rebuild(model, structure.alias)(*again[0], **again[1])
+    except Exception:
+        return is_plain(value)  # the exporter says why it does not run
+    try:
+        output_tensors(out)
+    except TraceError as error:
+        raise ExportError(error.what, where=error.where, why=error.why, fix=error.fix) from error
+    return is_plain(value) and is_plain(out)
+
+
 def _exported_or_refused(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], opset: int | None
+    export: Callable[..., Any], model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     try:
-        return _export(model, args, kwargs, None, opset)
+        return export(model, args, kwargs, None)
     except Exception as error:
         if isinstance(error, MemoryError):
             raise
@@ -106,7 +132,7 @@ def _exported_or_refused(
 
 
 def _with_open_batch(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], opset: int | None
+    export: Callable[..., Any], model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     example = draw((args, kwargs), odd_batch((args, kwargs)), torch.Generator().manual_seed(0))
     shapes: Any = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
@@ -115,14 +141,22 @@ def _with_open_batch(
         shapes[leaf] = {0: dimension}
     args, kwargs = example
     dynamic = shapes.dynamic_shapes(model, args, kwargs)
-    program = _export(model, args, kwargs, dynamic, opset)
+    program = export(model, args, kwargs, dynamic)
     _name_batch(program)
     return program
 
 
 def _export(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Any, opset: int | None
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dynamic: Any,
+    *,
+    names: list[str] | None,
+    opset: int | None,
 ) -> Any:
+    if args and isinstance(args[-1], dict) and not kwargs:
+        args = (*args, {})  # the exporter takes a dict at the end for arguments by name
     with _quiet():
         program: Any = torch.onnx.export(
             model,
@@ -130,6 +164,7 @@ def _export(
             kwargs=kwargs,
             dynamo=True,
             dynamic_shapes=dynamic,
+            input_names=names,
             opset_version=opset,
             verbose=False,
         )

@@ -70,8 +70,8 @@ class Evidence:
         value = (tuple(args), dict(kwargs or {}))
         with torch.no_grad():
             pairs = [_evidence(tensor.detach()) for tensor in tensor_leaves(value)]
-        args, kwargs = replaced(value, [tensor for tensor, _ in pairs])
-        return cls(args, kwargs, tuple(known for _, known in pairs))
+        tensors = [tensor for tensor, _ in pairs]
+        return cls(*replaced(value, tensors), tuple(known for _, known in pairs))
 
     def drawn(
         self, generator: torch.Generator | None = None

@@ -24,7 +24,7 @@ VERSION = 1
 
 
 def as_json(graph: LayerGraph) -> str:
-    """The whole graph: layers, edges and parameters; no weights, no example values."""
+    """The whole graph: layers, edges and parameters; no weights, and nothing of the example's evidence but shapes."""
     document = {
         "format": FORMAT,
         "version": VERSION,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import GraftError, TraceError
+from .tensors import replaced, tensor_leaves
 
 __all__ = [
     "alias",
@@ -138,20 +139,15 @@ def _empty_containers(model: nn.Module) -> dict[int, Any]:
 
 
 def copy_value(value: T, change: Change) -> T:
-    """A deep copy of any object (an argument of the forward pass) with `change` applied to its tensors.
+    """A copy of any object (an argument of the forward pass) with `change` applied to its tensors.
 
     Raises:
         TraceError: something in it refuses to be copied.
     """
-    try:
-        with _OnCopy(change):
-            return copy.deepcopy(value)
-    except Exception as error:
-        raise TraceError(
-            "the inputs cannot be copied, and no forward pass is run on the originals.",
-            why=f"{type(error).__name__}: {error}"[:200],
-            fix="pass tensors and plain values, or objects that copy.deepcopy takes",
-        ) from error
+    tensors = [change(tensor) for tensor in tensor_leaves(value)]
+    with _OnCopy(change):  # for those of a cache, which are no inputs
+        copied: T = replaced(value, tensors)
+    return copied
 
 
 def like_meta(tensor: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """The tensors of a value: one notion for what a forward pass takes and for what it gives out.
 
 In: any value. Out: its tensors in order, and the value again with others in their places. Registered pytrees are opened
-as torch opens them; below them mappings, sequences, and objects by their attributes: dataclasses, namespaces, `EasyDict`,
-`UserDict`, batches, distributions. Always true: inside an object that is no registered pytree, a tensor that stands in
+as torch opens them; below them mappings, sequences, and objects by their attributes: dataclasses, namespaces, batches,
+`UserDict`, distributions. Always true: inside an object that is no registered pytree, a tensor that stands in
 several places is one tensor; a value is never changed.
 A cache that a language model fills and is handed again (a `transformers` ``Cache``) is the state of a loop, and counts
 neither as input nor as output.
@@ -16,7 +16,7 @@ import enum
 import itertools
 import types
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -59,7 +59,7 @@ _CACHES = {("transformers.cache_utils", "Cache")}
 
 def tensor_leaves(value: Any) -> list[Tensor]:
     """The tensors of `value`, in order."""
-    return [leaf for _, leaf in _walk(value, "") if isinstance(leaf, Tensor)]
+    return [leaf for _, leaf, _ in _walk(value, "") if isinstance(leaf, Tensor)]
 
 
 def output_tensors(value: Any) -> list[Tensor]:
@@ -69,11 +69,11 @@ def output_tensors(value: Any) -> list[Tensor]:
         TraceError: a part of it cannot be opened, and may hold what the model computed.
     """
     tensors: list[Tensor] = []
-    for path, leaf in _walk(value, ""):
+    for path, leaf, owner in _walk(value, ""):
         if isinstance(leaf, Tensor):
             tensors.append(leaf)
         elif not _is_bare(leaf):
-            raise _unseen(path, leaf)
+            raise _unseen(path, leaf, owner)
     return tensors
 
 
@@ -117,10 +117,19 @@ def _filled(leaf: Any, source: Iterator[Tensor]) -> Any:
         ) from error
 
 
-def _walk(value: Any, path: str, seen: set[int] | None = None) -> Iterator[tuple[str, Any]]:
-    """(path, leaf) for whatever is no container; `seen` holds what was met inside an opened object."""
+def _walk(
+    value: Any, path: str, seen: set[int] | None = None, owner: type | None = None
+) -> Iterator[tuple[str, Any, type | None]]:
+    """(path, leaf, type of the object it is in) for whatever is no container.
+
+    Args:
+        value: anything.
+        path: words that lead to it.
+        seen: what was met inside the object that is no pytree; None outside of one.
+        owner: the type of that object.
+    """
     if isinstance(value, _BARE):
-        yield path, value
+        yield path, value, owner
         return
     if seen is None and not isinstance(value, Tensor):
         parts, spec = pytree.tree_flatten(value, is_leaf=lambda part: part is not value)
@@ -130,17 +139,17 @@ def _walk(value: Any, path: str, seen: set[int] | None = None) -> Iterator[tuple
                 word = words[i] if len(words) == len(parts) else i
                 yield from _walk(part, f"{path}[{word!r}]")
             return
-        seen = set()
+        seen, owner = set(), type(value)
     if seen is not None:
         if id(value) in seen or _is_cache(value):
             return
         seen.add(id(value))
     children = None if isinstance(value, Tensor) else _children(value)
     if children is None:
-        yield path, value
+        yield path, value, owner
         return
     for word, child in children:
-        yield from _walk(child, path + word, seen)
+        yield from _walk(child, path + word, seen, owner)
 
 
 def _children(value: Any) -> list[tuple[str, Any]] | None:
@@ -178,17 +187,17 @@ def _is_bare(value: Any) -> bool:
     )
 
 
-def _unseen(path: str, value: Any) -> TraceError:
+def _unseen(path: str, value: Any, owner: type | None) -> TraceError:
     name = type(value).__name__
     why = "what leaves the model fixes the order of its units, so all of it has to be seen"
-    fix = f"give tensors, or {_register(type(value))}"
     if isinstance(value, Iterator):
-        why, fix = "it computes only when it is read", "give a tuple or a list of tensors"
+        why = "it computes only when it is read"
     return TraceError(
         f"the forward pass gives out a '{name}', whose tensors cannot be seen.",
         where={"output": path or "the whole"},
         why=why,
-        fix=fix,
+        fix="give tuples, lists or dicts of tensors"
+        + (f"; or {_register(owner)}" if owner else ""),
         type=type(value),
     )
 
@@ -214,11 +223,12 @@ class Flat(nn.Module):
     def __init__(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         super().__init__()
         self.model = model
+        self.training = model.training
         # In a closure: an attribute that holds tensors would be taken for a part of the model.
         value = (tuple(args), dict(kwargs))
-        self._call_with = lambda tensors: replaced(value, tensors)
+        self._filled: Callable[[Iterable[Tensor]], Any] = lambda tensors: replaced(value, tensors)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Call the model."""
-        args, kwargs = self._call_with(tensors)
+        args, kwargs = self._filled(tensors)
         return tuple(output_tensors(self.model(*args, **kwargs)))

@@ -29,7 +29,7 @@ Op = tuple[Any, tuple[Any, ...], dict[str, Any], Any]
 
 
 def as_batches(data: Iterable[Any]) -> list[Batch]:
-    """Inputs as (args, kwargs): a tensor, a tuple or list of arguments, a mapping of keywords, or (args, kwargs).
+    """Inputs as (args, kwargs): a tuple or list of arguments, a mapping of keywords, (args, kwargs), or one argument.
 
     Raises:
         SurgeryError: there are none.
@@ -51,7 +51,7 @@ def _as_batch(item: Any) -> Batch:
     pair = isinstance(item, Sequence) and len(item) == 2
     if pair and isinstance(item[0], Sequence) and isinstance(item[1], Mapping):
         return tuple(item[0]), dict(item[1])
-    return tuple(item), {}
+    return (tuple(item) if isinstance(item, (list, tuple)) else (item,)), {}
 
 
 class Twin:

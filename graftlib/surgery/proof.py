@@ -1,7 +1,7 @@
 """The proof of an edit: both models are run, as they are, in double precision, on inputs drawn by the graph's evidence.
 
-In: a graph, its model, an edited one that is called alike. Out: how much the outputs differ, relative to the largest, and
-whether a difference could have shown. Always true: neither model is touched.
+In: a graph, its model, an edited one that is called alike. Out: how much the outputs differ, relative to the largest,
+and whether a difference could have shown. Always true: neither model is touched.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from .proof import TOLERANCE, prove
 from .refusal import SurgeryError
 from .rescale import meets_norm, rescale_norms, rescale_queries, rms_norms, scores_only
 
-__all__ = ["widen"]
+__all__ = ["units_like", "widen"]
 
 
 def widen(
@@ -170,6 +170,11 @@ def _widened(
             if last == len(ways):
                 raise
     raise AssertionError("a way was tried")
+
+
+def units_like(size: int, width: int, seed: int) -> Tensor:
+    """The old unit that each new place of one widened class is like; see `widen`."""
+    return _units(size, width, torch.Generator().manual_seed(seed))
 
 
 def _units(size: int, width: int, random: torch.Generator) -> Tensor:

@@ -121,13 +121,13 @@ def _checked(
         before = trial.run()
     except GraftError:
         raise
-    except Exception as error:
+    except Exception as failure:
         raise TraceError(
             f"'{graph.name}' does not run on the inputs of the check.",
             where={"inputs": "those of `example`" if example else "drawn by graph.evidence"},
-            why=f"{type(error).__name__}: {error}"[:300],
+            why=f"{type(failure).__name__}: {failure}"[:300],
             fix="pass inputs that it takes: graph.check(example=(args, kwargs))",
-        ) from error
+        ) from failure
     orders = draw(free, seed)
     with changed(trial, {m: order for each, order in orders for m in each.members}):
         error = difference(before, _after(trial))

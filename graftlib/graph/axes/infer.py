@@ -2,8 +2,9 @@
 
 In: a `torch.fx.Graph` in the normal form and its model. Out: an `Inference`: FQN -> axes, and the ops without a rule.
 Always true: what comes from outside (inputs, outputs, constants, derived buffers) has a fixed order; an op without a
-rule, or whose rule says that it does not fit (`Untieable`, `NotImplementedError`), freezes all it touches and is counted
-by name. Anything else that a rule raises, or axes of other shapes than the op's, is a fault in the rule: a `RuleError`.
+rule, or whose rule says that it does not fit (`Untieable`, `NotImplementedError`), freezes all that it touches and is
+counted by name. Anything else that a rule raises, or axes of other shapes than the op's, is a fault in the rule and
+raised as a `RuleError`.
 """
 
 from __future__ import annotations

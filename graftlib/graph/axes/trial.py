@@ -1,10 +1,9 @@
 """A model made ready for a trial run: a double-precision copy, its weights, its inputs.
 
 In: a layer graph. Out: a `Trial`: the copy, in eval mode on the CPU, with norms, running statistics and whatever is
-the same everywhere drawn at random; inputs, drawn by the evidence of the traced ones; and `run`, which gives the outputs
-as flat doubles. Running statistics are
-drawn around those of the input itself: a signal that shrinks from layer to layer, or a channel that an activation cuts
-off at every position, would hide a fault.
+the same everywhere drawn at random; inputs, drawn by the evidence of the traced ones; and `run`, which gives the
+outputs as flat doubles. Running statistics are drawn around those of the input itself: a signal that shrinks from layer
+to layer, or a channel that an activation cuts off at every position, would hide a fault.
 Always true: the model of the graph is not touched, the random state neither. A forward pass that asks for single
 precision gets double: otherwise rounding would hide, or feign, what is looked for.
 """
@@ -127,7 +126,7 @@ class Trial:
         return made
 
     def draw_zeros(self) -> dict[str, Tensor]:
-        """Draw, in place, the parameters that are zero everywhere: nothing is seen through them. Gives FQN -> values."""
+        """Draw, in place, the parameters that are zero everywhere, which hide what is behind them. FQN -> values."""
         drawn = {}
         for fqn, tensor in self.model.named_parameters():
             if tensor.is_floating_point() and tensor.numel() and not bool(tensor.any()):

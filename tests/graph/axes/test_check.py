@@ -13,7 +13,7 @@ from graftlib.graph import LayerGraph, trace
 from graftlib.graph.axes import axis_classes, check
 from graftlib.graph.axes.breaks import left_out_members, undone_ties
 from graftlib.graph.axes.check import _shuffle, changed, draw
-from graftlib.graph.axes.trial import Trial, difference
+from graftlib.graph.axes.trial import Trial, compared, difference, without_numbers
 from graftlib.graph.capture import capture
 
 CONTROLLED = [
@@ -153,7 +153,88 @@ def test_differences_are_relative_and_see_shapes_and_infinities():
     assert difference([one], [torch.ones(3)]) == float("inf")
     assert difference([one], [inf]) == float("inf")
     assert difference([inf], [inf]) == 0.0
+    assert difference([inf], [-inf]) == float("inf")
     assert difference([], []) == 0.0
+    assert difference([torch.empty(0)], [torch.empty(0)]) == 0.0
+
+
+def test_what_is_not_a_number_is_never_equal():
+    """Two tensors of NaN say nothing of each other; beside finite numbers their places are compared."""
+    nan, some = torch.full((3,), float("nan")), torch.tensor([1.0, float("nan"), 2.0])
+    assert difference([nan], [nan]) == float("inf")
+    assert difference([torch.ones(2), nan], [torch.ones(2), nan]) == float("inf")
+    assert difference([some], [some]) == 0.0
+    assert difference([some], [some.flip(0) * 2]) > 0
+    assert difference([some], [torch.tensor([1.0, float("inf"), 2.0])]) == float("inf")
+    assert without_numbers([some, nan, torch.empty(0)]) == [1]
+    assert compared([some, nan]) == pytest.approx(2 / 6)
+    assert compared([]) == 0.0
+
+
+class GivesNaN(nn.Module):
+    """One of its outputs is never a number: nothing that leads to it alone can be seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.z, self.lost = nn.Linear(3, 6), nn.Linear(6, 2), nn.Linear(6, 2)
+
+    def forward(self, x):
+        h = self.a(x).relu()
+        return self.z(h), (self.lost(h).square() + 1).neg().log()
+
+
+def test_an_output_without_a_finite_number_is_inconclusive():
+    result = check(trace(GivesNaN().eval(), torch.randn(4, 3)))
+    assert not result.passed
+    assert "no finite number" in (result.warning or "")
+    assert result.compared == 0.5
+    assert "50.0% of the outputs' numbers are finite" in str(result)
+
+
+class Chaotic(nn.Module):
+    """With gains as they are drawn each step enlarges a rounding error; its own keep it small."""
+
+    def __init__(self, places: int = 0) -> None:
+        super().__init__()
+        self.a, self.z, self.places = nn.Linear(3, 6), nn.Linear(6, 2), places
+        self.gain = nn.Parameter(torch.full((6,), 1 / 40))
+
+    def forward(self, x):
+        h = self.a(x).roll(self.places, -1) if self.places else self.a(x)
+        for _ in range(40):
+            h = torch.sin(40 * self.gain * h)
+        return self.z(h)
+
+
+def test_an_ill_conditioned_model_is_checked_with_its_own_norms():
+    result = check(trace(Chaotic().eval(), torch.randn(4, 3)))
+    assert result.passed
+    assert result.own_weights
+    assert result.max_rel_error < 1e-9
+    assert "model's own norms" in str(result)
+    assert not check(trace(CASES["conv_norm"].make(), CASES["conv_norm"].inputs)).own_weights
+
+
+def test_with_its_own_norms_a_wrong_class_is_seen():
+    """The rule says that a roll is nothing."""
+    from graftlib.graph.axes import registry
+
+    right = registry._rules["aten.roll"]
+    try:
+        registry.rule("aten.roll")(lambda x, *args: x)
+        result = check(trace(Chaotic(1).eval(), torch.randn(4, 3)))
+    finally:
+        registry._rules["aten.roll"] = right
+    assert not result.passed
+    assert result.own_weights
+    assert result.warning is None
+
+
+def test_a_model_without_values_has_no_norms_of_its_own():
+    with torch.device("meta"):
+        model = Chaotic()
+    result = check(trace(model, torch.randn(4, 3)))
+    assert not result.own_weights
 
 
 def test_the_result_prints_as_a_report():

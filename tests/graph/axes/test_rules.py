@@ -7,10 +7,12 @@ import torch
 from axis_models import CASES, Case, Fn
 from torch import nn
 
+from graftlib.errors import RuleError
 from graftlib.graph import LayerGraph, trace
-from graftlib.graph.axes import axis_classes, check, frozen_ops, rule
+from graftlib.graph.axes import axis_classes, check, frozen_ops, registry, rule
 from graftlib.graph.axes.algebra import tie
 from graftlib.graph.axes.registry import find, rules
+from graftlib.graph.axes.values import Axes
 from graftlib.graph.capture import capture
 
 
@@ -65,15 +67,11 @@ def test_a_rule_can_be_added():
         assert [each.size for each in axis_classes(after) if each.free] == [6]
         assert check(after).passed
     finally:
-        from graftlib.graph.axes import registry
-
         del registry._rules[name]
 
 
 def test_a_wrong_rule_is_found_out():
     """The check is able to fail: a roll is not the identity on its axis."""
-    from graftlib.graph.axes import registry
-
     model = Fn(lambda m, x: m.z(m.a(x).roll(1, -1)), a=nn.Linear(3, 6), z=nn.Linear(6, 2)).eval()
     kept = registry._rules["aten.roll"]
     try:
@@ -86,18 +84,126 @@ def test_a_wrong_rule_is_found_out():
     assert result.max_rel_error > 1e-3
 
 
-def test_a_rule_that_does_not_fit_freezes():
-    from graftlib.graph.axes import registry
+def without_fit(x):
+    raise NotImplementedError("not this one")
 
-    kept = registry._rules["aten.relu"]
-    try:
-        rule("aten.relu")(lambda x: tie(x[0], x[1]))
-        graph = trace(nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2)), torch.randn(4, 3))
-        assert frozen_ops(graph) == {"aten.relu.default (rule does not fit)": 1}
-        assert not any(each.free for each in axis_classes(graph))
-    finally:
-        rule("aten.relu")(kept.apply)
-        registry._rules["aten.relu"] = kept
+
+def with_a_typo(x):
+    return x.dimensions
+
+
+def without_an_argument():
+    return None
+
+
+def without_a_return(x):
+    tie(x[0], x[0])
+
+
+def of_another_shape(x):
+    return Axes((*x, *x))
+
+
+def past_the_end(x):
+    return Axes(x[i] for i in range(5))
+
+
+def by_a_name_that_is_none(x):
+    return registry.op().named["no_such_argument"]
+
+
+@pytest.fixture
+def relu():
+    """Sets the rule of relu for a test."""
+    right = registry._rules["aten.relu"]
+    yield rule("aten.relu")
+    registry._rules["aten.relu"] = right
+
+
+def rectified():
+    model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
+    return trace(model, torch.randn(4, 3))
+
+
+@pytest.mark.parametrize("wrong", [without_fit, lambda x: tie(x[0], x[1])])
+def test_a_rule_that_does_not_fit_freezes(relu, wrong):
+    relu(wrong)
+    graph = rectified()
+    assert frozen_ops(graph) == {"aten.relu.default (rule does not fit)": 1}
+    assert not any(each.free for each in axis_classes(graph))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        with_a_typo,
+        without_an_argument,
+        without_a_return,
+        of_another_shape,
+        past_the_end,
+        by_a_name_that_is_none,
+    ],
+)
+def test_a_rule_with_a_fault_is_an_error_that_names_op_node_and_rule(relu, wrong):
+    """A missing answer is not "frozen": that would hide the fault as lost freedom."""
+    relu(wrong)
+    graph = rectified()
+    for ask in (axis_classes, check, lambda graph: graph.freedom):
+        with pytest.raises(RuleError) as caught:
+            ask(graph)
+        text = str(caught.value)
+        assert "'aten.relu.default'" in text
+        assert "'relu_default' in module '1'" in text
+        assert wrong.__name__ in text
+        assert "test_rules.py" in text
+        assert (caught.value.op, caught.value.node) == ("aten.relu.default", "relu_default")
+
+
+NUMBERS = {
+    "cumsum": lambda x: x.cumsum(0),
+    "sort": lambda x: x.sort()[0],
+    "softmax": lambda x: x.softmax(0),
+    "argmax": lambda x: x.argmax(0),
+    "topk": lambda x: x.topk(1)[0],
+    "max": lambda x: x.max(0)[0],
+    "sum": lambda x: x.sum(0),
+    "flip": lambda x: x.flip(0),
+    "roll": lambda x: x.roll(1),
+    "flatten": lambda x: x.flatten(),
+    "squeeze": lambda x: x.squeeze(),
+    "expand": lambda x: x.expand(3),
+    "repeat": lambda x: x.repeat(2, 2),
+    "stack": lambda x: torch.stack([x, x]),
+    "cat": lambda x: torch.cat([x[None], x[None]]),
+    "where": lambda x: torch.where(x > 0, x, -x),
+    "logsumexp": lambda x: x.logsumexp(0),
+    "var": lambda x: x.var(),
+    "norm": lambda x: x.norm(),
+    "matmul": lambda x: x[None] @ x[None],
+    "unsqueeze": lambda x: x.unsqueeze(-1),
+    "movedim": lambda x: x[None, None].movedim(0, 1),
+    "argsort": lambda x: x.argsort(),
+    "cummax": lambda x: x.cummax(0)[0],
+    "clamp": lambda x: x.clamp(0, 1),
+    "tril": lambda x: x[None, None].tril(),
+    "pad": lambda x: nn.functional.pad(x[None, None], (1, 1)),
+    "unbind": lambda x: x[None].unbind()[0],
+    "index": lambda x: x[None][torch.zeros(2, dtype=torch.long)],
+    "gather": lambda x: x[None].gather(0, torch.zeros(2, dtype=torch.long)),
+    "einsum": lambda x: torch.einsum("i,j->ij", x[None], x[None]),
+    "interpolate": lambda x: nn.functional.interpolate(x[None, None, None], 4),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_tensor_without_axes_breaks_no_rule(name):
+    model = Fn(
+        lambda m, x: (m.z(m.a(x)), NUMBERS[name](m.a(x).sum())),
+        a=nn.Linear(3, 6),
+        z=nn.Linear(6, 2),
+    )
+    graph = trace(model.eval(), torch.randn(4, 3))
+    assert [each.size for each in axis_classes(graph) if each.free] == [6]
 
 
 def test_in_place_ops_have_the_rule_of_the_others():
@@ -107,8 +213,6 @@ def test_in_place_ops_have_the_rule_of_the_others():
 
 
 def test_every_rule_says_its_equation():
-    from graftlib.graph.axes import registry
-
     built_in = [name for name in rules() if name.startswith(("aten.", "torchvision."))]
     assert len(built_in) > 350
     assert all(registry._rules[name].apply.__doc__ for name in built_in)
