@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TraceError
-from .caches import kept_tensors, without_caches
+from .caches import find_caches, kept_tensors
 from .capture import capture
 from .layergraph import LayerGraph
 from .recorder import to_device
@@ -55,9 +55,10 @@ def trace(
     args = (args,) if isinstance(args, Tensor) else tuple(args)
     model = unwrap(model)
     # A tensor that an earlier run made from the weights would be taken for a constant.
-    fresh = without_caches(model, args, kwargs)
-    seen = capture(fresh, args, kwargs, device=device)
+    caches = find_caches(model, args, kwargs)
+    constants = [place for place in kept_tensors(model) if place not in caches.places]
+    seen = capture(caches.without(model), args, kwargs, device=device)
     shapes = to_device((args, dict(kwargs or {})), torch.device("meta"))
     # Who traces inside `with torch.device("meta")` means the model: reading the graph needs numbers.
     with torch.device("cpu"):
-        return LayerGraph(model, seen, *shapes, constants=kept_tensors(fresh))
+        return LayerGraph(model, seen, *shapes, constants=constants)
