@@ -167,7 +167,7 @@ def _stale(model: nn.Module, graph: Traced, error: type[GraftError]) -> Caches:
 def without_caches(
     model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
 ) -> nn.Module:
-    """A model over the same tensors whose forward pass makes anew what it keeps of its weights; see `Caches.without`."""
+    """A model over the same tensors that makes anew what it keeps of its weights; see `Caches.without`."""
     return find_caches(model, args, kwargs).without(model)
 
 

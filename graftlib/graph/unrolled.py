@@ -33,7 +33,11 @@ def recurrent_shapes(func: Any, args: Sequence[Any]) -> tuple[Tensor, ...] | Non
             they do otherwise ranges from wrong numbers to a segmentation fault.
     """
     schema = func._schema
-    if schema.name not in _GATES or not isinstance(args[0], Tensor) or args[0].device.type != "meta":
+    if (
+        schema.name not in _GATES
+        or not isinstance(args[0], Tensor)
+        or args[0].device.type != "meta"
+    ):
         return None
     named = dict(zip((argument.name for argument in schema.arguments), args, strict=False))
     given, hidden = args[0], named["hx"]
@@ -47,7 +51,9 @@ def recurrent_shapes(func: Any, args: Sequence[Any]) -> tuple[Tensor, ...] | Non
     return (out, *(state.new_empty(state.shape) for state in states))
 
 
-def _must_fit(gates: int, given: Tensor, states: Sequence[Tensor], named: Mapping[str, Any]) -> None:
+def _must_fit(
+    gates: int, given: Tensor, states: Sequence[Tensor], named: Mapping[str, Any]
+) -> None:
     """Every layer and direction has the same hidden size, and the same projection."""
     weights: list[Tensor] = list(named["params"])
     directions = 2 if named["bidirectional"] else 1
@@ -71,4 +77,6 @@ def _must_fit(gates: int, given: Tensor, states: Sequence[Tensor], named: Mappin
             )
     for state in states:
         if state.shape[0] != runs:
-            raise RuntimeError(f"first states of {state.shape[0]} layers and directions, not {runs}")
+            raise RuntimeError(
+                f"first states of {state.shape[0]} layers and directions, not {runs}"
+            )

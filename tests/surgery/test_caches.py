@@ -252,6 +252,11 @@ def test_an_edit_of_a_model_that_ran_is_that_of_one_that_never_ran(kind, edit, i
     never, _ = built(kind)
     graph, other = trace(ran, (x,)), trace(never, (x,))
     wanted = ran(x)
+    if kind is Merged and edit == "widen":  # no layer reads these units, a product of matrices does
+        for model, seen in ((ran, graph), (never, other)):
+            with pytest.raises(SurgeryError, match="without a change of the function"):
+                EDITS[edit](model, seen, inplace=inplace)
+        return
     one, two = EDITS[edit](ran, graph, inplace=inplace), EDITS[edit](never, other)
     torch.testing.assert_close(one(x), two(x))
     if edit in ("permute", "widen"):
