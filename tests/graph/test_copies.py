@@ -27,7 +27,7 @@ class WithLock(nn.Module):
     def __init__(self):
         super().__init__()
         self.body, self.lock = small(), threading.Lock()
-        self.numbers, self.file = (i for i in range(3)), Path(__file__).open()
+        self.numbers, self.file = (i for i in range(3)), Path(__file__).open()  # noqa: SIM115
         self.helpers = [Helper()]
 
     def forward(self, x):
