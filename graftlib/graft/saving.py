@@ -198,25 +198,32 @@ def _optimizer(optimizer: AdamW, saved: object) -> dict[str, Any]:
     """The optimizer's own state_dict, with the moments and the four numbers of the saved one."""
     saved = record("'optimizer'", saved, ("state", "param_groups"))
     fresh = optimizer.state_dict()
-    (group,) = fresh["param_groups"]
     groups = items("'optimizer'['param_groups']", saved["param_groups"], record)
-    if len(groups) != 1:
-        raise refusal("'optimizer'['param_groups']", saved["param_groups"], "a list of one group")
-    place = "'optimizer'['param_groups'][0]"
-    told = record(place, groups[0], ("params", "lr", "betas", "eps", "weight_decay"))
-    if items(f"{place}['params']", told["params"], integer) != group["params"]:
-        raise refusal(f"{place}['params']", told["params"], f"{len(group['params'])} parameters")
-    betas = items(f"{place}['betas']", told["betas"], lambda at, x: at_least(at, x, 0, 1))
-    if len(betas) != 2:
-        raise refusal(f"{place}['betas']", told["betas"], "a pair of numbers")
-    group["betas"] = tuple(betas)
-    for name in ("lr", "eps", "weight_decay"):
-        group[name] = at_least(f"{place}[{name!r}]", told[name], 0)
-    parameters = optimizer.param_groups[0]["params"]
+    count = len(fresh["param_groups"])
+    if len(groups) != count:
+        raise refusal(
+            "'optimizer'['param_groups']", saved["param_groups"], f"a list of {count} groups"
+        )
+    for number, (group, values) in enumerate(zip(fresh["param_groups"], groups, strict=True)):
+        _group(f"'optimizer'['param_groups'][{number}]", group, values)
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
     for key, moments in record("'optimizer'['state']", saved["state"]).items():
         i = integer("a key of 'optimizer'['state']", key, 0, len(parameters) - 1)
         fresh["state"][i] = _moments(f"'optimizer'['state'][{i}]", moments, parameters[i])
     return fresh
+
+
+def _group(place: str, group: dict[str, Any], saved: object) -> None:
+    """Take the four numbers of a saved parameter group over into `group`, in place."""
+    saved = record(place, saved, ("params", "lr", "betas", "eps", "weight_decay"))
+    if items(f"{place}['params']", saved["params"], integer) != group["params"]:
+        raise refusal(f"{place}['params']", saved["params"], f"{len(group['params'])} parameters")
+    betas = items(f"{place}['betas']", saved["betas"], lambda at, x: at_least(at, x, 0, 1))
+    if len(betas) != 2:
+        raise refusal(f"{place}['betas']", saved["betas"], "a pair of numbers")
+    group["betas"] = tuple(betas)
+    for name in ("lr", "eps", "weight_decay"):
+        group[name] = at_least(f"{place}[{name!r}]", saved[name], 0)
 
 
 def _moments(place: str, saved: object, parameter: Tensor) -> dict[str, Tensor]:

@@ -93,8 +93,16 @@ class Caches:
             if attribute in fields:
                 _drop(fields, attribute, way)
 
-    def __bool__(self) -> bool:
-        return bool(self.places)
+    def without(self, model: nn.Module) -> nn.Module:
+        """The model itself where there are none; otherwise its structure again, in eval mode, with them empty.
+
+        The tensors are the model's own, under the same names.
+        """
+        if not self.places:
+            return model
+        twin = structure.shell(model)
+        self.drop(twin)
+        return twin
 
 
 def find_caches(
@@ -162,16 +170,8 @@ def _stale(model: nn.Module, graph: Traced, error: type[GraftError]) -> Caches:
 def without_caches(
     model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
 ) -> nn.Module:
-    """The model itself where it has no caches; otherwise its structure again, in eval mode, without them.
-
-    The tensors are the model's own, under the same names.
-    """
-    caches = find_caches(model, args, kwargs)
-    if not caches:
-        return model
-    twin = structure.shell(model)
-    caches.drop(twin)
-    return twin
+    """A model over the same tensors that makes anew what it keeps of its weights; see `Caches.without`."""
+    return find_caches(model, args, kwargs).without(model)
 
 
 def kept_tensors(model: nn.Module) -> list[Place]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.schema_check_mode import SchemaCheckMode
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import TensorWeakRef
@@ -137,6 +138,8 @@ class _Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]
         self._protected = protected
         # id -> (what still finds the tensor, its node). An id may be used again once its tensor is gone.
         self._seen: dict[int, tuple[Callable[[], Tensor | None], fx.Node]] = {}
+        # The same by memory, for what `tensor.data` gives: another object that no op made.
+        self._memory: dict[tuple[Any, ...], tuple[StorageWeakRef, fx.Node]] = {}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -176,6 +179,9 @@ class _Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]
     def learn(self, tensor: Tensor, node: fx.Node) -> None:
         """From here on `tensor` is what `node` gives."""
         self._seen[id(tensor)] = (TensorWeakRef(tensor), node)
+        if (place := _place(tensor)) is not None:
+            storage, *view = place
+            self._memory[storage.cdata, *view] = (storage, node)
 
     def node(self, tensor: Tensor) -> fx.Node:
         """The node that gives `tensor`; parameters, buffers and constants get theirs when first met."""
@@ -183,9 +189,19 @@ class _Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]
         if found is not None and found[0]() is tensor:
             return found[1]
         fqn = self._names.get(id(tensor))
-        node = self._builder.constant(tensor) if fqn is None else self._builder.read(fqn, tensor)
+        node = self._same_memory(tensor) if fqn is None else self._builder.read(fqn, tensor)
+        if node is None:
+            node = self._builder.constant(tensor)
         self.learn(tensor, node)
         return node
+
+    def _same_memory(self, tensor: Tensor) -> fx.Node | None:
+        place = _place(tensor)
+        if place is None:
+            return None
+        storage, *view = place
+        found = self._memory.get((storage.cdata, *view))
+        return None if found is None else found[1]
 
     def _nodes(self, value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -212,3 +228,15 @@ class _Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]
                     fqn = self._protected.get(tensor.untyped_storage().data_ptr())
                     if fqn is not None:
                         raise RuntimeError(f"the forward pass writes into parameter '{fqn}'")
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...] | None:
+    """Where the values lie, held weakly so that the address is not used again; None for what has no memory."""
+    with torch._C.DisableTorchFunction():
+        if tensor.layout is not torch.strided or not tensor.numel():
+            return None
+        try:
+            storage = StorageWeakRef(tensor.untyped_storage())
+        except (NotImplementedError, RuntimeError):
+            return None
+        return storage, tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset()

@@ -140,6 +140,13 @@ def _refresh_recurrent(module: nn.RNNBase, module_name: str) -> None:
                 fix="give the same number of units to the classes of all of "
                 + ", ".join(f"'{weight}'" for weight in hidden if weight.startswith(prefix)),
             )
+    if projections and max(projections) >= min(sizes):
+        raise SurgeryError(
+            f"the projection of '{module_name}' has {max(projections)} units, and must be narrower than the hidden "
+            f"size of {min(sizes)}.",
+            where={"module": f"{type(module).__name__} '{module_name}'"},
+            fix="leave the hidden units more than the projection, or prune both",
+        )
     made.input_size = made.weight_ih_l0.shape[1]
     (made.hidden_size,) = sizes
     if projections:

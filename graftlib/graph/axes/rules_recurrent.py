@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from .algebra import Expr, freeze, split, tie, total
-from .combine import stacked
+from .combine import fixed_axes, stacked
 from .lookahead import overload
 from .registry import Op, op, rule
 from .values import Axes, Stack
@@ -22,12 +22,12 @@ def _kind(here: Op) -> str:
 
 
 @rule("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu", stacks=True)
-def recurrent(x: Any, state: Any, weights: Any, *args: Any, **kwargs: Any) -> list[Any]:
+def recurrent(*args: Any, **kwargs: Any) -> list[Any]:
     """h = f(W[(g, h), i] x[i] + U[(g, h), k] h[k] + b + c); both directions side by side; layer on layer"""
-    x = x.plain() if isinstance(x, Stack) else x
     named = op().named
-    if "data" in named:
-        raise NotImplementedError("packed sequences")
+    packed = "data" in named
+    x, state, weights = named["data" if packed else "input"], named["hx"], named["params"]
+    x = x.plain() if isinstance(x, Stack) else x
     gates = GATES[_kind(op())]
     layers, both = int(named["num_layers"]), bool(named["bidirectional"])
     directions = 2 if both else 1
@@ -47,10 +47,26 @@ def recurrent(x: Any, state: Any, weights: Any, *args: Any, **kwargs: Any) -> li
     for given, kind in zip(states, hiddens, strict=True):
         _tie_state(given, kind)
     batch = x[1 if named.get("batch_first") is False and len(x) == 3 else 0]
+    if packed:
+        (batch,) = fixed_axes(op().shapes[1][1:2])
     finals = [stacked([Axes((batch, unit)) for unit in kind], 0) for kind in hiddens]
-    if len(x) == 2:
+    if len(x) == 2 and not packed:
         finals = [stacked([Axes((unit,)) for unit in kind], 0) for kind in hiddens]
     return [Axes((*x[:-1], below)), *finals]
+
+
+@rule("aten._pack_padded_sequence")
+def pack(x: Axes, lengths: Any, batch_first: bool) -> list[Axes]:
+    """the places of all sequences in one row; what lies at a place stays"""
+    data, sizes = op().shapes
+    return [Axes((*fixed_axes(data[:1]), *x[2:])), fixed_axes(sizes)]
+
+
+@rule("aten._pad_packed_sequence")
+def pad(data: Axes, sizes: Any, batch_first: bool, value: Any, length: int) -> list[Axes]:
+    """the places of all sequences side by side again, and the same number at those that a sequence has not"""
+    out, lengths = op().shapes
+    return [Axes((*fixed_axes(out[:2]), *data[1:])), fixed_axes(lengths)]
 
 
 def _cell(below: Expr, weights: list[Axes], gates: int) -> tuple[Expr, Expr]:
