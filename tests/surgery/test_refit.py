@@ -15,6 +15,9 @@ from graftlib.surgery import SurgeryError, SurgeryWarning, narrow
 from graftlib.surgery.consumers import use_of
 
 
+few = pytest.mark.filterwarnings("ignore::graftlib.surgery.SurgeryWarning")
+
+
 def mlp(seed=0, hidden=6, bias=True, device="cpu"):
     torch.manual_seed(seed)
     net = nn.Sequential(nn.Linear(3, hidden), nn.ReLU(), nn.Linear(hidden, 2, bias=bias))
@@ -26,6 +29,7 @@ def error(slim, model, x):
         return float((slim(x) - model(x)).square().sum())
 
 
+@few
 @settings(max_examples=15)
 @given(st.integers(0, 10_000), st.integers(1, 7), st.integers(1, 40), st.booleans())
 def test_a_fit_is_never_worse_on_its_data(seed, kept, rows, bias):
@@ -72,6 +76,7 @@ class Twice(nn.Module):
         return self.head(self.b(self.norm(self.a(x)).relu()).relu().mean((2, 3)))
 
 
+@few
 def test_layers_are_fitted_in_their_order(device):
     """The second reads what the first, already fitted, makes: both have to be right."""
     torch.manual_seed(0)
@@ -112,6 +117,7 @@ def test_a_use_is_a_product_of_its_rows(name):
     torch.testing.assert_close(use.unmatrix(use.matrix(use.weight)), use.weight)
 
 
+@few
 def test_only_readers_change_and_the_model_is_as_it_was():
     torch.manual_seed(0)
     model = Twice().train()
@@ -183,6 +189,7 @@ class Tied(nn.Module):
         return self.out(self.table(ids))
 
 
+@few
 def test_what_cannot_be_gathered_is_left_and_named():
     model = Recurrent()
     x = torch.randn(4, 5, 3)
