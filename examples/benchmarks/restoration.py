@@ -131,8 +131,8 @@ def perceptron(width: int = 128) -> nn.Module:
 
 def grouped(width: int = 32) -> nn.Module:
     return nn.Sequential(
-        *(nn.Conv2d(1, width, 3, padding=1), nn.GroupNorm(8, width), nn.SiLU()),
-        *(nn.Conv2d(width, width, 3, 2, 1, groups=4), nn.GroupNorm(8, width), nn.SiLU()),
+        *(nn.Conv2d(1, width, 3, padding=1), nn.GroupNorm(4, width), nn.SiLU()),
+        *(nn.Conv2d(width, width, 3, 2, 1, groups=4), nn.GroupNorm(4, width), nn.SiLU()),
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10)),
     )
 

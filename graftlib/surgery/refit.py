@@ -3,8 +3,8 @@
 In: a model, the same model narrowed, inputs. Out: the narrowed model with new weights and biases in those layers,
 fitted one after another in the order in which they run, so that each sees what the ones before it now make. Both
 models go over the inputs once, in step: every input stops at each layer until that layer is fitted.
-Always true: a fifth of the inputs is held out; a layer's fit stays only where its squared error falls there, and on
-what the whole model gives there the fitted model is no further from the old one than the unfitted one; if need be,
+Always true: a part of the inputs is held out; a layer's fit stays only where its squared error falls there, and on
+what the whole model gives there the fitted model is clearly nearer to the old one than the unfitted one; if need be,
 fits are taken back, the last ones first. Nothing else changes.
 What cannot be fitted (a weight that an op reads which is no plain product or convolution) is left, and named.
 Elsewhere: a layer as a least-squares problem (`consumers`), how a forward pass is recorded and stopped (`listen`), what
@@ -36,6 +36,9 @@ __all__ = ["REFITS", "RIDGES", "reestimate", "refitted"]
 _CHUNK = 2**23
 # Ridges that are tried, in units of the mean square of a feature, the strongest first.
 RIDGES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4, 1e-6)
+# What is missing is rounding where its share of the squares is below the first; a fit is worth while where the
+# held-out error falls by more than the second share of it.
+_ROUNDING, _FALL = 1e-10, 1e-3
 # With fewer rows for each feature a fit is said to be made of little.
 _FEW = 2
 Rows = Mapping[tuple[str, int], Tensor]
@@ -89,8 +92,8 @@ def refitted(
     _tell_few(fitting)
     if len(fitting.fits) < count:
         warnings.warn(
-            f"{count - len(fitting.fits)} of {count} fits were taken back: with them the model was further from what "
-            "it was before, on the inputs that were held out. More inputs fit better.",
+            f"{count - len(fitting.fits)} of {count} fits were taken back: on the inputs that were held out the model "
+            "came no nearer to what it was by them. More inputs fit better.",
             SurgeryWarning,
             stacklevel=3,
         )
@@ -185,8 +188,7 @@ def _in_step(
 
 def _add(distance: Distance, holdout: Holdout, number: int, before: object, after: object) -> None:
     for place, (old, new) in enumerate(zip(tensors(before), tensors(after), strict=True)):
-        rows = holdout.rows(number, len(old) if old.ndim else 1)
-        distance.add(place, old, new, rows if rows.any() or holdout.some else ~rows)
+        distance.add(place, old, new, holdout, number)
 
 
 def _distance(
@@ -209,9 +211,9 @@ def _take_back(
     unfitted: Distance,
     fitted: Distance,
 ) -> None:
-    """Take fits back, the last ones first, until the model is no further than it was without them."""
+    """Take fits back, the last ones first, until the model is clearly nearer than it was without them."""
     count = left = len(fitting.fits)
-    while left and fitted.beyond(unfitted):
+    while left and not fitted.clearly_below(unfitted):
         left = left // 2 if left < count else 3 * count // 4
         fitting.take_back(left)
         fitted = _distance(model, slim, batches, fitting.holdout)
@@ -330,13 +332,15 @@ class _Moments:
         self.gram: Tensor | float = 0.0  # (groups, features, features)
         self.moment: Tensor | float = 0.0  # (groups, features, out)
         self.missing = 0.0
+        self.wanted = 0.0
 
-    def add(self, x: Tensor, missing: Tensor) -> None:
-        """Rows: x (groups, rows, features), missing (groups, rows, out)."""
+    def add(self, x: Tensor, missing: Tensor, wanted: Tensor) -> None:
+        """Rows: x (groups, rows, features), missing (groups, rows, out), wanted (rows, out)."""
         self.rows += x.shape[1]
         self.gram = x.transpose(1, 2) @ x + self.gram
         self.moment = x.transpose(1, 2) @ missing + self.moment
         self.missing += float(missing.square().sum())
+        self.wanted += float(wanted.square().sum())
 
     def change(self, solution: Tensor) -> float:
         """By how much the squared error grows when X D is added."""
@@ -358,7 +362,7 @@ def _least_squares(fitting: _Fitting, fqn: str, pairs: Pairs, places: Tensor | N
         missing = block.wanted - block.given
         missing = missing.reshape(len(missing), use.groups, -1).transpose(0, 1)
         for moments, mask in ((learnt, ~block.held_out), (held_out, block.held_out)):
-            moments.add(x[:, mask], missing[:, mask])
+            moments.add(x[:, mask], missing[:, mask], block.wanted[mask])
     if use is None:
         return
     features = use.matrix(use.weight).shape[2]
@@ -384,11 +388,13 @@ def _least_squares(fitting: _Fitting, fqn: str, pairs: Pairs, places: Tensor | N
 def _solution(
     learnt: _Moments, held_out: _Moments, features: int, ridge: float | None
 ) -> Tensor | None:
-    """The D of the ridge that leaves the least held-out error; None where none is below that of D = 0.
+    """The D of the ridge that leaves the least held-out error; None where none is below that of D = 0 by a thousandth.
 
     The error has one valley in the ridge, so the search ends once it has grown twice.
     """
-    best, least, grown = None, 0.0, 0
+    if held_out.missing <= _ROUNDING * held_out.wanted:
+        return None
+    best, least, grown = None, -_FALL * held_out.missing, 0
     for strength in RIDGES if ridge is None else (ridge,):
         solution = _solve(learnt, features, strength)
         error = float("inf") if solution is None else held_out.change(solution)
