@@ -270,6 +270,45 @@ accuracy: the fitted CNN starts above where it ends, at a learning rate that was
 """
 
 
+def restoration(found: dict) -> str:
+    rows = []
+    for name, runs in found["models"].items():
+        for samples in sorted({run["samples"] for run in runs}):
+            same = [run for run in runs if run["samples"] == samples]
+            cells = [name, str(samples)]
+            for measure in ("error", "cosine"):
+                for when in ("before", "after"):
+                    cells.append(f"{sum(run[when][measure] for run in same) / len(same):.3f}")
+            cells += [
+                str(sum(run["taken back"] for run in same)),
+                str(sum(run["harm"] for run in same)),
+            ]
+            rows.append([*cells, f"{sum(run['fit_cpu_seconds'] for run in same) / len(same):.1f}"])
+    seeds = len({run["seed"] for runs in found["models"].values() for run in runs})
+    head = [
+        "model",
+        "samples",
+        "error",
+        "fitted",
+        "cosine",
+        "fitted",
+        "taken back",
+        "harm",
+        "CPU s",
+    ]
+    return f"""## What a fit restores
+
+Half of every free class, then fitted to some inputs (`narrow(…, data=)`). Squared error relative to the squared
+results and mean cosine to the model as it was, on inputs that the fit did not see; how many of {seeds} draws of the
+inputs had fits taken back, and how many left the model further off than without the fit. A sample is an image or a
+text of 64 tokens.
+
+    python examples/benchmarks/restoration.py --root DIR --seeds {seeds} --out docs/benchmarks/restoration.json
+
+{table(head, rows)}
+"""
+
+
 def coverage(family: str, found: dict) -> list[str]:
     one = found["summary"]
     kinds = ", ".join(
@@ -455,6 +494,7 @@ def main() -> None:
         ("trace_cost", trace_cost),
         ("breaks", breaks),
         ("slim_start", slim_start),
+        ("restoration", restoration),
         ("planted", planted),
         ("alignment", alignment),
         ("barrier", barrier),

@@ -204,8 +204,8 @@ def _optimizer(optimizer: AdamW, saved: object) -> dict[str, Any]:
         raise refusal(
             "'optimizer'['param_groups']", saved["param_groups"], f"a list of {count} groups"
         )
-    for number, (group, values) in enumerate(zip(fresh["param_groups"], groups, strict=True)):
-        _group(f"'optimizer'['param_groups'][{number}]", group, values)
+    for i, (group, values) in enumerate(zip(fresh["param_groups"], groups, strict=True)):
+        _group(f"'optimizer'['param_groups'][{i}]", group, values)
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
     for key, moments in record("'optimizer'['state']", saved["state"]).items():
         i = integer("a key of 'optimizer'['state']", key, 0, len(parameters) - 1)

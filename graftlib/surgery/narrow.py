@@ -41,7 +41,7 @@ def narrow(
     score: str | Score = "magnitude",
     data: Iterable[Any] | None = None,
     refit: str | None = "least-squares",
-    ridge: float = 1e-6,
+    ridge: float | str = "auto",
     statistics: bool = False,
     inplace: bool = False,
 ) -> nn.Module:
@@ -58,12 +58,15 @@ def narrow(
             times norm of what reads it), ``"uniform"`` (by place), or a function of (graph, model, class) that
             gives a number for each unit, larger is better.
         data: inputs on the model's device, a few batches: each a tensor, a tuple of arguments, a mapping of keywords or
-            (args, kwargs). The labels of a loader are no input. They are run twice for every layer that is fitted.
+            (args, kwargs). The labels of a loader are no input. Both models run over them once, all batches in step,
+            so what a forward pass holds at a time is held for each of them. A part is held out.
         refit: what `data` is used for: ``"least-squares"`` (the layers that read narrowed units get the weights and
             biases that best give what they gave before), ``"rescale"`` (one factor for each such layer, so that the
-            mean square of what it gives stays), or None. Without `data` nothing is fitted.
+            mean square of what it gives stays), or None. Without `data` nothing is fitted. A least-squares fit stays
+            where the layer's held-out error falls; and fits are taken back until what the whole model gives is, on
+            held-out inputs, clearly nearer to what it was than without them.
         ridge: of the least squares, in units of the mean square of a feature; larger stays nearer to the weights
-            that were kept.
+            that were kept. ``"auto"``: for each layer the one with the least held-out error.
         statistics: take the running statistics of batch norms anew from `data`, after the fit.
         inplace: edit `model` itself; otherwise a copy is made.
 
@@ -76,7 +79,8 @@ def narrow(
             it was.
 
     Warns:
-        SurgeryWarning: a class (of a share for the whole model) or a layer (of a fit) was left as it is.
+        SurgeryWarning: a class (of a share for the whole model) or a layer (of a fit) was left as it is, a layer had
+            few rows for its features, or fits were taken back.
     """
     check(
         SurgeryError,
@@ -84,7 +88,7 @@ def narrow(
         graph=(graph, (LayerGraph,)),
         score=(score, (str, Callable)),
         data=(data, (Iterable, type(None))),
-        ridge=(ridge, float),
+        ridge=(ridge, float | str),
         statistics=(statistics, bool),
         inplace=(inplace, bool),
     )
@@ -95,8 +99,9 @@ def narrow(
         raise SurgeryError(
             f"refit is one of {', '.join(map(repr, REFITS))} or None, not {shown(refit)}."
         )
-    if not ridge > 0:
-        raise SurgeryError(f"ridge is above 0, not {ridge}.")
+    if ridge != "auto" and (isinstance(ridge, str) or not ridge > 0):
+        raise SurgeryError(f"ridge is above 0 or 'auto', not {shown(ridge)}.")
+    strength = None if isinstance(ridge, str) else ridge
 
     def cut(kept: Mapping[AxisClass, Tensor], inplace: bool = False) -> nn.Module:
         sizes = {each: len(units) for each, units in kept.items()}
@@ -115,7 +120,7 @@ def narrow(
         slim, kept = where_possible(wide, cut)
     if batches is not None and refit is not None:
         rows = _rows(model, kept)
-        refitted(model, slim, graph, list(kept), rows, batches, how=refit, ridge=ridge)
+        refitted(model, slim, graph, list(kept), rows, batches, how=refit, ridge=strength)
     if batches is not None and statistics:
         reestimate(slim, batches)
     if not inplace:
