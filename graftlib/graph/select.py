@@ -6,7 +6,8 @@ text wherever the same name stands; ``re:`` introduces a regular expression for 
 library, which knows what `re` knows), whose named groups are captures. A pattern that means a module means its
 ``weight``.
 Always true: patterns and names may both be a stranger's, so none takes more than seconds. A glob is matched without
-going back, and in a bounded number of steps where a capture stands in it twice; a regular expression has a bounded time.
+going back, and in a bounded number of steps where a capture stands in it twice; a regular expression has a
+bounded time.
 """
 
 from __future__ import annotations

@@ -48,6 +48,9 @@ class Odd:
     def __repr__(self) -> str:
         raise RuntimeError("no text")
 
+    def __str__(self) -> str:
+        return "odd"
+
     def __index__(self) -> int:
         raise RuntimeError("no number")
 

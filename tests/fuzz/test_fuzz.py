@@ -366,7 +366,7 @@ def calls(tmp_path: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]
     }  # fmt: skip
 
 
-CALLED = {"evaluate", "factory", "score"}
+CALLED = {"evaluate", "factory", "mapping", "score"}
 """Arguments that may be functions of the user's: what they raise is the user's."""
 ITERATED = {
     "args",
@@ -395,6 +395,8 @@ def test_arguments(tmp_path, monkeypatch):
                     continue
                 if argument == "inplace" and value is True:
                     continue
+                if (name, argument) == ("export_onnx", "path") and str(value) == "x":
+                    continue  # a path that works: the export takes seconds
                 judge(
                     f"{name}({argument}={type(value).__name__})",
                     lambda f=function, a={**good, argument: value}: f(**a),
