@@ -275,7 +275,7 @@ class Graft:
         """
         from .report import page  # brings jinja2, which only this needs
 
-        write_whole(Path(path), page(self))
+        write_whole(path, page(self))
         return Path(path)
 
     def state_dict(self) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import io
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import networkx as nx
@@ -81,7 +80,7 @@ def write_graphml(graph: LayerGraph, path: str | os.PathLike[str]) -> None:
         plain.add_edge(_xml(source), _xml(target), key=key, shape=shape, dtype=dtype)
     text = io.BytesIO()
     nx.write_graphml_xml(plain, text)
-    write_whole(Path(path), text.getvalue())
+    write_whole(path, text.getvalue())
 
 
 def _parameter(parameter: Parameter) -> dict[str, Any]:

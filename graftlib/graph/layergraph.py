@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import networkx as nx
 from torch import Tensor, fx, nn
 
+from ..arguments import check
 from ..errors import MatchError, TraceError, ViewError, nearest, shown
 from .caches import Place, without_caches
 from .capture import Capture, capture
@@ -122,6 +123,7 @@ class LayerGraph:
             MatchError: the pattern is not well formed.
             ViewError: of the parameters that are hit, none has such a part.
         """
+        check(MatchError, kind=(kind, str | None), role=(role, str | None))
         name, part = split_pattern(pattern, self._parameters)
         hits = [self._parameters[hit.name] for hit in select(name, self._parameters)]
         if kind is not None:

@@ -6,8 +6,8 @@ text wherever the same name stands; ``re:`` introduces a regular expression for 
 library, which knows what `re` knows), whose named groups are captures. A pattern that means a module means its
 ``weight``.
 Always true: patterns and names may both be a stranger's, so none takes more than seconds. A glob is matched without
-going back where it captures nothing, and in a bounded number of steps where it does; a regular expression has a bounded
-time.
+going back, and in a bounded number of steps where a capture stands in it twice; a regular expression has a
+bounded time.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ LONGEST = 20_000
 LONGEST_EXPRESSION = 1_000
 MOST_PIECES = 200
 """Stars, captures and the texts between them, where there are captures."""
-MOST_STEPS = 5_000_000
-"""In which the captures of one pattern are looked for, over all names."""
+MOST_STEPS = 500_000
+"""In which the captures of one pattern are looked for, over all names; one name takes as many as it has pieces."""
 MOST_LETTERS = 2_000_000_000
 """Letters of the names times letters of the glob."""
-MOST_SECONDS = 2.0
+MOST_SECONDS = 0.5
 """That one regular expression may take, over all names; each takes microseconds."""
 
 _Match = Callable[[str], "dict[str, str] | None"]
@@ -280,8 +280,9 @@ class _Glob:
 class _Capturing:
     """A glob with captures, which take as much as they can, as stars do, and give it back where the rest needs it.
 
-    Where a piece failed at some letter it fails there again, whatever was taken before it, unless a later capture must
-    repeat an earlier one: so what failed is remembered by piece, letter, and the texts that are still to be repeated.
+    From the end to the beginning it is worked out at which letters of a name what is left of the glob fits, so that on
+    the way forth no step is ever taken back. Only where a later capture must repeat an earlier one does it take tries:
+    those are remembered, and counted.
     """
 
     def __init__(self, pattern: str, pieces: list[_Piece]) -> None:
@@ -300,45 +301,77 @@ class _Capturing:
         ]
 
     def __call__(self, name: str) -> dict[str, str] | None:
+        first = self._letters[0]
+        if first is not None and not first.match(name):
+            return None
+        fits = self._fitting(name)
         captures: dict[str, str] = {}
-        return dict(captures) if self._fits(name, 0, 0, captures, set()) else None
+        return captures if self._taken(name, fits, 0, 0, captures, set()) else None
 
-    def _fits(
-        self, name: str, number: int, at: int, captures: dict[str, str], failed: set[Any]
+    def _fitting(self, name: str) -> list[bytearray]:
+        """[piece][letter]: 1 where that piece and all behind it fit from that letter to the end of the name."""
+        fits = [bytearray(len(name) + 1)]
+        fits[0][-1] = 1
+        for piece, letters in zip(reversed(self._pieces), reversed(self._letters), strict=True):
+            ends, here = fits[-1], bytearray(len(name) + 1)
+            if isinstance(piece, _Star):
+                farthest = ends.rfind(1) + 1
+                here[:farthest] = b"\1" * farthest
+            else:
+                end = ends.rfind(1)
+                while end > 0:
+                    if isinstance(piece, _Capture):
+                        begin = name.rfind(".", 0, end) + 1
+                        here[begin:end] = b"\1" * (end - begin)
+                    elif letters and end >= piece.count and letters.match(name, end - piece.count):
+                        here[end - piece.count] = 1
+                    end = ends.rfind(1, 0, end)
+            fits.append(here)
+        return fits[::-1]
+
+    def _taken(
+        self,
+        name: str,
+        fits: list[bytearray],
+        number: int,
+        at: int,
+        captures: dict[str, str],
+        failed: set[tuple[object, ...]],
     ) -> bool:
         if number == len(self._pieces):
             return at == len(name)
         key = (number, at, *(captures[one] for one in self._repeated[number]))
         if key in failed:
             return False
-        for end, text in self._ends(name, number, at, captures):
+        for end, new in self._ends(name, fits[number + 1], number, at, captures):
             self._left -= 1
             if self._left < 0:
                 raise _endless(self._pattern)
-            if text is not None:
-                captures[text] = name[at:end]
-            if self._fits(name, number + 1, end, captures, failed):
+            if new is not None:
+                captures[new] = name[at:end]
+            if self._taken(name, fits, number + 1, end, captures, failed):
                 return True
-            if text is not None:
-                del captures[text]
+            if new is not None:
+                del captures[new]
         failed.add(key)
         return False
 
     def _ends(
-        self, name: str, number: int, at: int, captures: dict[str, str]
+        self, name: str, fits: bytearray, number: int, at: int, captures: dict[str, str]
     ) -> Iterator[tuple[int, str | None]]:
         """Where a piece that begins at `at` may end, the farthest first, and the capture that it sets."""
-        piece, letters = self._pieces[number], self._letters[number]
-        if letters is not None:
-            match = letters.match(name, at)
-            if match:
-                yield match.end(), None
-        elif isinstance(piece, _Star):
-            yield from ((end, None) for end in range(len(name), at - 1, -1))
+        piece, new = self._pieces[number], None
+        first, last = at, len(name)
+        if isinstance(piece, _Letters):
+            first = last = at + piece.count
         elif isinstance(piece, _Capture) and piece.name in captures:
-            if name.startswith(captures[piece.name], at):
-                yield at + len(captures[piece.name]), None
+            first = last = at + len(captures[piece.name])
+            if not name.startswith(captures[piece.name], at):
+                return
         elif isinstance(piece, _Capture):
             dot = name.find(".", at)
-            farthest = len(name) if dot < 0 else dot
-            yield from ((end, piece.name) for end in range(farthest, at, -1))
+            first, last, new = at + 1, len(name) if dot < 0 else dot, piece.name
+        end = fits.rfind(1, first, last + 1)
+        while end >= 0:
+            yield end, new
+            end = fits.rfind(1, first, end)

@@ -152,7 +152,14 @@ class Mapping:
             spectrum=(spectrum, bool),
             weights=(weights, dict[str, float] | None),
         )
-        options = _auto.Options(kind, role, limit, min_score, spectrum, dict(weights or {}))
+        options = _auto.Options(
+            kind,
+            role,
+            None if limit is None else int(limit),
+            float(min_score),
+            spectrum,
+            {name: float(weight) for name, weight in (weights or {}).items()},
+        )
         rule = _auto.find(self.source, self.target, self.pairs, direction, options)
         self._rules.append(rule)
         return self
@@ -316,7 +323,9 @@ def _check_words(direction: str, pair: str | None, kind: str | None) -> None:
         ("pair", pair, PAIRINGS),
         ("kind", kind, KINDS),
     ):
-        if word not in words and (word is not None or name == "direction"):
+        if word is None and name != "direction":
+            continue
+        if not isinstance(word, str) or word not in words:
             raise MatchError(
                 f"{name}={shown(word)} is not a {name}.",
                 near=nearest(word, words) if isinstance(word, str) else (),
@@ -329,7 +338,7 @@ def _checked_depth(depth: tuple[float, float] | None) -> tuple[float, float] | N
         return None
     try:
         low, high = map(float, depth)
-    except (TypeError, ValueError, OverflowError):
+    except Exception:  # whatever the methods of a stranger's object raise
         low, high = 1.0, 0.0
     if not low <= high:
         raise MatchError(

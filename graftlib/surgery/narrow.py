@@ -8,7 +8,8 @@ Elsewhere: a share for the whole model (`everywhere`), layers fitted to data (`r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from ..arguments import check
 from ..errors import shown
 from ..graph import LayerGraph
-from ..graph.axes import AxisClass
+from ..graph.axes import AxisClass, axis_classes
 from ..graph.structure import unwrap
 from .edits import Request, editable, requested, tensor_of, whole_numbers
 from .everywhere import outer_classes, where_possible
@@ -88,13 +89,15 @@ def narrow(
         graph=(graph, (LayerGraph,)),
         score=(score, (str, Callable)),
         data=(data, (Iterable, type(None))),
+        refit=(refit, str | None),
         ridge=(ridge, float | str),
         statistics=(statistics, bool),
         inplace=(inplace, bool),
     )
     model = unwrap(model, SurgeryError)
     rank = ranking(score, graph, model)
-    batches = None if data is None else as_batches(data)
+    with _on_data():
+        batches = None if data is None else as_batches(data)
     if refit is not None and refit not in REFITS:
         raise SurgeryError(
             f"refit is one of {', '.join(map(repr, REFITS))} or None, not {shown(refit)}."
@@ -108,8 +111,11 @@ def narrow(
         editable(model, graph, kept, inplace=True)  # is it the model of the graph?
         return fitted(model, graph, _rows(model, kept), sizes, inplace=inplace)
 
+    editable(model, graph, [c for c in axis_classes(graph) if c.free], inplace=True)
     if isinstance(keep, Mapping):
         asked = requested(graph, keep)
+        if not asked:
+            raise SurgeryError("keep names no class.", fix="narrow(model, graph, {0: 0.5}), or 0.5")
         kept: Mapping[AxisClass, Tensor] = {
             each: _units(each, wish, rank) for each, wish in asked.items()
         }
@@ -118,15 +124,29 @@ def narrow(
         counts = {each: max(round(_share(keep) * each.size), 1) for each in outer_classes(graph)}
         wide = {each: _units(each, count, rank) for each, count in counts.items()}
         slim, kept = where_possible(wide, cut)
-    if batches is not None and refit is not None:
-        rows = _rows(model, kept)
-        refitted(model, slim, graph, list(kept), rows, batches, how=refit, ridge=strength)
-    if batches is not None and statistics:
-        reestimate(slim, batches)
+    with _on_data():
+        if batches is not None and refit is not None:
+            rows = _rows(model, kept)
+            refitted(model, slim, graph, list(kept), rows, batches, how=refit, ridge=strength)
+        if batches is not None and statistics:
+            reestimate(slim, batches)
     if not inplace:
         return slim
     cut(kept, inplace=True).load_state_dict(slim.state_dict())
     return model
+
+
+@contextlib.contextmanager
+def _on_data() -> Iterator[None]:
+    """Name `data` where the model does not take it."""
+    try:
+        yield
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError) as error:
+        raise SurgeryError(
+            "the model does not run on data.",
+            why=f"{type(error).__name__}: {str(error)[:300]}",
+            fix="pass batches that the model takes: [x], [(x, y)] or [{'name': x}]",
+        ) from error
 
 
 def _share(keep: object) -> float:
@@ -141,6 +161,7 @@ def _share(keep: object) -> float:
 def _units(each: AxisClass, wish: Keep, rank: Ranking) -> Tensor:
     if isinstance(wish, (int, float)):
         share = isinstance(wish, float) and 0 < wish <= 1
+        wish = 0 if isinstance(wish, bool) else wish
         count = round(wish * each.size) if share else wish
         if not 1 <= count <= each.size or isinstance(count, float):
             raise SurgeryError(

@@ -57,7 +57,7 @@ def permute(
     if (permutations is None) == (seed is None):
         raise SurgeryError("give either permutations or seed.", fix="permute(model, graph, seed=0)")
     if permutations is None:
-        orders = dict(draw([c for c in axis_classes(graph) if c.free], seed or 0))
+        orders = dict(draw([c for c in axis_classes(graph) if c.free], int(seed or 0)))
     else:
         orders = {
             each: _order(each.size, whole_numbers(order))

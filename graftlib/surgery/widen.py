@@ -146,7 +146,7 @@ def _widened(
     seed: int,
     inplace: bool,
 ) -> nn.Module:
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator().manual_seed(int(seed))
     units = {each: _units(each.size, width, random) for each, width in widths.items()}
     fresh = grown(model, graph, units)
     norms = rms_norms(graph, model, widths) if fill == "zero" else []

@@ -59,9 +59,8 @@ class View:
         Raises:
             GraftError: the file cannot be written.
         """
-        path = Path(path)
         write_whole(path, self.html)
-        return path
+        return Path(path)
 
     def to_text(self) -> str:
         """Both trees and the links, for a terminal."""

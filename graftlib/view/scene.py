@@ -77,7 +77,9 @@ def build_scene(source: Any, target: Any = None, mapping: Any = None) -> Scene:
     if target is None and mapping is not None:
         target = mapping.target
     for name, graph in (("source", source), ("target", target)):
-        if graph is not None and not (hasattr(graph, "layers") and hasattr(graph, "nx")):
+        if (graph is not None or name == "source") and not (
+            hasattr(graph, "layers") and hasattr(graph, "nx")
+        ):
             raise GraftError(
                 f"view takes layer graphs, and {name} is a {type(graph).__name__}.",
                 fix="trace it first: view(trace(source, args), trace(target, args), mapping)",

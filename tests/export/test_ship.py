@@ -329,3 +329,32 @@ def test_the_report_prints_measures_and_leaves_a_card(models, tmp_path):
 def test_half_precision_has_its_own_tolerance():
     assert proof.tolerance_for(nn.Linear(2, 2)) == 1e-4
     assert proof.tolerance_for(nn.Linear(2, 2).half()) > 1e-3
+
+
+# The set of files.
+
+
+@pytest.mark.parametrize("card", [True, False])
+def test_a_new_export_takes_the_old_data_and_the_old_card_away(models, tmp_path, monkeypatch, card):
+    """...and no other model's: the data are told by their name and by what they hold."""
+    monkeypatch.setattr(ship, "ONE_FILE", 0)
+    path, x = tmp_path / "m.onnx", torch.randn(1, 3, 8, 8)
+    stranger = tmp_path / "m.onnx.0123abcd.data"
+    stranger.write_text("not ours: its name does not say what it holds")
+    export_onnx(models.TinyConv(width=64), path, x, measure=False)
+    old = left_over(tmp_path)
+    report = export_onnx(models.TinyConv(width=65), path, x, measure=False, card=card)
+    names = {name for name, _ in report.files} | {stranger.name}
+    assert set(left_over(tmp_path)) == names | ({"m.card.json"} if card else set())
+    assert len(set(left_over(tmp_path)) - set(old)) == 1
+    if card:
+        assert json.loads((tmp_path / "m.card.json").read_text())["sha256"] == report.sha256
+
+
+def test_a_link_is_written_through(tmp_path):
+    (tmp_path / "store").mkdir()
+    link = tmp_path / "m.onnx"
+    link.symlink_to("store/real.onnx")
+    export_onnx(nn.Linear(3, 2), link, torch.randn(1, 3), measure=False)
+    assert link.is_symlink()
+    assert left_over(tmp_path / "store") == ["real.card.json", "real.onnx"]

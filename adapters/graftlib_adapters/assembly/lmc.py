@@ -103,13 +103,13 @@ def lmc(
     _known(method)
     _points(factors)
     data = _Data(batches, match_on, repair)
-    giver = next(givers(source, args, kwargs))
+    giver = _one(source, args, kwargs)
     wanted = score or ("inner" if frame == "union" else "l2")
     options: dict[str, Any] = {
         "method": method,
         "score": wanted,
-        "restarts": restarts,
-        "seed": seed,
+        "restarts": int(restarts),
+        "seed": int(seed),
     }
     if frame == "union":
         if layers is not None or method == "shrink":
@@ -210,10 +210,10 @@ def controls(
     data = _Data(batches, match_on, repair)
     graph = trace(base, args, kwargs)
     base, stage = graph.model, Stage(graph)
-    giver = next(givers(source, args, kwargs))
+    giver = _one(source, args, kwargs)
     meeting, model = data.meet(graph, giver, mapping)
     heard = data.costs(meeting.problem, base, model)
-    options: dict[str, Any] = {"score": score, "restarts": restarts, "seed": seed}
+    options: dict[str, Any] = {"score": score, "restarts": int(restarts), "seed": int(seed)}
     alignments: dict[str, Alignment] = {}
     found: dict[str, Curve] = {}
     for name in which:
@@ -309,7 +309,7 @@ class _Data:
     repair: bool
 
     def __post_init__(self) -> None:
-        if self.match_on not in ("weights", "activations"):
+        if not isinstance(self.match_on, str) or self.match_on not in ("weights", "activations"):
             raise AssemblyError(
                 f"match_on={shown(self.match_on)} is none.", fix="use 'weights' or 'activations'"
             )
@@ -367,6 +367,16 @@ class _Data:
         return mended
 
 
+def _one(source: Any, args: Args, kwargs: Mapping[str, Any] | None) -> Giver:
+    giver = next(givers(source, args, kwargs), None)
+    if giver is None:
+        raise AssemblyError(
+            f"source={shown(source)} holds no model.",
+            fix="give a model, (model, args, kwargs) or a ZooEntry",
+        )
+    return giver
+
+
 def _points(factors: Sequence[float] | None) -> tuple[float, ...]:
     points = grid() if factors is None else tuple(map(float, factors))
     Curve(points, points)  # refuses what no curve has
@@ -374,7 +384,7 @@ def _points(factors: Sequence[float] | None) -> tuple[float, ...]:
 
 
 def _known(method: str) -> None:
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise AssemblyError(
             f"method={shown(method)} is none.", fix="use one of " + ", ".join(map(repr, METHODS))
         )

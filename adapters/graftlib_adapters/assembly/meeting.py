@@ -148,7 +148,9 @@ def _links(mapping: Declared, source: LayerGraph, base: LayerGraph) -> Links | N
     if mapping is None or isinstance(mapping, Links):
         return mapping
     if callable(mapping):
-        return mapping(source, base)
+        links = mapping(source, base)
+        check(AssemblyError, fix="return a graftlib.Mapping", mapping=(links, (Links,)))
+        return links
     links = Links(source, base)
     check(AssemblyError, mapping=(mapping, list[tuple[str, str]]))
     for one, other in mapping:
@@ -233,5 +235,13 @@ Evaluate = Callable[[nn.Module], float]
 @torch.no_grad()
 def scored(evaluate: Callable[[nn.Module], Any], model: nn.Module) -> float:
     """What `evaluate` says of a model, without gradients; not a number counts as the worst there is."""
-    value = float(evaluate(shell(model)))
+    answer = evaluate(shell(model))
+    try:
+        value = float(answer)
+    except Exception as error:
+        raise AssemblyError(
+            f"evaluate gave {shown(answer)}, which is no number.",
+            why=str(error).partition("\n")[0],
+            fix="give a function: model -> score, larger is better",
+        ) from None
     return value if value == value else float("-inf")

@@ -132,6 +132,7 @@ def checked(
         )
     judged = "given factor" if merge_factor is not None else "evaluate" if evaluate else "no data"
     return Settings(
-        merge_factor, goal, float(tolerance), factors, tuple(parts), pad, method,
-        score, restarts, rounds, patience, seed, judged,
+        None if merge_factor is None else float(merge_factor), goal, float(tolerance), factors,
+        tuple(parts), pad, method, score, int(restarts), int(rounds),
+        None if patience is None else int(patience), int(seed), judged,
     )  # fmt: skip
