@@ -324,7 +324,7 @@ def _by_place(model: nn.Module) -> dict[Place, list[Tensor]]:
     }
 
 
-class _Origins(TorchDispatchMode):
+class _Origins(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows which tensors are made from the weights, and which from the inputs; by memory, so that views count."""
 
     def __init__(
@@ -333,7 +333,7 @@ class _Origins(TorchDispatchMode):
         inputs: Sequence[Tensor],
         kept: Mapping[Place, Sequence[Tensor]],
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         # The weak reference keeps the address from being used again.
         self._known: dict[int, tuple[int, StorageWeakRef]] = {}
         self.places = {id(t): place for place, tensors in kept.items() for t in tensors}
@@ -378,7 +378,7 @@ class _Origins(TorchDispatchMode):
 
 def _storage(tensor: Tensor) -> StorageWeakRef | None:
     try:
-        return StorageWeakRef(tensor.untyped_storage())
+        return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
     except (NotImplementedError, RuntimeError):
         return None  # sparse, quantised: no memory of its own to follow
 

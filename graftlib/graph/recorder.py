@@ -236,7 +236,7 @@ def _place(tensor: Tensor) -> tuple[Any, ...] | None:
         if tensor.layout is not torch.strided or not tensor.numel():
             return None
         try:
-            storage = StorageWeakRef(tensor.untyped_storage())
+            storage = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
         except (NotImplementedError, RuntimeError):
             return None
         return storage, tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset()

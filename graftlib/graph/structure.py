@@ -261,7 +261,7 @@ def _copy_fields(value: Any, change: Change, memo: dict[int, Any]) -> Any:
         make, arguments, *rest = value.__reduce_ex__(4)
     except Exception:
         return value
-    state = rest[0] if rest else None
+    state: Any = rest[0] if rest else None
     plain = make is copyreg.__newobj__ and isinstance(state, dict)  # type: ignore[attr-defined]
     if not plain or not hasattr(value, "__dict__") or any(rest[1:]):
         return value

@@ -64,7 +64,7 @@ def _must_fit(
     for run in range(runs):
         layer = run // directions
         width = below if layer == 0 else projected * directions
-        expected = [(gates * hidden, width), (gates * hidden, projected)]
+        expected: list[tuple[int, ...]] = [(gates * hidden, width), (gates * hidden, projected)]
         if named["has_biases"]:
             expected += [(gates * hidden,)] * 2
         if len(states) == 2 and each > len(expected):
