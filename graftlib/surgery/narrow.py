@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass
+from .config import config_state, refresh_config
 from .edits import Request, editable, requested, tensor_of
 from .everywhere import outer_classes, where_possible
 from .fit import fitted
@@ -73,7 +74,8 @@ def narrow(
         ValueError: `refit` is no known name, or `ridge` is not above 0.
 
     Warns:
-        SurgeryWarning: a class (of a share for the whole model) or a layer (of a fit) was left as it is.
+        SurgeryWarning: a class (of a share for the whole model) or a layer (of a fit) was left as it is; or the
+            config of a Hugging Face model cannot say the new sizes.
     """
     rank = SCORES[score] if isinstance(score, str) else score
     batches = None if data is None else as_batches(data)
@@ -87,6 +89,7 @@ def narrow(
         editable(model, graph, kept, inplace=True)  # is it the model of the graph?
         return fitted(model, graph, _rows(model, kept), sizes, inplace=inplace)
 
+    before = config_state(model, graph)
     if isinstance(keep, Mapping):
         asked = requested(graph, keep)
         kept: Mapping[AxisClass, Tensor] = {
@@ -102,10 +105,11 @@ def narrow(
         refitted(model, slim, graph, list(kept), rows, batches, how=refit, ridge=ridge)
     if batches is not None and statistics:
         reestimate(slim, batches)
-    if not inplace:
-        return slim
-    cut(kept, inplace=True).load_state_dict(slim.state_dict())
-    return model
+    if inplace:
+        cut(kept, inplace=True).load_state_dict(slim.state_dict())
+        slim = model
+    refresh_config(slim, before, {each: len(units) for each, units in kept.items()})
+    return slim
 
 
 def _share(keep: object) -> float:

@@ -11,6 +11,7 @@ from ..graph import LayerGraph
 from ..graph.axes import axis_classes
 from ..graph.axes.check import draw
 from ..graph.axes.check import permute as move
+from .config import config_state, refresh_config
 from .edits import Request, editable, requested, tensor_of
 from .refusal import SurgeryError
 
@@ -40,6 +41,9 @@ def permute(
     Raises:
         SurgeryError: a class is frozen or unknown, an order is none, the model is another one.
         ValueError: neither or both of `permutations` and `seed` are given.
+
+    Warns:
+        SurgeryWarning: a buffer is permuted that a Hugging Face model does not save.
     """
     if (permutations is None) == (seed is None):
         raise ValueError("give either permutations or seed")
@@ -50,10 +54,12 @@ def permute(
             each: _order(each.size, torch.as_tensor(order, device="cpu"))
             for each, order in requested(graph, permutations).items()
         }
+    before = config_state(model, graph)
     model = editable(model, graph, orders, inplace)
     for each, order in orders.items():
         for member in each.members:
             move(tensor_of(model, member.fqn).detach(), member, order)
+    refresh_config(model, before, {each: each.size for each in orders})
     return model
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..graph import LayerGraph, trace
 from ..graph.axes import AxisClass, axis_classes
+from .config import config_state, refresh_config
 from .edits import Request, editable, requested
 from .fill import FILLS, grown
 from .fit import fitted
@@ -58,6 +59,9 @@ def widen(
         SurgeryError: a class is frozen or unknown, a width is too small, the modules do not run with these sizes, or
             the function would change. The model is as it was.
         ValueError: `fill` is no known name.
+
+    Warns:
+        SurgeryWarning: the config of a Hugging Face model cannot say the new sizes, or the eps of its norms.
     """
     if fill not in FILLS:
         raise ValueError(f"fill is one of {', '.join(map(repr, FILLS))}, not {fill!r}")
@@ -66,10 +70,12 @@ def widen(
         if width < each.size:
             raise SurgeryError(f"{each.size} units cannot be widened to {width}.", fix="use narrow")
     editable(model, graph, wanted, inplace=True)  # is it the model of the graph?
+    before = config_state(model, graph)
     wide = _all_widened(model, graph, wanted, fill, seed, inplace=False)
-    if not inplace:
-        return wide
-    return _all_widened(model, graph, wanted, fill, seed, inplace=True)
+    if inplace:
+        wide = _all_widened(model, graph, wanted, fill, seed, inplace=True)
+    refresh_config(wide, before, wanted)
+    return wide
 
 
 def _all_widened(
