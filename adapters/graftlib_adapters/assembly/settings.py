@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .merging import Pad
+from .pairing import Pairing
 from .permutation import AssemblyError
 
 __all__ = ["FACTORS", "PARTS", "Settings", "checked"]
@@ -34,6 +35,7 @@ class Settings:
     patience: int | None
     seed: int
     judged_by: str
+    pairing: Pairing
 
     @property
     def align(self) -> dict[str, Any]:
@@ -66,6 +68,7 @@ def checked(
     rounds: int,
     patience: int | None,
     seed: int,
+    pairing: Pairing,
 ) -> Settings:
     """The settings of one assembly.
 
@@ -82,6 +85,7 @@ def checked(
         f"pad={pad!r}": pad not in ("zero", "keep"),
         f"frame={frame!r}": frame != "base",
         f"method={method!r}": method not in ("coordinate", "frank-wolfe"),
+        f"pairing={pairing!r}": pairing not in ("blocks", "layers"),
         f"rounds={rounds}": rounds < 1,
         f"patience={patience}": patience is not None and patience < 1,
     }
@@ -93,5 +97,5 @@ def checked(
     judged = "given factor" if merge_factor is not None else "evaluate" if evaluate else "no data"
     return Settings(
         merge_factor, goal, float(tolerance), tuple(map(float, factors)), tuple(parts), pad, method,
-        score, restarts, rounds, patience, seed, judged,
+        score, restarts, rounds, patience, seed, judged, pairing,
     )  # fmt: skip
