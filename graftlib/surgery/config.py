@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from ..errors import TraceError
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass
-from ..graph.capture import capture
+from ..graph.capture import capture, device_of
 from .fields import Path, numbers, set_field
 from .refusal import SurgeryWarning
 from .search import Fields, Search
-from .signature import Signature, named_layers, signature
+from .signature import Signature, named_layers, signature, unsaved
 
 __all__ = ["ConfigState", "config_state", "refresh_config"]
 
@@ -38,12 +38,14 @@ class ConfigState:
         graph: of the model.
         configs: FQN of a part -> a copy of its config.
         signatures: FQN of a part -> its shapes and attributes.
+        buffers: FQN of a part -> name -> copies of its buffers that are not saved.
         inner: FQN of a part -> FQN of a module in it that holds a config -> the numbers of that config.
     """
 
     graph: LayerGraph
     configs: Mapping[str, Any]
     signatures: Mapping[str, Signature]
+    buffers: Mapping[str, Mapping[str, Tensor]]
     inner: Mapping[str, Mapping[str, Mapping[Path, float]]]
 
 
@@ -54,6 +56,10 @@ def config_state(model: nn.Module, graph: LayerGraph) -> ConfigState:
         graph,
         {fqn: copy.deepcopy(part.config) for fqn, part in parts.items()},
         {fqn: signature(part) for fqn, part in parts.items()},
+        {
+            fqn: {name: b.clone() for name, b in unsaved(part).items()}
+            for fqn, part in parts.items()
+        },
         {
             fqn: {name: dict(numbers(config)) for name, config in _configs(part)}
             for fqn, part in parts.items()
@@ -122,12 +128,13 @@ def _refresh(
     if search.changed:
         if search.failure:
             return f"the class cannot be built from its config alone ({search.failure})."
-        fields = search.run()
-        tensors, attributes = search.distance(fields)
-        if tensors or (attributes and not _run_alike(edited, fqn, part, search, fields, before)):
-            return search.told(fields)
+        fields = search.run(stale=True)
+        if not _proven(edited, fqn, part, search, fields, before):
+            fields = search.run(stale=False)
+            if any(search.distance(fields)):
+                return search.told(fields)
         _adopt(part, search.build({}), search.build(fields), fields, before.inner[fqn])
-    return _remade(part, fqn, search, fields, sizes)
+    return _remade(part, search, fields, before.buffers[fqn])
 
 
 def _adopt(
@@ -151,52 +158,62 @@ def _adopt(
                 set_field(config, path, wanted)
 
 
-def _run_alike(
+def _proven(
     edited: nn.Module, fqn: str, part: Any, search: Search, fields: Fields, before: ConfigState
 ) -> bool:
-    """Whether the built part runs the same ops, with the same numbers in them, on the example."""
-    real = before.graph.real  # what was seen on values alone is seen so again
-    built: nn.Module = search.build(fields, device="cpu" if real else "meta")
-    if real:
+    """Whether the built part is the edited one, or runs the same ops, with the same numbers, on the example."""
+    tensors, *attributes = search.distance(fields)
+    if tensors or not any(attributes):
+        return not tensors
+    valued = before.graph.rung not in ("meta", "fake")
+    built: nn.Module = search.build(fields, values=valued)
+    if valued:
         built.load_state_dict(part.state_dict(), strict=False)
     try:
-        mine = _ops(edited, before.graph)
+        mine = _ops(edited, before.graph, device_of(edited))
         if not fqn:
-            return mine == _ops(built, before.graph)
+            return mine == _ops(built, before.graph, device_of(edited))
         owner, _, name = fqn.rpartition(".")
         around = edited.get_submodule(owner)
         try:
             around._modules[name] = built
-            return mine == _ops(edited, before.graph)
+            return mine == _ops(edited, before.graph, device_of(part))
         finally:
             around._modules[name] = part
     except TraceError:
         return False
 
 
-def _ops(model: nn.Module, graph: LayerGraph) -> list[tuple[str, ...]]:
+def _ops(model: nn.Module, graph: LayerGraph, device: torch.device) -> list[tuple[str, ...]]:
     args, kwargs = graph._example
     with torch.device("cpu"):
-        seen = capture(model, args, kwargs, rungs=(graph.rung,))
+        seen = capture(model, args, kwargs, device=device, rungs=(graph.rung,))
     return [(n.op, str(n.target), str(n.args), str(n.kwargs)) for n in seen.graph.nodes]
 
 
 def _remade(
-    part: nn.Module, fqn: str, search: Search, fields: Fields, sizes: Mapping[AxisClass, int]
+    part: nn.Module, search: Search, fields: Fields, before: Mapping[str, Tensor]
 ) -> str | None:
-    """Which edited buffers are not saved, and are others in a model that is built anew."""
-    prefix = f"{fqn}." if fqn else ""
-    edited = {m.fqn.removeprefix(prefix) for each in sizes for m in each.members}
-    saved = part.state_dict().keys()
-    buffers = {n: b for n, b in part.named_buffers() if n in edited and n not in saved}
-    if not buffers or any(buffer.is_meta for buffer in buffers.values()):
+    """Which buffers are not saved, and are others in a model that is built anew than in the edited one."""
+    mine = {name: buffer for name, buffer in unsaved(part).items() if not buffer.is_meta}
+    if not mine:
         return None
-    anew = dict(search.build(fields, device="cpu").named_buffers())
-    other = [n for n, b in buffers.items() if not _equal(b, anew.get(n))]
+    anew, first = unsaved(search.build(fields)), unsaved(search.build({}))
+    other = [
+        name
+        for name, buffer in mine.items()
+        if name in anew
+        and not _equal(buffer, anew[name])
+        # What had values of its own before is the user's affair.
+        and _equal(before.get(name), first.get(name))
+    ]
     if not other:
         return None
-    return f"{', '.join(map(repr, other[:4]))} is not saved, and is made anew with other values."
+    named = ", ".join(map(repr, other[:4]))
+    return f"buffers that are not saved are computed anew, and come out as others: {named}."
 
 
-def _equal(one: Tensor, other: Tensor | None) -> bool:
-    return other is not None and torch.equal(one.detach().cpu(), other.to(one.dtype))
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None or one.shape != other.shape or other.is_meta:
+        return False
+    return torch.allclose(one.cpu().double(), other.double(), rtol=1e-4, equal_nan=True)

@@ -22,6 +22,7 @@ from .edits import Request, editable, requested, tensor_of
 from .everywhere import outer_classes, where_possible
 from .fit import fitted
 from .listen import as_batches
+from .lora import ranks, refresh_ranks
 from .refit import REFITS, reestimate, refitted
 from .refusal import SurgeryError
 from .scores import SCORES, Score
@@ -51,7 +52,7 @@ def narrow(
         keep: class (or its number) -> how many units (int), what share of them (float up to 1.0), or which ones
             (their numbers; they keep their order). A float alone is a share of every free class: whole heads and
             whole groups go, what lies inside them stays; a class that the model's code does not let be narrowed is
-            left as it is, with a warning that names it.
+            left as it is, with a warning that names it; so are the ranks of adapters of the `peft` library.
         score: which units to keep where a count or a share is given: ``"magnitude"`` (norm of what makes a unit
             times norm of what reads it), ``"uniform"`` (by place), or a function of (graph, model, class) that
             gives a number for each unit, larger is better.
@@ -97,7 +98,9 @@ def narrow(
         }
         slim = cut(kept)
     else:
-        counts = {each: max(round(_share(keep) * each.size), 1) for each in outer_classes(graph)}
+        outer = outer_classes(graph)
+        fixed = ranks(graph.model, outer)
+        counts = {c: max(round(_share(keep) * c.size), 1) for c in outer if c not in fixed}
         wide = {each: _units(graph, model, each, count, rank) for each, count in counts.items()}
         slim, kept = where_possible(wide, cut)
     if batches is not None and refit is not None:
@@ -108,6 +111,7 @@ def narrow(
     if inplace:
         cut(kept, inplace=True).load_state_dict(slim.state_dict())
         slim = model
+    refresh_ranks(slim)
     refresh_config(slim, before, {each: len(units) for each, units in kept.items()})
     return slim
 

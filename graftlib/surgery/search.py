@@ -7,6 +7,7 @@ device, and compared. Always true: a field in the answer is needed; without it t
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import warnings
@@ -18,6 +19,7 @@ from math import prod
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from ..graph.axes import AxisClass, Member
 from ..graph.capture import _mute
@@ -27,10 +29,11 @@ from .signature import Signature, changes, signature
 __all__ = ["Fields", "Search"]
 
 Fields = Mapping[Path, Any]
-_Change = tuple[float, float]
-_BUILDS = 96  # for one config; one takes about a twentieth of a second for 30 layers
+_Distance = tuple[int, int, int]
+_BUILDS = 160  # for one config; one takes about a twentieth of a second for 30 layers
+_PAIRED = 6  # steps that are tried two at a time
 _MISSING = object()
-_NOWHERE = (1 << 30, 0)
+_NOWHERE = (1 << 30, 0, 0)
 
 
 class Search:
@@ -54,6 +57,7 @@ class Search:
         self._kind, self._config, self._old, self._new = kind, config, old, new
         self._built: dict[str, Signature | None] = {}
         self._foreign: frozenset[tuple[str, str]] = frozenset()
+        self._goal = 3
         self.failure = ""
         self.changed = old != new
         if self.changed:
@@ -62,17 +66,30 @@ class Search:
             self._where = every
             self._foreign = self._not_of_the_class()
 
-    def build(self, fields: Fields, device: str = "meta") -> Any:
-        """The class, built from what would be saved with these fields."""
+    def build(
+        self, fields: Fields, *, values: bool = False, listener: set[str] | None = None
+    ) -> Any:
+        """The class, built on the CPU from what would be saved with these fields.
+
+        Args:
+            fields: that are set.
+            values: without them the parameters that are made empty stay on the meta device.
+            listener: is given the names of fields that the class asks for and that its config has not.
+        """
         candidate = copy.deepcopy(self._config)
         for path, value in fields.items():
             set_field(candidate, path, value)
-        loaded = type(candidate).from_dict(json.loads(candidate.to_json_string()))
+        kind: Any = type(candidate)
+        text = json.loads(candidate.to_json_string())
+        loaded = kind.from_dict(getattr(kind, "_decode_special_floats", lambda each: each)(text))
         for name in ("_attn_implementation", "_experts_implementation"):
             if getattr(candidate, name, None) is not None:
                 setattr(loaded, name, getattr(candidate, name))
+        if listener is not None:
+            loaded.__class__ = _listening(kind, listener)
         with (
-            torch.device(device),
+            torch.device("cpu"),
+            contextlib.nullcontext() if values else _EmptyOnMeta(),
             torch.random.fork_rng(devices=[]),
             warnings.catch_warnings(),
             _mute("transformers"),
@@ -80,32 +97,60 @@ class Search:
             warnings.simplefilter("ignore")
             return self._kind(loaded).eval()
 
-    def distance(self, fields: Fields) -> tuple[int, int]:
-        """How many axes of tensors and how many attributes are not the edited model's; many where nothing is built."""
+    def distance(self, fields: Fields) -> _Distance:
+        """How many axes of tensors, attributes that the edit changed, and others are not the edited model's."""
         if self._signature(fields) is None:
             return _NOWHERE
-        tensors = attributes = 0
-        for (_, attribute), (built, edited) in self._differences(fields).items():
-            if attribute:
-                attributes += 1
-            elif _MISSING in (built, edited) or len(built) != len(edited):
+        tensors = edited = others = 0
+        for key, (one, other) in self._differences(fields).items():
+            if key[1]:
+                stale = self._old.get(key, _MISSING) == other
+                edited, others = edited + (not stale), others + stale
+            elif _MISSING in (one, other) or len(one) != len(other):
                 tensors += 4
             else:
-                tensors += sum(a != b for a, b in zip(built, edited, strict=True))
-        return tensors, attributes
+                tensors += sum(a != b for a, b in zip(one, other, strict=True))
+        return tensors, edited, others
 
-    def run(self) -> Fields:
-        """The fields that come nearest, in at most about a hundred builds."""
-        exact, scaled = self._exact(), self._scaled()
-        likely = {path: values[0] for path, values in exact.items()}
-        best = min(({}, likely), key=self.distance)
-        for options in (exact, _joined(exact, scaled)):
-            best = self._descended(best, options)
-        best = self._by_layer(best, [*exact])
+    def run(self, *, stale: bool) -> Fields:
+        """The fields that come nearest, in a bounded number of builds.
+
+        Args:
+            stale: attributes that the edit has not touched may be others; modules keep some that nobody reads.
+        """
+        self._goal = 2 if stale else 3
+        exact = self._exact()
+        best: Fields = {path: values[0] for path, values in exact.items()}
+        if not self._reached(best):
+            best = self._searched(exact)
         for path in [*best]:
             without = {p: v for p, v in best.items() if p != path}
             best = min((without, best), key=self.distance)  # the first of equals
         return best
+
+    def _searched(self, exact: Mapping[Path, list[float]]) -> Fields:
+        exact = self._effective(exact)
+        likely = {path: values[0] for path, values in exact.items()}
+        best = min((self._descended(each, exact) for each in ({}, likely)), key=self.distance)
+        if not self._reached(best):
+            asked = self._asked_for()
+            start = {path: values[0] for path, values in asked.items()}
+            best = min((best, self._descended(start, {**exact, **asked})), key=self.distance)
+        if not self._reached(best):
+            best = self._descended(best, _joined(exact, self._effective(self._scaled())))
+        return self._by_layer(best, [*exact])
+
+    def _reached(self, fields: Fields) -> bool:
+        return not any(self.distance(fields)[: self._goal])
+
+    def _effective(self, options: Mapping[Path, list[float]]) -> dict[Path, list[float]]:
+        """Without fields that change nothing of what is built, or that hold the number of something else."""
+        first = self._signature({})
+        return {
+            path: values
+            for path, values in options.items()
+            if any(self._signature({path: value}) != first for value in values)
+        }
 
     def told(self, fields: Fields) -> str:
         """What stays different, and which fields hold an old size."""
@@ -116,9 +161,9 @@ class Search:
             for key, (built, edited) in [*tensors.items()][:4]
         ]
         more = f" and {len(tensors) - 4} more" if len(tensors) > 4 else ""
-        paths = [shown(path) for path in self._exact()]
-        fields_ = f" Fields that hold an old size: {', '.join(paths[:8])}." if paths else ""
-        return f"{'; '.join(named)}{more}.{fields_}"
+        paths = [*map(shown, self._effective(self._exact()))]
+        fields_in_words = f" Fields that hold an old size: {', '.join(paths[:8])}." if paths else ""
+        return f"{'; '.join(named)}{more}.{fields_in_words}"
 
     # --- what is compared -----------------------------------------------------------------------------------------
 
@@ -160,51 +205,67 @@ class Search:
         return {path: values for path, values in paths if values}
 
     def _scaled(self) -> dict[Path, list[float]]:
-        """Path -> its number in proportion, as sizes shrank or grew: an expansion, a number of heads."""
+        """Path -> its number in proportion, or against it: an expansion says how much wider what stays is."""
         ratios = Counter[Fraction]()
         for (old, new), count in self._changes.items():
             if type(old) is type(new) is int and old > 0 and new > 0:
                 ratios[Fraction(new, old)] += count
         options = {}
         for path, number in numbers(self._config):
-            values = [number * ratio for ratio, _ in ratios.most_common(3)]
+            common = [ratio for ratio, _ in ratios.most_common(2)]
+            values = [number * ratio for ratio in (*common, *(1 / ratio for ratio in common))]
             if isinstance(number, float):
                 options[path] = [float(value) for value in values if number]
             else:
                 options[path] = [int(v) for v in values if v and v.denominator == 1]
         return {path: values for path, values in options.items() if values}
 
+    def _asked_for(self) -> dict[Path, list[Any]]:
+        """Fields that the config has not and the class asks for, where all modules that have such a number agree."""
+        names: set[str] = set()
+        with contextlib.suppress(Exception):  # some classes take configs of one very type
+            self.build({}, listener=names)
+        became: dict[str, set[Any]] = {}
+        for (_, attribute), value in self._new.items():
+            if attribute in names and type(value) in (int, float):
+                became.setdefault(attribute, set()).add(value)
+        return {(name,): [*values] for name, values in became.items() if len(values) == 1}
+
     def _descended(self, fields: Fields, options: Mapping[Path, list[Any]]) -> Fields:
-        """By one field at a time; by two that the class refuses alone, where no one helps."""
+        """By one field at a time; by two where no one helps alone."""
         best, improved = fields, True
-        while improved and self.distance(best) != (0, 0):
+        while improved and not self._reached(best):
             improved = False
-            refused = []
+            single: list[tuple[_Distance, Fields]] = []
             for step in _steps(options):
                 trial = _with(best, step)
-                if not self._affordable(trial):
+                if trial == best:
+                    continue
+                if len(self._built) >= _BUILDS:
+                    return best
+                single.append((self.distance(trial), step))
+                if single[-1][0] < self.distance(best):
+                    best, improved = trial, True
+            if improved:
+                continue
+            single.sort(key=lambda each: each[0])
+            harmless = [step for distance, step in single if distance != _NOWHERE][:_PAIRED]
+            refused = [step for distance, step in single if distance == _NOWHERE][: 2 * _PAIRED]
+            for one, other in (*combinations(harmless, 2), *combinations(refused, 2)):
+                trial = _with(best, {**one, **other})
+                if len(self._built) >= _BUILDS:
                     return best
                 if self.distance(trial) < self.distance(best):
                     best, improved = trial, True
-                elif self.distance(trial) == _NOWHERE:
-                    refused.append(step)
-            for one, other in combinations(refused, 2):
-                trial = _with(best, {**one, **other})
-                if improved or not self._affordable(trial):
                     break
-                if self.distance(trial) < self.distance(best):
-                    best, improved = trial, True
         return best
-
-    def _affordable(self, fields: Fields) -> bool:
-        return len(self._built) < _BUILDS
 
     def _by_layer(self, fields: Fields, paths: list[Path]) -> Fields:
         """Numbers that differ from layer to layer: as a list, or as what single layers have instead."""
         best = fields
         for layers, became in self._layers():
             for path in paths:
-                if self.distance(best) == (0, 0):
+                if self._reached(best):
                     return best
                 number = dict(numbers(self._config))[path]
                 values = [became[i].get(number, number) for i in range(layers)]
@@ -233,6 +294,28 @@ class Search:
                         became[place].setdefault(old, new)
             if count > 1 and any(became):
                 yield count, became
+
+
+class _EmptyOnMeta(TorchFunctionMode):
+    """Tensors that are made empty, as parameters are, have no values; buffers, which are computed, do."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        named = dict(kwargs or {})
+        if func is torch.empty and named.get("device") is None:
+            named["device"] = "meta"
+        return func(*args, **named)
+
+
+def _listening(kind: type, names: set[str]) -> type:
+    """A class of configs that notes the names that it is asked for in vain."""
+
+    def note(self: object, name: str) -> Any:
+        names.add(name)
+        raise AttributeError(name)
+
+    return type(kind.__name__, (kind,), {"__getattr__": note})
 
 
 def _of_classes(sizes: Mapping[AxisClass, int]) -> Iterator[tuple[float, float, str]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["Signature", "changes", "named_layers", "signature"]
+__all__ = ["Signature", "changes", "named_layers", "signature", "unsaved"]
 
 # (FQN of a tensor, "") -> its shape; (FQN of a module, attribute) -> its value
 Signature = Mapping[tuple[str, str], Any]
@@ -40,6 +40,16 @@ def signature(module: nn.Module) -> dict[tuple[str, str], Any]:
             if name not in _INTERNAL and _plain(value):
                 entries[fqn, name] = value
     return entries
+
+
+def unsaved(module: nn.Module) -> dict[str, Tensor]:
+    """FQN -> buffer, for those that a state dict leaves out."""
+    return {
+        f"{fqn}.{name}" if fqn else name: buffer
+        for fqn, layer in named_layers(module)
+        for name, buffer in layer._buffers.items()
+        if buffer is not None and name in layer._non_persistent_buffers_set
+    }
 
 
 def _plain(value: object) -> bool:

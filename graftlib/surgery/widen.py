@@ -20,6 +20,7 @@ from .config import config_state, refresh_config
 from .edits import Request, editable, requested
 from .fill import FILLS, grown
 from .fit import fitted
+from .lora import refresh_ranks
 from .proof import TOLERANCE, change
 from .refusal import SurgeryError
 from .rescale import meets_norm, rescale_norms, rescale_queries, rms_norms, scores_only
@@ -74,6 +75,7 @@ def widen(
     wide = _all_widened(model, graph, wanted, fill, seed, inplace=False)
     if inplace:
         wide = _all_widened(model, graph, wanted, fill, seed, inplace=True)
+    refresh_ranks(wide)
     refresh_config(wide, before, wanted)
     return wide
 
