@@ -210,14 +210,16 @@ class Search:
         for (old, new), count in self._changes.items():
             if type(old) is type(new) is int and old > 0 and new > 0:
                 ratios[Fraction(new, old)] += count
-        options = {}
+        options: dict[Path, list[float]] = {}
         for path, number in numbers(self._config):
+            if number != number or number in (float("inf"), float("-inf")):
+                continue
             common = [ratio for ratio, _ in ratios.most_common(2)]
-            values = [number * ratio for ratio in (*common, *(1 / ratio for ratio in common))]
-            if isinstance(number, float):
-                options[path] = [float(value) for value in values if number]
+            exact = [Fraction(number) * r for r in (*common, *(1 / r for r in common)) if number]
+            if type(number) is int:
+                options[path] = [int(value) for value in exact if value.denominator == 1]
             else:
-                options[path] = [int(v) for v in values if v and v.denominator == 1]
+                options[path] = [float(value) for value in exact]
         return {path: values for path, values in options.items() if values}
 
     def _asked_for(self) -> dict[Path, list[Any]]:
