@@ -1,8 +1,10 @@
 """The config of an edited model: what `save_pretrained` writes, and what another process builds the model from.
 
-In: an edited model, the sizes that changed. Out: its config with the new sizes, where a config can say them. Always
-true: a field is set only where a model built from the new config (without values) has the edited model's shapes; a
-model whose layers were narrowed differently has no such config, and keeps the old one.
+In: a model as it was and as it is, and the new sizes of its classes. Out: its config with the new numbers, where a
+config can say them; where it cannot, a `SurgeryWarning`, and the config stays.
+Always true: a field is set only where the class, built without values from what would be saved, has the edited model's
+shapes and attributes, or, where attributes differ, runs the same ops on the example.
+Elsewhere: which fields they are (`search`), what is compared (`signature`).
 """
 
 from __future__ import annotations
@@ -10,88 +12,208 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator, Mapping
-from itertools import islice, product
-from math import prod
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..graph.axes import AxisClass, Member
-from .edits import tensor_of
-from .stale import HEADS, INNER, WIDTHS
+from ..errors import TraceError
+from ..graph import LayerGraph
+from ..graph.axes import AxisClass
+from ..graph.capture import capture, device_of
+from .fields import Path, numbers, set_field
+from .refusal import SurgeryWarning
+from .search import Fields, Search
+from .signature import Signature, named_layers, signature, unsaved
 
-__all__ = ["Sizes", "refresh_config", "sizes_changed"]
-
-# name of a field -> old size -> the new ones that it may have
-Sizes = Mapping[str, Mapping[int, set[int]]]
-_TRIES = 16
-
-
-def sizes_changed(
-    model: nn.Module, rows: Mapping[tuple[str, int], Tensor], sizes: Mapping[AxisClass, int]
-) -> Sizes:
-    """What the fields of a config may have become; `model` is as it was before."""
-    widths: dict[int, set[int]] = {}
-    heads: dict[int, set[int]] = {}
-    inner: dict[int, set[int]] = {}
-    for (fqn, axis), places in rows.items():
-        widths.setdefault(tensor_of(model, fqn).shape[axis], set()).add(len(places))
-    blocks: dict[tuple[Any, ...], dict[int, int]] = {}
-    for each, size in sizes.items():
-        for m in each.members:
-            blocks.setdefault(_block(m), {})[m.position] = size
-    for (*_, factors), changed in blocks.items():
-        if len(factors) > 1:
-            now = [changed.get(i, size) for i, size in enumerate(factors)]
-            inner.setdefault(factors[-1], set()).add(now[-1])
-            for end in range(1, len(factors)):
-                heads.setdefault(prod(factors[:end]), set()).add(prod(now[:end]))
-    names = ((WIDTHS, widths), (HEADS, heads), (INNER, inner))
-    return {name: found for words, found in names for name in words}
+__all__ = ["ConfigState", "config_state", "refresh_config"]
 
 
-def _block(member: Member) -> tuple[Any, ...]:
-    return member.fqn, member.axis, member.start, member.factors
+@dataclass(frozen=True)
+class ConfigState:
+    """The parts of a model that have a config of their own, as they were before an edit.
+
+    Attributes:
+        graph: of the model.
+        configs: FQN of a part -> a copy of its config.
+        signatures: FQN of a part -> its shapes and attributes.
+        buffers: FQN of a part -> name -> copies of its buffers that are not saved.
+        inner: FQN of a part -> FQN of a module in it that holds a config -> the numbers of that config.
+    """
+
+    graph: LayerGraph
+    configs: Mapping[str, Any]
+    signatures: Mapping[str, Signature]
+    buffers: Mapping[str, Mapping[str, Tensor]]
+    inner: Mapping[str, Mapping[str, Mapping[Path, float]]]
 
 
-def refresh_config(model: nn.Module, changed: Sizes) -> None:
-    """Set the fields of ``model.config``, in place, where the new sizes can be said in them."""
-    config = getattr(model, "config", None)
-    if not hasattr(config, "to_dict") or _builds(model, config):
+def config_state(model: nn.Module, graph: LayerGraph) -> ConfigState:
+    """What `refresh_config` must know of a model before it is edited."""
+    parts = dict(_configured(model))
+    return ConfigState(
+        graph,
+        {fqn: copy.deepcopy(part.config) for fqn, part in parts.items()},
+        {fqn: signature(part) for fqn, part in parts.items()},
+        {
+            fqn: {name: b.clone() for name, b in unsaved(part).items()}
+            for fqn, part in parts.items()
+        },
+        {
+            fqn: {name: dict(numbers(config)) for name, config in _configs(part)}
+            for fqn, part in parts.items()
+        },
+    )
+
+
+def refresh_config(
+    edited: nn.Module, before: ConfigState, sizes: Mapping[AxisClass, int], *, stacklevel: int = 3
+) -> None:
+    """Set the numbers of the configs of an edited model, in place, where a config can say the new sizes.
+
+    Args:
+        edited: its configs are set, those of modules inside of it as well.
+        before: `config_state` of the model before the edit.
+        sizes: class -> how many units it has now.
+        stacklevel: of the warning; 3 is the caller of the function that calls this one.
+
+    Warns:
+        SurgeryWarning: no config says the sizes; it names the tensors and the fields.
+    """
+    for fqn, part in _configured(edited):
+        if fqn not in before.configs:
+            continue
+        problem = _refresh(edited, fqn, part, before, sizes)
+        if problem:
+            warnings.warn(
+                f"the config of '{type(part).__name__}' cannot say what was edited: {problem} What save_pretrained "
+                "writes, from_pretrained does not read back as this model; save the module itself (torch.save).",
+                SurgeryWarning,
+                stacklevel=stacklevel,
+            )
+
+
+def _configured(model: nn.Module, fqn: str = "") -> Iterator[tuple[str, Any]]:
+    """(FQN, module) of the outermost modules whose class is built from a config of theirs."""
+    kind = getattr(type(model), "config_class", None)
+    config = vars(model).get("config")
+    if isinstance(kind, type) and isinstance(config, kind) and hasattr(config, "to_json_string"):
+        yield fqn, model
         return
-    for fields in islice(_candidates(config, changed), _TRIES):
-        candidate = copy.deepcopy(config)
-        for name, size in fields.items():
-            setattr(candidate, name, size)
-        if _builds(model, candidate):
-            for name, size in fields.items():
-                setattr(config, name, size)
-            return
+    for name, child in model.named_children():
+        yield from _configured(child, f"{fqn}.{name}" if fqn else name)
 
 
-def _candidates(config: Any, changed: Sizes) -> Iterator[dict[str, int]]:
-    held = {name: config.__dict__.get(name) for name in changed}
-    options = {
-        name: [*sorted(changed[name][value] - {value}), value]
-        for name, value in held.items()
-        if type(value) is int and value in changed[name]
-    }
-    for sizes in product(*options.values()):
-        yield dict(zip(options, sizes, strict=True))
+def _configs(part: nn.Module) -> Iterator[tuple[str, Any]]:
+    """(FQN of a module, its config), each config once."""
+    seen: set[int] = set()
+    for name, layer in named_layers(part):
+        config = vars(layer).get("config")
+        if hasattr(config, "to_dict") and id(config) not in seen:
+            seen.add(id(config))
+            yield name, config
 
 
-def _builds(model: nn.Module, config: Any) -> bool:
-    """Whether the model's class makes the model's shapes of a config."""
-    kind: Any = type(model)
+def _refresh(
+    edited: nn.Module,
+    fqn: str,
+    part: Any,
+    before: ConfigState,
+    sizes: Mapping[AxisClass, int],
+) -> str | None:
+    """Why the config cannot say the edit; None where it does."""
+    search = Search(type(part), before.configs[fqn], before.signatures[fqn], signature(part), sizes)
+    fields: Fields = {}
+    if search.changed:
+        if search.failure:
+            return f"the class cannot be built from its config alone ({search.failure})."
+        fields = search.run(stale=True)
+        if not _proven(edited, fqn, part, search, fields, before):
+            fields = search.run(stale=False)
+            if any(search.distance(fields)):
+                return search.told(fields)
+        _adopt(part, search.build({}), search.build(fields), fields, before.inner[fqn])
+    return _remade(part, search, fields, before.buffers[fqn])
+
+
+def _adopt(
+    part: Any,
+    old: nn.Module,
+    new: nn.Module,
+    fields: Fields,
+    before: Mapping[str, Mapping[Path, float]],
+) -> None:
+    """The numbers of a part's configs are those of the class built anew, where the fields change them."""
+    for path, value in fields.items():
+        set_field(part.config, path, value)
+    olds, news = dict(_configs(old)), dict(_configs(new))
+    for name, config in _configs(part):
+        if not (name in olds and name in news and name in before):
+            continue
+        was, now = dict(numbers(olds[name])), dict(numbers(news[name]))
+        for path, number in list(numbers(config)):
+            wanted = now.get(path) if was.get(path) != now.get(path) else before[name].get(path)
+            if wanted is not None and wanted != number:
+                set_field(config, path, wanted)
+
+
+def _proven(
+    edited: nn.Module, fqn: str, part: Any, search: Search, fields: Fields, before: ConfigState
+) -> bool:
+    """Whether the built part is the edited one, or runs the same ops, with the same numbers, on the example."""
+    tensors, *attributes = search.distance(fields)
+    if tensors or not any(attributes):
+        return not tensors
+    valued = before.graph.rung not in ("meta", "fake")
+    built: nn.Module = search.build(fields, values=valued)
+    if valued:
+        built.load_state_dict(part.state_dict(), strict=False)
     try:
-        with torch.device("meta"), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            built = kind(copy.deepcopy(config))
-    except Exception:
-        return False  # no class that is made from a config alone, or a size that it refuses
-    return _shapes(built) == _shapes(model)
+        mine = _ops(edited, before.graph, device_of(edited))
+        if not fqn:
+            return mine == _ops(built, before.graph, device_of(edited))
+        owner, _, name = fqn.rpartition(".")
+        around = edited.get_submodule(owner)
+        try:
+            around._modules[name] = built
+            return mine == _ops(edited, before.graph, device_of(part))
+        finally:
+            around._modules[name] = part
+    except TraceError:
+        return False
 
 
-def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
+def _ops(model: nn.Module, graph: LayerGraph, device: torch.device) -> list[tuple[str, ...]]:
+    args, kwargs = graph._example
+    with torch.device("cpu"):
+        seen = capture(model, args, kwargs, device=device, rungs=(graph.rung,))
+    return [(n.op, str(n.target), str(n.args), str(n.kwargs)) for n in seen.graph.nodes]
+
+
+def _remade(
+    part: nn.Module, search: Search, fields: Fields, before: Mapping[str, Tensor]
+) -> str | None:
+    """Which buffers are not saved, and are others in a model that is built anew than in the edited one."""
+    mine = {name: buffer for name, buffer in unsaved(part).items() if not buffer.is_meta}
+    if not mine:
+        return None
+    anew, first = unsaved(search.build(fields)), unsaved(search.build({}))
+    other = [
+        name
+        for name, buffer in mine.items()
+        if name in anew
+        and not _equal(buffer, anew[name])
+        # What had values of its own before is the user's affair.
+        and _equal(before.get(name), first.get(name))
+    ]
+    if not other:
+        return None
+    named = ", ".join(map(repr, other[:4]))
+    return f"buffers that are not saved are computed anew, and come out as others: {named}."
+
+
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None or one.shape != other.shape or other.is_meta:
+        return False
+    return torch.allclose(one.cpu().double(), other.double(), rtol=1e-4, equal_nan=True)

@@ -18,7 +18,6 @@ from ..graph import LayerGraph
 from ..graph.axes import AxisClass, Member, axis_classes
 from ..graph.caches import drop_caches
 from ..graph.capture import capture
-from .config import refresh_config, sizes_changed
 from .edits import editable, owned, replace, tensor_of
 from .refusal import SurgeryError
 from .stale import (
@@ -59,7 +58,6 @@ def fitted(
         SurgeryError: the modules do not run with these sizes. The model is as it was.
     """
     failure: SurgeryError | None = None
-    changed = sizes_changed(model, rows, sizes)
     # A size may be written down around the layer, or only far above it, or what is written around it is the size of
     # something else (GPT-2's width of an attention). The first reading that runs is the right one.
     for reach in (3, None, 1):
@@ -72,12 +70,10 @@ def fitted(
             failure = failure or error
             continue
         if not inplace:
-            refresh_config(edited, changed)
             return edited
         drop_caches(model, graph, SurgeryError)
         _resize(model, graph, rows, sizes, reach)
         finish(model)
-        refresh_config(model, changed)
         return model
     assert failure is not None
     raise failure

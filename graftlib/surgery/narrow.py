@@ -21,10 +21,12 @@ from ..errors import shown
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass, axis_classes
 from ..graph.structure import unwrap
+from .config import config_state, refresh_config
 from .edits import Request, editable, requested, tensor_of, whole_numbers
 from .everywhere import outer_classes, where_possible
 from .fit import fitted
 from .listen import as_batches
+from .lora import ranks, refresh_ranks
 from .refit import REFITS, reestimate, refitted
 from .refusal import SurgeryError
 from .scores import Ranking, Score, ranking
@@ -54,7 +56,7 @@ def narrow(
         keep: class (or its number) -> how many units (int), what share of them (float up to 1.0), or which ones
             (their numbers; they keep their order). A float alone is a share of every free class: whole heads and
             whole groups go, what lies inside them stays; a class that the model's code does not let be narrowed is
-            left as it is, with a warning that names it.
+            left as it is, with a warning that names it; so are the ranks of adapters of the `peft` library.
         score: which units to keep where a count or a share is given: ``"magnitude"`` (norm of what makes a unit
             times norm of what reads it), ``"uniform"`` (by place), or a function of (graph, model, class) that
             gives a number for each unit, larger is better.
@@ -81,7 +83,8 @@ def narrow(
 
     Warns:
         SurgeryWarning: a class (of a share for the whole model) or a layer (of a fit) was left as it is, a layer had
-            few rows for its features, or fits were taken back.
+            few rows for its features, fits were taken back, or the config of a Hugging Face model cannot say the
+            new sizes.
     """
     check(
         SurgeryError,
@@ -112,6 +115,7 @@ def narrow(
         return fitted(model, graph, _rows(model, kept), sizes, inplace=inplace)
 
     editable(model, graph, [c for c in axis_classes(graph) if c.free], inplace=True)
+    before = config_state(model, graph)
     if isinstance(keep, Mapping):
         asked = requested(graph, keep)
         if not asked:
@@ -121,7 +125,9 @@ def narrow(
         }
         slim = cut(kept)
     else:
-        counts = {each: max(round(_share(keep) * each.size), 1) for each in outer_classes(graph)}
+        outer = outer_classes(graph)
+        fixed = ranks(graph.model, outer)
+        counts = {c: max(round(_share(keep) * c.size), 1) for c in outer if c not in fixed}
         wide = {each: _units(each, count, rank) for each, count in counts.items()}
         slim, kept = where_possible(wide, cut)
     with _on_data():
@@ -130,10 +136,12 @@ def narrow(
             refitted(model, slim, graph, list(kept), rows, batches, how=refit, ridge=strength)
         if batches is not None and statistics:
             reestimate(slim, batches)
-    if not inplace:
-        return slim
-    cut(kept, inplace=True).load_state_dict(slim.state_dict())
-    return model
+    if inplace:
+        cut(kept, inplace=True).load_state_dict(slim.state_dict())
+        slim = model
+    refresh_ranks(slim)
+    refresh_config(slim, before, {each: len(units) for each, units in kept.items()})
+    return slim
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from ..graph.axes.check import draw
 from ..graph.axes.check import permute as move
 from ..graph.caches import drop_caches
 from ..graph.structure import unwrap
+from .config import config_state, refresh_config
 from .edits import Request, editable, requested, tensor_of, whole_numbers
 from .refusal import SurgeryError
 
@@ -44,6 +45,9 @@ def permute(
     Raises:
         SurgeryError: an argument is not what it should be, neither or both of `permutations` and `seed` are given, a
             class is frozen or unknown, an order is none, the model is another one.
+
+    Warns:
+        SurgeryWarning: a buffer is permuted that a Hugging Face model does not save.
     """
     check(
         SurgeryError,
@@ -63,12 +67,14 @@ def permute(
             each: _order(each.size, whole_numbers(order))
             for each, order in requested(graph, permutations).items()
         }
+    before = config_state(model, graph)
     model = editable(model, graph, orders, inplace)
     if inplace:
         drop_caches(model, graph, SurgeryError)
     for each, order in orders.items():
         for member in each.members:
             move(tensor_of(model, member.fqn).detach(), member, order)
+    refresh_config(model, before, {each: each.size for each in orders})
     return model
 
 

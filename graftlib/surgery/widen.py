@@ -21,9 +21,11 @@ from ..errors import nearest, shown
 from ..graph import LayerGraph, trace
 from ..graph.axes import AxisClass, axis_classes
 from ..graph.structure import unwrap
+from .config import config_state, refresh_config
 from .edits import Request, editable, requested, tensor_of
 from .fill import FILLS, Fill, grown
 from .fit import fitted
+from .lora import refresh_ranks
 from .proof import TOLERANCE, prove
 from .refusal import SurgeryError
 from .rescale import meets_norm, rescale_norms, rescale_queries, rms_norms, scores_only
@@ -62,6 +64,9 @@ def widen(
     Raises:
         SurgeryError: an argument is not what it should be, a class is frozen or unknown, a width is too small, the
             modules do not run with these sizes, or the function would change. The model is as it was.
+
+    Warns:
+        SurgeryWarning: the config of a Hugging Face model cannot say the new sizes, or the eps of its norms.
     """
     check(
         SurgeryError,
@@ -84,10 +89,13 @@ def widen(
         if width < each.size:
             raise SurgeryError(f"{each.size} units cannot be widened to {width}.", fix="use narrow")
     editable(model, graph, wanted, inplace=True)  # is it the model of the graph?
+    before = config_state(model, graph)
     wide = _all_widened(model, graph, wanted, fill, seed, inplace=False)
-    if not inplace:
-        return wide
-    return _all_widened(model, graph, wanted, fill, seed, inplace=True)
+    if inplace:
+        wide = _all_widened(model, graph, wanted, fill, seed, inplace=True)
+    refresh_ranks(wide)
+    refresh_config(wide, before, wanted)
+    return wide
 
 
 def _all_widened(

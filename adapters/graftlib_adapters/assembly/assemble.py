@@ -25,6 +25,7 @@ from graftlib.graph import trace
 from graftlib.graph.structure import unwrap
 
 from .meeting import Declared, Evaluate, Pad, Stage, meet
+from .pairing import Pairing
 from .permutation import AssemblyError
 from .plan import Plan, alignment_of
 from .pool import Pool
@@ -113,6 +114,7 @@ def assemble(
     rounds: int = 1,
     patience: int | None = None,
     seed: int = 0,
+    pairing: Pairing = "blocks",
     jobs: int = 1,
     log: str | Path | None = None,
     resume: bool = False,
@@ -153,6 +155,8 @@ def assemble(
             needs sources that can be had again.
         patience: stop after so many refusals in a row, for zoos without an end; None: go through all.
         seed: of the solver and of the rule without data.
+        pairing: ``blocks``: the layers of a block (a module that is repeated) meet those of one block of the source;
+            ``layers``: each for itself, as it was before; a log of then is resumed with it.
         jobs: processes that align sources at the same time (joblib, under whatever backend is active). The result
             does not depend on it.
         log: folder that the plan is kept in after every step.
@@ -169,7 +173,7 @@ def assemble(
     base = unwrap(base, AssemblyError)
     settings = checked(
         merge_factor, evaluate, goal, tolerance, factors, parts, pad, frame, method, score, restarts,
-        rounds, patience, seed,
+        rounds, patience, seed, pairing,
     )  # fmt: skip
     check(
         AssemblyError,
@@ -272,12 +276,18 @@ def _restaged(plan: Plan, made: Made) -> Stage:
     pad = plan.settings.get("pad")
     if pad not in ("zero", "keep"):
         raise AssemblyError("the plan is damaged.", where={"settings": f"pad is {shown(pad)}"})
+    # Plans of before blocks were kept together do not say how layers were paired.
+    pairing = plan.settings.get("pairing", "layers")
+    if pairing not in ("blocks", "layers"):
+        raise AssemblyError(
+            "the plan is damaged.", where={"settings": f"pairing is {shown(pairing)}"}
+        )
     stage = Stage(made.graph)
     for step in plan.accepted:
         giver = made.pool.get(step.number)
         if giver is None:
             raise AssemblyError(f"the plan merges source {step.number}, and there is none.")
-        meeting = meet(made.graph, giver, made.mapping)
+        meeting = meet(made.graph, giver, made.mapping, pairing)
         if fingerprint(meeting.source_state) != step.fingerprint:
             raise AssemblyError(
                 f"source {step.number}, {shown(step.source)}, has other weights than the plan was made with.",

@@ -1,17 +1,21 @@
 """Choose pairs of layers whose order rises on both sides and whose classes do not contradict each other.
 
-In: what each pair is worth and which classes would meet. Out: the pairs. Always true: rows and columns rise strictly;
+In: what each pair is worth and which classes would meet; in which blocks the layers lie. Out: the pairs. Always true:
+rows and columns rise strictly, blocks rise and meet one to one, the layers of a block meet those of one other block;
 the result depends on nothing but the arguments. Dynamic programming sees contradictions between neighbours; those far
-apart are settled by weight of evidence, and it runs again without the pairs that lost.
+apart are settled by weight of evidence, and it runs again without the pairs that lost. A pair of blocks is worth what
+the best pairs of layers inside of it are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .blocks import Blocks
 
 __all__ = ["Evidence", "Meets", "choose", "consistent"]
 
@@ -65,6 +69,7 @@ def choose(
     worths: Mapping[_Key, int],
     meets: Mapping[_Key, Meets],
     alike: Mapping[tuple[int, int], int] | None = None,
+    blocks: tuple[Sequence[Blocks], Sequence[Blocks]] | None = None,
 ) -> list[_Key]:
     """The rising pairs of largest total worth, without contradictions.
 
@@ -74,25 +79,97 @@ def choose(
         worths: (row, column) -> worth above 0, of the pairs that may be.
         meets: (row, column) -> which classes would meet.
         alike: class pair -> how much one voice for it weighs where classes contradict each other.
+        blocks: of each row and of each column, the blocks that it lies in, the outer first; None: in none.
 
     >>> worths = {(i, j): 10 - abs(i - j) for i in range(2) for j in range(2)}
     >>> choose(2, 2, worths, {key: () for key in worths})
     [(0, 0), (1, 1)]
+
+    Two layers a block: without blocks the second base layer takes what lies nearest.
+
+    >>> worths = {(0, 0): 3, (1, 1): 3, (1, 3): 4, (0, 2): 1}
+    >>> choose(2, 4, worths, {key: () for key in worths})
+    [(0, 0), (1, 3)]
+    >>> blocks = [("a",), ("a",)], [("a",), ("a",), ("b",), ("b",)]
+    >>> choose(2, 4, worths, {key: () for key in worths}, blocks=blocks)
+    [(0, 0), (1, 1)]
     """
-    settled: dict[int, int] = {}
-    backwards: dict[int, int] = {}
-    while True:
-        allowed = {
-            key: worth
-            for key, worth in worths.items()
-            if all(settled.get(b, s) == s and backwards.get(s, b) == b for b, s in meets[key])
+    ones, others = blocks or ([()] * rows, [()] * columns)
+    grid = _Grid(worths, meets, alike, ones, others)
+    return sorted(grid.chosen(range(rows), range(columns), 0))
+
+
+class _Grid:
+    """Rows against columns, some of them at a time."""
+
+    def __init__(
+        self,
+        worths: Mapping[_Key, int],
+        meets: Mapping[_Key, Meets],
+        alike: Mapping[tuple[int, int], int] | None,
+        rows: Sequence[Blocks],
+        columns: Sequence[Blocks],
+    ) -> None:
+        self.worths, self.meets, self.alike = worths, meets, alike
+        self.rows, self.columns = rows, columns
+
+    def chosen(
+        self,
+        rows: Sequence[int],
+        columns: Sequence[int],
+        level: int,
+        settled: Mapping[int, int] | None = None,
+    ) -> list[_Key]:
+        """The best pairs of some rows and columns, whose blocks up to `level` meet already."""
+        forward = dict(settled or {})
+        while True:
+            backward = {s: b for b, s in forward.items()}
+            taken = self._best(rows, columns, level, forward, backward)
+            kept = consistent([self.meets[key] for key in taken], self.alike)
+            if all(kept.clash(self.meets[key]) is None for key in taken):
+                return taken
+            forward.update(kept.pairs)
+
+    def _best(
+        self,
+        rows: Sequence[int],
+        columns: Sequence[int],
+        level: int,
+        forward: Mapping[int, int],
+        backward: Mapping[int, int],
+    ) -> list[_Key]:
+        ones, others = _units(rows, self.rows, level), _units(columns, self.columns, level)
+        inner: dict[_Key, list[_Key]] = {}
+        for i, one in enumerate(ones):
+            for j, other in enumerate(others):
+                if len(one) == len(other) == 1:
+                    key = one[0], other[0]
+                    pairs = [key] if self._fits(key, forward, backward) else []
+                else:
+                    pairs = self.chosen(one, other, level + 1, forward)
+                if pairs:
+                    inner[i, j] = pairs
+        worths = {key: sum(self.worths[pair] for pair in pairs) for key, pairs in inner.items()}
+        meets = {
+            key: tuple(meet for pair in pairs for meet in self.meets[pair])
+            for key, pairs in inner.items()
         }
-        taken = _rising(rows, columns, allowed, meets)
-        kept = consistent([meets[key] for key in taken], alike)
-        if all(kept.clash(meets[key]) is None for key in taken):
-            return taken
-        settled.update(kept.pairs)
-        backwards.update({s: b for b, s in kept.pairs})
+        best = _rising(len(ones), len(others), worths, meets)
+        return [pair for key in best for pair in inner[key]]
+
+    def _fits(self, key: _Key, forward: Mapping[int, int], backward: Mapping[int, int]) -> bool:
+        return key in self.worths and all(
+            forward.get(b, s) == s and backward.get(s, b) == b for b, s in self.meets[key]
+        )
+
+
+def _units(places: Sequence[int], blocks: Sequence[Blocks], level: int) -> list[list[int]]:
+    """The places of each block at a level, in the order of the first; a place in none stands alone."""
+    found: dict[Hashable, list[int]] = {}
+    for place in places:
+        inside = len(blocks[place]) > level
+        found.setdefault(blocks[place][level] if inside else place, []).append(place)
+    return list(found.values())
 
 
 def _rising(

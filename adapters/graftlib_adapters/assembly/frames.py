@@ -9,6 +9,7 @@ Elsewhere: the base is widened by `graftlib.surgery.widen`; what is scaled with 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,7 +20,7 @@ from graftlib.graph import LayerGraph
 from graftlib.graph.axes import AxisClass
 from graftlib.graph.caches import copy_to_edit
 from graftlib.graph.structure import duplicate, own
-from graftlib.surgery import SurgeryError, widen
+from graftlib.surgery import SurgeryError, SurgeryWarning, widen
 from graftlib.surgery.proof import TOLERANCE, change
 from graftlib.surgery.rescale import (
     EPS,
@@ -177,7 +178,10 @@ def _widened(base: LayerGraph, problem: Problem, widths: Mapping[int, int]) -> n
     if not sizes:
         return copy_to_edit(base.model, base, AssemblyError)
     try:
-        return widen(base.model, base, sizes, fill="zero")
+        with warnings.catch_warnings():
+            # A frame is walked in and not saved.
+            warnings.simplefilter("ignore", SurgeryWarning)
+            return widen(base.model, base, sizes, fill="zero")
     except SurgeryError as error:
         classes = [pair.base for pair in problem.classes]
         kept = [norm.fqn for norm in rms_norms(base, base.model, classes)]

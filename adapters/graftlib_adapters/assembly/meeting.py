@@ -23,7 +23,7 @@ from graftlib.surgery.edits import tensor_of
 
 from .matching import Alignment, align
 from .merging import merged
-from .pairing import Problem, problem
+from .pairing import Pairing, Problem, problem
 from .permutation import AssemblyError
 from .zoo import Giver
 
@@ -99,13 +99,15 @@ class Meeting:
         }
 
 
-def meet(base: LayerGraph, giver: Giver, mapping: Declared = None) -> Meeting:
-    """Find what meets, and read those tensors of the source.
+def meet(
+    base: LayerGraph, giver: Giver, mapping: Declared = None, pairing: Pairing = "blocks"
+) -> Meeting:
+    """Find what meets, and read those tensors of the source; `pairing` as in `pairing.problem`.
 
     Raises:
         AssemblyError: nothing meets, a tensor that takes part is not finite, or the mapping is of other graphs.
     """
-    return between(base, giver.graph(), giver.state, mapping, giver.name)
+    return between(base, giver.graph(), giver.state, mapping, giver.name, pairing)
 
 
 def between(
@@ -114,11 +116,12 @@ def between(
     state: Callable[[Iterable[str]], Mapping[str, Tensor]],
     mapping: Declared = None,
     name: str = "the source",
+    pairing: Pairing = "blocks",
 ) -> Meeting:
     """The same for a source that is traced already; `state` reads tensors by FQN."""
     if isinstance(mapping, Links):
         source, base = mapping.source, mapping.target
-    found = problem(base, source, mapping=_links(mapping, source, base))
+    found = problem(base, source, mapping=_links(mapping, source, base), pairing=pairing)
     if not found.pairs:
         raise AssemblyError(
             f"nothing of {shown(name)} meets anything of the base.",

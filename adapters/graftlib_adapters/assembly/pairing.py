@@ -3,20 +3,26 @@
 In: a base graph, a source graph, and a `Mapping` where the pairs are declared. Out: `Problem`.
 Always true: a source class meets at most one base class and the other way round; fixed orders meet only in equal
 sizes; the order of depth is kept; what was refused says why. Not here: which unit meets which (`matching`).
-Where the rest is: an axis as blocks in `structure`, the choice of layers in `choice`, the records in `records`.
+Where the rest is: the blocks of a model in `blocks`, an axis as blocks of factors in `structure`, the choice of layers
+in `choice`, the records in `records`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Mapping as Map
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import permutations
+from typing import Literal
 
+from graftlib.errors import nearest
 from graftlib.graph import LayerGraph
 from graftlib.graph.axes import AxisClass
 from graftlib.graph.parameter import Parameter
 from graftlib.match import Mapping
 
+from .blocks import Blocks, around, blocks_of, same_depth
 from .choice import Meets, choose, consistent
 from .permutation import AssemblyError
 from .records import AxisPair, BlockPair, ClassPair, Factor, Problem, TensorPair
@@ -27,6 +33,7 @@ __all__ = [
     "BlockPair",
     "ClassPair",
     "Factor",
+    "Pairing",
     "Problem",
     "TensorPair",
     "pair_layers",
@@ -34,6 +41,8 @@ __all__ = [
 ]
 
 _CONVOLUTIONS = ("conv", "depthwise", "grouped", "transposed_conv")
+Pairing = Literal["blocks", "layers"]
+Links = Map[str, str]  # FQN of a base module -> FQN of the source module that it reads
 _KERNEL = ("kd", "kh", "kw")
 _STATISTICS = {"running_mean": "mean", "running_var": "variance"}
 _Met = dict[tuple[int, int], None]  # class pairs, in the order in which they were met
@@ -48,23 +57,35 @@ def pair_layers(
     return problem(base, source, mapping=mapping).pairs
 
 
-def problem(base: LayerGraph, source: LayerGraph, *, mapping: Mapping | None = None) -> Problem:
+def problem(
+    base: LayerGraph,
+    source: LayerGraph,
+    *,
+    mapping: Mapping | None = None,
+    blocks: Links | None = None,
+    pairing: Pairing = "blocks",
+) -> Problem:
     """Which tensors and classes of `source` meet those of `base`.
 
     Weights meet weights of their kind and attention role by dynamic programming: both rise in execution order, and
-    the total worth (kind, depth, kernel, shape) is the largest among choices in which no class meets two. Biases go
-    with their weights; norms, running statistics and other tensors of one axis meet in order where their classes do.
+    the total worth (kind, depth, kernel, shape) is the largest among choices in which no class meets two. Blocks (see
+    `blocks`) are kept together: the weights of one meet those of one other. Biases go with their weights; norms,
+    running statistics and other tensors of one axis meet in order where their classes do.
 
     Args:
         base: receives.
         source: gives.
         mapping: ``Mapping(source, base)``: its pairs take the place of the dynamic programming.
+        blocks: FQN of a base module -> that of the source module whose weights it reads, in any order; other
+            modules are chosen by worth, and what is named here meets nothing else.
+        pairing: ``"layers"``: blocks may be taken apart (plans of before they were kept together).
 
     Returns:
         the problem. What stays as it is in the base is in `Problem.refused` with its reason.
 
     Raises:
-        AssemblyError: the mapping is of other graphs.
+        AssemblyError: the mapping is of other graphs; `blocks` names a module that has no weights, or two of which
+            one lies in the other, or comes with a mapping.
     """
     if mapping is not None and (mapping.source is not source or mapping.target is not base):
         raise AssemblyError(
@@ -75,7 +96,8 @@ def problem(base: LayerGraph, source: LayerGraph, *, mapping: Mapping | None = N
             },
             fix="make it with Mapping(source, base) of the very graphs that are aligned",
         )
-    return _Pairing(_Side(base), _Side(source)).run(mapping)
+    pairs = _Pairing(_Side(base, pairing), _Side(source, pairing), dict(blocks or {}))
+    return pairs.run(mapping)
 
 
 @dataclass(frozen=True)
@@ -110,8 +132,9 @@ class _Group:
 class _Side:
     """The tensors of one model, in the order in which the forward pass reads them."""
 
-    def __init__(self, graph: LayerGraph) -> None:
+    def __init__(self, graph: LayerGraph, pairing: str) -> None:
         self.graph = graph
+        self.blocks = blocks_of(graph.model) if pairing == "blocks" else ()
         self.classes: tuple[AxisClass, ...] = graph.axis_classes
         self.axes = axes_of(graph)
         self.tensors = tensors_of(graph)
@@ -249,12 +272,14 @@ class _Couple:
 
 
 class _Pairing:
-    def __init__(self, base: _Side, source: _Side) -> None:
+    def __init__(self, base: _Side, source: _Side, links: Links) -> None:
         self.base = base
         self.source = source
+        self.links = links
         self.refused: list[tuple[str, str]] = []
 
     def run(self, mapping: Mapping | None) -> Problem:
+        self._check_links(mapping)
         weights = self._chosen() if mapping is None else self._declared(mapping)
         kept = consistent([each.meets for each in weights])
         couples = []
@@ -289,12 +314,74 @@ class _Pairing:
             key: _worth(each.base, each.source) + _mean([alike[meet] for meet in each.meets])
             for key, each in grid.items()
         }
-        taken = choose(len(bases), len(sources), worths, meets, alike)
+        names = ([t.fqn for t in bases], [t.fqn for t in sources])
+        ways = same_depth(
+            [around(fqn, self.base.blocks) for fqn in names[0]],
+            [around(fqn, self.source.blocks) for fqn in names[1]],
+        )
+        taken = self._blockwise(*names, worths, meets, alike, ways)
         chosen = dict(taken)
         for i, tensor in enumerate(bases):
             if i not in chosen:
                 self.refused.append((tensor.address, self._reason(i, tensor, sources, why)))
         return [grid[key] for key in taken]
+
+    def _blockwise(
+        self,
+        rows: Sequence[str],
+        columns: Sequence[str],
+        worths: dict[tuple[int, int], int],
+        meets: dict[tuple[int, int], Meets],
+        alike: dict[tuple[int, int], int] | None,
+        ways: Iterable[tuple[Sequence[Blocks], Sequence[Blocks]] | None],
+    ) -> list[tuple[int, int]]:
+        """The pairs of largest worth by any of the ways in which blocks lie around what is named here.
+
+        Those of the blocks that the caller names come first, as their order need not rise.
+        """
+        named: list[tuple[int, int]] = []
+        for one, other in self.links.items():
+            inner = {
+                (i, j): worth
+                for (i, j), worth in worths.items()
+                if around(rows[i], [one]) and around(columns[j], [other])
+            }
+            named += choose(len(rows), len(columns), inner, meets, alike)
+        free = {
+            (i, j): worth
+            for (i, j), worth in worths.items()
+            if not around(rows[i], [*self.links]) and not around(columns[j], [*self.links.values()])
+        }
+        # The first of equals.
+        best = max(
+            (choose(len(rows), len(columns), free, meets, alike, way) for way in ways),
+            key=lambda pairs: sum(worths[pair] for pair in pairs),
+        )
+        return sorted([*named, *best])
+
+    def _check_links(self, mapping: Mapping | None) -> None:
+        if self.links and mapping is not None:
+            raise AssemblyError(
+                "both links and blocks say what meets.",
+                fix="give blocks with a mapping that has no links, or link the layers of the blocks",
+            )
+        for side, names in ((self.base, [*self.links]), (self.source, [*self.links.values()])):
+            weights = [tensor.fqn for tensor in side.weights]
+            for name in names:
+                if not any(around(fqn, [name]) for fqn in weights):
+                    near = side.blocks or tuple(dict.fromkeys(t.layer for t in side.weights))
+                    raise AssemblyError(
+                        f"{side.graph.name} has no module {name!r} with weights.",
+                        near=nearest(name, near),
+                        fix="name modules of the model that receives -> modules of the one that gives",
+                    )
+            twice = [a for a, b in permutations(names, 2) if a == b or a.startswith(f"{b}.")]
+            if twice:
+                raise AssemblyError(
+                    f"{twice[0]!r} is named twice, by itself or by a module around it.",
+                    why="the units of one block meet those of one other",
+                    fix="name each block once",
+                )
 
     def _reason(
         self, i: int, tensor: _Tensor, sources: Sequence[_Tensor], why: dict[int, dict[int, str]]
@@ -304,7 +391,9 @@ class _Pairing:
         if not same:
             return f"the source has no {tensor.kind} weight with the role '{tensor.role}'"
         near = min(same, key=lambda j: (abs(sources[j].depth - tensor.depth), j))
-        answer = why.get(i, {}).get(near, "the others that keep the order of depth were worth more")
+        answer = why.get(i, {}).get(
+            near, "others that keep the order of depth and the blocks together were worth more"
+        )
         return f"nearest is '{sources[near].address}': {answer}"
 
     def _declared(self, mapping: Mapping) -> list[_Couple]:
@@ -348,8 +437,31 @@ class _Pairing:
             else:
                 found += self._follow(one, other, pairs)
         partners = {each.base.fqn: each.source.fqn for each in couples}
+        fits = self._blocks_met(couples)
         fixed = {meet for each in couples for meet in each.fixed}
-        return found + self._norms(partners, pairs, fixed)
+        return found + self._norms(partners, pairs, fixed, fits)
+
+    def _blocks_met(self, couples: Sequence[_Couple]) -> Callable[[str, str], bool]:
+        """Whether two tensors may meet for what they lie in: in blocks whose weights meet, or one of them in none."""
+        sides = (self.base.blocks, self.source.blocks)
+        partners: tuple[dict[str, Blocks], dict[str, Blocks]] = ({}, {})
+        for each in couples:
+            names = (each.base.fqn, each.source.fqn)
+            for i in (0, 1):
+                others = around(names[1 - i], sides[1 - i])
+                for block in around(names[i], sides[i]):
+                    common = partners[i].get(block, others)
+                    partners[i][block] = tuple(other for other in common if other in others)
+
+        def fits(base: str, source: str) -> bool:
+            inside = (around(base, sides[0]), around(source, sides[1]))
+            return not all(inside) or all(
+                set(partners[i].get(block, ())) <= set(inside[1 - i])
+                for i in (0, 1)
+                for block in inside[i]
+            )
+
+        return fits
 
     def _follow(self, one: _Tensor, other: _Tensor, pairs: dict[int, int]) -> list[_Couple]:
         try:
@@ -364,24 +476,30 @@ class _Pairing:
         return []
 
     def _norms(
-        self, partners: dict[str, str], pairs: dict[int, int], fixed: set[tuple[int, int]]
+        self,
+        partners: dict[str, str],
+        pairs: dict[int, int],
+        fixed: set[tuple[int, int]],
+        fits: Callable[[str, str], bool],
     ) -> list[_Couple]:
         """The tensors of a norm meet those of one other norm: one that stands between the same weights, if any does."""
         bases, sources = self.base.groups, self.source.groups
         grid = {}
+        worths = {}
         for i, one in enumerate(bases):
             for j, other in enumerate(sources):
-                couples = self._group(one, other, pairs, fixed)
+                beside = (partners.get(one.before) == other.before) + (
+                    partners.get(one.after) == other.after
+                )
+                # A norm behind one block is the norm before the next one, in models that norm elsewhere.
+                apart = beside < 2 and not fits(one.tensors[0].fqn, other.tensors[0].fqn)
+                couples = [] if apart else self._group(one, other, pairs, fixed)
                 if couples:
+                    first = couples[0]
                     grid[i, j] = couples
-        worths = {}
-        for (i, j), found in grid.items():
-            one, other = bases[i], sources[j]
-            beside = (partners.get(one.before) == other.before) + (
-                partners.get(one.after) == other.after
-            )
-            worths[i, j] = _worth(found[0].base, found[0].source) + 4 * beside * _UNIT
-        taken = choose(len(bases), len(sources), worths, dict.fromkeys(grid, ()))
+                    worths[i, j] = _worth(first.base, first.source) + 4 * beside * _UNIT
+        rows, columns = ([each.tensors[0].fqn for each in side] for side in (bases, sources))
+        taken = self._blockwise(rows, columns, worths, dict.fromkeys(grid, ()), None, [None])
         chosen = dict(taken)
         for i, group in enumerate(bases):
             if i not in chosen:

@@ -13,6 +13,7 @@ from graftlib.arguments import Positive, Seed, Share, Some, check
 from graftlib.documents import Record
 
 from .merging import Pad
+from .pairing import Pairing
 from .permutation import AssemblyError
 
 __all__ = ["FACTORS", "PARTS", "Settings", "Wishes", "checked"]
@@ -69,6 +70,7 @@ class Settings:
     patience: int | None
     seed: int
     judged_by: str
+    pairing: Pairing
 
     @property
     def align(self) -> dict[str, Any]:
@@ -101,6 +103,7 @@ def checked(
     rounds: int,
     patience: int | None,
     seed: int,
+    pairing: Pairing,
 ) -> Settings:
     """The settings of one assembly.
 
@@ -124,6 +127,7 @@ def checked(
         rounds=(rounds, _Rounds),
         patience=(patience, Positive | None),
         seed=(seed, Seed),
+        pairing=(pairing, Literal["blocks", "layers"]),
     )
     factors = tuple(map(float, factors))
     if not all(a < b for a, b in pairwise(factors)):
@@ -134,5 +138,5 @@ def checked(
     return Settings(
         None if merge_factor is None else float(merge_factor), goal, float(tolerance), factors,
         tuple(parts), pad, method, score, int(restarts), int(rounds),
-        None if patience is None else int(patience), int(seed), judged,
+        None if patience is None else int(patience), int(seed), judged, pairing,
     )  # fmt: skip

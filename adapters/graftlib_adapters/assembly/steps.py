@@ -171,7 +171,7 @@ class Run:
 
     def _met(self, number: int, giver: Giver) -> _Aligned:
         try:
-            meeting = meet(self.made.graph, giver, self.made.mapping)
+            meeting = meet(self.made.graph, giver, self.made.mapping, self.settings.pairing)
         except AssemblyError as error:
             if self.made.mapping is not None and not hasattr(error, "tensors"):
                 raise  # what was declared must hold

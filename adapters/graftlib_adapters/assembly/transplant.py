@@ -24,7 +24,7 @@ from graftlib.surgery.edits import tensor_of
 from graftlib.surgery.scores import SCORES, Ranking, Score, ranking
 
 from .matching import Alignment
-from .pairing import ClassPair, Problem, problem
+from .pairing import ClassPair, Links, Problem, problem
 from .permutation import AssemblyError, Permutation
 
 __all__ = ["Transplanted", "Written", "transplant"]
@@ -75,26 +75,32 @@ def transplant(
     mapping: Mapping,
     *,
     score: str | Score = "magnitude",
+    blocks: Links | None = None,
     inplace: bool = False,
 ) -> Transplanted:
     """Write the source's weights into the target of a mapping.
 
     Units are chosen once for a class of axes (`LayerGraph.axis_classes`), so that whoever makes a unit and whoever
     reads it speak of the same one. A narrower target takes the best units in the order they had; a wider one takes all
-    and keeps the rest of its own; convolutions of unequal kernels share a centre; layers that meet nothing stay.
+    and keeps the rest of its own; convolutions of unequal kernels share a centre; layers that meet nothing stay. What
+    is repeated in the target (a transformer layer, a residual block) takes all that it takes from one such module of
+    the source: half of the layers are whole layers.
 
     Args:
         mapping: ``Mapping(source graph, target graph)``. With links, those layers meet; without, layers are paired by
             kind, order and depth. Both models must hold values.
         score: which units are worth most: ``"magnitude"``, ``"uniform"``, or a function of (graph, model, class) that
             gives a number for each unit of the source, larger is better (`graftlib.surgery.scores`).
+        blocks: module of the target -> module of the source whose weights it takes, in any order, for example
+            ``{"encoder.layer.0": "encoder.layer.5"}``; modules that are not named are chosen by worth: alike in depth
+            and shape. Not with links.
         inplace: write into the target itself; otherwise into a copy.
 
     Returns:
         the written model and the report.
 
     Raises:
-        AssemblyError: nothing meets, or a model is on the meta device.
+        AssemblyError: nothing meets, a model is on the meta device, or `blocks` names what is not there.
 
     >>> from graftlib import trace
     >>> source, target = nn.Linear(3, 4), nn.Linear(3, 4)
@@ -111,7 +117,7 @@ def transplant(
     _must_be_a_score(score)
     source, target = mapping.source, mapping.target
     _must_hold_values(source, target)
-    found = problem(target, source, mapping=mapping if mapping.pairs else None)
+    found = problem(target, source, mapping=mapping if mapping.pairs else None, blocks=blocks)
     if not found.pairs:
         raise AssemblyError(
             f"nothing of {source.name} meets anything of {target.name}.",
