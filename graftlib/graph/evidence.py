@@ -71,7 +71,8 @@ class Evidence:
         with torch.no_grad():
             pairs = [_evidence(tensor.detach()) for tensor in tensor_leaves(value)]
         tensors = [tensor for tensor, _ in pairs]
-        return cls(*replaced(value, tensors), tuple(known for _, known in pairs))
+        positional, named = replaced(value, tensors)
+        return cls(positional, named, tuple(known for _, known in pairs))
 
     def drawn(
         self, generator: torch.Generator | None = None
