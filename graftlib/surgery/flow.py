@@ -104,7 +104,7 @@ class _Weight:
     names: frozenset[str] = frozenset()
 
 
-@torch.enable_grad()  # type: ignore[untyped-decorator]
+@torch.enable_grad()
 def flows_of(graph: LayerGraph, model: nn.Module) -> Flows:
     """The flow through every axis of every weight.
 
@@ -149,11 +149,11 @@ class _Reader:
         elif node.op == "get_attr":
             fqn = str(node.target)
             tensor = node.meta.get("constant", self.tensors.get(fqn))
-            known = tensor is not None and not tensor.is_meta and tensor.layout is torch.strided
-            names = frozenset([fqn]) if fqn in self.tensors else frozenset()
-            self.values[node] = (
-                _Weight(tensor.detach(), names) if known else _any(node.meta.get("val"))
-            )
+            if tensor is None or tensor.is_meta or tensor.layout is not torch.strided:
+                self.values[node] = _any(node.meta.get("val"))
+            else:
+                names = frozenset([fqn]) if fqn in self.tensors else frozenset()
+                self.values[node] = _Weight(tensor.detach(), names)
         elif node.op == "call_function":
             self.values[node] = self.call(node)
 
@@ -248,7 +248,7 @@ class _Reader:
         def record(gradient: Tensor) -> None:
             self.record(weight, axis, _along(gradient * energy.detach(), dim, size))
 
-        energy.register_hook(record)
+        energy.register_hook(record)  # type: ignore[no-untyped-call]
         return _Value(energy, value.constant, value.shape)
 
 
@@ -275,7 +275,7 @@ def _value(given: Any) -> _Value:
 
 def _settled(energy: Tensor, constant: Tensor, shape: tuple[int, ...]) -> _Value:
     """Energies that agree with the constants: their squares there, and above 0 where nothing is known."""
-    energy, constant = torch.broadcast_tensors(energy, constant.detach())
+    energy, constant = torch.broadcast_tensors(energy, constant.detach())  # type: ignore[no-untyped-call]
     rank = (*[1] * (len(shape) - energy.ndim), *energy.shape)
     energy, constant = energy.reshape(rank), constant.reshape(rank)
     varies = ~constant.isfinite()
@@ -346,6 +346,14 @@ class _First(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return (gradients[0] / ctx.size).expand(ctx.shape), None
+
+
+def _grouped(tensor: Tensor, dim: int, groups: int) -> Tensor:
+    """With `dim` as (groups, channels of a group)."""
+    dim %= tensor.ndim
+    return tensor.reshape(
+        *tensor.shape[:dim], groups, tensor.shape[dim] // groups, *tensor.shape[dim + 1 :]
+    )
 
 
 def _along(tensor: Tensor, dim: int, size: int) -> Tensor:
@@ -427,7 +435,7 @@ def _joined(reader: _Reader, node: fx.Node, args: Any, kwargs: Any) -> _Value:
 
     def joined(part: str) -> Tensor:
         tensors = [_whole(getattr(each, part), each.shape, dim) for each in parts]
-        shape = torch.broadcast_shapes(*(tensor.select(dim, 0).shape for tensor in tensors))
+        shape = torch.broadcast_shapes(*(tensor.select(dim, 0).shape for tensor in tensors))  # type: ignore[no-untyped-call]
         around = [*shape[:dim], -1, *shape[dim:]]
         return torch.cat([tensor.expand(around) for tensor in tensors], dim)
 
@@ -662,8 +670,8 @@ def _rms_norm(reader: _Reader, node: fx.Node, args: Any, kwargs: Any) -> _Value:
 def _group_norm(reader: _Reader, node: fx.Node, args: Any, kwargs: Any) -> _Value:
     x, groups, gain, shift = (*args[:4], *[None] * (4 - len(args)))[:4]
     shape = x.shape
-    energy = _whole(x.energy, x.shape, 1).unflatten(1, (groups, -1))
-    constant = _whole(x.constant, x.shape, 1).unflatten(1, (groups, -1))
+    energy = _grouped(_whole(x.energy, x.shape, 1), 1, groups)
+    constant = _grouped(_whole(x.constant, x.shape, 1), 1, groups)
     over = tuple(range(2, energy.ndim))
     mean = energy.detach().mean(over, True)
     count = float(torch.tensor(shape[1:]).prod()) / groups
@@ -770,7 +778,7 @@ def _contracted(
         return _squares(weight.tensor, out_axis, groups)
 
     if groups > 1 and weight.tensor.shape[in_axis] == (1 if in_axis else groups):
-        energy = (inputs.unflatten(-1, (groups, 1)) * squares()[:, :, 0]).flatten(-2)
+        energy = (_grouped(inputs, -1, groups) * squares()[:, :, 0]).flatten(-2)
     else:
         energy = _Contraction.apply(inputs, squares, _read_along(reader, weight, in_axis))
     lost = energy.detach() == 0
@@ -800,8 +808,8 @@ def _squares(weight: Tensor, out_axis: int, groups: int) -> Tensor:
     sums = weight.detach().to("cpu", torch.float64).square()
     sums = sums.flatten(2).sum(2) if sums.ndim > 2 else sums
     if out_axis == 1:  # (groups * in, out)
-        return sums.unflatten(0, (groups, -1)).transpose(1, 2)
-    return sums.unflatten(0, (groups, -1))
+        return _grouped(sums, 0, groups).transpose(1, 2)
+    return _grouped(sums, 0, groups)
 
 
 def _read_along(reader: _Reader, weight: _Weight, axis: int) -> Callable[[Tensor], None]:
@@ -822,14 +830,14 @@ class _Contraction(torch.autograd.Function):
         ctx.save_for_backward(x)
         ctx.squares, ctx.record = squares, record
         weights = squares()
-        live = (x > 0).to(x.dtype).unflatten(-1, (weights.shape[0], -1))
+        live = _grouped((x > 0).to(x.dtype), -1, weights.shape[0])
         return torch.einsum("...gi,goi->...go", live, weights).flatten(-2)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
         weights = ctx.squares()
-        read = (gradients[0] > 0).to(x.dtype).unflatten(-1, (weights.shape[0], -1))
+        read = _grouped((gradients[0] > 0).to(x.dtype), -1, weights.shape[0])
         gradient = torch.einsum("...go,goi->...gi", read, weights).flatten(-2)
         ctx.record(_along(gradient * x, -1, x.shape[-1]))
         return gradient, None, None

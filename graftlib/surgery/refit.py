@@ -148,13 +148,14 @@ def _in_step(
     graph: LayerGraph,
 ) -> tuple[set[str], Distance]:
     """Both models go over all inputs, from one layer to the next; (what was fitted, how far the results are)."""
-    waiting, gathered = set(order), set()
+    waiting = set(order)
+    gathered: set[str] = set()
     distance = Distance()
 
     def stops(names: Mapping[int, str], op: Op) -> tuple[str, Use] | None:
         use = use_of(op)
         fqn = None if use is None else names.get(id(use.weight))
-        return (fqn, use) if use is not None and fqn in waiting else None  # type: ignore[return-value]
+        return (fqn, use) if use is not None and fqn in waiting else None
 
     with contextlib.ExitStack() as stack:
         walks = [tuple(Walk(each, batch, stops) for each in (model, slim)) for batch in batches]
@@ -259,8 +260,9 @@ def _uses(twin: Twin, batch: Batch) -> tuple[dict[str, int | None], dict[str, st
                 continue
             fits = use is not None and use.weight is tensor
             known = counts.get(fqn, 0)
-            bias = None if use is None or use.bias is None else twin.names.get(id(use.bias))
-            fits = fits and (use.bias is None or biases.setdefault(fqn, bias or "") == bias)
+            if use is not None and use.bias is not None:
+                bias = twin.names.get(id(use.bias), "")
+                fits = fits and bool(bias) and biases.setdefault(fqn, bias) == bias
             counts[fqn] = known + 1 if fits and known is not None else None
 
     twin.run(batch, count)
@@ -347,7 +349,7 @@ class _Moments:
 
     def change(self, solution: Tensor) -> float:
         """By how much the squared error grows when X D is added."""
-        return float((solution * (self.gram @ solution - 2 * self.moment)).sum())
+        return float((solution * (torch.as_tensor(self.gram) @ solution - 2 * self.moment)).sum())
 
 
 def _least_squares(fitting: _Fitting, fqn: str, pairs: Pairs, places: Tensor | None) -> None:
