@@ -204,6 +204,9 @@ def _name_data(file: Path) -> None:
     data = file.with_name(file.name + ".data")
     if not data.exists():
         return
+    if not data.stat().st_size:  # every tensor was small enough for the model itself
+        data.unlink()
+        return
     name = f"{file.name}.{_sha256(data)[:DIGITS]}.data"
     onnx = onnx_library("onnx")
     model = onnx.load(str(file), load_external_data=False)

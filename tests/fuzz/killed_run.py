@@ -30,7 +30,7 @@ def small(width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.Linear(width, 3))
 
 
-def export(folder: Path, width: int = 8) -> None:
+def export(folder: Path, width: int) -> None:
     from graftlib.export import export_onnx, ship
 
     ship.ONE_FILE = 0  # bytes: the weights go beside the model
@@ -126,7 +126,7 @@ def main(what: str, root: Path, kills: int, seed: int) -> dict[str, Any]:
     folder.mkdir()
     if what == "export":
         clean = []
-        for width in (8, 9):
+        for width in (80, 90):
             (root / str(width)).mkdir()
             _done(lambda w=width: export(root / str(w), w))
             clean.append(digest(root / str(width)))
@@ -135,12 +135,12 @@ def main(what: str, root: Path, kills: int, seed: int) -> dict[str, Any]:
         _done(lambda: assemble(root / "clean"))
         clean = [digest(root / "clean")]
     seconds = _seconds(
-        (lambda: export(root / "8", 8)) if what == "export" else lambda: assemble(root / "clean")
+        (lambda: export(root / "80", 80)) if what == "export" else lambda: assemble(root / "clean")
     )
     result = {"kills": 0, "runs": 0, "mixed": 0, "left": 0, "other bits": 0}
     while result["kills"] < kills:
         result["runs"] += 1
-        width = random.choice((8, 9))
+        width = random.choice((80, 90))
         work = (
             (lambda w=width: export(folder, w)) if what == "export" else (lambda: assemble(folder))
         )
