@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import networkx as nx
@@ -19,7 +20,7 @@ from torch import Tensor, fx, nn
 from ..errors import MatchError, TraceError, ViewError, nearest
 from .capture import Capture, capture
 from .depth import relative_depths
-from .describe import describe
+from .describe import describe, with_projections
 from .layers import Layer, Shapes, contract
 from .normal import graph_root
 from .parameter import Parameter
@@ -71,8 +72,14 @@ class LayerGraph:
         self.layers: tuple[Layer, ...]
         self.nx: nx.MultiDiGraph[str]
         self.layers, self.nx = contract(model, self.fx, capture.calls, depths)
-        projections = find_projections(self.fx, reads)
-        self._parameters = {p.fqn: p for p in describe(model, reads, projections, depths)}
+        self._reads = reads
+        self._records = describe(model, reads, depths)
+
+    @cached_property
+    def _parameters(self) -> dict[str, Parameter]:
+        # Which weights are whose projections is the dearest question about a graph, and many never ask it.
+        projections = find_projections(self.fx, self._reads)
+        return {each.fqn: each for each in with_projections(self._records, projections)}
 
     @property
     def name(self) -> str:
@@ -129,7 +136,7 @@ class LayerGraph:
         if found is None:
             raise MatchError(
                 f"'{self.name}' has no parameter '{fqn}'.",
-                near=nearest(fqn, list(self._parameters)),
+                near=lambda: nearest(fqn, list(self._parameters)),
                 fix="name a parameter as in model.named_parameters()",
                 address=address,
             )
@@ -199,7 +206,7 @@ class LayerGraph:
         return as_table(self)
 
     def __repr__(self) -> str:
-        count = len(self._parameters)
+        count = len(self._records)
         return f"<LayerGraph of {self.name}: {len(self.layers)} layers, {count} parameters>"
 
     def _runnable(self) -> fx.Graph:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import TraceError
 
-__all__ = ["alias", "copy_value", "like_meta", "rebuild", "unwrap"]
+__all__ = ["alias", "copy_value", "like_meta", "of_size", "rebuild", "unwrap"]
 
 T = TypeVar("T")
 Change = Callable[[Tensor], Tensor]
@@ -91,6 +91,21 @@ def alias(tensor: Tensor) -> Tensor:
     if isinstance(tensor, nn.Parameter):
         return _keep_kind(tensor, tensor.detach())
     return _keep_kind(tensor, tensor.detach().clone())
+
+
+def of_size(tensor: Tensor, shape: Sequence[int], *, meta: bool) -> Tensor:
+    """A tensor of another shape, of the same kind and dtype: its first units, every unit as often as it goes.
+
+    With `meta` it has no values.
+    """
+    if meta:
+        return _keep_kind(tensor, torch.empty(tuple(shape), dtype=tensor.dtype, device="meta"))
+    values = tensor.detach()
+    for axis, size in enumerate(shape):
+        if size != values.shape[axis]:
+            places = torch.arange(size, device=values.device) % values.shape[axis]
+            values = values.index_select(axis, places)
+    return _keep_kind(tensor, values)
 
 
 def _keep_kind(like: Tensor, tensor: Tensor) -> Tensor:

@@ -50,7 +50,8 @@ def narrow(
         keep: class (or its number) -> how many units (int), what share of them (float up to 1.0), or which ones
             (their numbers; they keep their order). A float alone is a share of every free class: whole heads and
             whole groups go, what lies inside them stays; a class that the model's code does not let be narrowed is
-            left as it is, with a warning that names it.
+            left as it is, one whose size the code ties to others gets the nearest size that goes with them, with a
+            warning that names it.
         score: which units to keep where a count or a share is given: ``"magnitude"`` (norm of what makes a unit
             times norm of what reads it), ``"uniform"`` (by place), or a function of (graph, model, class) that
             gives a number for each unit, larger is better.
@@ -82,29 +83,33 @@ def narrow(
     if not ridge > 0:
         raise ValueError(f"ridge is above 0, not {ridge}")
 
-    def cut(kept: Mapping[AxisClass, Tensor], inplace: bool = False) -> nn.Module:
-        sizes = {each: len(units) for each, units in kept.items()}
-        editable(model, graph, kept, inplace=True)  # is it the model of the graph?
-        return fitted(model, graph, _rows(model, kept), sizes, inplace=inplace)
-
+    attributes = None
     if isinstance(keep, Mapping):
         asked = requested(graph, keep)
-        kept: Mapping[AxisClass, Tensor] = {
-            each: _units(graph, model, each, wish, rank) for each, wish in asked.items()
-        }
-        slim = cut(kept)
+        kept = {each: _units(graph, model, each, wish, rank) for each, wish in asked.items()}
+        editable(model, graph, kept, inplace=True)  # is it the model of the graph?
     else:
         counts = {each: max(round(_share(keep) * each.size), 1) for each in outer_classes(graph)}
-        wide = {each: _units(graph, model, each, count, rank) for each, count in counts.items()}
-        slim, kept = where_possible(wide, cut)
-    if batches is not None and refit is not None:
-        rows = _rows(model, kept)
+        editable(model, graph, counts, inplace=True)
+        feasible = where_possible(model, graph, counts)
+        attributes = feasible.attributes
+        kept = {each: _units(graph, model, each, n, rank) for each, n in feasible.sizes.items()}
+    sizes = {each: len(units) for each, units in kept.items()}
+    rows = _rows(model, kept)
+
+    def cut(inplace: bool) -> nn.Module:
+        return fitted(model, graph, rows, sizes, inplace=inplace, attributes=attributes)
+
+    if batches is None:
+        return cut(inplace)
+    slim = cut(inplace=False)
+    if refit is not None:
         refitted(model, slim, graph, list(kept), rows, batches, how=refit, ridge=ridge)
-    if batches is not None and statistics:
+    if statistics:
         reestimate(slim, batches)
     if not inplace:
         return slim
-    cut(kept, inplace=True).load_state_dict(slim.state_dict())
+    cut(inplace=True).load_state_dict(slim.state_dict())
     return model
 
 
