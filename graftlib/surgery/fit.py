@@ -151,12 +151,14 @@ def plan(model: nn.Module, graph: LayerGraph, wishes: Sizes, *, fixed: bool) -> 
         learned = _learned[graph] = _Learned(reference_of(graph))
     refused = {} if fixed else {c: why for c, why in learned.refused.items() if c in wishes}
     sizes = {each: each.size if each in refused else size for each, size in wishes.items()}
+    by_name = True
     while True:
-        attributes = _labels(model, graph, learned.reference, sizes)
+        attributes = _labels(model, graph, learned.reference, sizes) if by_name else {}
         if learned.equations is not None:
             if not fixed:
                 sizes = _together(learned.equations, sizes, refused)
-                attributes = _labels(model, graph, learned.reference, sizes)
+                if by_name:
+                    attributes = _labels(model, graph, learned.reference, sizes)
             known, broken = learned.equations.attributes_for(sizes)
             attributes |= known
             if broken and fixed:
@@ -177,9 +179,13 @@ def plan(model: nn.Module, graph: LayerGraph, wishes: Sizes, *, fixed: bool) -> 
                 learned.equations = Equations(learned.reference.classes, (), {})
                 del error
                 continue
+        left = _blamed(failure, sizes)
+        if not left and by_name:
+            by_name = False  # what an attribute of a known name says may be the size of something else
+            continue
         if fixed:
             raise _refusal(graph, wishes, failure.what, failure.why)
-        left = _blamed(failure, sizes) or _half(sizes)
+        left = left or _half(sizes)
         for each in left:
             refused[each] = learned.refused[each] = failure.why
             sizes[each] = each.size

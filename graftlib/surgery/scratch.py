@@ -505,10 +505,24 @@ class _Reader:
             yield []
             yield [boundary(first[dim], int(args[2]), self.reference.number)]  # type: ignore[arg-type]
             yield self._sizes(value, dim)
+        elif name == "arange":
+            start, end, step = (0, *args, 1)[-3:] if len(args) == 1 else (*args, 1)[:3]
+            (count,) = self._sizes(value, 0) or [None]
+            if start == 0 and isinstance(step, int) and end == step * node.meta["val"].shape[0]:
+                due = None if count is None else _times(count, step)
+                yield from [[due]] if len(args) == 1 else [[], [due]]
+        elif name in ("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full"):
+            shape = args[1] if name.startswith("new") else args[0]
+            for i in range(len(shape)):
+                yield self._sizes(value, i)
         elif name == "layer_norm":
             shape = args[1]
             for i in range(len(shape)):
                 yield self._sizes(value, len(node.meta["val"].shape) - len(shape) + i)
+
+
+def _times(term: Term, by: int) -> Term:
+    return term * by if isinstance(term, int) else term if by == 1 else ("*", term, by)
 
 
 def _dim(dim: Any, axes: Any) -> int:
