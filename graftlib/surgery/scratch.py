@@ -508,8 +508,8 @@ class _Reader:
         elif name == "arange":
             start, end, step = (0, *args, 1)[-3:] if len(args) == 1 else (*args, 1)[:3]
             (count,) = self._sizes(value, 0) or [None]
-            if start == 0 and isinstance(step, int) and end == step * node.meta["val"].shape[0]:
-                due = None if count is None else _times(count, step)
+            if start == 0 and step == int(step) and end == step * node.meta["val"].shape[0]:
+                due = None if count is None else _times(count, int(step))
                 yield from [[due]] if len(args) == 1 else [[], [due]]
         elif name in ("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full"):
             shape = args[1] if name.startswith("new") else args[0]
