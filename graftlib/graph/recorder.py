@@ -220,17 +220,18 @@ class _Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]
         # The python dispatcher is what brought us here; below, torch's own kernels are meant to run.
         with torch._C._DisablePythonDispatcher():
             result = self._watch.run(func, args, kwargs, lambda: _result(func, args, kwargs))
-        tensors = isinstance(result, (Tensor, list, tuple))
-        if tensors or func._schema.is_mutable:
-            node = self._builder.call(func, self._nodes(args), self._nodes(kwargs), result)
-            if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-                node.meta["autocast"] = (
-                    True  # the model's own: the graph alone would compute otherwise
-                )
-            for tensor, item in self._builder.items(node, result):
-                self.learn(tensor, item)
-            self._watch.note(node)
+            if isinstance(result, (Tensor, list, tuple)) or func._schema.is_mutable:
+                self._write(func, args, kwargs, result)
         return result
+
+    def _write(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        node = self._builder.call(func, self._nodes(args), self._nodes(kwargs), result)
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+            # The model's own: the graph alone would compute otherwise.
+            node.meta["autocast"] = True
+        for tensor, item in self._builder.items(node, result):
+            self.learn(tensor, item)
+        self._watch.note(node)
 
     def learn(self, tensor: Tensor, node: fx.Node) -> None:
         """From here on `tensor` is what `node` gives."""

@@ -86,8 +86,14 @@ def editable(
 
 def tensor_of(model: nn.Module, fqn: str) -> Tensor:
     """A parameter or buffer by name; AttributeError where there is none."""
-    owner, _, name = fqn.rpartition(".")
-    found = getattr(model.get_submodule(owner), name)
+    *path, name = fqn.split(".")
+    for word in path:
+        if word not in model._modules:
+            raise AttributeError(fqn)
+        model = model._modules[word]  # type: ignore[assignment]
+    found = model._parameters.get(name)
+    if found is None:
+        found = model._buffers.get(name)
     if not isinstance(found, Tensor):
         raise AttributeError(fqn)
     return found

@@ -35,7 +35,7 @@ __all__ = ["Plan", "fitted", "plan"]
 Rows = Mapping[tuple[str, int], Tensor]
 Sizes = Mapping[AxisClass, int]
 _KINDS = {"meta": "meta", "fake": "shapes"}
-_RUNS = "the modules do not run with these sizes."
+_RUNS = "the modules do not run with these sizes, or not as what they were."
 _OUTPUTS = "the outputs would change their shape."
 _CLASSES = "the modules run with these sizes, but not as what they were."
 
@@ -248,8 +248,7 @@ def _tried(
             twin = _scratch(model, graph, sizes, attributes, "values")
             misfits = passage(twin, graph, learned.reference, sizes, meta=False).misfits or misfits
     if misfits or seen is None:
-        ran = bool(misfits) and all(misfit.ran for misfit in misfits)
-        return _Failure(_CLASSES if ran else _RUNS, misfits)
+        return _Failure(_RUNS, misfits)
     outputs = tuple(tuple(val.shape) for val in seen.output_node().meta["val"])
     if outputs != graph.outputs:
         words = f"{graph.outputs} would become {outputs}"

@@ -40,12 +40,10 @@ class Misfit:
     Attributes:
         classes: whose new sizes meet there.
         words: what happened.
-        ran: the op itself ran, and gave another shape.
     """
 
     classes: tuple[AxisClass, ...]
     words: str
-    ran: bool = False
 
 
 @dataclass(frozen=True)
@@ -264,9 +262,7 @@ class _Guide(Watch):
         classes = tuple(dict.fromkeys(blamed or self._classes(node)))
         name = overload(node).rpartition(".")[0].removeprefix("aten.")
         self.misfits.append(
-            Misfit(
-                classes, f"{name} in '{node.meta.get('module', '')}': {words}"[:240], shapes is not None
-            )
+            Misfit(classes, f"{name} in '{node.meta.get('module', '')}': {words}"[:240])
         )
 
     def _due(self, node: fx.Node, due: Any, args: Any, error: Exception | None) -> Any:
