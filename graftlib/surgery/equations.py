@@ -215,7 +215,7 @@ class Equations:
         defined: dict[Place, Term] = {}
         for left, right in self.equations:
             for side, other in ((left, right), (right, left)):
-                if isinstance(side, tuple) and side[0] == "at" and not _places(other):
+                if isinstance(side, tuple) and side[0] == "at" and not set(_places(other)):
                     known = defined.get(side[1])
                     # A definition by classes says more than the number that it comes to now.
                     if known is None or (isinstance(known, int) and not isinstance(other, int)):
