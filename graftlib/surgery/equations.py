@@ -245,9 +245,7 @@ class Equations:
         left = self._value(one[0], numbers, known)
         return left is not None and left == self._value(one[1], numbers, known)
 
-    def _value(
-        self, term: Term, numbers: Sequence[int], known: Mapping[Place, int]
-    ) -> int | None:
+    def _value(self, term: Term, numbers: Sequence[int], known: Mapping[Place, int]) -> int | None:
         if isinstance(term, int):
             return term
         word = term[0]

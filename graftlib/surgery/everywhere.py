@@ -74,7 +74,11 @@ def where_possible(model: nn.Module, graph: LayerGraph, wishes: Mapping[AxisClas
     tied = [c for c, n in feasible.sizes.items() if n != wishes[c] and c not in left]
     if tied:
         sizes = ", ".join(f"{feasible.sizes[c]} instead of {wishes[c]}" for c in tied[:8])
-        _warn(f"{len(tied)} of {len(wishes)} classes got other sizes, as the code ties them", tied, sizes)
+        _warn(
+            f"{len(tied)} of {len(wishes)} classes got other sizes, as the code ties them",
+            tied,
+            sizes,
+        )
     return feasible
 
 

@@ -166,7 +166,9 @@ def plan(model: nn.Module, graph: LayerGraph, wishes: Sizes, *, fixed: bool) -> 
                 raise _refusal(graph, wishes, _RUNS, f"the code asks that {why}")
         if not fixed and all(size == each.size for each, size in sizes.items()):
             why = next(iter(refused.values()), "all axes are frozen")
-            raise _refusal(graph, wishes, f"none of the {len(wishes)} free classes can be edited.", why)
+            raise _refusal(
+                graph, wishes, f"none of the {len(wishes)} free classes can be edited.", why
+            )
         failure = _tried(model, graph, learned, sizes, attributes)
         if failure is None:
             return Plan(sizes, attributes, refused)
@@ -181,7 +183,9 @@ def plan(model: nn.Module, graph: LayerGraph, wishes: Sizes, *, fixed: bool) -> 
                 continue
         left = _blamed(failure, sizes)
         if not left and by_name:
-            by_name = False  # what an attribute of a known name says may be the size of something else
+            by_name = (
+                False  # what an attribute of a known name says may be the size of something else
+            )
             continue
         if fixed:
             raise _refusal(graph, wishes, failure.what, failure.why)

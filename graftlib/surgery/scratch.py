@@ -83,9 +83,7 @@ class Reference:
                 tuple(None if axes.uniform else polynomial(axis, self.number) for axis in axes)
                 for axes in _results(self.found.values.get(node))
             )
-        return tuple(
-            tuple(_value(term, sizes) for term in terms) for terms in self._terms[node]
-        )
+        return tuple(tuple(_value(term, sizes) for term in terms) for terms in self._terms[node])
 
     def size(self, axis: Expr, sizes: Sequence[int]) -> int | None:
         """The size of an axis at given sizes of the classes."""

@@ -104,7 +104,9 @@ class Misleading(nn.Module):
         self.table = nn.Parameter(torch.randn(8))
 
     def forward(self, x):
-        return self.b(self.a(x).relu()) + (torch.arange(self.dim, device=x.device) * self.table).sum()
+        return (
+            self.b(self.a(x).relu()) + (torch.arange(self.dim, device=x.device) * self.table).sum()
+        )
 
 
 def pruned(model, x):

@@ -228,7 +228,9 @@ def classes_of(
 def class_of_atoms(found: Inference, classes: Iterable[AxisClass]) -> dict[Atom, AxisClass]:
     """The class of each atom that weights are made of; `classes` may be of another reading of the same model."""
     by_member = {
-        (m.fqn, m.axis, m.start, m.factors, m.position): each for each in classes for m in each.members
+        (m.fqn, m.axis, m.start, m.factors, m.position): each
+        for each in classes
+        for m in each.members
     }
     known: dict[Atom, AxisClass] = {}
     for fqn, axes in found.axes.items():
