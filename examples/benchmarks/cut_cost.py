@@ -10,9 +10,9 @@ Processor seconds of one process, one thread, models with random weights on the 
 - `torch-pruning`: `BasePruner` (it builds the dependency graph) and one step at a ratio of 0.5, in place, magnitude
   importance, the last layer left alone. The copy that it works on is made outside of the clock.
 
-A model has a process of its own, in which both run in turn `--rounds` times after a round that is thrown away. Given are
-the median and the quartiles, the median of the ratios within a round, and the share of the parameters that is left. A
-model that is in the file already is not measured again.
+A model has a process of its own, in which both run in turn `--rounds` times after a round that is thrown away. Given
+are the median and the quartiles, the median of the ratios within a round, and the share of the parameters that is left.
+A model that is in the file already is not measured again.
 """
 
 from __future__ import annotations

@@ -91,9 +91,8 @@ def tensor_of(model: nn.Module, fqn: str) -> Tensor:
         if word not in model._modules:
             raise AttributeError(fqn)
         model = model._modules[word]  # type: ignore[assignment]
-    found = model._parameters.get(name)
-    if found is None:
-        found = model._buffers.get(name)
+    parameter = model._parameters.get(name)
+    found: Tensor | None = parameter if parameter is not None else model._buffers.get(name)
     if not isinstance(found, Tensor):
         raise AttributeError(fqn)
     return found

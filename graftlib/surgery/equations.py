@@ -1,7 +1,7 @@
 """What a model's code asks of the sizes of its axis classes, as equations between whole numbers.
 
-In: one forward pass at the traced sizes in which numbers remember where they come from (`tagged`), and the axes of every
-tensor. Out: `Equations`: for wished sizes the attributes that follow from them, and the largest sizes that go together.
+In: one forward pass at the traced sizes in which numbers remember where they come from (`tagged`), and the axes of
+every tensor. Out: `Equations`: for wished sizes the attributes that follow, and the largest sizes that go together.
 An equation has a term on each side: a whole number, ``("class", i)``, an attribute (``("at", place)``), or ``(op, left,
 right)``. Always true: no model is run here, and none is changed.
 """
@@ -10,13 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
-
-from torch import Tensor, fx
 
 from ..graph.axes import AxisClass
 from ..graph.axes.algebra import Atom, Expr, Prod, Sum, resolve
-from ..graph.axes.values import Stack
 from .tagged import Place, Term
 
 __all__ = ["Equations", "Sizes", "boundary", "polynomial"]
@@ -103,6 +99,7 @@ class Equations:
         self.classes = list(classes)
         self.attributes = dict(attributes)
         self._number = {each: i for i, each in enumerate(classes)}
+        self._defined: dict[Place, Term] = {}
         unique = dict.fromkeys((a, b) for a, b in equations if a != b)
         self._now = [each.size for each in classes]
         self.equations = [one for one in unique if self._holds(one, self._now, {})]
@@ -123,11 +120,11 @@ class Equations:
         known = {place: value for place, value in values.items() if value is not None}
         for one in self.equations:
             for place in self._parts[one][1]:
-                if place not in self._defined and place not in known:
-                    if not self._holds(one, numbers, known):
-                        value = self._inverted(one, place, numbers, known)
-                        if value is not None:
-                            known[place] = value
+                told = place in self._defined or place in known
+                if not told and not self._holds(one, numbers, known):
+                    value = self._inverted(one, place, numbers, known)
+                    if value is not None:
+                        known[place] = value
         for one in self.equations:
             for place in self._parts[one][1]:
                 known.setdefault(place, self.attributes[place])
@@ -250,12 +247,13 @@ class Equations:
             return term
         word = term[0]
         if word == "class":
-            return numbers[term[1]]
+            size: int = numbers[term[1]]
+            return size
         if word == "at":
             place = term[1]
             if place in known:
                 return known[place]
-            definition = getattr(self, "_defined", {}).get(place)
+            definition = self._defined.get(place)
             if definition is None:
                 return self.attributes[place]
             return self._value(definition, numbers, known)

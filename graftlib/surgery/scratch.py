@@ -1,7 +1,7 @@
 """Scratch models: what a model's code does at other sizes, tried without the model's values.
 
-In: a graph, sizes of its classes, attributes of modules. Out: a forward pass of a scratch model, op by op beside the
-traced one. Where an op gives another shape than the axes say (or none), that is written down as a `Misfit`, and the pass
+In: a graph, sizes of its classes, attributes of modules. Out: a pass of a scratch model, op by op beside the traced
+one. Where an op gives another shape than the axes say (or none), that is written down as a `Misfit`, and the pass
 goes on with the shape that is due: one pass shows all that does not fit. Always true: the model is not changed; nothing
 that a pass made outlives it but texts and numbers.
 Elsewhere: which sizes go together (`equations`).
@@ -319,12 +319,16 @@ def _results(value: Any) -> Iterator[Axes]:
 
 
 def _value(term: Term | None, sizes: Sequence[int]) -> int | None:
-    if term is None or isinstance(term, int):
+    if term is None:
+        return None
+    if isinstance(term, int):
         return term
     if term[0] == "class":
-        return sizes[term[1]]
+        size: int = sizes[term[1]]
+        return size
     left, right = _value(term[1], sizes), _value(term[2], sizes)
-    assert left is not None and right is not None
+    if left is None or right is None:
+        return None
     return left * right if term[0] == "*" else left + right
 
 
@@ -349,7 +353,7 @@ class _Tagging(Watch):
         self.asked: list[tuple[fx.Node, dict[int, Term]]] = []
 
     def __enter__(self) -> Any:
-        self.shapes.__enter__()
+        self.shapes.__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -468,17 +472,17 @@ class _Reader:
         """For each number among an op's arguments what it is due to be; an empty list where nothing says so."""
         name = overload(node).split(".")[1]
         value = self._axes(node)
-        first = self._axes(node.args[0]) if isinstance(node.args[0:1], tuple) and node.args and isinstance(node.args[0], fx.Node) else None  # fmt: skip
-        args = node.args
+        args: tuple[Any, ...] = node.args
+        first = self._axes(args[0]) if args and isinstance(args[0], fx.Node) else None
         if name in ("view", "reshape", "_unsafe_view", "expand", "broadcast_to"):
-            shape: Any = args[1]
+            shape = args[1]
             rank = len(node.meta["val"].shape)
             for i, n in enumerate(shape):
                 yield self._sizes(value, i + rank - len(shape)) if n != -1 else []
         elif name == "unflatten":
             dim = _dim(args[1], first)
             yield []
-            for i, n in enumerate(args[2]):  # type: ignore[arg-type]
+            for i, n in enumerate(args[2]):
                 yield self._sizes(value, dim + i) if n != -1 else []
         elif name in ("split_with_sizes", "split", "chunk") and isinstance(value, list):
             dim = _dim(args[2] if len(args) > 2 else 0, first)
@@ -497,12 +501,13 @@ class _Reader:
         elif name == "narrow" and isinstance(first, Axes):
             dim = _dim(args[1], first)
             yield []
-            yield [boundary(first[dim], int(args[2]), self.reference.number)]  # type: ignore[arg-type]
+            yield [boundary(first[dim], int(args[2]), self.reference.number)]
             yield self._sizes(value, dim)
         elif name == "arange":
-            start, end, step = (0, *args, 1)[-3:] if len(args) == 1 else (*args, 1)[:3]
+            start, end, step = (0, *args, 1) if len(args) == 1 else (*args, 1)[:3]
             (count,) = self._sizes(value, 0) or [None]
-            if start == 0 and step == int(step) and end == step * node.meta["val"].shape[0]:
+            plain = all(isinstance(n, (int, float)) for n in (start, end, step))
+            if plain and start == 0 and end == step * node.meta["val"].shape[0] and step % 1 == 0:
                 due = None if count is None else _times(count, int(step))
                 yield from [[due]] if len(args) == 1 else [[], [due]]
         elif name in ("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full"):

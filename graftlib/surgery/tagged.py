@@ -1,8 +1,8 @@
 """Whole numbers that remember what they were computed from: a size of a tensor, an attribute of a module.
 
-In: a scratch model whose attributes were tagged, and a forward pass. Out: terms. A term is a whole number, or a tuple: an
-attribute, a dimension of a tensor, or a sum, difference, product or quotient of two terms. Always true: a tagged number
-computes, compares and prints as the number it is; once its log is closed, what is computed from it is a plain number.
+In: a scratch model whose attributes were tagged, and a forward pass. Out: terms. A term is a whole number, or a tuple:
+an attribute, a dimension of a tensor, or a sum, difference, product or quotient of two terms. Always true: a tagged
+number computes, compares and prints as the number it is; once its log is closed, what is computed from it is a plain number.
 """
 
 from __future__ import annotations

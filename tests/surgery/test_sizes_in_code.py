@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from types import SimpleNamespace
 
@@ -223,13 +224,13 @@ def test_tagged_numbers_compute_as_numbers(a, b, word, swapped):
     log = Log()
     left, right = (a, Tagged(b, ("at", "b"), log)) if swapped else (Tagged(a, ("at", "a"), log), b)
     compute = {
-        "*": int.__mul__, "+": int.__add__, "-": int.__sub__, "//": int.__floordiv__
+        "*": operator.mul, "+": operator.add, "-": operator.sub, "//": operator.floordiv
     }[word]  # fmt: skip
-    tagged = eval(f"left {word} right")
+    tagged = compute(left, right)
     assert tagged == compute(a, b)
     assert tagged.term == (word, *((a, ("at", "b")) if swapped else (("at", "a"), b)))
     log.open = False
-    assert type(eval(f"left {word} right")) is int
+    assert type(compute(left, right)) is int
 
 
 def classes(*sizes):

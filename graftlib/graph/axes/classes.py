@@ -235,8 +235,8 @@ def class_of_atoms(found: Inference, classes: Iterable[AxisClass]) -> dict[Atom,
     known: dict[Atom, AxisClass] = {}
     for fqn, axes in found.axes.items():
         for i, axis in enumerate(axes):
-            for atom, *place in _parts(resolve(axis), 0):
-                each = by_member.get((fqn, i, *place))
+            for atom, start, factors, position in _parts(resolve(axis), 0):
+                each = by_member.get((fqn, i, start, factors, position))
                 if each is not None and atom not in known:
                     known[atom] = each
     return known
