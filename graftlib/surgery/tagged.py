@@ -2,7 +2,7 @@
 
 In: a scratch model whose attributes were tagged, and a forward pass. Out: terms. A term is a whole number, or a tuple:
 an attribute, a dimension of a tensor, or a sum, difference, product or quotient of two terms. Always true: a tagged
-number computes, compares and prints as the number it is; once its log is closed, what is computed from it is a plain number.
+number computes, compares and prints as the number it is; once its log is closed, what is computed from it is plain.
 """
 
 from __future__ import annotations
