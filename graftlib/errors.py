@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 __all__ = [
@@ -42,7 +42,7 @@ class GraftError(Exception):
         what: the rule that was broken, one sentence.
         where: label -> the thing it speaks of, for example ``{"source": "'fc.weight' (10, 512)"}``.
         why: the reason, where it is not plain from `what`.
-        near: the nearest candidates, best first.
+        near: the nearest candidates, best first; or a function that looks for them once somebody reads them.
         fix: the edit that mends it.
         facts: anything a caller may want to read back; each becomes an attribute.
 
@@ -59,18 +59,28 @@ class GraftError(Exception):
         *,
         where: Mapping[str, object] | None = None,
         why: str | None = None,
-        near: Iterable[str] = (),
+        near: Iterable[str] | Callable[[], Iterable[str]] = (),
         fix: str | None = None,
         **facts: Any,
     ) -> None:
         self.what = what
         self.where = dict(where or {})
         self.why = why
-        self.near = tuple(near)
+        self._near = near if callable(near) else tuple(near)
         self.fix = fix
         for name, fact in facts.items():
             setattr(self, name, fact)
-        super().__init__(self._text())
+        super().__init__(what)
+
+    @property
+    def near(self) -> tuple[str, ...]:
+        """The nearest candidates, best first."""
+        if callable(self._near):
+            self._near = tuple(self._near())
+        return self._near
+
+    def __str__(self) -> str:
+        return self._text()
 
     def _text(self) -> str:
         rows = [(label, str(thing)) for label, thing in self.where.items()]

@@ -4,6 +4,13 @@ Every model of a family is traced, its axis classes are found and the permutatio
 
     python examples/benchmarks/coverage.py --family torchvision --subset nightly
     python examples/benchmarks/coverage.py --family hf --out docs/benchmarks
+    python examples/benchmarks/coverage.py --family timm --all --no-check   # every one below 100 M parameters
+
+With `--prune`, and with `--all`, half of every class is pruned as well, in a copy of a model that has run before; then
+each model has a process of its own, and its row says whether the slim model ran and gave the traced shapes, the share
+of the parameters that is left, the classes that were left as they were or got other sizes, processor seconds, how far
+the resident memory grew by the size of the model, and whether a slim model with a configuration was saved, loaded and
+answered the same.
 
 Random weights, nothing is downloaded. One process works through the models; one that takes longer than `--limit`
 seconds is ended, noted, and the next process goes on after it. A run that was interrupted goes on where it stopped;
@@ -20,6 +27,8 @@ import json
 import os
 import platform
 import queue
+import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -34,8 +43,8 @@ from typing import Any
 Row = dict[str, Any]
 
 
-def measure(family: str, name: str) -> Row:
-    """Look at one model."""
+def measure(family: str, name: str, prune: bool = False, checked: bool = True) -> Row:
+    """Look at one model; `prune` half of it, too; leave the permutation check out where not `checked`."""
     from coverage_zoo import build, room
 
     from graftlib import trace
@@ -47,6 +56,8 @@ def measure(family: str, name: str) -> Row:
         return row | {"unbuilt": _words(error)}
     row["parameters"] = sum(p.numel() for p in model.parameters())
     row["inputs"] = _shapes([*args, *kwargs.values()])
+    if prune:
+        row |= _run_before(model, args, kwargs)
     start = time.perf_counter()
     try:
         graph = trace(model, args, kwargs)
@@ -57,7 +68,121 @@ def measure(family: str, name: str) -> Row:
         "rung": graph.rung,
         "trace_seconds": round(time.perf_counter() - start, 2),
     }
-    return row | _attentions(graph) | _checked(graph, (args, kwargs))
+    if prune:
+        row["prune"] = _pruned(model, graph, args, kwargs)
+    row |= _attentions(graph)
+    return row | _checked(graph, (args, kwargs), checked)
+
+
+def _run_before(model: Any, args: Any, kwargs: Any) -> Row:
+    """Lets a model leave behind what it keeps between two runs."""
+    import torch
+
+    try:
+        with torch.no_grad():
+            model(*args, **kwargs)
+    except Exception as error:
+        return {"ran_before": False, "error": _words(error)}
+    return {"ran_before": True}
+
+
+def _pruned(model: Any, graph: Any, args: Any, kwargs: Any) -> Row:
+    """Half of every class: what came out and what it cost."""
+    import gc
+
+    import torch
+
+    from graftlib.surgery import SurgeryWarning, narrow
+
+    size = max(sum(t.numel() * t.element_size() for t in model.state_dict().values()), 1)
+    count = sum(p.numel() for p in model.parameters())
+    assert graph.axis_classes is not None
+    gc.collect()
+    start, resident = time.process_time(), _reset_peak()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            slim = narrow(model, graph, 0.5)
+        except Exception as error:
+            return {"done": False, "error": _words(error), "cpu_s": _since(start)}
+    row: Row = {"done": True, "cpu_s": _since(start)}
+    row["peak_by_model"] = round((_peak() - resident) / size, 2)
+    row["left"] = round(sum(p.numel() for p in slim.parameters()) / max(count, 1), 4)
+    texts = [str(one.message) for one in said if issubclass(one.category, SurgeryWarning)]
+    row |= _counts(texts)
+    try:
+        with torch.no_grad():
+            shapes = [tuple(t.shape) for t in _leaves(slim(*args, **kwargs))]
+        row["ran"] = graph.real or shapes == [tuple(shape) for shape in graph.outputs]
+    except Exception as error:
+        row |= {"ran": False, "error": _words(error)}
+    return row | _saved(slim, args, kwargs)
+
+
+def _counts(texts: list[str]) -> Row:
+    """From the warnings: classes in all, those left as they were, those of other sizes."""
+    row: Row = {}
+    for text in texts:
+        if found := re.match(r"(\d+) of (\d+) classes (were left|got other)", text):
+            word = "classes_left" if found[3] == "were left" else "classes_tied"
+            row |= {
+                word: int(found[1]),
+                "classes_wished": int(found[2]),
+                f"{word}_why": text[-160:],
+            }
+    return {"classes_left": 0, "classes_tied": 0, **row}
+
+
+def _saved(slim: Any, args: Any, kwargs: Any) -> Row:
+    """Whether a slim model with a configuration comes back from a folder; nothing where it has none."""
+    import tempfile
+
+    import torch
+
+    inner = getattr(slim, "model", slim)
+    if not hasattr(inner, "save_pretrained"):
+        return {}
+    try:
+        with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+            inner.save_pretrained(folder)
+            again = type(inner).from_pretrained(folder).eval()
+            outs = [_leaves(m(*args, **kwargs)) for m in (inner.eval(), again)]
+            same = all(
+                torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(*outs, strict=True)
+            )
+    except Exception as error:
+        return {"saved": False, "saved_error": _words(error)}
+    return {"saved": same}
+
+
+def _leaves(out: Any) -> list[Any]:
+    import torch
+    from torch.utils import _pytree as pytree
+
+    return [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+
+
+def _since(start: float) -> float:
+    return round(time.process_time() - start, 2)
+
+
+def _reset_peak() -> int:
+    """Bytes resident now, from where the peak is counted."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def _peak() -> int:
+    return _status("VmHWM")
+
+
+def _status(word: str) -> int:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(word)), 0)
 
 
 def digest() -> str:
@@ -66,6 +191,7 @@ def digest() -> str:
 
     folder = Path(graftlib.graph.__file__).parent
     files = sorted(path for path in folder.rglob("*.py") if path.name != "breaks.py")
+    files += sorted((folder.parent / "surgery").rglob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
 
 
@@ -98,7 +224,7 @@ def _attentions(graph: Any) -> Row:
     return {"attentions": attentions, "other_softmaxes": softmaxes - attentions, "roles": found}
 
 
-def _checked(graph: Any, example: Any) -> Row:
+def _checked(graph: Any, example: Any, checked: bool) -> Row:
     from graftlib.graph.axes import axis_classes, check, freedom, frozen_ops, frozen_shares
 
     start = time.perf_counter()
@@ -110,6 +236,8 @@ def _checked(graph: Any, example: Any) -> Row:
         "frozen_ops": frozen_ops(graph),
         "frozen_by": {why: round(n, 4) for why, n in [*frozen_shares(graph).items()][:4]},
     }
+    if not checked:
+        return row | {"passed": None}
     try:
         result = check(graph, example=example)
     except Exception as error:
@@ -127,29 +255,36 @@ def _words(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
-def work(family: str, names: list[str]) -> None:
+def work(family: str, names: list[str], prune: bool, checked: bool) -> None:
     """The worker: one line of JSON a model."""
     import torch
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     for name in names:
-        print(json.dumps(measure(family, name)), flush=True)
+        print(json.dumps(measure(family, name, prune, checked)), flush=True)
 
 
-def run(family: str, names: list[str], done: dict[str, Row], limit: float, save: Any) -> None:
-    """Work through `names`, a new worker whenever one is ended."""
+def run(
+    family: str,
+    names: list[str],
+    done: dict[str, Row],
+    limit: float,
+    save: Any,
+    flags: list[str],
+) -> None:
+    """Work through `names`, a new worker whenever one is ended; for each model where half of it is pruned."""
     left = [name for name in names if name not in done]
     while left:
-        for row in _rows(family, left, limit):
+        for row in _rows(family, left[:1] if "--prune" in flags else left, limit, flags):
             done[row["name"]] = row
             left.remove(row["name"])
             save(done)
             print(_line(row), flush=True)
 
 
-def _rows(family: str, names: list[str], limit: float) -> Any:
-    command = [sys.executable, __file__, "--family", family, "--worker", *names]
+def _rows(family: str, names: list[str], limit: float, flags: list[str]) -> Any:
+    command = [sys.executable, __file__, "--family", family, *flags, "--worker", *names]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env
@@ -196,6 +331,11 @@ NOTES = {
         "",
     ],
     "hf": ["Tiny configurations: two layers, 32 units or so.", ""],
+    "hf_all": ["Every model type of transformers that builds from a tiny configuration.", ""],
+    "timm_all": [
+        "Every timm architecture below 100 million parameters; ten classes, small images.",
+        "",
+    ],
 }
 COLUMNS = (
     "model",
@@ -208,6 +348,12 @@ COLUMNS = (
     "trace s",
     "classes s",
     "check s",
+    "half pruned",
+    "parameters left",
+    "classes left",
+    "prune s",
+    "memory",
+    "saved",
     "q k v out",
     "frozen ops, remarks",
 )
@@ -233,8 +379,25 @@ def _cells(row: Row) -> list[str]:
         str(row.get("trace_seconds", "–")),
         str(row.get("class_seconds", "–")),
         str(row.get("check_seconds", "–")),
+        *_edit_cells(row.get("prune", {})),
         _roles(row),
         remarks,
+    ]
+
+
+def _edit_cells(edit: Row) -> list[str]:
+    if not edit:
+        return ["–"] * 6
+    if not edit["done"]:
+        return [f"**refused** {edit['error'][:80]}", "–", "–", str(edit["cpu_s"]), "–", "–"]
+    tied = f" (+{edit['classes_tied']} tied)" if edit["classes_tied"] else ""
+    return [
+        "ran" if edit.get("ran") else f"**{edit.get('error', 'other shapes')[:80]}**",
+        f"{edit['left']:.3f}",
+        f"{edit['classes_left']}{tied}",
+        str(edit["cpu_s"]),
+        f"{edit['peak_by_model']:.1f}x",
+        {True: "yes", False: "**no**", None: "–"}[edit.get("saved")],
     ]
 
 
@@ -283,8 +446,32 @@ def summary(rows: list[Row]) -> Row:
             all(row["roles"][word] for word in ("query", "key", "value", "output"))
             for row in attending
         ),
+        **_edits([row["prune"] for row in traced if "prune" in row]),
         "rows of other code": sum(row.get("code") != digest() for row in rows),
     }
+
+
+def _edits(edits: list[Row]) -> Row:
+    if not edits:
+        return {}
+    done = [edit for edit in edits if edit["done"]]
+    saved = [edit["saved"] for edit in done if "saved" in edit]
+    return {
+        "half pruned": len(done),
+        "of these, ran and gave the traced shapes": sum(bool(edit.get("ran")) for edit in done),
+        "of these, every class pruned": sum(edit["classes_left"] == 0 for edit in done),
+        "refused whole": len(edits) - len(done),
+        "median share of parameters left": _middle([edit["left"] for edit in done]),
+        "more than 0.8 of the parameters left": sum(edit["left"] > 0.8 for edit in done),
+        "median CPU s of the edit": _middle([edit["cpu_s"] for edit in done]),
+        "longest CPU s of an edit": max((edit["cpu_s"] for edit in done), default=None),
+        "median peak memory by the model's": _middle([edit["peak_by_model"] for edit in done]),
+        "saved and loaded": f"{sum(map(bool, saved))} of {len(saved)}",
+    }
+
+
+def _middle(values: list[float]) -> float | None:
+    return round(statistics.median(values), 3) if values else None
 
 
 def _medians(rows: list[Row]) -> dict[str, float]:
@@ -301,7 +488,7 @@ def write(folder: Path, family: str, done: dict[str, Row]) -> None:
     facts = {"python": platform.python_version(), "machine": platform.machine(), **_versions()}
     document = {"family": family, "facts": facts, "summary": summary(rows), "rows": rows}
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / f"coverage_{family}.json", json.dumps(document, indent=1) + "\n")
+    _replace(folder / f"coverage_{family}.json", _compact(document) + "\n")
     lines = [f"# Axis classes: {family}", "", *NOTES[family]]
     lines += [f"- {key}: {value}" for key, value in summary(rows).items()]
     lines += [f"- {key}: {value}" for key, value in facts.items()]
@@ -310,6 +497,13 @@ def write(folder: Path, family: str, done: dict[str, Row]) -> None:
         "| " + " | ".join(cell.replace("|", "\\|") for cell in _cells(row)) + " |" for row in rows
     ]
     _replace(folder / f"coverage_{family}.md", "\n".join(lines) + "\n")
+
+
+def _compact(document: Row) -> str:
+    """JSON with one row a line."""
+    rows = ",\n  ".join(json.dumps(row) for row in document["rows"])
+    head = json.dumps({key: value for key, value in document.items() if key != "rows"}, indent=1)
+    return f'{head[:-2]},\n "rows": [\n  {rows}\n ]\n}}'
 
 
 def _versions() -> dict[str, str]:
@@ -337,7 +531,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--family", choices=("torchvision", "hf", "timm"), required=True)
+    families = ("torchvision", "hf", "timm", "hf_all", "timm_all")
+    parser.add_argument("--family", choices=families, required=True)
+    parser.add_argument("--all", action="store_true", help="every model of hf or timm, and --prune")
+    parser.add_argument("--prune", action="store_true", help="prune half of each model, too")
+    parser.add_argument("--no-check", action="store_true", help="without the permutation check")
     parser.add_argument("--subset", choices=("nightly", "all"), default="all")
     parser.add_argument("--only", nargs="+", default=["*"], help="shell patterns of names")
     parser.add_argument("--skip", nargs="+", default=[], help="shell patterns of names")
@@ -346,13 +544,18 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="forget what an earlier run found")
     parser.add_argument("--worker", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.all and options.family in ("hf", "timm"):
+        options.family += "_all"
+    options.prune |= options.family.endswith("_all")
     if options.worker is not None:
-        work(options.family, options.worker)
+        work(options.family, options.worker, options.prune, not options.no_check)
         return
     from coverage_zoo import FAMILIES, NIGHTLY
 
     names = (
-        NIGHTLY[options.family] if options.subset == "nightly" else FAMILIES[options.family][0]()
+        NIGHTLY[options.family.partition("_")[0]]
+        if options.subset == "nightly"
+        else FAMILIES[options.family][0]()
     )
     names = [name for name in names if _asked(name, options.only, options.skip)]
     found = options.out / f"coverage_{options.family}.json"
@@ -365,6 +568,7 @@ def main() -> None:
         done,
         options.limit,
         lambda rows: write(options.out, options.family, rows),
+        ["--prune"] * options.prune + ["--no-check"] * options.no_check,
     )
     write(options.out, options.family, done)
     print(json.dumps(summary(list(done.values())), indent=1))

@@ -441,6 +441,84 @@ def _hf(name: str) -> Built:
     return TaskHead(made.from_config(config)).eval(), (), inputs
 
 
+# Heads, in this order; what has none of them is taken without a head.
+HEADS = (
+    "AutoModelForSequenceClassification",
+    "AutoModelForCausalLM",
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForImageClassification",
+    "AutoModelForSemanticSegmentation",
+    "AutoModelForAudioClassification",
+    "AutoModelForCTC",
+    "AutoModelForSpeechSeq2Seq",
+    "AutoModelForMaskedLM",
+    "AutoModelForImageTextToText",
+    "AutoModelForVideoClassification",
+    "AutoModel",
+)
+
+
+def hf_all_names() -> list[str]:
+    """Every model type of the installed transformers; those with a configuration of their own first."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return [*dict.fromkeys([*hf_names(), *sorted(CONFIG_MAPPING_NAMES)])]
+
+
+def _hf_any(name: str) -> Built:
+    """Any type: a configuration made small word by word, the first head that it has, inputs by the forward pass."""
+    if name in hf_names():
+        return _hf(name)
+    import inspect
+
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    config = _shrunk(transformers.AutoConfig, name)
+    made = next(
+        getattr(transformers, head)
+        for head in HEADS
+        if type(config) in getattr(transformers, head)._model_mapping
+    )
+    model = made.from_config(config).eval()
+    if sum(p.numel() for p in model.parameters()) > 50e6:
+        raise ValueError("its tiny configuration is not tiny")
+    words = set(inspect.signature(model.forward).parameters)
+    main = model.main_input_name
+    ids = torch.randint(3, 12, (2, 8))
+    text, vision = (getattr(config, f"{kind}_config", None) for kind in ("text", "vision"))
+    image = _image(
+        2, _side(vision or config), int(getattr(vision or config, "num_channels", 3) or 3)
+    )
+    known: dict[str, Any] = {
+        "input_ids": ids,
+        "pixel_values": image,
+        "input_values": torch.randn(2, 400),
+        "input_features": torch.randn(2, int(getattr(config, "num_mel_bins", 8) or 8), 20),
+    }
+    inputs = {main: known[main]} if main in known else {}
+    if text is not None and "input_ids" in words:
+        inputs["input_ids"] = ids
+    if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in words:
+        inputs["decoder_input_ids"] = ids[:, :5]
+    return TaskHead(model).eval(), (), inputs
+
+
+def _shrunk(auto: Any, name: str) -> Any:
+    """The default configuration with every known size made small, in the configurations inside it too."""
+    default = auto.for_model(name)
+    small: dict[str, Any] = {}
+    for key, value in default.to_dict().items():
+        if isinstance(value, dict) and key.endswith("_config") and "model_type" in value:
+            known = {word: n for word, n in TINY.items() if value.get(word) is not None}
+            small[key] = {"model_type": value["model_type"], **known}
+        elif key in TINY and value is not None and isinstance(value, int):
+            small[key] = TINY[key]
+        elif key in ("num_layers", "n_layer", "n_layers", "depth", "num_decoder_layers"):
+            small[key] = 2 if isinstance(value, int) else value
+    return auto.for_model(name, **small)
+
+
 def _side(config: Any) -> int:
     size = getattr(config, "image_size", 32) or 32
     return int(size[0] if isinstance(size, (list, tuple)) else size)
@@ -500,6 +578,24 @@ def timm_names(count: int = 220) -> list[str]:
     for turn in range(12):
         picked += [names[turn] for names in ranked.values() if len(names) > turn]
     return picked[:count]
+
+
+def timm_all_names() -> list[str]:
+    """Every architecture below 100 million parameters, the small ones of each module first."""
+    import timm
+
+    first = timm_names(10_000)
+    return [*dict.fromkeys([*first, *timm.list_models()])]
+
+
+def _timm_any(name: str) -> Built:
+    import timm
+
+    with torch.device("meta"):
+        count = sum(p.numel() for p in timm.create_model(name, num_classes=10).parameters())
+    if count >= 100e6:
+        raise ValueError(f"{count / 1e6:.0f} M parameters: not below 100 M")
+    return _timm(name)
 
 
 SMALL = (
@@ -595,6 +691,8 @@ FAMILIES: Mapping[str, tuple[Callable[[], list[str]], Callable[[str], Built]]] =
     "torchvision": (torchvision_names, _torchvision),
     "hf": (hf_names, _hf),
     "timm": (timm_names, _timm),
+    "hf_all": (hf_all_names, _hf_any),
+    "timm_all": (timm_all_names, _timm_any),
 }
 NIGHTLY = {
     "torchvision": _words(
@@ -627,14 +725,14 @@ def room(family: str, name: str) -> str:
         words = builder.__module__.removeprefix("torchvision.models.").split(".")
         known = ("detection", "segmentation", "optical_flow", "video")
         return words[0] if words[0] in known else "classification"
-    if family == "hf":
+    if family.startswith("hf"):
         return "two towers" if name in ("clip", "siglip") else "task head"
     return "classification"
 
 
 def build(family: str, name: str) -> Built:
     """A model with random weights, in eval mode, and its inputs."""
-    importlib.import_module({"hf": "transformers"}.get(family, family))
+    importlib.import_module("transformers" if family.startswith("hf") else family.partition("_")[0])
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

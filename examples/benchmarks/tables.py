@@ -125,6 +125,37 @@ n = {n} seeds; paired differences in points with their 95 % interval.
 """
 
 
+def cut_cost(found: dict) -> str:
+    def shown(one: dict | None) -> str:
+        if not one:
+            return ""
+        spread = (
+            f"{one['median']:.2f} ({one['q1']:.2f} to {one['q3']:.2f})" if "median" in one else ""
+        )
+        return spread or one["answer"]
+
+    rows = []
+    for row in found["models"]:
+        left = " / ".join(
+            f"{row[w]:.2f}" for w in ("graftlib_left", "torch-pruning_left") if w in row
+        )
+        times = f"{row['times']['median']:.2f}x" if "times" in row else ""
+        own, peer = shown(row.get("graftlib")), shown(row.get("torch-pruning"))
+        rows.append([row["model"], str(row["n"]), own, shown(row.get("prune")), peer, times, left])
+    flags = f"--rounds {found['machine']['rounds']}"
+    head = ["model", "n", "graftlib", "of it the edit", "Torch-Pruning", "theirs / ours", "left"]
+    return f"""## What pruning half costs
+
+Half of every class of a model that was never traced, with its trace and proof, beside Torch-Pruning's graph and step.
+CPU seconds of one thread, median and quartiles; the share of the parameters that is left, ours / theirs.
+
+    pip install torch-pruning==1.6.1
+    python examples/benchmarks/cut_cost.py {flags} --out docs/benchmarks/cut_cost.json
+
+{table(head, rows)}
+"""
+
+
 def breaks(found: dict) -> str:
     rows = []
     for row in found["rows"]:
@@ -492,6 +523,7 @@ def main() -> None:
         ("adapter_cost", adapter_cost),
         ("import_cost", import_cost),
         ("trace_cost", trace_cost),
+        ("cut_cost", cut_cost),
         ("breaks", breaks),
         ("slim_start", slim_start),
         ("restoration", restoration),

@@ -1,12 +1,13 @@
 """The `Parameter` records of a traced model.
 
-In: the model, its graph, the reads of its parameters, what attentions make of them, depths. Out: one record for
-every name of every parameter, in the model's own order; a tied name is listed with `tied_to` set.
+In: the model, the reads of its parameters, depths; and, once somebody asks, what attentions make of them. Out: one
+record for every name of every parameter, in the model's own order; a tied name is listed with `tied_to` set.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from torch import fx, nn
 
@@ -15,13 +16,12 @@ from .parameter import Parameter
 from .reads import Read
 from .roles import Projection
 
-__all__ = ["describe"]
+__all__ = ["describe", "with_projections"]
 
 
 def describe(
     model: nn.Module,
     reads: Mapping[str, Sequence[Read]],
-    projections: Mapping[str, Projection],
     depths: Mapping[fx.Node, float],
 ) -> tuple[Parameter, ...]:
     """A record for each name of each parameter of `model`."""
@@ -37,29 +37,39 @@ def describe(
             depth = depths.get(own[0].node, 0.0)
         else:
             meaning, depth = meaning_by_module(model.get_submodule(layer), leaf, shape), None
-        projection = projections.get(origin)
-        if projection is not None and meaning.kind in ("grouped", "other"):
-            # The role holds; the parts would cut through groups, or through axes that are not named.
-            projection = Projection(projection.role, projection.heads, meaning.parts)
-        elif projection is None or meaning.kind not in _PROJECTED:
-            projection = Projection(meaning.role, None, meaning.parts)
         records.append(
             Parameter(
                 fqn=fqn,
                 shape=shape,
                 dtype=tensor.dtype,
                 kind=meaning.kind,
-                role=projection.role,
+                role=meaning.role,
                 layer=layer,
                 depth=depth,
                 axes=meaning.axes,
                 tied_to=origin if origin != fqn else None,
                 groups=meaning.groups,
-                heads=projection.heads,
-                parts=projection.parts,
+                parts=meaning.parts,
             )
         )
     return tuple(records)
+
+
+def with_projections(
+    records: Iterable[Parameter], projections: Mapping[str, Projection]
+) -> Iterator[Parameter]:
+    """The records, with the roles of those that are projections of attentions."""
+    for record in records:
+        projection = projections.get(record.tied_to or record.fqn)
+        if projection is not None and record.kind in ("grouped", "other"):
+            # The role holds; the parts would cut through groups, or through axes that are not named.
+            yield replace(record, role=projection.role, heads=projection.heads)
+        elif projection is not None and record.kind in _PROJECTED:
+            yield replace(
+                record, role=projection.role, heads=projection.heads, parts=projection.parts
+            )
+        else:
+            yield record
 
 
 _PROJECTED = ("linear", "conv", "bias")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import networkx as nx
@@ -20,7 +21,7 @@ from ..errors import MatchError, TraceError, ViewError, nearest, shown
 from .caches import Place, without_caches
 from .capture import Capture, capture
 from .depth import relative_depths
-from .describe import describe
+from .describe import describe, with_projections
 from .evidence import Evidence
 from .layers import Layer, Shapes, contract
 from .normal import graph_root
@@ -78,8 +79,14 @@ class LayerGraph:
         self.layers: tuple[Layer, ...]
         self.nx: nx.MultiDiGraph[str]
         self.layers, self.nx = contract(model, self.fx, capture.calls, depths)
-        projections = find_projections(self.fx, reads)
-        self._parameters = {p.fqn: p for p in describe(model, reads, projections, depths)}
+        self._reads = reads
+        self._records = describe(model, reads, depths)
+
+    @cached_property
+    def _parameters(self) -> dict[str, Parameter]:
+        # Which weights are whose projections is the dearest question about a graph, and many never ask it.
+        projections = find_projections(self.fx, self._reads)
+        return {each.fqn: each for each in with_projections(self._records, projections)}
 
     @property
     def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -146,7 +153,7 @@ class LayerGraph:
         if found is None:
             raise MatchError(
                 f"{self.name!r} has no parameter {shown(fqn)}.",
-                near=nearest(fqn, list(self._parameters)),
+                near=lambda: nearest(fqn, list(self._parameters)),
                 fix="name a parameter as in model.named_parameters()",
                 address=address,
             )
@@ -283,7 +290,7 @@ class LayerGraph:
         return as_table(self)
 
     def __repr__(self) -> str:
-        count = len(self._parameters)
+        count = len(self._records)
         return f"<LayerGraph of {self.name}: {len(self.layers)} layers, {count} parameters>"
 
     def _runnable(self) -> fx.Graph:

@@ -28,9 +28,29 @@ from .shapes import known_result
 from .tensors import output_tensors, replaced, tensor_leaves
 from .unrolled import recurrent_shapes
 
-__all__ = ["quiet", "record_meta", "record_real", "to_device"]
+__all__ = ["Watch", "quiet", "record", "record_meta", "record_real", "to_device"]
 
 META = torch.device("meta")
+
+
+class Watch:
+    """What a caller may add to a recording; this one adds nothing. It is entered around the forward pass."""
+
+    recorder: _Recorder
+
+    def __enter__(self) -> Any:
+        """Entered last, innermost."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Left first."""
+
+    def run(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], compute: Any) -> Any:
+        """The result of an op that is about to run; ``compute()`` is what torch gives."""
+        return compute()
+
+    def note(self, node: fx.Node) -> None:
+        """An op was written down."""
 
 
 def record_meta(
@@ -51,6 +71,34 @@ def record_meta(
     given, named = structure.copy_value((tuple(args), dict(kwargs)), structure.like_meta)
     with torch.device(META):
         return _record(model, twin, given, named, rename={META: device})
+
+
+def record(
+    twin: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    device: torch.device,
+    watch: Watch,
+    *,
+    meta: bool,
+) -> tuple[fx.Graph, list[Call]]:
+    """Record a scratch model under a watch.
+
+    Args:
+        twin: made by `structure.rebuild`, so that nobody minds what its forward pass writes.
+        args: positional inputs.
+        kwargs: keyword inputs.
+        device: of the user's model.
+        watch: sees every op.
+        meta: whether the model and the pass are without values.
+    """
+    if not meta:
+        given, named = to_device((tuple(args), dict(kwargs)), device)
+        shared = {p.untyped_storage().data_ptr(): fqn for fqn, p in twin.named_parameters()}
+        return _record(twin, twin, given, named, protected=shared, watch=watch)
+    given, named = structure.copy_value((tuple(args), dict(kwargs)), structure.like_meta)
+    with torch.device(META):
+        return _record(twin, twin, given, named, rename={META: device}, watch=watch)
 
 
 def record_real(
@@ -104,21 +152,30 @@ def _record(
     *,
     rename: Mapping[torch.device, torch.device] | None = None,
     protected: Mapping[int, str] | None = None,
+    watch: Watch | None = None,
 ) -> tuple[fx.Graph, list[Call]]:
     frames = Frames(model, twin)
     builder = Builder(lambda: frames.current)
     # A module that could not be copied still computes with the user's own tensors.
     names = {**first_names(model), **first_names(twin)}
-    recorder = _Recorder(builder, names, dict(rename or {}), dict(protected or {}))
+    watch = watch or Watch()
+    recorder = _Recorder(builder, names, dict(rename or {}), dict(protected or {}), watch)
     # One object given twice is two inputs.
     tensors = [tensor.view_as(tensor) for tensor in tensor_leaves((args, kwargs))]
     for name, tensor in zip(input_names(twin, args, kwargs), tensors, strict=True):
         recorder.learn(tensor, builder.placeholder(name, tensor))
     args, kwargs = replaced((args, kwargs), tensors)
-    with quiet(), enable_python_dispatcher(), frames, recorder:
+    with quiet(), enable_python_dispatcher(), frames, recorder, watch:
         out = twin(*args, **kwargs)
     outputs = [recorder.node(tensor) for tensor in output_tensors(out)]
     return builder.output(outputs), frames.calls
+
+
+def _result(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    known: Any = known_result(func, args, kwargs)
+    if known is None:
+        known = recurrent_shapes(func, args)
+    return func(*args, **kwargs) if known is None else known
 
 
 # A mode at the PreDispatch key must be one of three classes that torch knows by name. `SchemaCheckMode` is the
@@ -130,12 +187,15 @@ class _Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]
         names: dict[int, str],
         rename: dict[torch.device, torch.device],
         protected: dict[int, str],
+        watch: Watch,
     ) -> None:
         TorchDispatchMode.__init__(self, _dispatch_key=torch._C.DispatchKey.PreDispatch)  # type: ignore[no-untyped-call]
         self._builder = builder
         self._names = names
         self._rename = rename
         self._protected = protected
+        self._watch = watch
+        watch.recorder = self
         # id -> (what still finds the tensor, its node). An id may be used again once its tensor is gone.
         self._seen: dict[int, tuple[Callable[[], Tensor | None], fx.Node]] = {}
         # The same by memory, for what `tensor.data` gives: another object that no op made.
@@ -161,20 +221,19 @@ class _Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]
             self._refuse_write(func, args, kwargs)
         # The python dispatcher is what brought us here; below, torch's own kernels are meant to run.
         with torch._C._DisablePythonDispatcher():
-            known: Any = known_result(func, args, kwargs)
-            if known is None:
-                known = recurrent_shapes(func, args)
-            result = func(*args, **kwargs) if known is None else known
-        tensors = isinstance(result, (Tensor, list, tuple))
-        if tensors or func._schema.is_mutable:
-            node = self._builder.call(func, self._nodes(args), self._nodes(kwargs), result)
-            if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-                node.meta["autocast"] = (
-                    True  # the model's own: the graph alone would compute otherwise
-                )
-            for tensor, item in self._builder.items(node, result):
-                self.learn(tensor, item)
+            result = self._watch.run(func, args, kwargs, lambda: _result(func, args, kwargs))
+            if isinstance(result, (Tensor, list, tuple)) or func._schema.is_mutable:
+                self._write(func, args, kwargs, result)
         return result
+
+    def _write(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        node = self._builder.call(func, self._nodes(args), self._nodes(kwargs), result)
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+            # The model's own: the graph alone would compute otherwise.
+            node.meta["autocast"] = True
+        for tensor, item in self._builder.items(node, result):
+            self.learn(tensor, item)
+        self._watch.note(node)
 
     def learn(self, tensor: Tensor, node: fx.Node) -> None:
         """From here on `tensor` is what `node` gives."""
@@ -182,6 +241,13 @@ class _Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]
         if (place := _place(tensor)) is not None:
             storage, *view = place
             self._memory[storage.cdata, *view] = (storage, node)
+
+    def source(self, tensor: Tensor) -> fx.Node | str | None:
+        """The node that gives `tensor`; the FQN of a parameter or buffer that was not met; None for others."""
+        seen = self._seen.get(id(tensor))
+        if seen is not None and seen[0]() is tensor:
+            return seen[1]
+        return self._names.get(id(tensor))
 
     def node(self, tensor: Tensor) -> fx.Node:
         """The node that gives `tensor`; parameters, buffers and constants get theirs when first met."""

@@ -6,7 +6,7 @@ under all their names. Always true: nothing is written before everything was che
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -18,7 +18,15 @@ from ..graph.axes import AxisClass, axis_classes
 from ..graph.caches import copy_to_edit
 from .refusal import SurgeryError
 
-__all__ = ["Request", "editable", "owned", "replace", "requested", "tensor_of", "whole_numbers"]
+__all__ = [
+    "Request",
+    "editable",
+    "owners_of",
+    "requested",
+    "resize",
+    "tensor_of",
+    "whole_numbers",
+]
 
 T = TypeVar("T")
 # A class of the graph, or its number in ``graph.axis_classes``.
@@ -118,31 +126,48 @@ def whole_numbers(values: object) -> Tensor:
 
 def tensor_of(model: nn.Module, fqn: str) -> Tensor:
     """A parameter or buffer by name; AttributeError where there is none."""
-    owner, _, name = fqn.rpartition(".")
-    found = getattr(model.get_submodule(owner), name)
+    *path, name = fqn.split(".")
+    for word in path:
+        if word not in model._modules:
+            raise AttributeError(fqn)
+        model = model._modules[word]  # type: ignore[assignment]
+    parameter = model._parameters.get(name)
+    found: Tensor | None = parameter if parameter is not None else model._buffers.get(name)
     if not isinstance(found, Tensor):
         raise AttributeError(fqn)
     return found
 
 
-def owned(model: nn.Module, tensor: Tensor) -> Iterator[tuple[nn.Module, str, bool]]:
-    """(module, name, whether it is a parameter) of every place that holds this very tensor."""
+def owners_of(model: nn.Module) -> dict[int, list[tuple[nn.Module, str, bool]]]:
+    """`id` of a tensor -> (module, name, whether it is a parameter) of every place that holds it."""
+    owners: dict[int, list[tuple[nn.Module, str, bool]]] = {}
     for module in model.modules():
-        for name, held in module._parameters.items():
-            if held is tensor:
-                yield module, name, True
+        for name, parameter in module._parameters.items():
+            owners.setdefault(id(parameter), []).append((module, name, True))
         for name, buffer in module._buffers.items():
-            if buffer is tensor:
-                yield module, name, False
+            owners.setdefault(id(buffer), []).append((module, name, False))
+    return owners
 
 
-def replace(model: nn.Module, fqn: str, values: Tensor) -> None:
-    """Put new values, of any shape, in the place of a tensor, under all the names that it has."""
-    old = tensor_of(model, fqn)
-    values = values.detach().clone()
-    new: Any = values
-    if isinstance(old, nn.Parameter):
-        new = nn.Parameter(values, requires_grad=old.requires_grad)
-    for module, name, is_parameter in list(owned(model, old)):
-        held: dict[str, Any] = module._parameters if is_parameter else module._buffers
-        held[name] = new
+def resize(model: nn.Module, rows: Mapping[tuple[str, int], Tensor]) -> None:
+    """Give tensors other sizes, in place, under all the names that they have.
+
+    Args:
+        model: whose tensors are replaced.
+        rows: (FQN, axis) -> for each place of the new axis, the old place that it reads.
+    """
+    axes: dict[str, dict[int, Tensor]] = {}
+    for (fqn, axis), places in rows.items():
+        axes.setdefault(fqn, {})[axis] = places
+    owners = owners_of(model)
+    for fqn, by_axis in axes.items():
+        old = tensor_of(model, fqn)
+        values = old.detach()
+        for axis, places in by_axis.items():
+            values = values.index_select(axis, places.to(values.device))
+        new: Any = values
+        if isinstance(old, nn.Parameter):
+            new = nn.Parameter(values, requires_grad=old.requires_grad)
+        for module, name, is_parameter in owners[id(old)]:
+            tensors: dict[str, Any] = module._parameters if is_parameter else module._buffers
+            tensors[name] = new

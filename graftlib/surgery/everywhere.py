@@ -1,25 +1,23 @@
 """A wish for a whole model: which classes it means, and which of them can have it.
 
 In: a graph. Out: the free classes, of nested ones (heads x head_dim, groups x group size) only the outer; and the
-largest part of a list of classes that an edit takes. Always true: what is left out of the second is named.
+largest sizes of a list of classes that go together. Always true: what is left out of the second is named.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from math import prod
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass, Member, axis_classes
-from .refusal import SurgeryError, SurgeryWarning
+from .fit import Plan, plan
+from .refusal import SurgeryWarning
 
 __all__ = ["outer_classes", "where_possible"]
-
-Kept = Mapping[AxisClass, Tensor]
-Attempt = Callable[[Kept], nn.Module]
 
 
 def outer_classes(graph: LayerGraph) -> list[AxisClass]:
@@ -54,81 +52,38 @@ def _stride(member: Member) -> int:
     return prod(member.factors[member.position + 1 :])
 
 
-def where_possible(wishes: Kept, attempt: Attempt) -> tuple[nn.Module, Kept]:
-    """The edited model with as many of the wishes as go together, and those wishes.
+def where_possible(model: nn.Module, graph: LayerGraph, wishes: Mapping[AxisClass, int]) -> Plan:
+    """As many of the wishes as go together.
 
     Args:
-        wishes: class -> the units that it shall keep.
-        attempt: makes the edited model for some of them, or raises SurgeryError.
+        model: the traced one, or another of the same structure.
+        graph: of it.
+        wishes: class -> how many units it shall keep.
 
     Raises:
         SurgeryError: none of the classes can be edited.
 
     Warns:
-        SurgeryWarning: some were left as they are.
+        SurgeryWarning: some were left as they are, or keep more units than was wished.
     """
-    refusals: dict[AxisClass, SurgeryError] = {}
-    made, done = _most(wishes, attempt, refusals)
-    if made is None:
-        first = next(iter(refusals.values()), None)
-        raise SurgeryError(
-            f"none of the {len(wishes)} free classes can be edited.",
-            why=first.what if first else "all axes are frozen",
-            fix="look at graph.axis_classes, and give the classes that are meant",
-        ) from first
-    if refusals:
-        _name(refusals, len(wishes))
-    return made, done
+    feasible = plan(model, graph, wishes, fixed=False)
+    left = {c: why for c, why in feasible.refused.items() if feasible.sizes[c] == c.size}
+    if left:
+        why = " ".join(dict.fromkeys(left.values()))
+        _warn(f"{len(left)} of {len(wishes)} classes were left as they are", left, why[:400])
+    tied = [c for c, n in feasible.sizes.items() if n != wishes[c] and c not in left]
+    if tied:
+        sizes = ", ".join(f"{feasible.sizes[c]} instead of {wishes[c]}" for c in tied[:8])
+        _warn(
+            f"{len(tied)} of {len(wishes)} classes got other sizes, as the code ties them",
+            tied,
+            sizes,
+        )
+    return feasible
 
 
-def _name(refusals: Mapping[AxisClass, SurgeryError], count: int) -> None:
-    named = "; ".join(f"{each.size} units of {each.members[0]}" for each in list(refusals)[:8])
-    more = f"; and {len(refusals) - 8} more" if len(refusals) > 8 else ""
-    why = " ".join(dict.fromkeys(error.what for error in refusals.values()))
-    warnings.warn(
-        f"{len(refusals)} of {count} classes were left as they are: {named}{more}. {why}",
-        SurgeryWarning,
-        stacklevel=4,
-    )
-
-
-def _most(
-    wishes: Kept, attempt: Attempt, refusals: dict[AxisClass, SurgeryError]
-) -> tuple[nn.Module | None, Kept]:
-    """By halves: one bad class among n costs about 2 log n attempts. What shares an axis stays together longest."""
-    if not wishes:
-        return None, {}
-    try:
-        return attempt(wishes), wishes
-    except SurgeryError as error:
-        if len(wishes) == 1:
-            refusals.update(dict.fromkeys(wishes, error))
-            return None, {}
-    first_half, second_half = _halves(wishes)
-    one, some = _most(first_half, attempt, refusals)
-    other, others = _most(second_half, attempt, refusals)
-    if one is None or other is None:
-        return (other, others) if one is None else (one, some)
-    both = {**some, **others}
-    try:
-        return attempt(both), both
-    except SurgeryError as error:
-        first = len(some) >= len(others)
-        refusals.update(dict.fromkeys(others if first else some, error))
-        return (one, some) if first else (other, others)
-
-
-def _halves(wishes: Kept) -> tuple[Kept, Kept]:
-    parts: list[list[AxisClass]] = []
-    for each in wishes:
-        axes = {(m.fqn, m.axis) for m in each.members}
-        near = [
-            part for part in parts if any(axes & {(m.fqn, m.axis) for m in c.members} for c in part)
-        ]
-        parts = [part for part in parts if part not in near] + [
-            [*(c for p in near for c in p), each]
-        ]
-    if len(parts) == 1:
-        parts = [[each] for each in parts[0]]
-    first = [each for part in parts[: len(parts) // 2] for each in part]
-    return {c: wishes[c] for c in first}, {c: wishes[c] for c in wishes if c not in first}
+def _warn(what: str, classes: Iterable[AxisClass], why: str) -> None:
+    every = list(classes)
+    named = "; ".join(f"{each.size} units of {each.members[0]}" for each in every[:8])
+    more = f"; and {len(every) - 8} more" if len(every) > 8 else ""
+    warnings.warn(f"{what}: {named}{more}. {why}", SurgeryWarning, stacklevel=5)

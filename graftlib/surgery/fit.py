@@ -1,48 +1,98 @@
-"""Give a model tensors of other sizes, and make it prove that it is still what it was.
+"""Give a model tensors of other sizes, once it is proven that it is still what it was.
 
-In: for each (FQN, axis) the old places that the new tensor reads, and the new size of each class. Out: an edited
-model that has run on the traced shapes (without values), and whose axis classes are the old ones in their new sizes.
+In: wished sizes of axis classes. Out: a `Plan`: sizes that go together, and the attributes of modules that follow from
+them; and the edited model. Always true: no value is copied before a scratch model without values has run at these
+sizes, gave outputs of the traced shapes, and had the axis classes of the traced one in their new sizes.
+Elsewhere: scratch models (`scratch`), what the code asks of sizes (`equations`), attributes by name (`stale`).
 """
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
-from collections.abc import Callable, Container, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..errors import TraceError
 from ..graph import LayerGraph
-from ..graph.axes import AxisClass, Member, axis_classes
+from ..graph.axes import AxisClass, Member
+from ..graph.axes.classes import classes_of
+from ..graph.axes.infer import infer
 from ..graph.caches import drop_caches
-from ..graph.capture import capture
-from .edits import editable, owned, replace, tensor_of
+from ..graph.capture import capture, device_of
+from .edits import editable, resize, tensor_of
+from .equations import Equations
 from .refusal import SurgeryError
-from .stale import (
-    Set,
-    refresh_heads,
-    refresh_inner,
-    refresh_layer,
-    refresh_repeats,
-    refresh_width,
-)
+from .scratch import Misfit, Reference, equations_of, passage, reference_of, scratch
+from .stale import labels, refresh_layers
+from .tagged import Place, put
 
-__all__ = ["fitted"]
+__all__ = ["Plan", "fitted", "plan"]
 
 Rows = Mapping[tuple[str, int], Tensor]
-_Block = tuple[str, int, int, tuple[int, ...]]
+Sizes = Mapping[AxisClass, int]
+_KINDS = {"meta": "meta", "fake": "shapes"}
+_RUNS = "the modules do not run with these sizes, or not as what they were."
+_OUTPUTS = "the outputs would change their shape."
+_CLASSES = "the modules run with these sizes, but not as what they were."
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes that a model was proven to run with.
+
+    Attributes:
+        sizes: class -> how many units it will have.
+        attributes: what modules are to say.
+        refused: classes that were left as they are -> why.
+    """
+
+    sizes: dict[AxisClass, int]
+    attributes: dict[Place, int]
+    refused: dict[AxisClass, str] = field(default_factory=dict)
+
+
+@dataclass
+class _Learned:
+    """What trials with a graph have shown.
+
+    Attributes:
+        reference: the pass that trials are compared with.
+        equations: what the code asks of sizes; None until somebody had to know.
+        refused: classes whose size the code holds -> why.
+    """
+
+    reference: Reference
+    equations: Equations | None = None
+    refused: dict[AxisClass, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    what: str
+    misfits: tuple[Misfit, ...]
+
+    @property
+    def why(self) -> str:
+        return "; ".join(misfit.words for misfit in self.misfits[:2])[:400]
+
+
+# What was learned goes when the graph goes.
+_learned: weakref.WeakKeyDictionary[LayerGraph, _Learned] = weakref.WeakKeyDictionary()
 
 
 def fitted(
     model: nn.Module,
     graph: LayerGraph,
     rows: Rows,
-    sizes: Mapping[AxisClass, int],
+    sizes: Sizes,
     *,
     inplace: bool,
-    finish: Callable[[nn.Module], None] = lambda model: None,
+    finish: Callable[[nn.Module], None] | None = None,
+    attributes: Mapping[Place, int] | None = None,
 ) -> nn.Module:
     """The model with new sizes.
 
@@ -52,139 +102,235 @@ def fitted(
         rows: (FQN, axis) -> for each place of the new axis, the old place that it reads.
         sizes: class -> how many units it will have.
         inplace: edit the model itself; otherwise a copy.
-        finish: is given the edited model before it must prove itself; it raises SurgeryError to refuse it.
+        finish: is given the edited model, a copy first; it raises SurgeryError to refuse it.
+        attributes: of a `Plan` for these sizes; without them the sizes are proven here.
 
     Raises:
         SurgeryError: the modules do not run with these sizes. The model is as it was.
     """
-    failure: SurgeryError | None = None
-    # A size may be written down around the layer, or only far above it, or what is written around it is the size of
-    # something else (GPT-2's width of an attention). The first reading that runs is the right one.
-    for reach in (3, None, 1):
+    if attributes is None:
+        attributes = plan(model, graph, sizes, fixed=True).attributes
+    edited = model
+    if not inplace or finish is not None:
         edited = editable(model, graph, sizes, inplace=False)
-        try:
-            _resize(edited, graph, rows, sizes, reach)
-            _must_run(edited, graph, sizes)
+        _edit(edited, rows, sizes, attributes)
+        if finish is not None:
             finish(edited)
-        except SurgeryError as error:
-            failure = failure or error
-            continue
-        if not inplace:
-            return edited
+    if inplace:
         drop_caches(model, graph, SurgeryError)
-        _resize(model, graph, rows, sizes, reach)
-        finish(model)
-        return model
-    assert failure is not None
-    raise failure
+        _edit(model, rows, sizes, attributes)
+        if finish is not None:
+            finish(model)
+        edited = model
+    return edited
 
 
-def _resize(
+def _edit(model: nn.Module, rows: Rows, sizes: Sizes, attributes: Mapping[Place, int]) -> None:
+    resize(model, rows)
+    put(model, dict(attributes))
+    refresh_layers(model, sizes)
+
+
+def plan(model: nn.Module, graph: LayerGraph, wishes: Sizes, *, fixed: bool) -> Plan:
+    """The wished sizes, or as much of them as goes together, with the attributes that follow.
+
+    Args:
+        model: the traced one, or another of the same structure.
+        graph: of it.
+        wishes: class -> how many units it shall have.
+        fixed: these sizes and no others; else the nearest to them that go together, where a class that cannot change
+            at all keeps its size.
+
+    Raises:
+        SurgeryError: the modules do not run with these sizes, or with none but those that they have.
+    """
+    _must_have_example(graph, wishes)
+    learned = _learned.get(graph)
+    if learned is None:
+        learned = _learned[graph] = _Learned(reference_of(graph))
+    refused = {} if fixed else {c: why for c, why in learned.refused.items() if c in wishes}
+    sizes = {each: each.size if each in refused else size for each, size in wishes.items()}
+    by_name = True
+    while True:
+        attributes = _labels(model, graph, learned.reference, sizes) if by_name else {}
+        if learned.equations is not None:
+            if not fixed:
+                sizes = _together(learned.equations, sizes, refused)
+                if by_name:
+                    attributes = _labels(model, graph, learned.reference, sizes)
+            known, broken = learned.equations.attributes_for(sizes)
+            attributes |= known
+            if broken and fixed:
+                why = "; ".join(learned.equations.words(one) for one in broken[:2])
+                raise _refusal(graph, wishes, _RUNS, f"the code asks that {why}")
+        if not fixed and all(size == each.size for each, size in sizes.items()):
+            why = next(iter(refused.values()), "all axes are frozen")
+            raise _refusal(
+                graph, wishes, f"none of the {len(wishes)} free classes can be edited.", why
+            )
+        try:
+            failure = _tried(model, graph, learned, sizes, attributes)
+        except SurgeryError as error:  # layers of a recurrent module disagree
+            if fixed:
+                raise
+            failure = _Failure(error.what, (Misfit(_recurrent(error, sizes), error.what),))
+        if failure is None:
+            return Plan(sizes, attributes, refused)
+        if learned.equations is None:
+            try:
+                learned.reference, learned.equations = equations_of(model, graph)
+                continue
+            except Exception as error:
+                # The forward pass does not take the example without what tracing knows; what fails is left.
+                learned.equations = Equations(learned.reference.classes, (), {})
+                del error
+                continue
+        left = _blamed(failure, sizes)
+        if not left and by_name:
+            by_name = (
+                False  # what an attribute of a known name says may be the size of something else
+            )
+            continue
+        if fixed:
+            raise _refusal(graph, wishes, failure.what, failure.why)
+        left = left or _half(sizes)
+        for each in left:
+            refused[each] = learned.refused[each] = failure.why
+            sizes[each] = each.size
+
+
+def _together(
+    equations: Equations, wishes: dict[AxisClass, int], refused: dict[AxisClass, str]
+) -> dict[AxisClass, int]:
+    sizes = equations.feasible(wishes)
+    for each, size in sizes.items():
+        if size == each.size and wishes[each] != size:
+            refused[each] = "the code ties its size to others"
+    return sizes
+
+
+def _recurrent(error: SurgeryError, sizes: Sizes) -> tuple[AxisClass, ...]:
+    """The classes of the hidden and projected units of the module that an error names."""
+    start = f"{getattr(error, 'module', '')}.weight_h".lstrip(".")
+    return tuple(c for c in sizes if any(m.fqn.startswith(start) for m in c.members))
+
+
+def _blamed(failure: _Failure, sizes: Sizes) -> list[AxisClass]:
+    every = [each for misfit in failure.misfits for each in misfit.classes]
+    return [each for each in dict.fromkeys(every) if sizes.get(each, each.size) != each.size]
+
+
+def _half(sizes: Sizes) -> list[AxisClass]:
+    """Where nothing says which class is at fault: the latter half of those that change."""
+    changed = [each for each, size in sizes.items() if size != each.size]
+    return changed[len(changed) // 2 :]
+
+
+def _labels(
+    model: nn.Module, graph: LayerGraph, reference: Reference, sizes: Sizes
+) -> dict[Place, int]:
+    now = reference.numbers(sizes)
+    lengths: dict[tuple[str, int], tuple[int, int]] = {}
+    for each in sizes:
+        for member in each.members:
+            key = (member.fqn, member.axis)
+            due = reference.shape(member.fqn, now)
+            if key not in lengths and due is not None:
+                old = tensor_of(model, member.fqn).shape[member.axis]
+                lengths[key] = (old, due[member.axis] or old)
+    changed = {key: ends for key, ends in lengths.items() if ends[0] != ends[1]}
+    return labels(model, changed, sizes, reference.classes)
+
+
+def _tried(
     model: nn.Module,
     graph: LayerGraph,
-    rows: Rows,
-    sizes: Mapping[AxisClass, int],
-    reach: int | None,
-) -> None:
-    around = dict(model.named_modules())
-    groups = {_block(m) for each in axis_classes(graph) for m in each.members if m.position == 0}
-    done: Set = set()
-    for (fqn, axis), places in rows.items():
-        tensor = tensor_of(model, fqn)
-        replace(model, fqn, tensor.detach().index_select(axis, places.to(tensor.device)))
-        refresh_width(_holders(around, fqn, reach), tensor.shape[axis], len(places), done)
-    for each, size in sizes.items():
-        for member in each.members:
-            if len(member.factors) > 1:
-                refresh = _refresh(member, groups)
-                refresh(_holders(around, member.fqn, reach), each.size, size, done)
-    for each, size in sizes.items():
-        for member in each.members:
-            for module, _, _ in owned(model, tensor_of(model, member.fqn)):
-                name = member.fqn.rpartition(".")[0]
-                refresh_layer(module, _groups(module, member, size), name=name)
+    learned: _Learned,
+    sizes: Sizes,
+    attributes: Mapping[Place, int],
+) -> _Failure | None:
+    """What stands against the sizes; None where a scratch model of these sizes has proven itself."""
+    meta = graph.rung == "meta"
+    twin = _scratch(model, graph, sizes, attributes, _KINDS.get(graph.rung, "values"))
+    seen: fx.Graph | None
+    if meta:
+        passed = passage(twin, graph, learned.reference, sizes, meta=True)
+        seen, misfits = passed.graph, passed.misfits
+    else:
+        seen, misfits = _captured(twin, graph)
+        if misfits and learned.equations is not None:
+            twin = _scratch(model, graph, sizes, attributes, "values")
+            misfits = passage(twin, graph, learned.reference, sizes, meta=False).misfits or misfits
+    if misfits or seen is None:
+        return _Failure(_RUNS, misfits)
+    outputs = tuple(tuple(val.shape) for val in seen.output_node().meta["val"])
+    if outputs != graph.outputs:
+        words = f"{graph.outputs} would become {outputs}"
+        return _Failure(_OUTPUTS, (Misfit((), words),))
+    found = infer(model, seen, real=graph.rung == "real")
+    lost = _lost(learned.reference.classes, classes_of(found), sizes)
+    return _Failure(_CLASSES, (Misfit(tuple(lost), _CLASSES),)) if lost is not None else None
 
 
-def _refresh(
-    member: Member, groups: Container[_Block]
-) -> Callable[[list[object], int, int, Set], None]:
-    """What sets the attributes that say the size of a factor: heads, those in a group of them, the inside of one."""
-    if member.position == len(member.factors) - 1:
-        return refresh_inner
-    return refresh_repeats if member.position and _block(member) in groups else refresh_heads
+def _scratch(
+    model: nn.Module, graph: LayerGraph, sizes: Sizes, attributes: Mapping[Place, int], kind: str
+) -> nn.Module:
+    twin = scratch(model, graph, sizes, attributes, kind=kind)
+    refresh_layers(twin, sizes)
+    return twin
 
 
-def _block(member: Member) -> _Block:
-    return member.fqn, member.axis, member.start, member.factors
-
-
-def _groups(module: nn.Module, member: Member, count: int) -> int | None:
-    """The new number of groups, where the class is the groups of this module."""
-    old: Any = getattr(module, "groups", None) or getattr(module, "num_groups", None)
-    first = member.axis == 0 and member.position == 0
-    return count if first and old and old > 1 and member.factors[0] == old else None
-
-
-def _holders(modules: Mapping[str, nn.Module], fqn: str, reach: int | None) -> list[object]:
-    """What may hold the size of a tensor: the `reach` modules nearest to it; None: all above, and their configs."""
-    path = fqn.split(".")[:-1]
-    last = -1 if reach is None else max(len(path) - reach, -1 if reach > 1 else len(path) - 1)
-    found: list[object] = [modules[".".join(path[:i])] for i in range(len(path), last, -1)]
-    if reach is None:
-        configs = [getattr(module, "config", None) for module in found]
-        found += [config for config in configs if hasattr(config, "__dict__")]
-    return found
-
-
-def _must_run(model: nn.Module, graph: LayerGraph, sizes: Mapping[AxisClass, int]) -> None:
+def _captured(twin: nn.Module, graph: LayerGraph) -> tuple[fx.Graph | None, tuple[Misfit, ...]]:
     args, kwargs = graph.example
+    try:
+        with torch.device("cpu"):
+            home = device_of(graph.model)
+            return capture(twin, args, kwargs, device=home, rungs=(graph.rung,)).graph, ()
+    except TraceError as error:
+        answers: Mapping[str, str] = getattr(error, "answers", {})
+        words = "; ".join(f"{rung}: {answer}" for rung, answer in answers.items())
+        return None, (Misfit((), words[:400]),)
+
+
+def _must_have_example(graph: LayerGraph, sizes: Sizes) -> None:
+    args, kwargs = graph.example
+    if not args and not kwargs:
+        what = "the edited model cannot be run: the graph keeps no example."
+        raise _refusal(graph, sizes, what, None)
+
+
+def _refusal(graph: LayerGraph, sizes: Sizes, what: str, why: str | None) -> SurgeryError:
     where = {
         f"{each.size} -> {size}{'' if i == 0 else f' ({i + 1})'}": ", ".join(
             map(str, each.members[:2])
         )
-        for i, (each, size) in enumerate(sizes.items())
-        if i < 6
+        for i, (each, size) in enumerate(list(sizes.items())[:6])
     }
     fix = "leave these classes as they are, or take the sizes in the model's own code from its tensors"
-    if not args and not kwargs:
-        raise SurgeryError(
-            "the edited model cannot be run: the graph keeps no example.", where=where, fix=fix
-        )
-    try:
-        # What saw the model before sees it again; the other rungs would only take their time to refuse.
-        with torch.device("cpu"):
-            seen = capture(model, args, kwargs, rungs=(graph.rung,))
-            after = LayerGraph(model, seen, args, kwargs)
-    except TraceError as error:
-        raise SurgeryError(
-            "the modules do not run with these sizes.",
-            where=where,
-            why="; ".join(f"{rung}: {answer}" for rung, answer in error.answers.items())[:400],  # type: ignore[attr-defined]
-            fix=fix,
-        ) from error
-    if after.outputs != graph.outputs:
-        raise SurgeryError(
-            "the outputs would change their shape.",
-            where={"before": graph.outputs, "after": after.outputs, **where},
-            fix=fix,
-        )
-    # A view with -1 in it runs with any size: two heads of four may pass for four heads of two.
-    placed = min(sizes.values()) > 1  # a factor of one unit drops out, and the others move up
-    if _outline(graph, sizes, placed) != _outline(after, {}, placed):
-        raise SurgeryError(
-            "the modules run with these sizes, but not as what they were.", where=where, fix=fix
-        )
+    return SurgeryError(what, where=where, why=why, fix=fix)
+
+
+def _lost(
+    before: Sequence[AxisClass], after: Iterable[AxisClass], sizes: Sizes
+) -> list[AxisClass] | None:
+    """The classes that are not there any more in their new sizes; None where all are, and no others.
+
+    A view with -1 in it runs with any size: two heads of four may pass for four heads of two.
+    """
+    # A factor of one unit drops out, and the others move up.
+    placed = min(sizes.values(), default=2) > 1
+    due = {c: (sizes.get(c, c.size), _places(c, placed)) for c in before if c.free}
+    wanted = Counter(key for key in due.values() if key[0] > 1)
+    there = Counter((c.size, _places(c, placed)) for c in after if c.free and c.size > 1)
+    if wanted == there:
+        return None
+    missing = wanted - there
+    return [c for c, key in due.items() if key in missing]
+
+
+def _places(each: AxisClass, placed: bool) -> frozenset[tuple[str, int, int]]:
+    return frozenset(_place(member, placed) for member in each.members)
 
 
 def _place(member: Member, placed: bool) -> tuple[str, int, int]:
     return member.fqn, member.axis, member.position if placed else 0
-
-
-def _outline(graph: LayerGraph, sizes: Mapping[AxisClass, int], placed: bool) -> Counter[object]:
-    """The free classes by their size and by where they lie, to the factor where `placed`; one unit is no class."""
-    found: Counter[object] = Counter()
-    for each in axis_classes(graph):
-        size = sizes.get(each, each.size)
-        if each.free and size > 1:
-            found[size, frozenset(_place(m, placed) for m in each.members)] += 1
-    return found

@@ -56,7 +56,8 @@ def narrow(
         keep: class (or its number) -> how many units (int), what share of them (float up to 1.0), or which ones
             (their numbers; they keep their order). A float alone is a share of every free class: whole heads and
             whole groups go, what lies inside them stays; a class that the model's code does not let be narrowed is
-            left as it is, with a warning that names it; so are the ranks of adapters of the `peft` library.
+            left as it is, one whose size the code ties to others gets the nearest size that goes with them, with a
+            warning that names it. The ranks of adapters of the `peft` library stay.
         score: which units to keep where a count or a share is given: ``"magnitude"`` (norm of what makes a unit
             times norm of what reads it), ``"uniform"`` (by place), or a function of (graph, model, class) that
             gives a number for each unit, larger is better.
@@ -109,38 +110,38 @@ def narrow(
         raise SurgeryError(f"ridge is above 0 or 'auto', not {shown(ridge)}.")
     strength = None if isinstance(ridge, str) else ridge
 
-    def cut(kept: Mapping[AxisClass, Tensor], inplace: bool = False) -> nn.Module:
-        sizes = {each: len(units) for each, units in kept.items()}
-        editable(model, graph, kept, inplace=True)  # is it the model of the graph?
-        return fitted(model, graph, _rows(model, kept), sizes, inplace=inplace)
-
     editable(model, graph, [c for c in axis_classes(graph) if c.free], inplace=True)
     before = config_state(model, graph)
+    attributes = None
     if isinstance(keep, Mapping):
         asked = requested(graph, keep)
         if not asked:
             raise SurgeryError("keep names no class.", fix="narrow(model, graph, {0: 0.5}), or 0.5")
-        kept: Mapping[AxisClass, Tensor] = {
-            each: _units(each, wish, rank) for each, wish in asked.items()
-        }
-        slim = cut(kept)
+        kept = {each: _units(each, wish, rank) for each, wish in asked.items()}
     else:
-        outer = outer_classes(graph)
+        share, outer = _share(keep), outer_classes(graph)
         fixed = ranks(graph.model, outer)
-        counts = {c: max(round(_share(keep) * c.size), 1) for c in outer if c not in fixed}
-        wide = {each: _units(each, count, rank) for each, count in counts.items()}
-        slim, kept = where_possible(wide, cut)
+        counts = {c: max(round(share * c.size), 1) for c in outer if c not in fixed}
+        feasible = where_possible(model, graph, counts)
+        attributes = feasible.attributes
+        kept = {each: _units(each, count, rank) for each, count in feasible.sizes.items()}
+    sizes = {each: len(units) for each, units in kept.items()}
+    rows = _rows(model, kept)
+
+    def cut(inplace: bool) -> nn.Module:
+        return fitted(model, graph, rows, sizes, inplace=inplace, attributes=attributes)
+
+    slim = cut(inplace and batches is None)
     with _on_data():
         if batches is not None and refit is not None:
-            rows = _rows(model, kept)
             refitted(model, slim, graph, list(kept), rows, batches, how=refit, ridge=strength)
         if batches is not None and statistics:
             reestimate(slim, batches)
-    if inplace:
-        cut(kept, inplace=True).load_state_dict(slim.state_dict())
+    if inplace and batches is not None:
+        cut(inplace=True).load_state_dict(slim.state_dict())
         slim = model
     refresh_ranks(slim)
-    refresh_config(slim, before, {each: len(units) for each, units in kept.items()})
+    refresh_config(slim, before, sizes)
     return slim
 
 

@@ -1,32 +1,27 @@
 """Attributes that say a size and go stale when a tensor gets another one.
 
-In: the modules whose tensors changed. Out: their attributes set to what the tensors say. The table knows torch's own
-layers; for others, attributes of a known name that held the old size are set, at the module and at those around it.
+In: a model whose tensors change. Out: torch's own layers set to what their tensors say; for other modules, what
+attributes of known names are to say. Elsewhere: attributes that the code computes with, whatever their names
+(`equations`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from torch import nn
 
+from ..graph.axes import AxisClass, Member
+from .edits import owners_of, tensor_of
 from .refusal import SurgeryError
+from .tagged import Place
 
-__all__ = [
-    "HEADS",
-    "INNER",
-    "REPEATS",
-    "WIDTHS",
-    "Set",
-    "refresh_heads",
-    "refresh_inner",
-    "refresh_layer",
-    "refresh_repeats",
-    "refresh_width",
-]
+__all__ = ["HEADS", "INNER", "REPEATS", "WIDTHS", "labels", "refresh_layer", "refresh_layers"]
 
-# (holder, attribute) that have been set: a new size may be another class's old one.
-Set = set[tuple[int, str]]
+_Block = tuple[str, int, int, tuple[int, ...]]
+# The modules nearest to a tensor that may say its size.
+_REACH = 3
 
 # Names for a number of heads, for what is inside of one, for how many queries share a key, and for a width, in modules
 # that are not torch's own.
@@ -139,6 +134,7 @@ def _refresh_recurrent(module: nn.RNNBase, module_name: str) -> None:
                 where={"module": f"{type(module).__name__} '{module_name}'"},
                 fix="give the same number of units to the classes of all of "
                 + ", ".join(f"'{weight}'" for weight in hidden if weight.startswith(prefix)),
+                module=module_name,
             )
     if projections and max(projections) >= min(sizes):
         raise SurgeryError(
@@ -146,6 +142,7 @@ def _refresh_recurrent(module: nn.RNNBase, module_name: str) -> None:
             f"size of {min(sizes)}.",
             where={"module": f"{type(module).__name__} '{module_name}'"},
             fix="leave the hidden units more than the projection, or prune both",
+            module=module_name,
         )
     made.input_size = made.weight_ih_l0.shape[1]
     (made.hidden_size,) = sizes
@@ -159,30 +156,69 @@ def _refresh_cell(module: nn.RNNCellBase) -> None:
     made.input_size, made.hidden_size = made.weight_ih.shape[1], made.weight_hh.shape[1]
 
 
-def refresh_heads(modules: list[object], old: int, new: int, done: Set) -> None:
-    """Set what holds a number of heads in any of the modules."""
-    _set(modules, HEADS, old, new, done)
+def labels(
+    model: nn.Module,
+    lengths: Mapping[tuple[str, int], tuple[int, int]],
+    sizes: Mapping[AxisClass, int],
+    classes: Iterable[AxisClass],
+) -> dict[Place, int]:
+    """What attributes of known names say of a size, at the modules nearest to a tensor, and what they are to say.
+
+    Args:
+        model: as it is before the edit.
+        lengths: (FQN, axis) -> how long the axis is, and will be.
+        sizes: class -> how many units it will have.
+        classes: all of the model's.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    said: dict[Place, int] = {}
+
+    def say(fqn: str, names: tuple[str, ...], old: int, new: int) -> None:
+        path = fqn.split(".")[:-1]
+        for end in range(len(path), max(len(path) - _REACH, -1), -1):
+            module = ".".join(path[:end])
+            for name in names:
+                value = modules[module].__dict__.get(name)
+                if type(value) is int and value == old:
+                    said.setdefault((module, (name,)), new)
+
+    for (fqn, _), (old, new) in lengths.items():
+        say(fqn, WIDTHS, old, new)
+    groups = {_block(m) for each in classes for m in each.members if m.position == 0}
+    for each, size in sizes.items():
+        for member in each.members:
+            if len(member.factors) > 1:
+                say(member.fqn, _names(member, groups), each.size, size)
+    return said
 
 
-def refresh_inner(modules: list[object], old: int, new: int, done: Set) -> None:
-    """Set what holds the width of one head in any of the modules."""
-    _set(modules, INNER, old, new, done)
+def _names(member: Member, groups: Container[_Block]) -> tuple[str, ...]:
+    """What the size of a factor is called: heads, those in a group of them, the inside of one."""
+    if member.position == len(member.factors) - 1:
+        return INNER
+    return REPEATS if member.position and _block(member) in groups else HEADS
 
 
-def refresh_repeats(modules: list[object], old: int, new: int, done: Set) -> None:
-    """Set what holds how many queries share a key and value in any of the modules."""
-    _set(modules, REPEATS, old, new, done)
+def _block(member: Member) -> _Block:
+    return member.fqn, member.axis, member.start, member.factors
 
 
-def refresh_width(modules: list[object], old: int, new: int, done: Set) -> None:
-    """Set what holds a width in any of the modules."""
-    _set(modules, WIDTHS, old, new, done)
+def refresh_layers(model: nn.Module, sizes: Mapping[AxisClass, int]) -> None:
+    """Set what torch's own layers say of their tensors, in place, after the tensors got these sizes.
+
+    Raises:
+        SurgeryError: layers of a recurrent module disagree; ``module`` is its name.
+    """
+    owners = owners_of(model)
+    for each, size in sizes.items():
+        for member in each.members:
+            for module, _, _ in owners[id(tensor_of(model, member.fqn))]:
+                name = member.fqn.rpartition(".")[0]
+                refresh_layer(module, _groups(module, member, size), name=name)
 
 
-def _set(holders: list[object], names: tuple[str, ...], old: int, new: int, done: Set) -> None:
-    for holder in holders:
-        for name in names:
-            value = holder.__dict__.get(name)
-            if type(value) is int and value == old and (id(holder), name) not in done:
-                setattr(holder, name, new)
-                done.add((id(holder), name))
+def _groups(module: nn.Module, member: Member, count: int) -> int | None:
+    """The new number of groups, where the class is the groups of this module."""
+    old: Any = getattr(module, "groups", None) or getattr(module, "num_groups", None)
+    first = member.axis == 0 and member.position == 0
+    return count if first and old and old > 1 and member.factors[0] == old else None

@@ -8,7 +8,7 @@ stays; `check` runs the model to say so. Axes of kernels are positions and not l
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -30,11 +30,13 @@ __all__ = [
     "axes_of",
     "axis_classes",
     "class_of",
+    "class_of_atoms",
     "classes_of",
     "freedom",
     "freedom_of",
     "frozen_ops",
     "frozen_shares",
+    "reading",
 ]
 
 
@@ -119,7 +121,8 @@ _read: weakref.WeakKeyDictionary[LayerGraph, tuple[Inference, tuple[AxisClass, .
 )
 
 
-def _reading(graph: LayerGraph) -> tuple[Inference, tuple[AxisClass, ...]]:
+def reading(graph: LayerGraph) -> tuple[Inference, tuple[AxisClass, ...]]:
+    """What was read of a graph, and its classes; read at the first use."""
     if graph not in _read:
         found = infer(graph.model, graph.fx, real=graph.real)
         _read[graph] = (found, classes_of(found, blind_parts(graph.fx)))
@@ -128,12 +131,12 @@ def _reading(graph: LayerGraph) -> tuple[Inference, tuple[AxisClass, ...]]:
 
 def axis_classes(graph: LayerGraph) -> tuple[AxisClass, ...]:
     """The classes of a graph: the free ones first, each kind in the order of the model."""
-    return _reading(graph)[1]
+    return reading(graph)[1]
 
 
 def axes_of(graph: LayerGraph, fqn: str) -> tuple[Axis, ...]:
     """See `LayerGraph.axes`; LookupError where the forward pass does not read it."""
-    inference, classes = _reading(graph)
+    inference, classes = reading(graph)
     lengths = inference.axes[fqn]
     by_place = {
         (member.axis, member.start, member.factors, member.position): (number, each)
@@ -197,12 +200,12 @@ def class_of(graph: LayerGraph, address: str, axis: str | int | None) -> AxisCla
 
 def freedom(graph: LayerGraph) -> float:
     """See `freedom_of`."""
-    return freedom_of(_reading(graph)[0])
+    return freedom_of(reading(graph)[0])
 
 
 def frozen_ops(graph: LayerGraph) -> dict[str, int]:
     """Ops that froze something for want of a rule -> how often; the most frequent first."""
-    found = _reading(graph)[0].frozen_ops
+    found = reading(graph)[0].frozen_ops
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
@@ -214,7 +217,7 @@ def frozen_shares(graph: LayerGraph) -> dict[str, float]:
     """
     shares: dict[str, float] = {}
     every = 0
-    for count, axis in _counted(_reading(graph)[0]):
+    for count, axis in _counted(reading(graph)[0]):
         every += count
         lost = axis.size - _free_units(resolve(axis))
         fixed = [atom for atom in leaves(axis) if atom.frozen is not None]
@@ -288,6 +291,23 @@ def classes_of(
         for atom, each in members.items()
     ]
     return (*(c for c in made if c.free), *(c for c in made if not c.free))
+
+
+def class_of_atoms(found: Inference, classes: Iterable[AxisClass]) -> dict[Atom, AxisClass]:
+    """The class of each atom that weights are made of; `classes` may be of another reading of the same model."""
+    by_member = {
+        (m.fqn, m.axis, m.start, m.factors, m.position): each
+        for each in classes
+        for m in each.members
+    }
+    known: dict[Atom, AxisClass] = {}
+    for fqn, axes in found.axes.items():
+        for i, axis in enumerate(axes):
+            for atom, start, factors, position in _parts(resolve(axis), 0):
+                each = by_member.get((fqn, i, start, factors, position))
+                if each is not None and atom not in known:
+                    known[atom] = each
+    return known
 
 
 def _first_tie(axes: Axes, i: int) -> str | None:

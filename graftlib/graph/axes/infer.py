@@ -65,11 +65,13 @@ class Inference:
         axes: FQN of a parameter, or of a buffer that the state dict carries -> its axes, for those that are read.
         frozen_ops: op -> how often it froze something for want of a rule.
         ties: the op behind every tie of two free atoms, by the tie's number.
+        values: node -> its axes, a `Stack`, or a list of them.
     """
 
     axes: Mapping[str, Axes]
     frozen_ops: dict[str, int]
     ties: tuple[str, ...]
+    values: Mapping[fx.Node, Any]
 
 
 def infer(
@@ -89,7 +91,7 @@ def infer(
             reader.read(node)
         if real:
             _freeze_beside_unread(model, reader.states)
-    return Inference(reader.states, dict(reader.unruled), tuple(journal.ties))
+    return Inference(reader.states, dict(reader.unruled), tuple(journal.ties), reader.values)
 
 
 class _Reader:

@@ -1,0 +1,271 @@
+"""Sizes that a model's code holds: what can follow follows, what is tied goes together, and only a number stays."""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from graftlib.graph import trace
+from graftlib.graph.axes import AxisClass, Member
+from graftlib.surgery import SurgeryError, SurgeryWarning, fit, narrow
+from graftlib.surgery.equations import Equations
+from graftlib.surgery.scratch import equations_of
+from graftlib.surgery.tagged import Log, Tagged, put
+
+
+class Heads(nn.Module):
+    """Attention whose code takes its sizes from where `sizes` says."""
+
+    def __init__(self, width=12, heads=3, inner=4):
+        super().__init__()
+        self.start, self.qkv = nn.Linear(5, width), nn.Linear(width, 3 * heads * inner)
+        self.out, self.end = nn.Linear(heads * inner, width), nn.Linear(width, 2)
+
+    def heads(self, x):
+        raise NotImplementedError
+
+    def joined(self, y, x):
+        return y.flatten(2)
+
+    def forward(self, x):
+        x = self.start(x)
+        q, k, v = self.heads(x).permute(2, 0, 3, 1, 4).unbind(0)
+        y = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return self.end(x + self.out(self.joined(y, x)))
+
+
+class OddlyNamed(Heads):
+    """The number of heads under a name that no table knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.prongs, self.rest = 3, [7, 4]
+
+    def heads(self, x):
+        return self.qkv(x).view(*x.shape[:2], 3, self.prongs, self.rest[1])
+
+
+class Configured(Heads):
+    """It is read from a record that the whole model shares."""
+
+    def __init__(self):
+        super().__init__()
+        self.settings = SimpleNamespace(size=SimpleNamespace(prongs=3))
+
+    def heads(self, x):
+        return self.qkv(x).view(*x.shape[:2], 3, self.settings.size.prongs, -1)
+
+
+class Derived(Heads):
+    """The width of the stream over the width of a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.per = 4
+
+    def heads(self, x):
+        return self.qkv(x).view(x.shape[0], x.shape[1], 3, x.shape[2] // self.per, self.per)
+
+
+class TiedToStream(Heads):
+    """The heads together are as wide as the stream: two of three heads of four are eight, not six."""
+
+    def __init__(self):
+        super().__init__()
+        self.prongs = 3
+
+    def heads(self, x):
+        b, n, c = x.shape
+        return self.qkv(x).reshape(b, n, 3, self.prongs, c // self.prongs)
+
+    def joined(self, y, x):
+        return y.reshape(x.shape)
+
+
+class Written(Heads):
+    """A number in the code: nothing can be set."""
+
+    def heads(self, x):
+        return self.qkv(x).view(*x.shape[:2], 3, 3, 4)
+
+
+class Misleading(nn.Module):
+    """An attribute of a known name that says the size of something else."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.dim = nn.Linear(5, 8), nn.Linear(8, 2), 8
+        self.table = nn.Parameter(torch.randn(8))
+
+    def forward(self, x):
+        return (
+            self.b(self.a(x).relu()) + (torch.arange(self.dim, device=x.device) * self.table).sum()
+        )
+
+
+def pruned(model, x):
+    torch.manual_seed(0)
+    model.eval()
+    graph = trace(model, x)
+    slim = narrow(model, graph, 0.5)
+    assert slim(x).shape == model(x).shape
+    return slim, graph
+
+
+@pytest.fixture
+def x():
+    return torch.randn(2, 6, 5)
+
+
+def test_an_attribute_of_any_name_follows(x):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        slim, _ = pruned(OddlyNamed(), x)
+    assert (slim.prongs, slim.rest, slim.qkv.out_features) == (2, [7, 4], 24)
+    assert slim.start.out_features == 6
+
+
+def test_an_attribute_of_a_shared_record_follows_and_the_users_stays(x):
+    model = Configured()
+    slim, _ = pruned(model, x)
+    assert (slim.settings.size.prongs, slim.qkv.out_features) == (2, 24)
+    assert model.settings.size.prongs == 3
+
+
+def test_a_size_that_is_computed_ties_what_it_is_computed_from(x):
+    with pytest.warns(SurgeryWarning, match="ties them.*8 instead of 6"):
+        slim, _ = pruned(Derived(), x)
+    assert (slim.start.out_features, slim.out.in_features, slim.per) == (8, 8, 4)
+
+
+def test_heads_are_together_as_wide_as_the_stream(x):
+    with pytest.warns(SurgeryWarning, match="1 of .* other sizes"):
+        slim, _ = pruned(TiedToStream(), x)
+    assert slim.start.out_features == slim.out.in_features == 8
+    assert slim.prongs == 2
+
+
+def test_a_number_in_the_code_keeps_its_class_alone(x):
+    with pytest.warns(SurgeryWarning, match=r"1 of 2 classes were left .* 3 units of qkv"):
+        slim, _ = pruned(Written(), x)
+    assert (slim.qkv.out_features, slim.start.out_features) == (36, 6)
+
+
+def test_what_a_known_name_says_of_something_else_stays():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        slim, _ = pruned(Misleading(), torch.randn(3, 5))
+    assert (slim.dim, slim.a.out_features) == (8, 4)
+
+
+@pytest.mark.parametrize("kind", [OddlyNamed, TiedToStream, Written])
+def test_it_takes_few_passes_and_a_second_edit_does_not_search(kind, x, monkeypatch):
+    passes = []
+    for name in ("passage", "equations_of"):
+        call = getattr(fit, name)
+        monkeypatch.setattr(
+            fit, name, lambda *a, call=call, name=name, **k: (passes.append(name), call(*a, **k))[1]
+        )
+    model = kind().eval()
+    graph = trace(model, x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        first = narrow(model, graph, 0.5)
+        assert passes.count("equations_of") == 1
+        assert len(passes) <= (4 if kind is Written else 3)
+        passes.clear()
+        second = narrow(model, graph, 0.5)
+    assert passes == ["passage"]
+    assert all(map(torch.equal, first.parameters(), second.parameters()))
+
+
+def test_no_value_is_copied_for_sizes_that_do_not_fit(x, monkeypatch):
+    """And the refusal keeps nothing alive: no frame, no other error."""
+    model = Written().eval()
+    graph = trace(model, x)
+    heads = next(c for c in graph.axis_classes if c.free and c.size == 3)
+    copies = []
+    call = fit.editable
+    monkeypatch.setattr(fit, "editable", lambda *a, **k: (copies.append(1), call(*a, **k))[1])
+    with pytest.raises(SurgeryError, match="view in ''") as refusal:
+        narrow(model, graph, {heads: 2})
+    assert not copies
+    assert refusal.value.__cause__ is None
+    assert refusal.value.__context__ is None
+    narrow(model, graph, {heads: 3})
+    assert copies
+
+
+def test_equations_name_the_attributes_and_the_ties(x):
+    model = TiedToStream().eval()
+    graph = trace(model, x)
+    _, equations = equations_of(model, graph)
+    words = [equations.words(one) for one in equations.equations]
+    assert any("prongs" in word and "//" in word for word in words)
+    free = {c.size: c for c in graph.axis_classes if c.free}
+    _, broken = equations.attributes_for({free[3]: 2, free[12]: 6})
+    assert broken
+    attributes, broken = equations.attributes_for({free[3]: 2, free[12]: 8})
+    assert (attributes["", ("prongs",)], broken) == (2, [])
+
+
+small = st.integers(1, 60)
+
+
+@given(small, small, st.sampled_from(["*", "+", "-", "//"]), st.booleans())
+def test_tagged_numbers_compute_as_numbers(a, b, word, swapped):
+    log = Log()
+    left, right = (a, Tagged(b, ("at", "b"), log)) if swapped else (Tagged(a, ("at", "a"), log), b)
+    compute = {
+        "*": operator.mul, "+": operator.add, "-": operator.sub, "//": operator.floordiv
+    }[word]  # fmt: skip
+    tagged = compute(left, right)
+    assert tagged == compute(a, b)
+    assert tagged.term == (word, *((a, ("at", "b")) if swapped else (("at", "a"), b)))
+    log.open = False
+    assert type(compute(left, right)) is int
+
+
+def classes(*sizes):
+    return [AxisClass(n, (Member(f"w{i}", 0, 0, (n,), 0),)) for i, n in enumerate(sizes)]
+
+
+@given(st.integers(1, 6), st.integers(2, 8), st.data())
+def test_feasible_sizes_fulfil_every_equation(heads, inner, data):
+    """heads x inner = stream, with the number of heads in an attribute."""
+    stream, head = classes(heads * inner, heads)
+    place = ("m", ("heads",))
+    size, count = ("class", 0), ("class", 1)
+    equations = Equations(
+        [stream, head],
+        [(("at", place), count), (("//", size, ("at", place)), inner), (("*", count, inner), size)],
+        {place: heads},
+    )
+    wishes = {
+        stream: data.draw(st.integers(1, stream.size)), head: data.draw(st.integers(1, heads))
+    }  # fmt: skip
+    sizes = equations.feasible(wishes)
+    attributes, broken = equations.attributes_for(sizes)
+    assert not broken
+    assert sizes[stream] == sizes[head] * inner
+    assert attributes[place] == sizes[head]
+    if wishes[stream] == wishes[head] * inner:
+        assert sizes == wishes
+
+
+def test_an_equation_that_does_not_hold_now_is_none():
+    (only,) = classes(4)
+    assert not Equations([only], [(("class", 0), 5)], {}).equations
+
+
+def test_attributes_are_put_where_they_were():
+    model = OddlyNamed()
+    put(model, {("", ("prongs",)): 2, ("", ("rest", 1)): 5})
+    assert (model.prongs, model.rest) == (2, [7, 5])
