@@ -310,7 +310,7 @@ class _Probe:
         inputs = tensor_leaves((args, kwargs))
         origins = _Origins(weights, inputs, _by_place(twin))
         try:
-            with _undisturbed(self._model), quiet(), home, origins:
+            with _undisturbed(), quiet(), home, origins:
                 twin(*args, **kwargs)
         except Exception:  # a model may raise anything
             return None

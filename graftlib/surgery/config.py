@@ -185,7 +185,7 @@ def _proven(
 
 
 def _ops(model: nn.Module, graph: LayerGraph, device: torch.device) -> list[tuple[str, ...]]:
-    args, kwargs = graph._example
+    args, kwargs = graph.example
     with torch.device("cpu"):
         seen = capture(model, args, kwargs, device=device, rungs=(graph.rung,))
     return [(n.op, str(n.target), str(n.args), str(n.kwargs)) for n in seen.graph.nodes]

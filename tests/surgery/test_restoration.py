@@ -213,7 +213,7 @@ def test_a_walk_sees_the_weight_that_was_written_at_its_stop():
     def stops(names, op):
         return names.get(id(op[1][1])) if op[0]._schema.name == "aten::linear" else None
 
-    with alone(net):
+    with alone():
         walk, other = (Walk(net, ((x,), {}), stops) for _ in range(2))
         assert [other.advance(), walk.advance()] == ["0.weight", "0.weight"]
         other.close()
