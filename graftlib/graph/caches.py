@@ -35,6 +35,7 @@ __all__ = [
     "drop_caches",
     "find_caches",
     "kept_tensors",
+    "shell_to_edit",
     "without_caches",
 ]
 
@@ -138,6 +139,11 @@ def copy_to_edit(model: nn.Module, graph: Traced, error: type[GraftError]) -> nn
     twin = structure.duplicate(model, structure.own)
     caches.drop(twin)
     return twin
+
+
+def shell_to_edit(model: nn.Module, graph: Traced, error: type[GraftError]) -> nn.Module:
+    """The model over the same tensors without what an edit of them would make stale; the rest as for `copy_to_edit`."""
+    return _stale(model, graph, error).without(model)
 
 
 def drop_caches(model: nn.Module, graph: Traced, error: type[GraftError]) -> None:

@@ -21,7 +21,7 @@ from ..graph import LayerGraph
 from ..graph.axes import AxisClass, Member
 from ..graph.axes.classes import classes_of
 from ..graph.axes.infer import infer
-from ..graph.caches import drop_caches
+from ..graph.caches import drop_caches, shell_to_edit
 from ..graph.capture import capture, device_of
 from .edits import editable, resize, tensor_of
 from .equations import Equations
@@ -145,6 +145,7 @@ def plan(model: nn.Module, graph: LayerGraph, wishes: Sizes, *, fixed: bool) -> 
         SurgeryError: the modules do not run with these sizes, or with none but those that they have.
     """
     _must_have_example(graph, wishes)
+    model = shell_to_edit(model, graph, SurgeryError)
     learned = _learned.get(graph)
     if learned is None:
         learned = _learned[graph] = _Learned(reference_of(graph))

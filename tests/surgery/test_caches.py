@@ -244,6 +244,7 @@ def first(graph):
     )
 
 
+@pytest.mark.filterwarnings("ignore:layers with fewer than", "ignore:.*fits were taken back")
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("edit", EDITS)
 @pytest.mark.parametrize("kind", WAYS)

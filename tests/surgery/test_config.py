@@ -248,7 +248,7 @@ def test_a_buffer_that_is_made_of_a_size_and_not_saved_is_named():
 
 def test_a_scale_that_is_made_of_a_size_is_named():
     """T5 with a tied table divides its outputs by the root of a width that the edited model keeps."""
-    model, (_, inputs) = t5(tied=True), MODELS["t5"]
+    model, (_, inputs) = wrapped(lambda: t5(tied=True)), MODELS["t5"]
     with pytest.warns(SurgeryWarning, match="'model_dim' is 32 and would be 16"):
         narrow(model, trace(model, (), inputs), 0.5)
 

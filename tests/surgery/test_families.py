@@ -177,6 +177,7 @@ def test_half_of_everything_is_one_call(name):
     learns(slim, args, kwargs)
 
 
+@pytest.mark.filterwarnings("ignore:the config of 'GPT2LMHeadModel' cannot say")  # heads alone
 @FAMILY
 def test_twice_everything_is_the_same_function(name):
     """Layer norms and RMS norms included; GPT-2's residual stream is left out, as its table makes and reads it."""

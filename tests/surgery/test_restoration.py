@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from graftlib.graph import trace
-from graftlib.surgery import SurgeryWarning, narrow, refit
+from graftlib.surgery import SurgeryError, SurgeryWarning, narrow, refit
 from graftlib.surgery.holdout import Holdout
 from graftlib.surgery.listen import Twin, Walk, alone
 
@@ -200,8 +200,9 @@ def test_what_a_model_raises_is_raised_and_no_thread_stays():
         {k: v.clone() for k, v in model.state_dict().items()},
         threading.active_count(),
     )
-    with pytest.raises(RuntimeError, match="too long for me"):
+    with pytest.raises(SurgeryError, match="too long for me") as raised:
         narrow(model, graph, 0.5, data=[x[:4], x])
+    assert isinstance(raised.value.__cause__, RuntimeError)
     assert threading.active_count() == threads
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
