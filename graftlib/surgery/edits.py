@@ -6,13 +6,13 @@ under all their names. Always true: nothing is written before everything was che
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import shown
+from ..errors import nearest, shown
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass, axis_classes
 from ..graph.caches import copy_to_edit
@@ -29,47 +29,77 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-# A class of the graph, or its number in ``graph.axis_classes``.
-Request = AxisClass | int
+# A class of the graph, its number in ``graph.axis_classes``, or a glob of layers: the classes that they make.
+Request = AxisClass | int | str
 
 
 def requested(graph: LayerGraph, asked: Mapping[Request, T]) -> dict[AxisClass, T]:
     """What is asked, by class.
 
     Raises:
-        SurgeryError: a class is frozen, or is none of the graph's.
+        SurgeryError: a class is frozen, or is none of the graph's; a glob hits nothing, or two ask for one class.
     """
     classes = axis_classes(graph)
-    found: dict[AxisClass, T] = {}
+    requests: dict[AxisClass, T] = {}
     for key, wish in asked.items():
-        if isinstance(key, int):
-            if not 0 <= key < len(classes):
+        for each in _meant(graph, classes, key):
+            if each in requests:
                 raise SurgeryError(
-                    f"there is no axis class {key}.",
-                    why=f"'{graph.name}' has {len(classes)}",
-                    fix="look at graph.axis_classes",
+                    f"{shown(key)} asks for {each.size} units that another rule asks for.",
+                    where={"members": ", ".join(map(str, each.members[:3]))},
+                    why="layers that add up, or read and write one stream, share an axis class",
+                    fix="ask for each class once",
                 )
-            key = classes[key]
-        elif not isinstance(key, AxisClass):
+            requests[_free(each)] = wish
+    return requests
+
+
+def _meant(graph: LayerGraph, classes: Sequence[AxisClass], key: Request) -> list[AxisClass]:
+    if isinstance(key, str):
+        return _made_by(graph, key)
+    if isinstance(key, int):
+        if not 0 <= key < len(classes):
             raise SurgeryError(
-                f"{shown(key)} is no axis class.",
-                fix="take one of graph.axis_classes, or its number there",
+                f"there is no axis class {key}.",
+                why=f"'{graph.name}' has {len(classes)}",
+                fix="look at graph.axis_classes",
             )
-        elif key not in classes:
-            raise SurgeryError(
-                f"a class of {key.size} units is none of this graph's.",
-                where={"members": ", ".join(map(str, key.members[:3]))},
-                fix="take it from the axis_classes of the graph that you pass",
-            )
-        if not key.free:
-            raise SurgeryError(
-                f"the {key.size} units of '{key.members[0].fqn}' cannot be edited.",
-                where={"members": ", ".join(map(str, key.members[:3]))},
-                why=f"their order is frozen by {key.frozen_by}",
-                fix="edit a class that is free",
-            )
-        found[key] = wish
-    return found
+        return [classes[key]]
+    if not isinstance(key, AxisClass):
+        raise SurgeryError(
+            f"{shown(key)} is no axis class.",
+            fix="take one of graph.axis_classes, its number there, or a glob of layers",
+        )
+    if key not in classes:
+        raise SurgeryError(
+            f"a class of {key.size} units is none of this graph's.",
+            where={"members": ", ".join(map(str, key.members[:3]))},
+            fix="take it from the axis_classes of the graph that you pass",
+        )
+    return [key]
+
+
+def _made_by(graph: LayerGraph, pattern: str) -> list[AxisClass]:
+    """The classes of what the layers that `pattern` hits make, each once."""
+    hits = [each for each in graph.parameters(pattern) if each.axes]
+    if not hits:
+        raise SurgeryError(
+            f"{shown(pattern)} hits no layer.",
+            near=lambda: nearest(pattern, [each.fqn for each in graph.parameters()]),
+            fix="name layers as in model.named_modules(), with globs",
+        )
+    return list(dict.fromkeys(graph.axis_class(each.fqn) for each in hits))
+
+
+def _free(each: AxisClass) -> AxisClass:
+    if not each.free:
+        raise SurgeryError(
+            f"the {each.size} units of '{each.members[0].fqn}' cannot be edited.",
+            where={"members": ", ".join(map(str, each.members[:3]))},
+            why=f"their order is frozen by {each.frozen_by}",
+            fix="edit a class that is free",
+        )
+    return each
 
 
 def editable(

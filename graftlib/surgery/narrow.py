@@ -53,11 +53,12 @@ def narrow(
     Args:
         model: the traced one, or another of the same structure.
         graph: from `graftlib.trace`.
-        keep: class (or its number) -> how many units (int), what share of them (float up to 1.0), or which ones
-            (their numbers; they keep their order). A float alone is a share of every free class: whole heads and
-            whole groups go, what lies inside them stays; a class that the model's code does not let be narrowed is
-            left as it is, one whose size the code ties to others gets the nearest size that goes with them, with a
-            warning that names it. The ranks of adapters of the `peft` library stay.
+        keep: class, its number, or a glob of layers (the classes that they make) -> how many units (int), what share
+            of them (float up to 1.0), or which ones (their numbers; they keep their order). A float alone is a share
+            of every free class: whole heads and whole groups go, what lies inside them stays; a class that the
+            model's code does not let be narrowed is left as it is, one whose size the code ties to others gets the
+            nearest size that goes with them, with a warning that names it. The ranks of adapters of the `peft`
+            library stay.
         score: which units to keep where a count or a share is given: ``"magnitude"`` (norm of what makes a unit
             times norm of what reads it), ``"uniform"`` (by place), or a function of (graph, model, class) that
             gives a number for each unit, larger is better.

@@ -35,7 +35,8 @@ def permute(
         model: the traced one, or another of the same structure; wrappers of DataParallel, DDP and `torch.compile` are
             looked through, here and in all edits: what comes back is the module inside.
         graph: from `graftlib.trace`.
-        permutations: class (or its number) -> order; entry i is the unit that comes to place i. Others stay.
+        permutations: class, its number, or a glob of layers -> order; entry i is the unit that comes to place
+            i. Others stay.
         seed: where `permutations` is None: an order drawn for every free class.
         inplace: write into `model` itself; otherwise a copy is made.
 

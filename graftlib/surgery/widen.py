@@ -52,7 +52,8 @@ def widen(
     Args:
         model: the traced one, or another of the same structure.
         graph: from `graftlib.trace`.
-        widths: class (or its number) -> how many units it shall have, at least as many as now.
+        widths: class, its number, or a glob of layers (the classes that they make) -> how many units it shall have,
+            at least as many as now.
         fill: what a new unit is. ``"like"``: made as another one is, all being repeated equally often as far as that
             goes, and read with zeros. ``"zero"``: made of zeros and read with zeros; a running variance is 1.
         seed: which units the new ones are made like.
