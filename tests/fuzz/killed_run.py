@@ -125,6 +125,8 @@ def main(what: str, root: Path, kills: int, seed: int) -> dict[str, Any]:
     random, folder = Random(seed), root / "here"
     folder.mkdir()
     if what == "export":
+        (root / "warm").mkdir()
+        export(root / "warm", 80)  # the exporter's own first use, once for all the children
         clean = []
         for width in (80, 90):
             (root / str(width)).mkdir()
