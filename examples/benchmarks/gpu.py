@@ -3,7 +3,7 @@
 A frozen ResNet-50 into MobileNetV2 (one 1x1 convolution, a transfer every fourth step), 224 x 224 images, channels
 last, fused AdamW, autocast; eager, compiled, and compiled with CUDA graphs; bfloat16, and float16 with GradScaler.
 
-    python examples/benchmarks/gpu.py --out docs/benchmarks/gpu.json
+    python examples/benchmarks/gpu.py --out gpu.json
     python examples/benchmarks/gpu.py --device cpu --small      a dry run of the same logic; its times mean nothing
 
 Time: plain and grafted take turns, some cycles of steps each, in one process; the ratio is taken within a round; the

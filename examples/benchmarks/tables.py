@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from gpu_tables import gpu
 from markdown_tables import table
 from paper_tables import experiments
 
@@ -17,7 +18,8 @@ HEAD = """# Measurements
 
 Every table is made from a JSON file in `docs/benchmarks/` by `python examples/benchmarks/tables.py`, and every JSON
 file by the command above its table. Times are those of one machine (2 cores, no GPU) that was busy with other work:
-compare ratios, not seconds. Nothing is measured on CUDA, nor the cost of DDP and FSDP2.
+compare ratios, not seconds. What was measured on CUDA is in one section, "On a GPU"; the cost of DDP and FSDP2 is not
+measured.
 """
 
 
@@ -520,6 +522,7 @@ def main() -> None:
     parts = [HEAD]
     for name, section in (
         ("step_cost", step_cost),
+        ("on_gpu", gpu),
         ("adapter_cost", adapter_cost),
         ("import_cost", import_cost),
         ("trace_cost", trace_cost),

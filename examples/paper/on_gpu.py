@@ -45,6 +45,11 @@ SHARES = {"cuda": {"checks": 0.15, "cost": 0.3}, "cpu": {"checks": 0.35, "cost":
 """Of the time that is left when a part begins; the last of those asked for gets all."""
 DATASETS = ("cifar10", "fashion-mnist")
 FIRST_SEED, DRY_SEEDS = 20_000, 2
+OF_A_RUN = (
+    *("setting", "seed", "top-1", "loss", "training loss", "row norm", "seconds"),
+    *("transfers", "skipped", "angle of a write", "size of a write"),
+)
+"""What the report says of a run; the rest is said once a table."""
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -365,7 +370,7 @@ def write_report(args: argparse.Namespace, log: Path) -> None:
             "cudnn": torch.backends.cudnn.version(),
             "python": platform.python_version(),
         },
-        "command": sys.argv[1:],
+        "command": [Path(w).name if w in (args.out, str(args.data)) else w for w in sys.argv[1:]],
         "checks": [r for r in found["checks"] if r["kind"] == "check"],
         "cost": [r for r in found["cost"] if r["kind"] == "cost"],
         "table1": table(found["table1"]),
@@ -432,7 +437,7 @@ def table(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "plans": plan,
                 "rows": rows,
                 "differences": differences,
-                "runs": list(runs.values()),
+                "runs": [{k: v for k, v in run.items() if k in OF_A_RUN} for run in runs.values()],
             }
         )
     return tables
