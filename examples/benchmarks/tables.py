@@ -297,7 +297,8 @@ accuracy that random weights ended with (checked every tenth of the training; th
 **Every start from the source beats random weights, in all six settings.** Uniform units, taken class by class, are not
 better than per-tensor selection, which ignores classes; what helps beyond that is the choice of units and, mostly, the
 fit to data. The fit does not always help (the transformer on CIFAR-10), and on 2,000 images training itself can cost
-accuracy: the fitted CNN starts above where it ends, at a learning rate that was tuned for random weights.
+accuracy: the fitted CNN starts above where it ends, at a learning rate that was tuned for random weights. These runs are
+older than an importance that counts what scales a channel, and than fits that are judged on inputs held out.
 
 {shown}
 """
@@ -409,7 +410,8 @@ def transplanted(found: dict) -> str:
 A residual network is trained once; slim targets have half of its width, and half of its depth (`shallow`) or no way
 around their convolutions (`plain convolutions`). Every start but the first row trains for half of the steps. Paired
 differences over seeds with 95 % t intervals. `transplant, no knowledge` comes from the source before it was trained.
-The two grafted rows are of an earlier adapter, whose rank replaced the rows and which hardly heard its source.
+The two grafted rows are of an earlier adapter, whose rank replaced the rows and which hardly read its source. All rows
+are older than an importance that counts what scales a channel, and than blocks that stay together.
 
     python examples/benchmarks/transplant.py --root DIR --out docs/benchmarks/transplant.json
 
