@@ -297,8 +297,8 @@ accuracy that random weights ended with (checked every tenth of the training; th
 **Every start from the source beats random weights, in all six settings.** Uniform units, taken class by class, are not
 better than per-tensor selection, which ignores classes; what helps beyond that is the choice of units and, mostly, the
 fit to data. The fit does not always help (the transformer on CIFAR-10), and on 2,000 images training itself can cost
-accuracy: the fitted CNN starts above where it ends, at a learning rate that was tuned for random weights. These runs are
-older than an importance that counts what scales a channel, and than fits that are judged on inputs held out.
+accuracy: the fitted CNN starts above where it ends, at a learning rate that was tuned for random weights. These runs
+are older than an importance that counts what scales a channel, and than fits that are judged on inputs held out.
 
 {shown}
 """
