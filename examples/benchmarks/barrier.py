@@ -104,7 +104,7 @@ def measure(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
 
 
 def ours(**options) -> Callable[..., State]:
-    def align(base: nn.Module, source: nn.Module, x: Tensor) -> State:
+    def aligned(base: nn.Module, source: nn.Module, x: Tensor) -> State:
         task = problem(trace(base, (x[:2],)), trace(source, (x[:2],)))
         given = dict(options)
         if given.pop("identity_start", False):
@@ -115,7 +115,7 @@ def ours(**options) -> Callable[..., State]:
         state = source.state_dict()
         return {**state, **align(task, base.state_dict(), state, **given).transported(state)}
 
-    return align
+    return aligned
 
 
 def rebasin(base: nn.Module, source: nn.Module, x: Tensor) -> State:
@@ -129,7 +129,7 @@ def rebasin(base: nn.Module, source: nn.Module, x: Tensor) -> State:
 def git_re_basin(folder: Path) -> Callable[..., State]:
     """The authors' function; of their `utils`, which wants flax and an older jax, it needs one line."""
 
-    def align(base: nn.Module, source: nn.Module, x: Tensor) -> State:
+    def aligned(base: nn.Module, source: nn.Module, x: Tensor) -> State:
         import jax
 
         utils = types.ModuleType("utils")
@@ -162,7 +162,7 @@ def git_re_basin(folder: Path) -> Callable[..., State]:
             for kind, at in (("kernel", "weight"), ("bias", "bias"))
         }
 
-    return align
+    return aligned
 
 
 def ways(folder: Path | None) -> dict[str, Callable[..., State]]:

@@ -108,7 +108,7 @@ def narrow(
             f"refit is one of {', '.join(map(repr, REFITS))} or None, not {shown(refit)}."
         )
     if ridge != "auto" and (isinstance(ridge, str) or not ridge > 0):
-        raise SurgeryError(f"ridge is above 0 or 'auto', not {shown(ridge)}.")
+        raise SurgeryError(f"ridge={shown(ridge)} is neither a number above 0 nor 'auto'.")
     strength = None if isinstance(ridge, str) else ridge
 
     editable(model, graph, [c for c in axis_classes(graph) if c.free], inplace=True)

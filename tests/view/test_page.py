@@ -97,7 +97,7 @@ def test_save_writes_the_whole_file_or_none(standin, tmp_path, monkeypatch):
 
 
 def test_a_missing_folder_is_an_error_with_a_fix(standin, tmp_path):
-    with pytest.raises(GraftError, match="folder that exists"):
+    with pytest.raises(GraftError, match="create the folder first"):
         hostile_pair(standin).save(tmp_path / "not" / "x.html")
 
 

@@ -196,11 +196,13 @@ class Chaotic(nn.Module):
 
     def __init__(self, places: int = 0) -> None:
         super().__init__()
-        self.a, self.z, self.places = nn.Linear(3, 6), nn.Linear(6, 2), places
+        self.a, self.b, self.z = nn.Linear(3, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+        self.places = places
         self.gain = nn.Parameter(torch.full((6,), 1 / 40))
 
     def forward(self, x):
         h = self.a(x).roll(self.places, -1) if self.places else self.a(x)
+        h = self.b(h)  # sums over units, whose order rounds
         for _ in range(40):
             h = torch.sin(40 * self.gain * h)
         return self.z(h)
