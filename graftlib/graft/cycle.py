@@ -28,10 +28,11 @@ class TransferCycle:
     Raises:
         AttachError: a value is out of range, or `stop` precedes `start`.
 
-    >>> [t for t in range(12) if TransferCycle(4, offset=1).transfers(t)]
-    [1, 5, 9]
-    >>> [t for t in range(12) if TransferCycle(2, start=3, stop=0.75).transfers(t, total_steps=12)]
-    [4, 6, 8]
+    Examples:
+        >>> [t for t in range(12) if TransferCycle(4, offset=1).transfers(t)]
+        [1, 5, 9]
+        >>> [t for t in range(12) if TransferCycle(2, start=3, stop=0.75).transfers(t, total_steps=12)]
+        [4, 6, 8]
     """
 
     every: int = 4

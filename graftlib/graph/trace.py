@@ -43,9 +43,10 @@ def trace(
         TraceError: an argument is not what it should be, or no way of tracing could follow the model; the message
             says what each one answered. Or the model is a ScriptModule, or holds one.
 
-    >>> graph = trace(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), torch.empty(1, 3, device="meta"))
-    >>> [layer.name for layer in graph.layers]
-    ['0', '1']
+    Examples:
+        >>> graph = trace(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), torch.empty(1, 3, device="meta"))
+        >>> [layer.name for layer in graph.layers]
+        ['0', '1']
     """
     if not isinstance(model, nn.Module):
         raise TraceError(
