@@ -170,7 +170,6 @@ def assemble(
         AssemblyError: an argument is out of range; a log is there and `resume` is not set, or is of other arguments; a
             mapping is of other graphs. A source that nothing meets is no error: its step is refused.
     """
-    base = unwrap(base, AssemblyError)
     settings = checked(
         merge_factor, evaluate, goal, tolerance, factors, parts, pad, frame, method, score, restarts,
         rounds, patience, seed, pairing,
@@ -182,6 +181,7 @@ def assemble(
         resume=(resume, bool),
         show=(show, bool | None),
     )
+    base = unwrap(base, AssemblyError)
     pool = Pool(sources, args, kwargs)
     if rounds > 1 and not pool.again:
         raise AssemblyError(
