@@ -172,7 +172,7 @@ def _count(block: BlockPair, *, base: bool) -> int:
 
 def _widened(base: LayerGraph, problem: Problem, widths: Mapping[int, int]) -> nn.Module:
     """The base in its new sizes."""
-    sizes: dict[AxisClass | int, int] = {
+    sizes: dict[AxisClass | int | str, int] = {
         pair.base: widths[i] for i, pair in enumerate(problem.classes) if widths[i] != pair.bases
     }
     if not sizes:
