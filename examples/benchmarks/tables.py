@@ -150,7 +150,8 @@ def cut_cost(found: dict) -> str:
 
 Half of every class of a model that was never traced, with its trace and proof, beside Torch-Pruning's graph and step.
 CPU seconds of one thread, median and quartiles; the share of the parameters that is left, ours / theirs.
-Two thirds of BERT's seconds go into asking whether its configuration can say the new sizes; the cores were not idle.
+By a profile, which slows calls, most of BERT's time goes into asking whether its configuration can say the new sizes.
+The cores were not idle.
 
     pip install torch-pruning==1.6.1
     python examples/benchmarks/cut_cost.py {flags} --out docs/benchmarks/cut_cost.json
@@ -337,7 +338,7 @@ Half of every free class, then fitted to some inputs (`narrow(…, data=)`). Squ
 results and mean cosine to the model as it was, on inputs that the fit did not see; how many of {seeds} draws of the
 inputs had fits taken back, and how many left the model further off than without the fit. A sample is an image or a
 text of 64 tokens. The rules of taking back were set after harm in runs of this benchmark, so it is no independent test
-of them.
+of them. Some models are missing yet, and the runs are older than the last changes to what they measure.
 
     python examples/benchmarks/restoration.py --root DIR --seeds {seeds} --out docs/benchmarks/restoration.json
 
