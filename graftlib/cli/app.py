@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import GraftError
-from . import doctor, export, plugins, trace, view
+from . import check, doctor, export, map, plugins, trace, view
 from .console import complain
 from .options import DEBUG, Debug
 
@@ -32,19 +32,16 @@ HELP = "\n\n".join(  # one line a paragraph: typer keeps line breaks as they are
 class Commands(TyperGroup):
     """The built-in commands, then the plug-ins: listed unloaded, loaded when they are called."""
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        """The names in the order of the help page."""
-        own = list(self.commands)
-        return own + [name for name in plugins.names() if name not in own]
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command, or for a plug-in a stand-in that only has a name and a line of help."""
-        return super().get_command(ctx, cmd_name) or plugins.stand_in(cmd_name)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.plug_ins = {name for name in plugins.names() if name not in self.commands}
+        for name in sorted(self.plug_ins):
+            self.commands[name] = plugins.stand_in(name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that is called now; here a plug-in is loaded."""
         name, command, rest = super().resolve_command(ctx, args)
-        if name is not None and name not in self.commands and name in plugins.names():
+        if name in self.plug_ins:
             command = plugins.load(name)
         return name, command, rest
 
@@ -68,7 +65,6 @@ app = typer.Typer(
     cls=Commands,
     help=HELP,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -92,8 +88,8 @@ def _root(
     """Hold the options that stand before the command."""
 
 
-for room in (trace, view, export, doctor):
-    room.register(app)
+for command in (trace, check, map, view, export, doctor):
+    command.register(app)
 
 
 def main() -> None:

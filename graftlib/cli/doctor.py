@@ -34,7 +34,7 @@ def doctor(as_json: Json = False, debug: Debug = False) -> None:
     """Report what is installed here and whether it works.
 
     Versions, extras, devices, threads; then a small model goes through trace and export. The
-    exit code is 1 where the core itself does not work here; a missing extra is no illness.
+    exit code is 1 where the core itself does not work here; a missing extra leaves it at 0.
 
     Example: graftlib doctor --json
     """

@@ -7,7 +7,6 @@ a batch of one for a constant; detectors take a list of one image.
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,19 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import GraftError, ModelNameError, shown
+from ..errors import GraftError, ModelNameError
 
-__all__ = ["DTYPES", "Wish", "for_hf", "for_torchvision", "parse_shape", "plain"]
+__all__ = ["Wish", "for_hf", "for_torchvision", "plain"]
 
-DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float64": torch.float64,
-    "int64": torch.int64,
-    "int32": torch.int32,
-    "bool": torch.bool,
-}
 TOKENS = 16
 """Length of an example text, in tokens; shorter where the model takes fewer."""
 
@@ -43,22 +33,6 @@ class Wish:
 
     shapes: tuple[tuple[int, ...], ...] = ()
     dtype: torch.dtype | None = None
-
-
-def parse_shape(text: str) -> tuple[int, ...]:
-    """The sizes in ``2x3x32x32``; ``scalar`` is no axis at all.
-
-    Raises:
-        ValueError: it is not of that form.
-
-    >>> parse_shape("2x3x32x32")
-    (2, 3, 32, 32)
-    """
-    if text == "scalar":
-        return ()
-    if not re.fullmatch(r"[0-9]{1,12}(x[0-9]{1,12})*", text):
-        raise ValueError(f"{shown(text)} is not a shape such as 2x3x32x32")
-    return tuple(int(size) for size in text.split("x"))
 
 
 def plain(wish: Wish, default: tuple[int, ...], device: str) -> tuple[Any, ...]:

@@ -1,14 +1,12 @@
 """From a name to a model and example inputs.
 
-In: ``torchvision:NAME``, ``timm:NAME``, ``hf:FOLDER`` or ``FILE.py:FACTORY``, all untrusted. Out: an `nn.Module` in
-eval mode with inputs that it accepts. Nothing is downloaded and nothing is unpickled; values are random (by seed)
-unless a folder or a checkpoint brings them. Only ``FILE.py:FACTORY`` runs code that is not installed.
-Not here: reading checkpoints (`weights`), making tensors (`inputs`).
+Out: an `nn.Module` in eval mode with inputs that it accepts. Nothing is downloaded and nothing is unpickled; values are
+random (by seed) unless a folder or a checkpoint brings them. Only ``FILE.py:FACTORY`` runs code that is not installed.
+Not here: looking names up (`names`), reading checkpoints (`weights`), making tensors (`inputs`).
 """
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import importlib
 import importlib.util
@@ -24,34 +22,13 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from ..errors import CheckpointError, GraftError, MissingExtraError, ModelNameError, nearest
+from ..errors import CheckpointError, GraftError, MissingExtraError, ModelNameError
 from . import inputs
 from .console import shown
+from .names import ModelName, find_model
 from .weights import load_weights
 
-__all__ = ["FORMS", "Loaded", "ModelName", "find_model", "load_model"]
-
-FORMS = "torchvision:NAME, timm:NAME, hf:FOLDER or FILE.py:FACTORY"
-
-
-@dataclass(frozen=True)
-class ModelName:
-    """A name whose library knows it; nothing has been built or executed yet.
-
-    Attributes:
-        library: ``"torchvision"``, ``"timm"``, ``"hf"`` or ``"file"``.
-        rest: what follows the colon; for a file, the factory's name.
-        path: the folder or the file; None for torchvision and timm.
-    """
-
-    library: str
-    rest: str
-    path: Path | None = None
-
-    def __str__(self) -> str:
-        if self.library == "file":
-            return f"{self.path}:{self.rest}"
-        return f"{self.library}:{self.rest}"
+__all__ = ["Loaded", "load_model", "require"]
 
 
 @dataclass(frozen=True)
@@ -71,138 +48,6 @@ class Loaded:
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
     device: str = "cpu"
-
-
-# ------------------------------------------------------------------------------------------- names
-
-
-def find_model(name: str) -> ModelName:
-    """Look `name` up without building the model; a .py file is read and not executed.
-
-    Raises:
-        ModelNameError: nothing has that name; the message holds the nearest ones.
-        MissingExtraError: the library that would know is not installed.
-    """
-    if not name.isprintable():
-        raise ModelNameError(f"{shown(name)} holds characters that no model's name has.", fix=FORMS)
-    library, colon, rest = name.partition(":")
-    if colon and library in _FINDERS:
-        return _FINDERS[library](rest)
-    file, colon, factory = name.rpartition(":")
-    if colon and file.endswith(".py"):
-        return _find_factory(Path(file), factory)
-    raise ModelNameError(
-        f"{shown(name)} is not the name of a model.", near=_prefixed(name), fix=f"write {FORMS}"
-    )
-
-
-def _find_torchvision(rest: str) -> ModelName:
-    names = require("torchvision.models", "vision").list_models()
-    return ModelName("torchvision", _known(rest, names, "torchvision"))
-
-
-def _find_timm(rest: str) -> ModelName:
-    timm = require("timm", "timm")
-    # A pretrained tag after the dot (resnet18.a1_in1k) chooses a configuration, which keeps its own input size.
-    known = timm.list_models() if not timm.is_model(rest) else [rest]
-    return ModelName("timm", _known(rest, known, "timm"))
-
-
-def _find_folder(rest: str) -> ModelName:
-    folder = Path(rest)
-    try:
-        folder = folder.expanduser()  # behind a colon the shell leaves the tilde alone
-        found = (folder / "config.json").is_file()
-        beside = sorted(p.name for p in folder.parent.iterdir() if (p / "config.json").is_file())
-    except (OSError, RuntimeError):  # the latter for the home of a user there is not
-        found, beside = False, []
-    if not found:
-        raise ModelNameError(
-            f"{shown('hf:' + rest)} is not a folder with a config.json.",
-            near=nearest(folder.name, beside),
-            fix="name a local folder; to get one: hf download REPO --local-dir FOLDER",
-        )
-    return ModelName("hf", rest, folder)
-
-
-def _find_factory(file: Path, factory: str) -> ModelName:
-    try:
-        text = file.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelNameError(
-            f"{shown(str(file))} cannot be read.",
-            why=str(getattr(error, "strerror", None) or error),
-            near=nearest(file.name, _python_files(file.parent)),
-            fix="write FILE.py:FACTORY",
-        ) from error
-    try:
-        names = _top_level_names(ast.parse(text))
-    except (SyntaxError, ValueError, RecursionError) as error:
-        raise ModelNameError(f"{shown(str(file))} is not Python.", why=str(error)) from error
-    if not factory.isidentifier():
-        raise ModelNameError(
-            f"{shown(factory)} is not the name of a function.",
-            near=nearest(factory, names),
-            fix="write FILE.py:FACTORY",
-        )
-    if "*" not in names:
-        _known(factory, names, str(file))
-    return ModelName("file", factory, file)
-
-
-def _top_level_names(tree: ast.Module) -> list[str]:
-    """The names that a module binds outside of functions and classes; ``*`` where it takes all of another's."""
-    names: list[str] = []
-    rest: list[ast.AST] = list(tree.body)
-    while rest:
-        node = rest.pop()
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            names.append(node.name)
-            continue
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.append(node.id)
-        elif isinstance(node, ast.alias):
-            names.append(node.asname or node.name)
-        rest.extend(ast.iter_child_nodes(node))
-    return names
-
-
-def _python_files(folder: Path) -> list[str]:
-    try:
-        return sorted(path.name for path in folder.glob("*.py"))
-    except OSError:
-        return []
-
-
-def _known(name: str, names: Sequence[str], home: str) -> str:
-    if name in names:
-        return name
-    near = nearest(name, names)
-    raise ModelNameError(
-        f"{shown(home)} has no model {shown(name)}.",
-        near=near,
-        fix="use one of the nearest names" if near else f"it knows {len(names)}, none like this",
-    )
-
-
-def _prefixed(name: str) -> list[str]:
-    """Full names of installed libraries' models that a bare name may have meant."""
-    bare, near = name.rpartition(":")[2], []
-    for library, module in (("torchvision", "torchvision.models"), ("timm", "timm")):
-        with contextlib.suppress(ImportError):
-            known = importlib.import_module(module).list_models()
-            near += [f"'{library}:{bare}'"] if bare in known else []
-    with contextlib.suppress(OSError):
-        near += [f"'hf:{name}'"] if name and (Path(name) / "config.json").is_file() else []
-        near += [f"'{name}:FACTORY'"] if name.endswith(".py") and Path(name).is_file() else []
-    return near or list(nearest(name.partition(":")[0], ["torchvision", "timm", "hf"]))
-
-
-_FINDERS: dict[str, Callable[[str], ModelName]] = {
-    "torchvision": _find_torchvision,
-    "timm": _find_timm,
-    "hf": _find_folder,
-}
 
 
 def require(module: str, extra: str) -> ModuleType:
@@ -227,19 +72,19 @@ def load_model(
     values: bool = False,
     weights: Path | None = None,
     shapes: Sequence[tuple[int, ...]] = (),
-    dtype: torch.dtype | None = None,
+    dtype: str | None = None,
     seed: int = 0,
 ) -> Loaded:
     """Build the model that `name` names, with inputs to run it.
 
     Args:
-        name: see `FORMS`.
+        name: see `names.FORMS`.
         device: ``auto``, ``cpu``, ``cuda`` or ``meta``. ``auto`` is the meta device where nothing needs values, else
             the CPU; a file's model stays where its factory put it.
         values: whether the caller needs real values (an export does, a trace does not).
         weights: a state_dict to load.
         shapes: shapes of positional inputs, in place of the model's own example.
-        dtype: their element type; None takes float32, or int64 for tokens.
+        dtype: their element type, as in `options.DTYPES`; None takes float32, or int64 for tokens.
         seed: of random weights and inputs.
 
     Raises:
@@ -254,10 +99,14 @@ def load_model(
     _check_device(device)
     torch.manual_seed(seed)
     with _quiet():
-        loaded = _LOADERS[found.library](found, device, values, inputs.Wish(tuple(shapes), dtype))
+        loaded = _LOADERS[found.library](found, device, values, _wish(shapes, dtype))
     if weights is not None:
         load_weights(loaded.model, weights)
     return Loaded(name, loaded.model.eval(), loaded.args, loaded.kwargs, loaded.device)
+
+
+def _wish(shapes: Sequence[tuple[int, ...]], dtype: str | None) -> inputs.Wish:
+    return inputs.Wish(tuple(shapes), getattr(torch, dtype) if dtype else None)
 
 
 def _check_device(device: str) -> None:

@@ -10,6 +10,7 @@ import typer
 
 __all__ = [
     "DEBUG",
+    "DTYPES",
     "Debug",
     "Device",
     "DeviceOption",
@@ -24,6 +25,9 @@ __all__ = [
 
 DEBUG = "graftlib.debug"
 """Key of the context's `meta` under which `--debug` is remembered for the error door."""
+
+
+DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "bool")
 
 
 class Device(StrEnum):
@@ -78,7 +82,7 @@ InputDtype = Annotated[
     typer.Option(
         "--input-dtype",
         metavar="DTYPE",
-        help="Element type of --input: float32, float16, bfloat16, float64, int64, int32 or bool.",
+        help=f"Element type of --input: {', '.join(DTYPES)}.",
         show_default="float32, or int64 for tokens",
     ),
 ]

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from .console import say, say_json, working
-from .options import Device
+from .names import find_model, parse_shape
+from .options import DTYPES, Device
 
 if TYPE_CHECKING:
     from ..graph import LayerGraph
@@ -32,8 +33,6 @@ def load_options(
     Raises:
         typer.BadParameter: a shape or an element type that cannot be read, values asked of the meta device.
     """
-    from .inputs import DTYPES, parse_shape
-
     try:
         sizes = [parse_shape(text) for text in shapes or ()]
     except ValueError as error:
@@ -50,7 +49,7 @@ def load_options(
         raise typer.BadParameter("the meta device holds no values", param_hint="--weights")
     return {
         "shapes": sizes,
-        "dtype": DTYPES[dtype] if dtype else None,
+        "dtype": dtype,
         "weights": weights,
         "device": device.value,
         "seed": seed,
@@ -58,7 +57,8 @@ def load_options(
 
 
 def load(name: str, **asked: Any) -> Loaded:
-    """`models.load_model` behind a spinner."""
+    """`models.load_model` behind a spinner; a name that nothing has is refused before torch is imported."""
+    find_model(name)
     with working(f"loading {name}"):
         from .models import load_model
 
@@ -85,10 +85,7 @@ def see(name: str, **asked: Any) -> LayerGraph:
 
 def plan(as_json: bool, verb: str, names: list[str], output: Path | None, device: Device) -> None:
     """Check that the names exist and say what would be done; nothing is built, run or written."""
-    with working("looking the names up"):
-        from .models import find_model
-
-        found = [find_model(name) for name in names]
+    found = [find_model(name) for name in names]
     would: dict[str, Any] = {
         "dry_run": True,
         "command": verb,

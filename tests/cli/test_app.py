@@ -27,12 +27,12 @@ def test_help_and_version_are_fine(arguments: list[str]):
     assert "graftlib" in result.stdout
 
 
-@pytest.mark.parametrize("command", ["trace", "view", "export", "doctor"])
+@pytest.mark.parametrize("command", ["trace", "check", "map", "view", "export", "doctor"])
 def test_every_command_shows_an_example(command: str):
     assert f"Example: graftlib {command} " in run(app, [command, "--help"]).stdout
 
 
-@pytest.mark.parametrize("command", ["trace", "view", "export"])
+@pytest.mark.parametrize("command", ["trace", "check", "map", "view", "export"])
 def test_help_says_that_a_file_is_executed(command: str):
     assert "executes FILE.py" in " ".join(run(app, [command, "--help"]).stdout.split())
 
@@ -52,6 +52,8 @@ def test_help_says_that_a_file_is_executed(command: str):
         ["view", "torchvision:resnet18", "--auto"],
         ["view", "torchvision:resnet18", "torchvision:resnet18", "--auto", "--mapping", "m.yaml"],
         ["export", "torchvision:resnet18", "--device", "meta"],
+        ["map", "torchvision:resnet18"],
+        ["map", "torchvision:resnet18", "torchvision:resnet18", "--link", "fc"],
         ["\x1b[2J"],
     ],
 )
@@ -60,6 +62,14 @@ def test_wrong_usage_is_two_and_stderr(arguments: list[str]):
     assert result.exit_code == 2
     assert result.stdout == ""
     assert "\x1b[2J" not in result.stderr
+
+
+@pytest.mark.parametrize(("typo", "meant"), [("trce", "trace"), ("graph", "graphs")])
+def test_a_mistyped_command_is_answered_with_the_nearest(plug_in, typo: str, meant: str):
+    plug_in(lambda app: app.command("graphs")(lambda: None), name="graphs")
+    result = run(app, [typo])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"'{meant}'" in result.stderr
 
 
 def test_an_error_of_ours_is_one_without_a_traceback():
@@ -218,8 +228,18 @@ def test_a_process_ends_with_the_code_and_the_streams(tmp_path: Path):
     assert (usage.returncode, usage.stdout) == (2, "")
 
 
-@pytest.mark.parametrize("arguments", ["--help", "trace --help", "--version"])
-def test_help_imports_no_torch(arguments: str):
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--help",
+        "trace --help",
+        "--version",
+        "trace torchvision:resnet19",
+        "trace timm:resnet18 --dry-run",
+        "tracee",
+    ],
+)
+def test_help_typos_and_dry_runs_import_no_torch(arguments: str):
     code = (
         "import sys; from graftlib.cli.app import app\n"
         "try: app(sys.argv[1:])\n"

@@ -205,6 +205,53 @@ def test_an_unwritable_path_is_an_error_of_ours(folder: Path):
     assert files(folder) == {"nets.py"}
 
 
+# ------------------------------------------------------------------------------------ check and map
+
+
+def test_check_says_what_is_free_and_what_fixes_the_rest(folder: Path):
+    result = run(app, ["check", "nets.py:small"])
+    assert result.exit_code == 0, result.stderr
+    assert "passed" in result.stdout
+    assert "fixed by the output" in result.stdout
+
+
+COUNTS = """
+class Counts(nn.Module):
+    calls = 0
+
+    def forward(self, x):
+        Counts.calls += 1
+        return x + Counts.calls
+
+def small"""
+
+
+def test_a_check_that_does_not_pass_ends_with_one(folder: Path):
+    """The model answers differently each time, which no permutation explains."""
+    nets = NETS.replace("nn.ReLU()", "Counts()").replace("\ndef small", COUNTS, 1)
+    (folder / "counts.py").write_text(nets)
+    result = run(app, ["check", "counts.py:small", "--device", "cpu"])
+    assert result.exit_code == 1, result.stdout
+
+
+def test_map_writes_what_a_mapping_loads(folder: Path):
+    command = ["map", "nets.py:small", "nets.py:wide", "--link", "0=0", "-o", "m.yaml"]
+    result = run(app, [*command, "--json"])
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["pairs"] == [["0.weight", "0.weight"]]
+    page = run(
+        app, ["view", "nets.py:small", "nets.py:wide", "--mapping", "m.yaml", "-o", "x.html"]
+    )
+    assert page.exit_code == 0, page.stderr
+
+
+def test_map_proposes_pairs_where_no_link_is_given(folder: Path):
+    result = run(app, ["map", "nets.py:small", "nets.py:wide", "--json"])
+    assert result.exit_code == 0, result.stderr
+    assert len(json.loads(result.stdout)["pairs"]) == 2
+    assert (folder / "mapping.yaml").exists()
+
+
 # ------------------------------------------------------------------------------------------ dry run
 
 

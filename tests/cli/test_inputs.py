@@ -7,7 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graftlib.cli.inputs import DTYPES, Wish, parse_shape, plain
+from graftlib.cli.inputs import Wish, plain
+from graftlib.cli.names import parse_shape
+from graftlib.cli.options import DTYPES
 from graftlib.errors import GraftError
 
 
@@ -30,7 +32,7 @@ def test_anything_else_is_refused(text: str):
 
 @pytest.mark.parametrize("name", DTYPES)
 def test_every_named_dtype_is_made(name: str):
-    (tensor,) = plain(Wish(((2, 3),), DTYPES[name]), (), "cpu")
+    (tensor,) = plain(Wish(((2, 3),), getattr(torch, name)), (), "cpu")
     assert (tensor.shape, tensor.dtype) == ((2, 3), getattr(torch, name))
 
 

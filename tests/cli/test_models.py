@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 from pathlib import Path
 
@@ -11,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from graftlib.cli import models
-from graftlib.cli.models import find_model, load_model
+from graftlib.cli import models, names
+from graftlib.cli.models import load_model
+from graftlib.cli.names import find_model
 from graftlib.errors import CheckpointError, GraftError, MissingExtraError, ModelNameError
 
 FILE = """
@@ -107,10 +110,15 @@ def test_a_bare_name_is_offered_with_its_library():
     ]
 
 
-def test_a_missing_library_names_its_extra(monkeypatch: pytest.MonkeyPatch):
-    import sys
+@pytest.mark.parametrize(("library", "extra"), [("torchvision", "vision"), ("timm", "timm")])
+def test_the_names_read_from_a_library_s_source_are_those_it_registers(library: str, extra: str):
+    registered = importlib.import_module(f"{library}.models").list_models()
+    assert set(names._registered(library, extra)) == set(registered)
 
-    monkeypatch.setitem(sys.modules, "timm", None)
+
+def test_a_missing_library_names_its_extra(monkeypatch: pytest.MonkeyPatch):
+    names._registered.cache_clear()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r'pip install "graftlib\[timm\]"'):
         find_model("timm:resnet18")
 

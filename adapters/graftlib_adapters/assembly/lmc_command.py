@@ -116,7 +116,8 @@ def _walked(
     inputs: list[str] | None,
     wish: dict[str, Any],
 ) -> dict[str, Curve]:
-    from graftlib.cli.models import find_model, load_model
+    from graftlib.cli.models import load_model
+    from graftlib.cli.names import find_model
     from graftlib.cli.steps import load_options
 
     from .curve import grid
@@ -171,7 +172,7 @@ def _table(curves: dict[str, Curve], tolerance: float) -> str:
 
 
 def _say_plan(names: list[str], output: Path | None, as_json: bool) -> None:
-    from graftlib.cli.models import find_model
+    from graftlib.cli.names import find_model
 
     found = [find_model(name) for name in names]
     files = list(dict.fromkeys(str(f.path) for f in found if f.library == "file"))

@@ -15,8 +15,8 @@ import torch
 from msgspec import Meta
 from torch import nn
 
-from graftlib.cli.inputs import parse_shape
-from graftlib.cli.models import find_model, load_model
+from graftlib.cli.models import load_model
+from graftlib.cli.names import find_model, parse_shape
 from graftlib.disk import named
 from graftlib.documents import Record, read_yaml
 from graftlib.errors import shown

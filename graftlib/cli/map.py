@@ -1,0 +1,84 @@
+"""``graftlib map``: a mapping between two models as a YAML file, by links or by proposal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .console import say, say_json, working
+from .options import (
+    Debug,
+    Device,
+    DeviceOption,
+    DryRun,
+    InputDtype,
+    Inputs,
+    Json,
+    ModelArgument,
+    Seed,
+)
+from .steps import load_options, plan, see
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("map")(map_models)
+
+
+def map_models(
+    source: ModelArgument,
+    target: ModelArgument,
+    links: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--link",
+            metavar="SOURCE=TARGET",
+            help="Two patterns of parameters, such as layer4.*.conv3=features.16.conv.2; repeat it for several "
+            "rules. Without any the matcher proposes pairs.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The YAML file to write.")] = Path(
+        "mapping.yaml"
+    ),
+    inputs: Inputs = None,
+    input_dtype: InputDtype = None,
+    device: DeviceOption = Device.auto,
+    seed: Seed = 0,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Pair parameters of two models and write the mapping as YAML.
+
+    --input serves both models.
+
+    Example: graftlib map torchvision:resnet50 torchvision:mobilenet_v2 --link fc=classifier.1
+    """
+    rules = [tuple(link.partition("=")[::2]) for link in links or ()]
+    if not all(all(rule) for rule in rules):
+        raise typer.BadParameter("write SOURCE=TARGET", param_hint="--link")
+    asked = load_options(inputs, input_dtype, None, device, seed)
+    if dry_run:
+        plan(as_json, "map", [source, target], output, device)
+        return
+    left, right = see(source, **asked), see(target, **asked)
+    with working("pairing"):
+        from ..match import Mapping
+
+        mapping = Mapping(left, right)
+        for ours, theirs in rules:
+            mapping.link(ours, theirs)
+        if not rules:
+            mapping.auto()
+        mapping.save(output)
+    if as_json:
+        pairs = [[pair.source.address, pair.target.address] for pair in mapping.pairs]
+        say_json({"source": left.name, "target": right.name, "pairs": pairs, "path": str(output)})
+    else:
+        say(mapping)
+        say(f"wrote {output}")
