@@ -22,9 +22,9 @@ from ..graph.axes import AxisClass
 from ..graph.axes.algebra import Atom, Expr
 from ..graph.axes.classes import class_of_atoms, reading
 from ..graph.axes.infer import Inference, infer
-from ..graph.axes.lookahead import overload
 from ..graph.axes.values import Axes, Stack
 from ..graph.capture import device_of
+from ..graph.ops import overload
 from ..graph.recorder import Watch, record
 from ..graph.structure import alias, like_meta, of_size, rebuild
 from .equations import Equations, Sizes, boundary, polynomial

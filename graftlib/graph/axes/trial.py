@@ -23,9 +23,10 @@ from ...random_state import preserved
 from .. import structure
 from ..caches import without_caches
 from ..evidence import Evidence
+from ..ops import spec
 from ..tensors import output_tensors, replaced, tensor_leaves
+from ..walk import reach, users
 from .grouped import grouped_matmul
-from .lookahead import overload
 
 __all__ = ["Trial", "compared", "difference", "without_numbers"]
 
@@ -188,21 +189,18 @@ class Trial:
 
 def _rows(head: fx.Node) -> int | None:
     """How many rows the tables have in which an integer input looks up; None where it looks up in none."""
-    queue, seen, rows = [head], {head}, []
-    while queue:
-        here = queue.pop()
-        for user in here.users:
-            if user.op != "call_function":
-                continue
-            if overload(user).startswith("aten.embedding") and user.args[1] is here:
-                rows.append(int(user.args[0].meta["val"].shape[0]))  # type: ignore[union-attr]
-            elif user not in seen and _is_integer(user.meta.get("val")):
-                seen.add(user)
-                queue.append(user)
-    return min(rows) if rows else None
+    indices = {head, *filter(_is_integer, reach([head], users, _is_integer))}
+    tables = [
+        user.args[0]
+        for index in indices
+        for user in index.users
+        if spec(user).kind == "embedding" and user.args[1] is index
+    ]
+    return min((int(table.meta["val"].shape[0]) for table in tables), default=None)  # type: ignore[union-attr]
 
 
-def _is_integer(value: Any) -> bool:
+def _is_integer(node: fx.Node) -> bool:
+    value = node.meta.get("val") if node.op == "call_function" else None
     return isinstance(value, Tensor) and value.dtype in (torch.int64, torch.int32)
 
 
