@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
 
 from torch import fx, nn
 
+from .._torch_private import Conv, Norm
 from .ops import GATES, arguments, does, name_of, spec, words
 from .parameter import Part
 from .reads import Read
@@ -77,7 +77,7 @@ def meaning_by_module(module: nn.Module, leaf: str, shape: tuple[int, ...]) -> M
         return Meaning("norm", "shift" if bias else "gain", _plain_or(shape, ("unit",)))
     if bias and len(shape) == 1:
         return Meaning("bias", "bias", ("out",))
-    if isinstance(module, nn.modules.conv._ConvNd) and leaf == "weight":
+    if isinstance(module, Conv) and leaf == "weight":
         return _conv(shape, module.groups, module.transposed)
     if leaf != "weight":
         return _other(shape, "weight" if len(shape) > 1 else "gain")
@@ -160,13 +160,7 @@ def _recurrent(mode: str, leaf: str, shape: tuple[int, ...]) -> Meaning:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    norms: tuple[Any, ...] = (
-        nn.modules.batchnorm._NormBase,
-        nn.LayerNorm,
-        nn.GroupNorm,
-        nn.RMSNorm,
-    )
-    return isinstance(module, norms)
+    return isinstance(module, Norm | nn.LayerNorm | nn.GroupNorm | nn.RMSNorm)
 
 
 def _other(shape: tuple[int, ...], role: str) -> Meaning:

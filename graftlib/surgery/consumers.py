@@ -1,7 +1,6 @@
 """A layer that reads units, as a least-squares problem: y = x W^T + b, in groups.
 
-In: an op that was heard. Out: the rows of its input (groups, rows, features), those of its result (rows, out), and its
-weight as (groups, out, features), both ways. Always true: rows @ weight^T + bias is what the op computed.
+rows (groups, rows, features) @ weight^T (groups, features, out) + bias is what the op computed.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..graph.ops import find, named_arguments, schema_name
-from .listen import Op
+from .recording import Op
 
 __all__ = ["Use", "use_of"]
 

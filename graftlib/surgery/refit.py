@@ -27,7 +27,7 @@ from ..graph.tensors import tensor_leaves
 from .consumers import Use, use_of
 from .edits import tensor_of
 from .holdout import Distance, Holdout
-from .listen import Batch, Op, Twin, Walk, alone
+from .recording import Batch, Op, Twin, Walk, alone
 from .refusal import SurgeryWarning
 from .scores import reads
 

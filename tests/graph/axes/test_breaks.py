@@ -75,7 +75,7 @@ def test_a_class_that_is_too_narrow_is_seen(monkeypatch):
     monkeypatch.setitem(
         ops._rules,
         "aten.tanh.default",
-        ops.Rule(lambda x: type(x)(_loose(axis.size) for axis in x)),
+        ops.OpSpec(lambda x: type(x)(_loose(axis.size) for axis in x)),
     )
     assert not trace(TwoBranches().eval(), torch.randn(8, 3)).check().passed
 
