@@ -3,7 +3,8 @@
 Shape, dtype and strides are those that torch gives; where that is not plain from the arguments (mixed dtypes,
 broadcasting, strides that are not row-major, sizes that do not fit) torch is asked. A table test holds every function
 against torch. The meta kernels of torch for norms, linear layers and activations are Python decompositions of one to
-three milliseconds: MEASURED.
+three milliseconds. What this buys of a trace on a processor core (with, without; the rows of `trace_cost.py`): resnet50
+0.13 s of 0.31 s, convnext_tiny 0.19 s of 0.33 s, swin_t 0.49 s of 0.59 s; an LSTM of 64 steps 0.01 s of 0.44 s.
 """
 
 from __future__ import annotations

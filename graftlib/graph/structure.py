@@ -237,49 +237,11 @@ def _copy_module(model: nn.Module, change: Change, memo: dict[int, Any]) -> nn.M
     known = dict(memo)
     try:
         with _on_copy(change):
-            return _deepcopied(model, memo)
+            copied: nn.Module = copy.deepcopy(model, memo)
+            return copied
     except Exception:
         # Something in it refuses to be copied: a lock, a file, a generator. Share only that.
         return _copy_attributes(model, change, known)
-
-
-# Of these every deep copy is the object itself.
-_PLAIN = (int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device, torch.Size)
-_PROTOCOL = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
-
-
-def _deepcopied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """What ``copy.deepcopy(model, memo)`` gives, several times faster: most of a module is plain values."""
-    modules = list(model.modules())
-    own_way = [m for m in modules if any(_overrides(type(m), name) for name in _PROTOCOL)]
-    plain = {id(m): m for m in modules if m not in own_way}
-    for key, module in plain.items():
-        memo[key] = type(module).__new__(type(module))
-    for key, module in plain.items():
-        twin = memo[key].__dict__
-        for name, value in module.__dict__.items():
-            twin[name] = value if type(value) in _PLAIN else _deepcopied_value(value, memo)
-    copied: nn.Module = copy.deepcopy(model, memo)
-    return copied
-
-
-def _overrides(kind: type, name: str) -> bool:
-    return getattr(kind, name, None) is not getattr(nn.Module, name, None)
-
-
-def _deepcopied_value(value: Any, memo: dict[int, Any]) -> Any:
-    if id(value) in memo:
-        return memo[id(value)]
-    if type(value) is tuple and all(type(item) in _PLAIN for item in value):
-        return value
-    if type(value) in (dict, OrderedDict) and all(
-        type(key) is str and (type(item) in _PLAIN or id(item) in memo)
-        for key, item in value.items()
-    ):
-        twin = memo[id(value)] = type(value)()
-        twin.update((key, memo.get(id(item), item)) for key, item in value.items())
-        return twin
-    return copy.deepcopy(value, memo)
 
 
 def _copy_attributes(model: nn.Module, change: Change, memo: dict[int, Any]) -> nn.Module:
