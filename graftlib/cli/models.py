@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map_only
 
+from .._torch_private import pytree
 from ..errors import CheckpointError, GraftError, MissingExtraError, ModelNameError
 from . import inputs
 from .console import shown
@@ -232,7 +232,7 @@ def _load_file(found: ModelName, device: str, values: bool, wish: inputs.Wish) -
     if device == "auto":
         device = next((p.device.type for p in model.parameters()), "cpu")
     elsewhere = device  # the closure below must not see a later value
-    args, kwargs = tree_map_only(torch.Tensor, lambda t: t.to(elsewhere), (args, kwargs))
+    args, kwargs = pytree.tree_map_only(torch.Tensor, lambda t: t.to(elsewhere), (args, kwargs))
     return Loaded(found.rest, model.to(device), tuple(args), dict(kwargs), device)
 
 

@@ -1,7 +1,6 @@
-"""Where the attentions are: what each takes as query, key and value, and what it gives.
+"""Where the attentions are.
 
-In: a captured graph. Out: one `Attention` for each fused attention op, and for each softmax whose scores are a
-product of two tensors and whose result multiplies a third.
+That is each fused op, and each softmax whose scores are a product of two tensors and whose result multiplies a third.
 """
 
 from __future__ import annotations
@@ -11,13 +10,14 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from .ops import ELEMENTWISE, SHAPE, argument, name_of, words
+from .ops import arguments, does, name_of, spec, words
+from .walk import inputs, reach, users
 
 __all__ = ["Attention", "find_attentions"]
 
-_PRODUCTS = words("matmul bmm baddbmm einsum")
-# Between the scores and the softmax, and between the softmax and the values.
-_ON_SCORES = ELEMENTWISE | SHAPE | words("tanh softmax _softmax max maximum minimum copy_")
+_SOFTMAX = words("softmax _softmax")
+# Ops without a word of their own that stand between the scores and the softmax, or between it and the values.
+_ON_SCORES = words("tanh max maximum minimum copy_")
 
 
 @dataclass(frozen=True)
@@ -41,25 +41,24 @@ def find_attentions(graph: fx.Graph, weights: set[fx.Node]) -> list[Attention]:
         graph: in the normal form.
         weights: nodes that depend on no input (`reads.weight_nodes`).
     """
-    found = []
+    attentions = []
     for node in graph.nodes:
         if name_of(node) == "scaled_dot_product_attention":
-            q, k, v = (argument(node, i, word) for i, word in enumerate(("query", "key", "value")))
-            found.append(Attention({"query": (q, -1), "key": (k, -1), "value": (v, -1)}, node))
-        elif name_of(node) in ("softmax", "_softmax") and (
-            attention := _written_out(node, weights)
-        ):
-            found.append(attention)
-    return found
+            named = arguments(node)
+            operands = {word: (named[word], -1) for word in ("query", "key", "value")}
+            attentions.append(Attention(operands, node))
+        elif name_of(node) in _SOFTMAX and (attention := _written_out(node, weights)):
+            attentions.append(attention)
+    return attentions
 
 
 def _written_out(softmax: fx.Node, weights: set[fx.Node]) -> Attention | None:
-    scores = _only(_products(softmax, weights, lambda node: node.all_input_nodes))
-    context = _only(_products(softmax, weights, lambda node: node.users))
+    scores = _product(softmax, weights, inputs)
+    context = _product(softmax, weights, users)
     if scores is None or context is None:
         return None
     query, key = _factors(scores, contracted=True)
-    onto = _thread(softmax, context)
+    onto = {softmax, *filter(_on_scores, reach([softmax], users, _on_scores))}
     pair = _factors(context, contracted=False)
     if query is None or key is None or None in pair:
         return None
@@ -78,53 +77,42 @@ def _keeps_order(scores: fx.Node, context: fx.Node, value: fx.Node) -> bool:
         one, two = _words(scores), _words(context)
         if one is None or two is None or context.all_input_nodes[1] is not value:
             return False
-        (query, _), found = one
+        (query, _), named = one
         (attention, _), result = two
-        renamed = dict(zip(found, attention, strict=False))
+        renamed = dict(zip(named, attention, strict=False))
         return [renamed.get(letter) for letter in query[:-1]] == list(result[:-1])
     return context.args[1] is value
 
 
 def _words(product: fx.Node) -> tuple[list[str], str] | None:
     """The letters of an `einsum` of two tensors: of its factors, and of its result."""
-    equation = str(argument(product, 0, "equation")).replace(" ", "")
+    equation = str(product.args[0]).replace(" ", "")
     terms, _, result = equation.partition("->")
     words = terms.split(",")
     plain = len(words) == 2 and len(product.all_input_nodes) == 2 and "." not in equation
     return (words, result) if plain and result else None
 
 
-def _products(
-    start: fx.Node, weights: set[fx.Node], step: Callable[[fx.Node], Iterable[fx.Node]]
-) -> list[fx.Node]:
-    """Products of data that are reached from `start` through ops that keep scores what they are."""
-    found, seen, queue = [], {start}, [start]
-    while queue:
-        for node in step(queue.pop(0)):
-            if node in seen or node in weights:
-                continue
-            seen.add(node)
-            if name_of(node) in _PRODUCTS:
-                if sum(source not in weights for source in node.all_input_nodes) >= 2:
-                    found.append(node)
-            elif name_of(node) in _ON_SCORES - {"softmax", "_softmax"}:
-                queue.append(node)
-    return found
+def _product(
+    softmax: fx.Node, weights: set[fx.Node], step: Callable[[fx.Node], Iterable[fx.Node]]
+) -> fx.Node | None:
+    """The one product of data that steps from a softmax lead to, through ops that keep scores what they are."""
+    reached = reach(
+        [softmax],
+        lambda node: [other for other in step(node) if other not in weights],
+        lambda node: name_of(node) not in _SOFTMAX and _on_scores(node),
+    )
+    products = [
+        node
+        for node in reached
+        if spec(node).how == "product"
+        and sum(source not in weights for source in node.all_input_nodes) >= 2
+    ]
+    return products[0] if len(products) == 1 else None
 
 
-def _thread(start: fx.Node, end: fx.Node) -> set[fx.Node]:
-    """Nodes that depend on `start`, as far as `end`."""
-    seen, queue = {start}, [start]
-    while queue:
-        for node in queue.pop(0).users:
-            if node not in seen and node is not end and name_of(node) in _ON_SCORES:
-                seen.add(node)
-                queue.append(node)
-    return seen
-
-
-def _only(nodes: list[fx.Node]) -> fx.Node | None:
-    return nodes[0] if len(nodes) == 1 else None
+def _on_scores(node: fx.Node) -> bool:
+    return does(node) in ("moves", "keeps") or name_of(node) in _ON_SCORES | _SOFTMAX
 
 
 Factor = tuple[fx.Node, int] | None
@@ -148,10 +136,10 @@ def _factors(product: fx.Node, *, contracted: bool) -> tuple[Factor, Factor]:
 
 
 def _einsum_factors(product: fx.Node, contracted: bool) -> tuple[Factor, Factor]:
-    found = _words(product)
-    if found is None:
+    letters = _words(product)
+    if letters is None:
         return None, None
-    words, result = found
+    words, result = letters
     nodes = product.all_input_nodes
     if contracted:
         features = [letter for letter in words[0] if letter in words[1] and letter not in result]

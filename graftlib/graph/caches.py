@@ -1,11 +1,10 @@
 """Tensors that a forward pass makes from the weights and keeps for the next one.
 
-In: a model, an example. Out: its caches: tensors in plain attributes (also in dicts, lists and objects there) that the
-forward pass makes again where they are missing, and from the weights alone. An edit of the weights leaves them as they
-were, and whoever reads them answers wrongly, so that they are dropped from whatever is traced, checked or handed over.
-Always true: what the forward pass does not make again, or makes from something else (positions, masks, what an earlier
-input left), is a constant: it stays, and freezes the axes that it meets.
-Not here: buffers; they are seen as what they are.
+A cache is a tensor in a plain attribute (also in dicts, lists and objects there) that the forward pass makes again
+where it is missing, and from the weights alone. An edit of the weights leaves it as it was, and its reader answers
+wrongly, so that caches are dropped from whatever is traced, checked or handed over. What the forward pass does not make
+again, or makes from something else (positions, masks, what an earlier input left), is a constant: it stays, and freezes
+the axes that it meets. Buffers are seen as what they are.
 """
 
 from __future__ import annotations
@@ -18,14 +17,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from .._torch_private import StorageWeakRef, pytree
 from ..errors import GraftError
 from . import structure
-from .capture import _undisturbed, device_of
-from .recorder import quiet, to_device
+from .capture import TURN, device_of, undisturbed
+from .recorder import record, to_device
+from .shapes import known_result
 from .tensors import tensor_leaves
 
 __all__ = [
@@ -316,8 +314,8 @@ class _Probe:
         inputs = tensor_leaves((args, kwargs))
         origins = _Origins(weights, inputs, _by_place(twin))
         try:
-            with _undisturbed(), quiet(), home, origins:
-                twin(*args, **kwargs)
+            with TURN, undisturbed(), home:
+                record(twin, args, kwargs, origins)
         except Exception:  # a model may raise anything
             return None
         return _Outcome(twin, origins)
@@ -330,7 +328,7 @@ def _by_place(model: nn.Module) -> dict[Place, list[Tensor]]:
     }
 
 
-class _Origins(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Origins:
     """Follows which tensors are made from the weights, and which from the inputs; by memory, so that views count."""
 
     def __init__(
@@ -339,7 +337,6 @@ class _Origins(TorchDispatchMode):  # type: ignore[no-untyped-call]
         inputs: Sequence[Tensor],
         kept: Mapping[Place, Sequence[Tensor]],
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
         # The weak reference keeps the address from being used again.
         self._known: dict[int, tuple[int, StorageWeakRef]] = {}
         self.places = {id(t): place for place, tensors in kept.items() for t in tensors}
@@ -360,23 +357,20 @@ class _Origins(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if storage is not None:
             self._known[storage.cdata] = (self.of(tensor) | origin, storage)
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+    def __call__(
+        self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], compute: Callable[[], Any]
     ) -> Any:
-        given = [leaf for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor)]
-        result = func(*args, **(kwargs or {}))
-        self.read.update(self.places[id(t)] for t in given if id(t) in self.places)
+        operands = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        known: Any = known_result(func, args, kwargs)
+        result = compute() if known is None else known
+        self.read.update(self.places[id(t)] for t in operands if id(t) in self.places)
         if not func._schema.name.removeprefix("aten::").startswith(_SHAPE_ONLY):
             origin = 0
-            for tensor in given:
+            for tensor in operands:
                 origin |= self.of(tensor)
             if origin:
-                written = [given[0]] if func._schema.is_mutable and given else []
-                for leaf in [*tree_leaves(result), *written]:
+                written = operands[:1] if func._schema.is_mutable else []
+                for leaf in [*pytree.tree_leaves(result), *written]:
                     if isinstance(leaf, Tensor):
                         self._mark(leaf, origin)
         return result

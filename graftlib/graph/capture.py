@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from .._torch_private import VALUE_DEPENDENT
 from ..errors import TraceError
 from ..random_state import preserved
 from .exported import record_export
@@ -30,7 +31,7 @@ from .frames import Call
 from .recorder import record_meta, record_real
 from .tensors import tensor_leaves
 
-__all__ = ["RUNGS", "Capture", "capture", "device_of"]
+__all__ = ["RUNGS", "TURN", "Capture", "capture", "device_of", "undisturbed"]
 
 Rung = Callable[
     [nn.Module, Sequence[Any], Mapping[str, Any], torch.device], tuple[fx.Graph, list[Call]]
@@ -41,8 +42,8 @@ RUNGS: dict[str, Rung] = {
     "export": record_export,
     "real": record_real,
 }
-# Modes at the PreDispatch key live in one place for the whole process, so captures take turns.
-_TURN = threading.Lock()
+# Modes at the PreDispatch key live in one place for the whole process, so recordings take turns.
+TURN = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def capture(
             answers[rung] = "skipped: the forward pass depends on values, as the 'fake' rung saw"
             continue
         try:
-            with _TURN, _undisturbed():
+            with TURN, undisturbed():
                 graph, calls = RUNGS[rung](model, args, kwargs, home)
         except TraceError:
             raise
@@ -118,10 +119,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def _by_values(failures: Mapping[str, Exception]) -> bool:
-    from torch._subclasses import fake_tensor
-
-    kinds = (fake_tensor.DataDependentOutputException, fake_tensor.DynamicOutputShapeException)
-    return isinstance(failures.get("fake"), kinds)
+    return isinstance(failures.get("fake"), VALUE_DEPENDENT)
 
 
 def _on_meta(model: nn.Module) -> bool:
@@ -129,7 +127,7 @@ def _on_meta(model: nn.Module) -> bool:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """Leave random states as they are, and say nothing: a rung that fails answers by its exception."""
     numpy = sys.modules.get("numpy")
     python_state = random.getstate()

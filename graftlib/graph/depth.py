@@ -23,7 +23,7 @@ def relative_depths(graph: fx.Graph, reads: Mapping[str, list[Read]]) -> dict[fx
         reads: from `reads.find_reads`.
     """
     weighted = {
-        read.node for found in reads.values() for read in found if read.source.meta["val"].ndim >= 2
+        read.node for each in reads.values() for read in each if read.source.meta["val"].ndim >= 2
     }
     links: dict[fx.Node, int] = {}
     for node in graph.nodes:

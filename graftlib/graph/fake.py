@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from .._torch_private import SWITCHES, FakeTensorMode, OpOverload
 from . import structure
 from .frames import Call, Frames
 from .normal import Builder, input_names
@@ -30,7 +31,6 @@ def record_fake(
     Returns:
         the graph and the module calls that its nodes point to.
     """
-    from torch._subclasses import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
 
     twin = structure.rebuild(model, structure.alias)
@@ -150,7 +150,7 @@ class _Rewriter:
             if isinstance(source, tuple):
                 known[node] = source[node.args[1]]  # type: ignore[index]
                 return
-        elif not isinstance(node.target, torch._ops.OpOverload):
+        elif not isinstance(node.target, OpOverload):
             raise NotImplementedError(f"the graph calls {node.target}, which is not an ATen op")
         args, kwargs = fx.node.map_arg(
             (node.args, node.kwargs), lambda n: self.resolve(traced, n, known)
@@ -174,11 +174,7 @@ class _Rewriter:
 
 def _is_switch(node: fx.Node) -> bool:
     """Turns gradients or autocast on or off: says nothing about tensors."""
-    return not isinstance(node.target, torch._ops.OpOverload) and node.target in (
-        torch._C._set_grad_enabled,
-        torch.amp.autocast_mode._exit_autocast,
-        torch.amp.autocast_mode._enter_autocast,
-    )
+    return not isinstance(node.target, OpOverload) and node.target in SWITCHES
 
 
 def _inlined(traced: fx.GraphModule, node: fx.Node) -> tuple[fx.GraphModule, Sequence[Any]] | None:

@@ -6,15 +6,13 @@ import io
 import json
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import networkx as nx
 
 from ..disk import write_whole
-
-if TYPE_CHECKING:
-    from .layergraph import LayerGraph
-    from .parameter import Parameter, Part
+from .parameter import Parameter, Part
+from .traced import TracedGraph
 
 __all__ = ["FORMAT", "VERSION", "as_json", "write_graphml"]
 
@@ -22,7 +20,7 @@ FORMAT = "graftlib.layergraph"
 VERSION = 1
 
 
-def as_json(graph: LayerGraph) -> str:
+def as_json(graph: TracedGraph) -> str:
     """The whole graph: layers, edges and parameters; no weights, and nothing of the example's evidence but shapes."""
     document = {
         "format": FORMAT,
@@ -61,7 +59,7 @@ def as_json(graph: LayerGraph) -> str:
     return json.dumps(document, indent=1, ensure_ascii=True)
 
 
-def write_graphml(graph: LayerGraph, path: str | os.PathLike[str]) -> None:
+def write_graphml(graph: TracedGraph, path: str | os.PathLike[str]) -> None:
     """Write the layers and the tensors between them; see `LayerGraph.to_graphml`."""
     plain: nx.MultiDiGraph[str] = nx.MultiDiGraph(name=_xml(graph.name))
     for layer in graph.layers:

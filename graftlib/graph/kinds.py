@@ -1,45 +1,25 @@
 """What a parameter is: its kind, its role, the meaning of its axes, its groups.
 
-In: the op that reads a parameter (or, where none does, the module that owns it). Out: a `Meaning`.
-Rules stand in tables: `READERS` (in `ops`) says which argument of an op is a weight, `KIND` what kind of weight
-the op has. What no rule knows is ``other``, never a guess.
+By the op that reads it, as its `OpSpec` says, or, where none does, by the module that owns it. What neither knows is
+``other``, never a guess.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import islice
 
-from torch import nn
+from torch import fx, nn
 
-from .ops import READERS, SHAPE, argument, name_of
+from .._torch_private import Conv, Norm
+from .ops import GATES, arguments, does, name_of, spec, words
 from .parameter import Part
 from .reads import Read
+from .walk import reach
 
 __all__ = ["Meaning", "meaning_by_module", "meaning_by_read"]
 
 KERNEL = {1: ("kw",), 2: ("kh", "kw"), 3: ("kd", "kh", "kw")}
-GATES = {"lstm": ("input", "forget", "cell", "output"), "gru": ("reset", "update", "new")}
-KIND = {
-    "linear": "linear",
-    "addmm": "linear",
-    "embedding": "embedding",
-    "embedding_bag": "embedding",
-    "layer_norm": "norm",
-    "native_layer_norm": "norm",
-    "group_norm": "norm",
-    "rms_norm": "norm",
-    "batch_norm": "norm",
-    "instance_norm": "norm",
-    "lstm": "recurrent",
-    "gru": "recurrent",
-    "rnn_tanh": "recurrent",
-    "rnn_relu": "recurrent",
-    "lstm_cell": "recurrent",
-    "gru_cell": "recurrent",
-    "rnn_tanh_cell": "recurrent",
-    "rnn_relu_cell": "recurrent",
-}
 
 
 @dataclass(frozen=True)
@@ -61,24 +41,28 @@ def meaning_by_read(read: Read, leaf: str) -> Meaning:
         leaf: the last component of the FQN, for what only the name tells (an LSTM's ``weight_hr_l0``).
     """
     shape = tuple(read.source.meta["val"].shape)
-    name = name_of(read.node)
+    name, entry = name_of(read.node), spec(read.node)
     if not _keeps_axes(read):
         return _other(shape, "weight" if len(shape) > 1 else "gain")
-    role = _role(name, read.slot)
+    role = entry.role(read.slot)
     if role is None:
         return _by_arithmetic(read, name, shape)
     if role in ("gain", "shift"):
-        return Meaning("norm", role, ("unit",) if len(shape) == 1 else _plain(shape))
-    if "conv" in name:
-        return _conv(read, name, shape, role)
-    if name in KIND and KIND[name] == "recurrent":
+        return Meaning("norm", role, _plain_or(shape, ("unit",)))
+    if entry.kind == "recurrent":
         return _recurrent(name.removesuffix("_cell"), leaf, shape)
     if role == "bias":
-        return Meaning("bias", "bias", ("out",) if len(shape) == 1 else _plain(shape))
-    if name in KIND and KIND[name] == "linear":
+        return Meaning(
+            "bias", "bias", ("out",) if entry.kind == "conv" else _plain_or(shape, ("out",))
+        )
+    if entry.kind == "conv":
+        named = arguments(read.node)
+        transposed = "transpose" in name or named.get("transposed", False)
+        return _conv(shape, int(named["groups"]), transposed)
+    if entry.kind == "linear":
         stored = _axes_of(read, ("in", "out") if name == "addmm" else ("out", "in"))
         return Meaning("linear", "weight", stored) if stored else _other(shape, "weight")
-    if name in KIND and KIND[name] == "embedding":
+    if entry.kind == "embedding":
         return Meaning("embedding", "weight", ("entry", "dim"))
     return _other(shape, "weight")
 
@@ -93,8 +77,8 @@ def meaning_by_module(module: nn.Module, leaf: str, shape: tuple[int, ...]) -> M
         return Meaning("norm", "shift" if bias else "gain", _plain_or(shape, ("unit",)))
     if bias and len(shape) == 1:
         return Meaning("bias", "bias", ("out",))
-    if isinstance(module, nn.modules.conv._ConvNd) and leaf == "weight":
-        return _conv_meaning(shape, module.groups, module.transposed)
+    if isinstance(module, Conv) and leaf == "weight":
+        return _conv(shape, module.groups, module.transposed)
     if leaf != "weight":
         return _other(shape, "weight" if len(shape) > 1 else "gain")
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
@@ -106,35 +90,18 @@ def meaning_by_module(module: nn.Module, leaf: str, shape: tuple[int, ...]) -> M
     return _other(shape, "weight" if len(shape) > 1 else "gain")
 
 
-def _role(name: str, slot: str) -> str | None:
-    slots = READERS.get(name, {})
-    if slot in slots:
-        return slots[slot]
-    if f"{slot.partition('.')[0]}.*" in slots:
-        return "weight"
-    return None
-
-
 def _keeps_axes(read: Read) -> bool:
     """Whether the way to the op leaves the shape, or only turns two axes."""
     before, after = read.source.meta["val"].shape, read.value.meta["val"].shape
-    return sorted(before) == sorted(after) or all(name_of(n) in SHAPE for n in read.path)
-
-
-def _turned(read: Read) -> bool:
-    turns = [
-        n
-        for n in read.path
-        if name_of(n) in ("t", "transpose", "permute", "numpy_T", "mT", "swapaxes")
-    ]
-    return len(turns) % 2 == 1
+    return sorted(before) == sorted(after) or all(does(n) == "moves" for n in read.path)
 
 
 def _axes_of(read: Read, axes: tuple[str, str]) -> tuple[str, ...] | None:
     """The parameter's axes when the op sees `axes` at the end of the path."""
     if read.source.meta["val"].ndim != 2:
         return None
-    return axes[::-1] if _turned(read) else axes
+    turns = sum(spec(node).how == "permute" for node in read.path)
+    return axes[::-1] if turns % 2 else axes
 
 
 def _by_arithmetic(read: Read, name: str, shape: tuple[int, ...]) -> Meaning:
@@ -154,7 +121,7 @@ def _by_arithmetic(read: Read, name: str, shape: tuple[int, ...]) -> Meaning:
 
 
 def _einsum_axes(read: Read) -> tuple[str, ...] | None:
-    equation = str(argument(read.node, 0, "equation")).replace(" ", "")
+    equation = str(read.node.args[0]).replace(" ", "")
     terms, _, result = equation.partition("->")
     if read.path or "." in equation or not result:
         return None
@@ -165,29 +132,16 @@ def _einsum_axes(read: Read) -> tuple[str, ...] | None:
 
 def _after_rsqrt(read: Read) -> bool:
     """Whether the other factor was divided by its own size: a norm that is written out."""
-    seen, queue = 0, [n for n in read.node.all_input_nodes if n is not read.value]
-    while queue and seen < 8:
-        node = queue.pop(0)
-        seen += 1
-        if name_of(node) in ("rsqrt", "rms_norm", "layer_norm"):
-            return True
-        queue += (
-            node.all_input_nodes if name_of(node) in ("mul", "to", "_to_copy", "type_as") else []
-        )
-    return False
+
+    def others(node: fx.Node) -> list[fx.Node]:
+        return [source for source in node.all_input_nodes if source is not read.value]
+
+    scaled = words("mul to _to_copy type_as")
+    nearby = reach([read.node], others, lambda node: name_of(node) in scaled)
+    return any(name_of(node) in words("rsqrt rms_norm layer_norm") for node in islice(nearby, 8))
 
 
-def _conv(read: Read, name: str, shape: tuple[int, ...], role: str) -> Meaning:
-    if role == "bias":
-        return Meaning("bias", "bias", ("out",))
-    transposed = "transpose" in name or bool(argument(read.node, 6, "transposed", False) is True)
-    position = 8 if name == "convolution" else 6
-    if "transpose" in name:
-        transposed, position = True, 6
-    return _conv_meaning(shape, int(argument(read.node, position, "groups", 1)), transposed)
-
-
-def _conv_meaning(shape: tuple[int, ...], groups: int, transposed: bool) -> Meaning:
+def _conv(shape: tuple[int, ...], groups: int, transposed: bool) -> Meaning:
     kernel = KERNEL.get(len(shape) - 2, tuple(f"k{i}" for i in range(len(shape) - 2)))
     if transposed:
         return Meaning("transposed_conv", "weight", ("in", "out", *kernel), groups)
@@ -206,13 +160,7 @@ def _recurrent(mode: str, leaf: str, shape: tuple[int, ...]) -> Meaning:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    norms: tuple[Any, ...] = (
-        nn.modules.batchnorm._NormBase,
-        nn.LayerNorm,
-        nn.GroupNorm,
-        nn.RMSNorm,
-    )
-    return isinstance(module, norms)
+    return isinstance(module, Norm | nn.LayerNorm | nn.GroupNorm | nn.RMSNorm)
 
 
 def _other(shape: tuple[int, ...], role: str) -> Meaning:

@@ -18,7 +18,7 @@ import networkx as nx
 from torch import Tensor, fx, nn
 
 from .frames import Call
-from .ops import SHAPE, name_of
+from .ops import does, name_of
 from .tensors import tensor_leaves
 
 __all__ = ["ROOT", "Layer", "contract"]
@@ -179,8 +179,9 @@ def _shapes(nodes: Any) -> Shapes:
 
 def _kind(nodes: Sequence[fx.Node]) -> str:
     """``softmax+matmul``: the ops that compute, or, where none does, those that move elements."""
-    names = list(dict.fromkeys(name_of(n) for n in nodes if n.target is not operator.getitem))
-    names = [name for name in names if name not in SHAPE] or names or ["getitem"]
+    ops = [node for node in nodes if node.target is not operator.getitem]
+    computing = [node for node in ops if does(node) != "moves"] or ops
+    names = list(dict.fromkeys(map(name_of, computing))) or ["getitem"]
     return "+".join(names[:3]) + ("+..." if len(names) > 3 else "")
 
 

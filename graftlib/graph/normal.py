@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from .._torch_private import DisableTorchFunction
 from .frames import Call
 from .tensors import tensor_leaves
 
@@ -44,7 +45,7 @@ def snapshot(value: Any) -> Any:
 
 
 def _meta(tensor: Tensor) -> Tensor:
-    with torch._C.DisableTorchFunction():
+    with DisableTorchFunction():
         if type(tensor) in (Tensor, nn.Parameter, nn.Buffer) and tensor.device.type == "meta":
             return tensor.detach()
         if tensor.layout is not torch.strided:

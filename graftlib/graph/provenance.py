@@ -1,9 +1,8 @@
 """Which units of one tensor does another one read?
 
-In: a captured graph, a node whose elements are numbered by the unit they belong to, and a later node. Out: the
-same numbers where they ended up, found by running the shape ops in between on the numbers themselves. So a layout
-is never recognised, it is read off: concatenated, interleaved and grouped query-key-value weights are all alike.
-Always true: an op that is not understood raises `Inexact`; there is no guess.
+Elements are numbered by the unit they belong to, and the ops that move elements are run on the numbers themselves. So a
+layout is never recognised, it is read off: concatenated, interleaved and grouped query-key-value weights are all alike.
+An op that is not understood raises `Inexact`; there is no guess.
 """
 
 from __future__ import annotations
@@ -15,26 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .ops import (
-    ACTIVATIONS,
-    ELEMENTWISE,
-    REDUCING,
-    SHAPE,
-    argument,
-    keeps_features,
-    moved_args,
-    name_of,
-    words,
-)
+from .ops import arguments, does, keeps_features, moved_args, name_of, spec
 
-__all__ = ["NOTHING", "Inexact", "along", "carry", "thin", "units_of_rows", "vector"]
+__all__ = ["NOTHING", "Inexact", "along", "carry", "moved", "thin", "units_of_rows", "vector"]
 
 NOTHING = -1  # the number of an element that comes from elsewhere
 LIMIT = 1 << 26  # elements; beyond it an answer is not worth its memory
-_RESHAPES = words(
-    "view reshape reshape_as flatten unflatten view_as _unsafe_view _reshape_alias squeeze unsqueeze"
-)
-_SAME = words("alias clone contiguous detach lift_fresh_copy to type_as _to_copy")
 
 
 class Inexact(Exception):  # noqa: N818  (an answer, not a fault)
@@ -105,7 +90,7 @@ def carry(start: Mapping[fx.Node, Tensor], target: fx.Node) -> Tensor:
     """
     known: dict[fx.Node, Any] = dict(start)
     for node in _between(known, target):
-        known[node] = _step(node, known)
+        known[node] = moved(node, known)
     numbers = known.get(target)
     if not isinstance(numbers, Tensor):
         raise Inexact(f"'{target}' holds no single units")
@@ -135,30 +120,38 @@ def _between(start: Mapping[fx.Node, Any], target: fx.Node) -> list[fx.Node]:
 
 
 def _understood(node: fx.Node) -> bool:
-    return name_of(node) in SHAPE | ELEMENTWISE | ACTIVATIONS | REDUCING or keeps_features(node)
+    return does(node) in ("moves", "keeps", "activates", "folds") or keeps_features(node)
 
 
-def _step(node: fx.Node, known: Mapping[fx.Node, Any]) -> Any:
-    name = name_of(node)
-    given = [known[source] for source in moved_args(node) if source in known]
-    if name in REDUCING:
-        return _folded(node, given[0])
-    if any(isinstance(value, Tensor) and value.numel() > LIMIT for value in given):
+def moved(node: fx.Node, known: Mapping[fx.Node, Any]) -> Any:
+    """The numbers of one op's result: a tensor, a list of them, or a mark that many units are in each element.
+
+    Args:
+        node: an op.
+        known: node -> the numbers of its elements, of those that `node` reads.
+
+    Raises:
+        Inexact: the op is not one that only moves elements or works on each alone.
+    """
+    operands = [known[source] for source in moved_args(node) if source in known]
+    if does(node) == "folds":
+        return _folded(node, operands[0])
+    if any(isinstance(value, Tensor) and value.numel() > LIMIT for value in operands):
         raise Inexact("too large to number")
-    if name in ELEMENTWISE or name in ACTIVATIONS:
-        return _elementwise(node, given)
-    if all(isinstance(value, _Mixed) for value in given):
+    if does(node) in ("keeps", "activates"):
+        return _elementwise(node, operands)
+    if all(isinstance(value, _Mixed) for value in operands):
         return _Mixed()
     if keeps_features(node):
-        return _everywhere(given[0], _shape(node))
-    if name not in SHAPE:
-        raise Inexact(f"'{name}' is not understood")
-    return _move(node, name, known)
+        return _everywhere(operands[0], _shape(node))
+    if does(node) != "moves":
+        raise Inexact(f"'{name_of(node)}' is not understood")
+    return _move(node, name_of(node), spec(node).how, known)
 
 
-def _elementwise(node: fx.Node, given: list[Any]) -> Any:
+def _elementwise(node: fx.Node, operands: list[Any]) -> Any:
     shape = _shape(node)
-    numbers = [value.expand(shape) for value in given if isinstance(value, Tensor)]
+    numbers = [value.expand(shape) for value in operands if isinstance(value, Tensor)]
     if not numbers:
         return _Mixed()
     for other in numbers[1:]:
@@ -169,7 +162,7 @@ def _elementwise(node: fx.Node, given: list[Any]) -> Any:
 
 def _folded(node: fx.Node, numbers: Any) -> Any:
     """Positions of the same units folded keep their numbers (the query of a pooling attention)."""
-    dims: Any = argument(node, 1, "dim")
+    dims: Any = arguments(node).get("dim")
     whole = isinstance(node.meta.get("val"), Tensor) and isinstance(numbers, Tensor)
     if not whole or dims is None or name_of(node) in ("norm", "linalg_vector_norm"):
         return _Mixed()
@@ -199,29 +192,29 @@ def _same_units(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one.sort(-1).values, other.sort(-1).values)
 
 
-def _move(node: fx.Node, name: str, known: Mapping[fx.Node, Any]) -> Any:
+def _move(node: fx.Node, name: str, how: str, known: Mapping[fx.Node, Any]) -> Any:
     if isinstance(known.get(node.all_input_nodes[0]), _Mixed):
         return _Mixed()
     first: Any = node.args[0]
-    if name in _SAME:
+    if how == "same":
         return known[first]
-    if name in _RESHAPES:
+    if how == "reshape":
         return _reshape(known[first], _shape(node))
-    if name == "expand_as":
+    if how == "expand":
         return known[first].expand(_shape(node))
-    if name in ("cat", "concat", "concatenate", "stack"):
+    if how == "join":
         return _join(node, known)
     if name == "getitem":
         return operator.getitem(known[first], node.args[1])
     if name == "pad":
-        return torch.nn.functional.pad(known[first], argument(node, 1, "pad"), value=NOTHING)
+        return torch.nn.functional.pad(known[first], arguments(node)["pad"], value=NOTHING)
     if name == "view_as_complex":
         return torch.view_as_complex(known[first].double().contiguous())
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: _given(source, known))
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: _value(source, known))
     return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def _given(source: fx.Node, known: Mapping[fx.Node, Any]) -> Any:
+def _value(source: fx.Node, known: Mapping[fx.Node, Any]) -> Any:
     """Numbers, or the value of a constant (a list of positions to read)."""
     if source in known:
         return known[source]
@@ -234,7 +227,7 @@ def _given(source: fx.Node, known: Mapping[fx.Node, Any]) -> Any:
 def _join(node: fx.Node, known: Mapping[fx.Node, Any]) -> Tensor:
     sources: Any = node.args[0]
     pieces = [_numbers_or_nothing(source, known) for source in sources]
-    axis: Any = argument(node, 1, "dim", 0)
+    axis: Any = arguments(node)["dim"]
     thin = list(pieces)
     rank = pieces[0].ndim
     joined = axis % (rank + 1 if name_of(node) == "stack" else rank)

@@ -1,6 +1,5 @@
 """Which ops read a parameter.
 
-In: a captured graph. Out: for each parameter the ops in which it meets data, and where among their arguments.
 A parameter may first be transposed, chunked or normalised; such ops belong to the weight, not to the data, and
 are walked through.
 """
@@ -12,14 +11,15 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from .ops import READERS, name_of
+from .ops import name_of, spec
+from .walk import reach
 
 __all__ = ["Read", "find_reads", "weight_nodes"]
 
 
 @dataclass(frozen=True)
 class Read:
-    """One meeting of a parameter with data.
+    """One op in which a parameter meets data.
 
     Attributes:
         source: the ``get_attr`` node of the parameter.
@@ -39,8 +39,8 @@ class Read:
 def weight_nodes(graph: fx.Graph) -> set[fx.Node]:
     """Parameters, buffers, constants and what is made of them before it meets data.
 
-    What an op of `READERS` gives is data even where its input is a constant: the positions that an embedding
-    looks up, a learned query that a linear layer projects.
+    What an op with slots for weights gives is data even where its input is a constant: the positions that an
+    embedding looks up, a learned query that a linear layer projects.
     """
     data: set[fx.Node] = set()
     for node in graph.nodes:
@@ -56,14 +56,10 @@ def weight_nodes(graph: fx.Graph) -> set[fx.Node]:
 def _reads_weight(node: fx.Node) -> bool:
     if name_of(node) == "batch_norm":
         return False  # of constants alone it is how convolutions standardise their weights
-    slots = READERS.get(name_of(node), {})
-    return any(
-        _is_weight(slot, slots) for value in node.all_input_nodes for slot in _slots(node, value)
+    entry = spec(node)
+    return bool(entry.slots) and any(
+        entry.role(slot) for value in node.all_input_nodes for slot in _slots(node, value)
     )
-
-
-def _is_weight(slot: str, slots: Container[str]) -> bool:
-    return slot in slots or f"{slot.partition('.')[0]}.*" in slots
 
 
 def find_reads(graph: fx.Graph, parameters: Container[str]) -> dict[str, list[Read]]:
@@ -75,37 +71,37 @@ def find_reads(graph: fx.Graph, parameters: Container[str]) -> dict[str, list[Re
     """
     place = {node: i for i, node in enumerate(graph.nodes)}
     weights = weight_nodes(graph)
-    found: dict[str, list[Read]] = {}
+    reads: dict[str, list[Read]] = {}
     for source in graph.nodes:
         if source.op == "get_attr" and source.target in parameters:
-            reads = _follow(source, weights)
-            if reads:
-                found[str(source.target)] = sorted(reads, key=lambda read: place[read.node])
-    return found
+            own = sorted(_follow(source, weights), key=lambda read: place[read.node])
+            reads |= {str(source.target): own} if own else {}
+    return reads
 
 
 def _follow(source: fx.Node, weights: set[fx.Node]) -> list[Read]:
-    reads: list[Read] = []
     paths: dict[fx.Node, tuple[fx.Node, ...]] = {source: ()}
-    queue = [source]
-    while queue:
-        value = queue.pop(0)
-        for user in value.users:
-            if user not in weights:
-                if user.op == "call_function":
-                    slots = _slots(user, value)
-                    reads += [Read(source, user, value, slot, paths[value]) for slot in slots]
-            elif user.op == "call_function" and user not in paths:
-                paths[user] = (*paths[value], user)
-                queue.append(user)
-    return reads
+
+    def own_ops(value: fx.Node) -> list[fx.Node]:
+        ops = [user for user in value.users if user in weights and user.op == "call_function"]
+        for user in ops:
+            paths.setdefault(user, (*paths[value], user))
+        return ops
+
+    return [
+        Read(source, user, value, slot, paths[value])
+        for value in [source, *reach([source], own_ops, lambda node: True)]
+        for user in value.users
+        if user not in weights and user.op == "call_function"
+        for slot in _slots(user, value)
+    ]
 
 
 def _slots(node: fx.Node, value: fx.Node) -> list[str]:
     slots = []
-    for name, given in [*enumerate(node.args), *node.kwargs.items()]:
-        if given is value:
+    for name, argument in [*enumerate(node.args), *node.kwargs.items()]:
+        if argument is value:
             slots.append(str(name))
-        elif isinstance(given, (list, tuple)):
-            slots += [f"{name}.{i}" for i, item in enumerate(given) if item is value]
+        elif isinstance(argument, (list, tuple)):
+            slots += [f"{name}.{i}" for i, item in enumerate(argument) if item is value]
     return slots

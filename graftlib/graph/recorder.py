@@ -1,9 +1,7 @@
-"""The recorder: a forward pass that is only listened to.
+"""The recorder: a forward pass whose ops are given to a function, and the graph of them in the normal form.
 
-In: a model, its inputs. Out: the graph of the ATen ops that ran, in the normal form. It listens at the
-PreDispatch key, where ``linear``, ``conv2d``, ``layer_norm`` and ``scaled_dot_product_attention`` are still
-whole: the vocabulary of `torch.export`. Nothing that runs can refuse it: no proxy ever enters the model.
-Always true: the user's model, its buffers and the fast-path switch are as before.
+Nothing that runs can refuse it: no proxy ever enters the model. The user's model, its buffers and the fast-path switch
+are as before.
 """
 
 from __future__ import annotations
@@ -14,21 +12,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._dispatch.python import enable_python_dispatcher
-from torch._subclasses.schema_check_mode import SchemaCheckMode
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import TensorWeakRef
 
+from .._torch_private import (
+    DisableTorchFunction,
+    Sink,
+    StorageWeakRef,
+    TensorWeakRef,
+    pytree,
+    seeing_ops,
+)
 from . import structure
 from .frames import Call, Frames
 from .normal import Builder, first_names, input_names
 from .shapes import known_result
 from .tensors import output_tensors, replaced, tensor_leaves
-from .unrolled import recurrent_shapes
 
-__all__ = ["Watch", "quiet", "record", "record_meta", "record_real", "to_device"]
+__all__ = ["Watch", "quiet", "record", "record_meta", "record_real", "record_scratch", "to_device"]
 
 META = torch.device("meta")
 
@@ -36,7 +35,7 @@ META = torch.device("meta")
 class Watch:
     """What a caller may add to a recording; this one adds nothing. It is entered around the forward pass."""
 
-    recorder: _Recorder
+    recorder: _Writer
 
     def __enter__(self) -> Any:
         """Entered last, innermost."""
@@ -68,12 +67,18 @@ def record_meta(
         the graph and the module calls that its nodes point to.
     """
     twin = structure.rebuild(model, structure.like_meta)
-    given, named = structure.copy_value((tuple(args), dict(kwargs)), structure.like_meta)
+    positional, named = structure.copy_value((tuple(args), dict(kwargs)), structure.like_meta)
     with torch.device(META):
-        return _record(model, twin, given, named, rename={META: device})
+        return _record(model, twin, positional, named, rename={META: device})
 
 
-def record(
+def record(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], sink: Sink) -> Any:
+    """Run a model as it is, every op by way of `sink`; see `Sink` and `quiet`. Gives the model's result."""
+    with quiet(), seeing_ops(sink):
+        return model(*args, **kwargs)
+
+
+def record_scratch(
     twin: nn.Module,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
@@ -93,12 +98,12 @@ def record(
         meta: whether the model and the pass are without values.
     """
     if not meta:
-        given, named = to_device((tuple(args), dict(kwargs)), device)
+        positional, named = to_device((tuple(args), dict(kwargs)), device)
         shared = {p.untyped_storage().data_ptr(): fqn for fqn, p in twin.named_parameters()}
-        return _record(twin, twin, given, named, protected=shared, watch=watch)
-    given, named = structure.copy_value((tuple(args), dict(kwargs)), structure.like_meta)
+        return _record(twin, twin, positional, named, protected=shared, watch=watch)
+    positional, named = structure.copy_value((tuple(args), dict(kwargs)), structure.like_meta)
     with torch.device(META):
-        return _record(twin, twin, given, named, rename={META: device}, watch=watch)
+        return _record(twin, twin, positional, named, rename={META: device}, watch=watch)
 
 
 def record_real(
@@ -112,9 +117,9 @@ def record_real(
         RuntimeError: the forward pass writes into a parameter.
     """
     twin = structure.rebuild(model, structure.alias)
-    given, named = to_device((tuple(args), dict(kwargs)), device)
+    positional, named = to_device((tuple(args), dict(kwargs)), device)
     shared = {p.untyped_storage().data_ptr(): fqn for fqn, p in model.named_parameters()}
-    return _record(model, twin, given, named, protected=shared)
+    return _record(model, twin, positional, named, protected=shared)
 
 
 def to_device(value: Any, device: torch.device) -> Any:
@@ -159,28 +164,21 @@ def _record(
     # A module that could not be copied still computes with the user's own tensors.
     names = {**first_names(model), **first_names(twin)}
     watch = watch or Watch()
-    recorder = _Recorder(builder, names, dict(rename or {}), dict(protected or {}), watch)
+    writer = _Writer(builder, names, dict(rename or {}), dict(protected or {}), watch)
     # One object given twice is two inputs.
     tensors = [tensor.view_as(tensor) for tensor in tensor_leaves((args, kwargs))]
     for name, tensor in zip(input_names(twin, args, kwargs), tensors, strict=True):
-        recorder.learn(tensor, builder.placeholder(name, tensor))
+        writer.learn(tensor, builder.placeholder(name, tensor))
     args, kwargs = replaced((args, kwargs), tensors)
-    with quiet(), enable_python_dispatcher(), frames, recorder, watch:
-        out = twin(*args, **kwargs)
-    outputs = [recorder.node(tensor) for tensor in output_tensors(out)]
+    with frames, watch:
+        out = record(twin, args, kwargs, writer)
+    outputs = [writer.node(tensor) for tensor in output_tensors(out)]
     return builder.output(outputs), frames.calls
 
 
-def _result(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    known: Any = known_result(func, args, kwargs)
-    if known is None:
-        known = recurrent_shapes(func, args)
-    return func(*args, **kwargs) if known is None else known
+class _Writer:
+    """The sink that writes ops down."""
 
-
-# A mode at the PreDispatch key must be one of three classes that torch knows by name. `SchemaCheckMode` is the
-# one that runs ops as they are and keeps no state with the tracer; only its class is borrowed, not its body.
-class _Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]
     def __init__(
         self,
         builder: Builder,
@@ -189,7 +187,6 @@ class _Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]
         protected: dict[int, str],
         watch: Watch,
     ) -> None:
-        TorchDispatchMode.__init__(self, _dispatch_key=torch._C.DispatchKey.PreDispatch)  # type: ignore[no-untyped-call]
         self._builder = builder
         self._names = names
         self._rename = rename
@@ -201,29 +198,19 @@ class _Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]
         # The same by memory, for what `tensor.data` gives: another object that no op made.
         self._memory: dict[tuple[Any, ...], tuple[StorageWeakRef, fx.Node]] = {}
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # the guard against compiling this costs more than listening does
-
-    def __enter__(self) -> _Recorder:
-        TorchDispatchMode.__enter__(self)  # type: ignore[no-untyped-call]
-        return self
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+    def __call__(
+        self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], compute: Callable[[], Any]
     ) -> Any:
-        kwargs = kwargs or {}
         if self._protected and func._schema.is_mutable:
             self._refuse_write(func, args, kwargs)
-        # The python dispatcher is what brought us here; below, torch's own kernels are meant to run.
-        with torch._C._DisablePythonDispatcher():
-            result = self._watch.run(func, args, kwargs, lambda: _result(func, args, kwargs))
-            if isinstance(result, (Tensor, list, tuple)) or func._schema.is_mutable:
-                self._write(func, args, kwargs, result)
+
+        def known_or_computed() -> Any:
+            known: Any = known_result(func, args, kwargs)
+            return compute() if known is None else known
+
+        result = self._watch.run(func, args, kwargs, known_or_computed)
+        if isinstance(result, (Tensor, list, tuple)) or func._schema.is_mutable:
+            self._write(func, args, kwargs, result)
         return result
 
     def _write(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
@@ -251,11 +238,10 @@ class _Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]
 
     def node(self, tensor: Tensor) -> fx.Node:
         """The node that gives `tensor`; parameters, buffers and constants get theirs when first met."""
-        found = self._seen.get(id(tensor))
-        if found is not None and found[0]() is tensor:
-            return found[1]
-        fqn = self._names.get(id(tensor))
-        node = self._same_memory(tensor) if fqn is None else self._builder.read(fqn, tensor)
+        source = self.source(tensor)
+        if isinstance(source, fx.Node):
+            return source
+        node = self._same_memory(tensor) if source is None else self._builder.read(source, tensor)
         if node is None:
             node = self._builder.constant(tensor)
         self.learn(tensor, node)
@@ -266,25 +252,22 @@ class _Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]
         if place is None:
             return None
         storage, *view = place
-        found = self._memory.get((storage.cdata, *view))
-        return None if found is None else found[1]
+        _, node = self._memory.get((storage.cdata, *view), (None, None))
+        return node
 
     def _nodes(self, value: Any) -> Any:
         if isinstance(value, Tensor):
             return self.node(value)
         if isinstance(value, (list, tuple)):
-            return (
-                [self._nodes(v) for v in value]
-                if isinstance(value, list)
-                else tuple(self._nodes(v) for v in value)
-            )
+            nodes = [self._nodes(item) for item in value]
+            return nodes if isinstance(value, list) else tuple(nodes)
         if isinstance(value, dict):
             return {key: self._nodes(v) for key, v in value.items()}
         if isinstance(value, torch.device):
             return self._rename.get(value, value)
         return value
 
-    def _refuse_write(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _refuse_write(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         for i, argument in enumerate(func._schema.arguments):
             if argument.alias_info is None or not argument.alias_info.is_write:
                 continue
@@ -298,7 +281,7 @@ class _Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]
 
 def _place(tensor: Tensor) -> tuple[Any, ...] | None:
     """Where the values lie, held weakly so that the address is not used again; None for what has no memory."""
-    with torch._C.DisableTorchFunction():
+    with DisableTorchFunction():
         if tensor.layout is not torch.strided or not tensor.numel():
             return None
         try:

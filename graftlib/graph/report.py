@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from .layergraph import LayerGraph
-    from .layers import Layer
+from .layers import Layer
+from .traced import TracedGraph
 
 __all__ = ["as_table"]
 
@@ -16,7 +14,7 @@ WIDTH = 44
 HEAD = ("layer", "kind", "calls", "in", "out", "parameters", "depth")
 
 
-def as_table(graph: LayerGraph) -> str:
+def as_table(graph: TracedGraph) -> str:
     """A headline, then the first `ROWS` layers as aligned text."""
     tensors = {id(p): p.numel() for p in graph.model.parameters()}
     total = sum(tensors.values())
@@ -42,7 +40,7 @@ def as_table(graph: LayerGraph) -> str:
     return "\n".join(lines)
 
 
-def _row(graph: LayerGraph, layer: Layer) -> tuple[str, ...]:
+def _row(graph: TracedGraph, layer: Layer) -> tuple[str, ...]:
     count = sum(math.prod(graph.parameter(fqn).shape) for fqn in layer.parameters)
     depth = "" if layer.depth is None else f"{layer.depth:.2f}"
     return (

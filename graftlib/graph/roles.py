@@ -1,9 +1,7 @@
 """Which weights are the projections of an attention, and which of their units are whose.
 
-In: a captured graph and the reads of its parameters. Out: for each such parameter a `Projection`: its role, and
-its parts, exact to the unit and head by head. Everything is found by following data, never by names: back from
-query, key and value to the linear layer that made them, forward from the result to the one that reads it.
-Where a layout cannot be read off exactly, the parts are left out and the role stays.
+By following data, never by names: back from query, key and value to the linear layer that made them, forward from the
+result to the one that reads it. Where a layout cannot be read off exactly, the parts are left out and the role stays.
 """
 
 from __future__ import annotations
@@ -11,28 +9,19 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain, islice
 
 import torch
 from torch import Tensor, fx
 
 from .attention import Attention, find_attentions
-from .ops import (
-    ACTIVATIONS,
-    ELEMENTWISE,
-    REDUCING,
-    SHAPE,
-    WEIGHTED,
-    keeps_features,
-    moved_args,
-    name_of,
-)
+from .ops import does, keeps_features, moved_args, name_of, spec
 from .parameter import Part
 from .provenance import Inexact, along, carry, thin, units_of_rows, vector
 from .reads import Read, weight_nodes
+from .walk import reach
 
 __all__ = ["Projection", "find_projections"]
-
-_TRANSPARENT = SHAPE | ELEMENTWISE | REDUCING
 
 
 @dataclass(frozen=True)
@@ -51,7 +40,7 @@ class Projection:
 
 
 @dataclass
-class _Found:
+class _Seen:
     """What was seen of one parameter, over all attentions."""
 
     shape: tuple[int, ...]
@@ -79,8 +68,8 @@ def find_projections(graph: fx.Graph, reads: Mapping[str, list[Read]]) -> dict[s
     weights = weight_nodes(graph)
     made_by = _makers(reads)
     bias_of = _biases(reads)
-    found: dict[str, _Found] = {}
-    biases: dict[str, _Found] = {}
+    found: dict[str, _Seen] = {}
+    biases: dict[str, _Seen] = {}
     for attention in find_attentions(graph, weights):
         for word, (node, axis) in attention.operands.items():
             maker = _maker(node, made_by)
@@ -99,44 +88,39 @@ def find_projections(graph: fx.Graph, reads: Mapping[str, list[Read]]) -> dict[s
     return {fqn: one for fqn, one in projections.items() if one is not None}
 
 
-def _entry(found: dict[str, _Found], read: Read) -> _Found:
+def _entry(found: dict[str, _Seen], read: Read) -> _Seen:
     shape = tuple(read.source.meta["val"].shape)
-    return found.setdefault(str(read.source.target), _Found(shape))
+    return found.setdefault(str(read.source.target), _Seen(shape))
 
 
 def _makers(reads: Mapping[str, list[Read]]) -> dict[fx.Node, Read]:
     """Ops that make features from a weight -> that weight's read."""
     return {
         read.node: read
-        for found in reads.values()
-        for read in found
+        for each in reads.values()
+        for read in each
         if _makes(read) and read.source.meta["val"].ndim >= 2
     }
 
 
 def _makes(read: Read) -> bool:
     """Whether the weight makes new features; an `einsum` of data and a weight does, in a layout of its own."""
-    name = name_of(read.node)
-    if name == "einsum":
+    if name_of(read.node) == "einsum":
         return bool(read.value.meta["val"].ndim > 2)
-    rule = WEIGHTED.get(name)
-    return rule is not None and read.slot == str(rule.weight) and not keeps_features(read.node)
+    makes = spec(read.node).features
+    return makes is not None and read.slot == str(makes.weight) and not keeps_features(read.node)
 
 
 def _maker(node: fx.Node, made_by: Mapping[fx.Node, Read]) -> fx.Node | None:
     """The one op whose features `node` holds; None for none or several."""
-    makers, seen, queue = set(), {node}, [node]
-    while queue:
-        node = queue.pop(0)
-        if node in made_by:
-            makers.add(node)
-        elif name_of(node) in _TRANSPARENT or keeps_features(node):
-            fresh = [source for source in moved_args(node) if source not in seen]
-            seen.update(fresh)
-            queue += fresh
-        if len(makers) > 1:
-            return None
-    return makers.pop() if makers else None
+
+    def through(node: fx.Node) -> bool:
+        linear = does(node) in ("moves", "keeps", "folds") or keeps_features(node)
+        return linear and node not in made_by
+
+    behind = reach([node], moved_args, through) if through(node) else ()
+    makers = [*islice((each for each in chain([node], behind) if each in made_by), 2)]
+    return makers[0] if len(makers) == 1 else None
 
 
 def _heads(read: Read, node: fx.Node, axis: int) -> tuple[list[list[int]], int]:
@@ -147,8 +131,9 @@ def _heads(read: Read, node: fx.Node, axis: int) -> tuple[list[list[int]], int]:
 
 def _numbered(maker: fx.Node, units: Tensor) -> dict[fx.Node, Tensor]:
     shape = maker.meta["val"].shape
-    features = WEIGHTED[name_of(maker)].features
-    return {maker: along(units, features, shape)}
+    makes = spec(maker).features
+    assert makes is not None
+    return {maker: along(units, makes.axis, shape)}
 
 
 def _units(read: Read, side: str) -> tuple[int, Tensor]:
@@ -159,15 +144,15 @@ def _units(read: Read, side: str) -> tuple[int, Tensor]:
     Raises:
         Inexact: they cannot be told.
     """
-    rule = WEIGHTED.get(name_of(read.node))
-    if rule is None:
+    makes = spec(read.node).features
+    if makes is None:
         raise Inexact("features on more than one axis")
     shape = tuple(read.source.meta["val"].shape)
-    if read.slot != str(rule.weight):
+    if read.slot != str(makes.weight):
         return 0, vector(
             carry({read.source: along(torch.arange(shape[0]), 0, shape)}, read.value), 0
         )
-    at = rule.out_axis if side == "out" else rule.in_axis
+    at = makes.out_axis if side == "out" else makes.in_axis
     for axis in (0, 1):
         numbers = carry({read.source: along(torch.arange(shape[axis]), axis, shape)}, read.value)
         try:
@@ -183,16 +168,16 @@ def _biases(reads: Mapping[str, list[Read]]) -> dict[fx.Node, Read]:
     """Ops that make features from a weight -> the read of the bias that they add."""
     return {
         read.node: read
-        for found in reads.values()
-        for read in found
-        if (rule := WEIGHTED.get(name_of(read.node)))
-        and read.slot == str(rule.bias)
+        for each in reads.values()
+        for read in each
+        if (makes := spec(read.node).features)
+        and read.slot == str(makes.bias)
         and read.source.meta["val"].ndim == 1
     }
 
 
 def _add_bias(
-    biases: dict[str, _Found], read: Read | None, word: str, node: fx.Node, axis: int
+    biases: dict[str, _Seen], read: Read | None, word: str, node: fx.Node, axis: int
 ) -> None:
     if read is None:
         return
@@ -204,7 +189,7 @@ def _add_bias(
 
 
 def _add_output(
-    found: dict[str, _Found],
+    found: dict[str, _Seen],
     attention: Attention,
     made_by: Mapping[fx.Node, Read],
     weights: set[fx.Node],
@@ -225,19 +210,19 @@ def _reader(
     result: fx.Node, made_by: Mapping[fx.Node, Read], weights: set[fx.Node]
 ) -> fx.Node | None:
     """The one op with a weight that takes an attention's result."""
-    readers, seen, queue = set(), {result}, [result]
-    while queue:
-        for user in queue.pop(0).users:
-            if user in made_by:
-                readers.add(user)
-            elif user not in seen and name_of(user) in SHAPE | ELEMENTWISE | ACTIVATIONS:
-                # A sum with other data is the residual stream: what reads that is not this attention's own.
-                strangers = [s for s in user.all_input_nodes if s not in seen and s not in weights]
-                if name_of(user) in ("add", "add_", "sub", "cat", "stack") and strangers:
-                    continue
-                seen.add(user)
-                queue.append(user)
-    return readers.pop() if len(readers) == 1 else None
+    own, readers = {result}, []
+    node = result
+    while (node := node.next).op != "root":
+        if own.isdisjoint(node.all_input_nodes):
+            continue
+        if node in made_by:
+            readers.append(node)
+        elif does(node) in ("moves", "keeps", "activates"):
+            # A sum with other data is the residual stream: what reads that is not this attention's own.
+            joins = name_of(node) in ("add", "add_", "sub", "cat", "stack")
+            if not joins or {*node.all_input_nodes} <= own | weights:
+                own.add(node)
+    return readers[0] if len(readers) == 1 else None
 
 
 def _output_heads(
@@ -251,12 +236,12 @@ def _output_heads(
     labels = _head_labels(attention, made_by)
     count, size = int(labels.max()) + 1, shape[-1]
     numbers = (labels.unsqueeze(-1) * size + torch.arange(size)).expand(shape)
-    rule = WEIGHTED.get(name_of(read.node))
-    if rule is None:
+    makes = spec(read.node).features
+    if makes is None:
         raise Inexact("features on more than one axis")
-    source = read.node.args[rule.input]
+    source = read.node.args[makes.input]
     assert isinstance(source, fx.Node)
-    features = vector(carry({attention.result: numbers}, source), rule.features)
+    features = vector(carry({attention.result: numbers}, source), makes.axis)
     axis, units = _units(read, "in")
     if not torch.equal(features.sort().values, torch.arange(count * size)) or len(units) != len(
         features
@@ -282,7 +267,7 @@ def _head_labels(attention: Attention, made_by: Mapping[fx.Node, Read]) -> Tenso
     return lookup[leading]
 
 
-def _projection(found: _Found) -> Projection | None:
+def _projection(found: _Seen) -> Projection | None:
     words = list(found.words)
     if len(words) == 1:
         role = f"attention.{words[0]}"

@@ -1,9 +1,8 @@
 """The one way to copy a model: its structure again, with other tensors.
 
-In: the user's model. Out: a second model of the same classes and attributes in which every tensor is what a given
-function made of it: a meta tensor (no memory), an alias, a tensor of its own. Always true: the user's model, its
-training flags and its tensors are not touched; tensors that were one object stay one object. What refuses to be
-copied (a lock, an open file, a generator) is shared, and only that.
+Every tensor of the second model is what a function makes of the first one's: a meta tensor (no memory), an alias, a
+tensor of its own. The user's model, its training flags and its tensors are not touched; tensors that were one object
+stay one object. What refuses to be copied (a lock, an open file, a generator) is shared, and only that.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from ..errors import GraftError, TraceError
 from .tensors import replaced, tensor_leaves
 
 __all__ = [
+    "Intercepted",
     "alias",
     "copy_value",
     "duplicate",
@@ -146,7 +146,7 @@ def copy_value(value: T, change: Change) -> T:
         TraceError: something in it refuses to be copied.
     """
     tensors = [change(tensor) for tensor in tensor_leaves(value)]
-    with _OnCopy(change):  # for those of a cache, which are no inputs
+    with _on_copy(change):  # for those of a cache, which are no inputs
         copied: T = replaced(value, tensors)
     return copied
 
@@ -202,75 +202,46 @@ def _keep_kind(like: Tensor, tensor: Tensor) -> Tensor:
     return tensor
 
 
-class _OnCopy(TorchFunctionMode):
-    """Answers `copy.deepcopy` of a tensor that the memo does not know, wherever it hides."""
+class Intercepted(TorchFunctionMode):
+    """While entered, what is called of torch is given to a function, whose result takes its place.
 
-    def __init__(self, change: Change) -> None:
+    Args:
+        call: (function, args, kwargs) -> its result.
+    """
+
+    def __init__(self, call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) -> None:
         super().__init__()
-        self._change = change
+        self._call = call
 
     def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        return self._call(func, args, kwargs or {})
+
+
+def _on_copy(change: Change) -> Intercepted:
+    """Answers `copy.deepcopy` of a tensor that the memo does not know, wherever it hides."""
+
+    def call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func is not Tensor.__deepcopy__:
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
         tensor, memo = args
         if id(tensor) not in memo:
-            memo[id(tensor)] = self._change(tensor)
+            memo[id(tensor)] = change(tensor)
         return memo[id(tensor)]
+
+    return Intercepted(call)
 
 
 def _copy_module(model: nn.Module, change: Change, memo: dict[int, Any]) -> nn.Module:
     known = dict(memo)
     try:
-        with _OnCopy(change):
-            return _deepcopied(model, memo)
+        with _on_copy(change):
+            copied: nn.Module = copy.deepcopy(model, memo)
+            return copied
     except Exception:
         # Something in it refuses to be copied: a lock, a file, a generator. Share only that.
         return _copy_attributes(model, change, known)
-
-
-# Of these every deep copy is the object itself.
-_PLAIN = (int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device, torch.Size)
-_PROTOCOL = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
-
-
-def _deepcopied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """What ``copy.deepcopy(model, memo)`` gives, several times faster: most of a module is plain values."""
-    modules = list(model.modules())
-    own_way = [m for m in modules if any(_overrides(type(m), name) for name in _PROTOCOL)]
-    plain = {id(m): m for m in modules if m not in own_way}
-    for key, module in plain.items():
-        memo[key] = type(module).__new__(type(module))
-    for key, module in plain.items():
-        twin = memo[key].__dict__
-        for name, value in module.__dict__.items():
-            twin[name] = value if type(value) in _PLAIN else _deepcopied_value(value, memo)
-    copied: nn.Module = copy.deepcopy(model, memo)
-    return copied
-
-
-def _overrides(kind: type, name: str) -> bool:
-    return getattr(kind, name, None) is not getattr(nn.Module, name, None)
-
-
-def _deepcopied_value(value: Any, memo: dict[int, Any]) -> Any:
-    if id(value) in memo:
-        return memo[id(value)]
-    if type(value) is tuple and all(type(item) in _PLAIN for item in value):
-        return value
-    if type(value) in (dict, OrderedDict) and all(
-        type(key) is str and (type(item) in _PLAIN or id(item) in memo)
-        for key, item in value.items()
-    ):
-        twin = memo[id(value)] = type(value)()
-        twin.update((key, memo.get(id(item), item)) for key, item in value.items())
-        return twin
-    return copy.deepcopy(value, memo)
 
 
 def _copy_attributes(model: nn.Module, change: Change, memo: dict[int, Any]) -> nn.Module:
@@ -292,7 +263,7 @@ def _copy_or_share(value: Any, change: Change, memo: dict[int, Any]) -> Any:
         return memo[id(value)]
     known = dict(memo)
     try:
-        with _OnCopy(change):
+        with _on_copy(change):
             return copy.deepcopy(value, memo)
     except Exception:
         memo.clear()

@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from .._torch_private import pytree
 from ..errors import TraceError
 
 __all__ = ["Flat", "is_plain", "output_tensors", "replaced", "tensor_leaves"]

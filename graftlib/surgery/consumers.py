@@ -1,7 +1,6 @@
 """A layer that reads units, as a least-squares problem: y = x W^T + b, in groups.
 
-In: an op that was heard. Out: the rows of its input (groups, rows, features), those of its result (rows, out), and its
-weight as (groups, out, features), both ways. Always true: rows @ weight^T + bias is what the op computed.
+rows (groups, rows, features) @ weight^T (groups, features, out) + bias is what the op computed.
 """
 
 from __future__ import annotations
@@ -12,11 +11,10 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from .listen import Op
+from ..graph.ops import find, named_arguments, schema_name
+from .recording import Op
 
 __all__ = ["Use", "use_of"]
-
-_CONVS = ("conv1d", "conv2d", "conv3d")
 
 
 @dataclass(frozen=True)
@@ -105,18 +103,18 @@ def use_of(op: Op) -> Use | None:
     torch.Size([1, 2, 3])
     """
     func, args, kwargs, result = op
-    name = func._schema.name.removeprefix("aten::")
-    given = [
-        *args,
-        *[kwargs.get(a.name, a.default_value) for a in func._schema.arguments[len(args) :]],
-    ]
-    if name == "linear":
-        return Use(given[1], given[2], given[0], result, "out in")
-    if name == "addmm" and given[3] == 1 and given[4] == 1:
-        return Use(given[2], given[0], given[1], result, "in out")
-    if name in ("mm", "matmul") and given[1].ndim == 2:
-        return Use(given[1], None, given[0], result, "in out")
-    if name in _CONVS and given[0].ndim == given[1].ndim:
-        weight, window = given[1], (given[3], given[4], given[5])
-        return Use(weight, given[2], given[0], result, "conv", int(given[6]), window)
-    return None
+    entry, named = find(schema_name(func)), [*named_arguments(func, args, kwargs).values()]
+    makes = entry.features if entry else None
+    if makes is None:
+        return None
+    x, weight = named[makes.input], named[makes.weight]
+    bias = None if makes.bias is None else named[makes.bias]
+    if makes.axis != -1:
+        groups, window = int(named[6]), (named[3], named[4], named[5])
+        return (
+            Use(weight, bias, x, result, "conv", groups, window) if x.ndim == weight.ndim else None
+        )
+    scaled = any(named[i] != 1 for i in range(3, len(named)))  # the factors of an `addmm`
+    if weight.ndim != 2 or scaled:
+        return None
+    return Use(weight, bias, x, result, "in out" if makes.in_axis == 0 else "out in")

@@ -24,7 +24,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from ..graph import LayerGraph
-from ..graph.axes.lookahead import overload
+from ..graph.ops import overload
 
 __all__ = ["Flows", "flows_of"]
 

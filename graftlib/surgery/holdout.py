@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..graph.tensors import tensor_leaves
-from .listen import Batch
+from .recording import Batch
 
 __all__ = ["Distance", "Holdout"]
 

@@ -25,8 +25,8 @@ from .config import config_state, refresh_config
 from .edits import Request, editable, requested, tensor_of, whole_numbers
 from .everywhere import outer_classes, where_possible
 from .fit import fitted
-from .listen import as_batches
 from .lora import ranks, refresh_ranks
+from .recording import as_batches
 from .refit import REFITS, reestimate, refitted
 from .refusal import SurgeryError
 from .scores import Ranking, Score, ranking

@@ -21,13 +21,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from .._torch_private import BatchNorm
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass
 from ..graph.tensors import tensor_leaves
 from .consumers import Use, use_of
 from .edits import tensor_of
 from .holdout import Distance, Holdout
-from .listen import Batch, Op, Twin, Walk, alone
+from .recording import Batch, Op, Twin, Walk, alone
 from .refusal import SurgeryWarning
 from .scores import reads
 
@@ -445,7 +446,7 @@ def reestimate(model: nn.Module, batches: Sequence[Batch]) -> None:
     norms = {
         name: module
         for name, module in twin.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+        if isinstance(module, BatchNorm) and module.track_running_stats
     }
     for module in norms.values():
         module.reset_running_stats()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from .._torch_private import Norm
 from ..errors import MatchError
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass
@@ -54,7 +55,7 @@ def meets_norm(graph: LayerGraph, each: AxisClass, kept: Container[str] = ()) ->
         found = _parameter(graph, member.fqn)
         if found is not None and found.kind == "norm" and found.fqn not in kept:
             module = graph.model.get_submodule(found.layer)
-            if not isinstance(module, nn.modules.batchnorm._NormBase):
+            if not isinstance(module, Norm):
                 return True
     return False
 

@@ -22,10 +22,10 @@ from ..graph.axes import AxisClass
 from ..graph.axes.algebra import Atom, Expr
 from ..graph.axes.classes import class_of_atoms, reading
 from ..graph.axes.infer import Inference, infer
-from ..graph.axes.lookahead import overload
 from ..graph.axes.values import Axes, Stack
 from ..graph.capture import device_of
-from ..graph.recorder import Watch, record
+from ..graph.ops import overload
+from ..graph.recorder import Watch, record_scratch
 from ..graph.structure import alias, like_meta, of_size, rebuild
 from .equations import Equations, Sizes, boundary, polynomial
 from .tagged import Log, Place, Shapes, Tagged, Term, numbers, places, put, tag
@@ -168,7 +168,7 @@ def passage(
     """
     guide = _Guide(reference, sizes)
     try:
-        found, _ = record(twin, *graph.example, _home(graph), guide, meta=meta)
+        found, _ = record_scratch(twin, *graph.example, _home(graph), guide, meta=meta)
     except Exception as error:
         words = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:200]
         return Passage(None, (*guide.misfits, Misfit(guide.nearby(), words)))
@@ -394,7 +394,7 @@ def equations_of(model: nn.Module, graph: LayerGraph) -> tuple[Reference, Equati
     twin = scratch(model, graph, {}, {}, kind=kind)
     watch = _Tagging()
     tag(twin, model, watch.log)
-    seen, _ = record(twin, *graph.example, _home(graph), watch, meta=meta)
+    seen, _ = record_scratch(twin, *graph.example, _home(graph), watch, meta=meta)
     reference = reference_of(graph)
     ops = [node for node in seen.nodes if _is_op(node)]
     if [node.target for node in ops] == [node.target for node in reference.ops]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from .._torch_private import Conv, Norm
 from ..graph.axes import AxisClass, Member
 from .edits import owners_of, tensor_of
 from .refusal import SurgeryError
@@ -89,7 +90,7 @@ def refresh_layer(module: nn.Module, groups: int | None = None, *, name: str = "
     weight = module._parameters.get("weight")
     if isinstance(module, nn.Linear) and weight is not None:
         made.out_features, made.in_features = weight.shape
-    elif isinstance(module, nn.modules.conv._ConvNd) and weight is not None:
+    elif isinstance(module, Conv) and weight is not None:
         if made.groups == made.in_channels == made.out_channels and made.groups > 1:
             groups = weight.shape[0]  # depthwise, whatever the class of its channels is a part of
         made.groups = groups or made.groups
@@ -97,7 +98,7 @@ def refresh_layer(module: nn.Module, groups: int | None = None, *, name: str = "
         made.in_channels, made.out_channels = (
             (first, second) if made.transposed else (second, first)
         )
-    elif isinstance(module, (nn.modules.batchnorm._NormBase,)):
+    elif isinstance(module, Norm):
         held = weight if weight is not None else module._buffers.get("running_mean")
         if held is not None:
             made.num_features = held.shape[0]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from graftlib.graph.capture import capture
-from graftlib.graph.unrolled import recurrent_shapes
+from graftlib.graph.shapes import recurrent_shapes
 
 LAYERS = {
     "lstm": nn.LSTM(4, 3),

@@ -1,5 +1,6 @@
 """Which axes of which parameters move together, and the check that says so."""
 
+from ..ops import rule as rule
 from .check import CheckResult as CheckResult
 from .check import check as check
 from .classes import AxisClass as AxisClass
@@ -10,7 +11,6 @@ from .classes import class_of as class_of
 from .classes import freedom as freedom
 from .classes import frozen_ops as frozen_ops
 from .classes import frozen_shares as frozen_shares
-from .registry import rule as rule
 from .tree import Axis as Axis
 
 __all__ = [

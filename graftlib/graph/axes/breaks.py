@@ -9,18 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ..traced import TracedGraph
 from .blind import blind_parts
 from .check import TOLERANCE, changed, draw
 from .classes import AxisClass, Member, axis_classes, classes_of
 from .infer import infer
 from .trial import Example, Trial, difference
-
-if TYPE_CHECKING:
-    from ..layergraph import LayerGraph
 
 __all__ = ["Break", "left_out_members", "undone_ties"]
 
@@ -46,7 +43,7 @@ class Break:
 
 
 def left_out_members(
-    graph: LayerGraph, *, seed: int = 0, example: Example | None = None
+    graph: TracedGraph, *, seed: int = 0, example: Example | None = None
 ) -> Iterator[Break]:
     """Permute every free class of two and more members, and leave out one member after the other."""
     free = [each for each in axis_classes(graph) if each.free and len(each.members) > 1]
@@ -59,7 +56,7 @@ def left_out_members(
 
 
 def undone_ties(
-    graph: LayerGraph, *, seed: int = 0, example: Example | None = None
+    graph: TracedGraph, *, seed: int = 0, example: Example | None = None
 ) -> Iterator[Break]:
     """Leave out one tie after the other; where the classes come out different, permute them.
 

@@ -10,17 +10,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...errors import GraftError, TraceError
+from ..traced import TracedGraph
 from .classes import AxisClass, Member, axis_classes, freedom
 from .trial import Example, Trial, compared, difference, without_numbers
-
-if TYPE_CHECKING:
-    from ..layergraph import LayerGraph
 
 __all__ = ["TOLERANCE", "CheckResult", "check", "control", "draw", "permute"]
 
@@ -81,7 +79,7 @@ class CheckResult:
 
 
 def check(
-    graph: LayerGraph,
+    graph: TracedGraph,
     *,
     seed: int = 0,
     example: Example | None = None,
@@ -113,7 +111,7 @@ def check(
 
 
 def _checked(
-    graph: LayerGraph, seed: int, example: Example | None, tolerance: float, *, drawn: bool
+    graph: TracedGraph, seed: int, example: Example | None, tolerance: float, *, drawn: bool
 ) -> CheckResult:
     free = [each for each in axis_classes(graph) if each.free]
     try:
@@ -159,7 +157,7 @@ def _pair(example: Any) -> Example:
     return tuple(example[0]), dict(example[1])
 
 
-def _on_meta(graph: LayerGraph) -> bool:
+def _on_meta(graph: TracedGraph) -> bool:
     model = graph.model
     return any(t.device.type == "meta" for t in [*model.parameters(), *model.buffers()])
 

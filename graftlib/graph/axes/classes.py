@@ -11,18 +11,16 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...errors import MatchError, nearest
+from ..traced import TracedGraph
 from .algebra import Atom, Expr, Prod, Sum, leaves, resolve
 from .blind import blind_parts
 from .infer import Inference, infer
 from .rules_spatial import KERNEL
 from .tree import Axis, Leaf, outermost, tree_of
 from .values import Axes
-
-if TYPE_CHECKING:
-    from ..layergraph import LayerGraph
 
 __all__ = [
     "AxisClass",
@@ -116,12 +114,12 @@ class AxisClass:
 
 
 # A graph is read once; what was found goes when the graph goes.
-_read: weakref.WeakKeyDictionary[LayerGraph, tuple[Inference, tuple[AxisClass, ...]]] = (
+_read: weakref.WeakKeyDictionary[TracedGraph, tuple[Inference, tuple[AxisClass, ...]]] = (
     weakref.WeakKeyDictionary()
 )
 
 
-def reading(graph: LayerGraph) -> tuple[Inference, tuple[AxisClass, ...]]:
+def reading(graph: TracedGraph) -> tuple[Inference, tuple[AxisClass, ...]]:
     """What was read of a graph, and its classes; read at the first use."""
     if graph not in _read:
         found = infer(graph.model, graph.fx, real=graph.real)
@@ -129,12 +127,12 @@ def reading(graph: LayerGraph) -> tuple[Inference, tuple[AxisClass, ...]]:
     return _read[graph]
 
 
-def axis_classes(graph: LayerGraph) -> tuple[AxisClass, ...]:
+def axis_classes(graph: TracedGraph) -> tuple[AxisClass, ...]:
     """The classes of a graph: the free ones first, each kind in the order of the model."""
     return reading(graph)[1]
 
 
-def axes_of(graph: LayerGraph, fqn: str) -> tuple[Axis, ...]:
+def axes_of(graph: TracedGraph, fqn: str) -> tuple[Axis, ...]:
     """See `LayerGraph.axes`; LookupError where the forward pass does not read it."""
     inference, classes = reading(graph)
     lengths = inference.axes[fqn]
@@ -163,7 +161,7 @@ def axes_of(graph: LayerGraph, fqn: str) -> tuple[Axis, ...]:
     return tuple(tree_of(axis, leaf_on(i)) for i, axis in enumerate(lengths))
 
 
-def class_of(graph: LayerGraph, address: str, axis: str | int | None) -> AxisClass:
+def class_of(graph: TracedGraph, address: str, axis: str | int | None) -> AxisClass:
     """See `LayerGraph.axis_class`."""
     parameter = graph.parameter(address)
     where = {"parameter": parameter.fqn, "axes": " ".join(parameter.axes)}
@@ -198,18 +196,18 @@ def class_of(graph: LayerGraph, address: str, axis: str | int | None) -> AxisCla
     return classes[0]
 
 
-def freedom(graph: LayerGraph) -> float:
+def freedom(graph: TracedGraph) -> float:
     """See `freedom_of`."""
     return freedom_of(reading(graph)[0])
 
 
-def frozen_ops(graph: LayerGraph) -> dict[str, int]:
+def frozen_ops(graph: TracedGraph) -> dict[str, int]:
     """Ops that froze something for want of a rule -> how often; the most frequent first."""
     found = reading(graph)[0].frozen_ops
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
-def frozen_shares(graph: LayerGraph) -> dict[str, float]:
+def frozen_shares(graph: TracedGraph) -> dict[str, float]:
     """What fixes the order of the weights that are not free -> its share of all weights; the largest first.
 
     Counted as `freedom_of` counts. An axis whose parts are fixed by several things counts for each by its units,

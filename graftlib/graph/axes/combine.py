@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from math import prod
 from typing import Any
 
+from ..ops import op
 from .algebra import ONE, Atom, Expr, cut, fixed, freeze, frozen, product, split_all, tie
-from .registry import op
 from .values import Axes, Stack
 
 __all__ = [

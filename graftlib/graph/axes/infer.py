@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...errors import RuleError
+from ..ops import Op, OpSpec, entering, find, named_arguments, overload, spec
 from . import (
     rules_contraction,
     rules_elementwise,
@@ -32,8 +33,7 @@ from . import (
 from .algebra import ONE, Atom, Untieable, freeze, tie
 from .combine import fixed_axes
 from .journal import Journal
-from .lookahead import overload, picked, written
-from .registry import Op, Rule, entering, find
+from .lookahead import picked, written
 from .values import Axes, Stack, plain
 
 __all__ = ["Inference", "infer"]
@@ -46,14 +46,6 @@ BUILT_IN = (
     rules_norm,
     rules_recurrent,
     rules_spatial,
-)
-_RESHAPES = (
-    "aten.view.default",
-    "aten.reshape.default",
-    "aten.unflatten.int",
-    "aten._unsafe_view.default",
-    "aten.view_as.default",
-    "aten.reshape_as.default",
 )
 
 
@@ -108,7 +100,7 @@ class _Reader:
     def read(self, node: fx.Node) -> None:
         value = node.meta.get("val")
         if node.op == "output":
-            for axes in _tensors(self.given(node.args)):
+            for axes in _tensors(self.values_of(node.args)):
                 for axis in axes:
                     freeze(axis, "the output")
         elif node.op == "placeholder":
@@ -142,48 +134,48 @@ class _Reader:
         short = name.rpartition(".")[0].removeprefix("aten.") or name
         self.journal.by = f"{short} in '{node.meta.get('module', '')}'"
         shapes = tuple(tuple(t.shape) for t in _metas(node.meta.get("val")))
-        args, kwargs = self.given(node.args), self.given(node.kwargs)
-        found = find(name)
-        if found is not None:
+        args, kwargs = self.values_of(node.args), self.values_of(node.kwargs)
+        entry = find(name)
+        if entry is not None:
             try:
-                return self.apply(node, found, shapes, args, kwargs)
+                return self.apply(node, entry, shapes, args, kwargs)
             except (Untieable, NotImplementedError):  # all that a rule may raise
                 name = f"{name} (rule does not fit)"
             except Exception as error:
-                raise _broken(name, node, found, error) from error
+                raise _broken(name, node, entry, error) from error
         return self.freeze_all(name, [args, kwargs], node.meta.get("val"))
 
-    def given(self, arguments: Any) -> Any:
+    def values_of(self, arguments: Any) -> Any:
         if isinstance(arguments, fx.Node):
             return self.values.get(arguments)
         if isinstance(arguments, (list, tuple)):
-            return [self.given(item) for item in arguments]
+            return [self.values_of(item) for item in arguments]
         if isinstance(arguments, dict):
-            return {key: self.given(item) for key, item in arguments.items()}
+            return {key: self.values_of(item) for key, item in arguments.items()}
         return arguments
 
     def apply(
         self,
         node: fx.Node,
-        found: Rule,
+        entry: OpSpec,
         shapes: tuple[tuple[int, ...], ...],
         args: list[Any],
         kwargs: dict[str, Any],
     ) -> Any:
         stacks = [x for x in args if isinstance(x, Stack)]
         once = len(stacks) == 1 and not kwargs_stacked(kwargs) and stacks[0].dim >= 0
-        if found.batchwise and once:
-            return self.each(node, found, shapes, args, kwargs, stacks[0])
-        if not found.stacks:
+        if entry.batchwise and once:
+            return self.each(node, entry, shapes, args, kwargs, stacks[0])
+        if not entry.stacks:
             args, kwargs = plain(args), {key: plain(value) for key, value in kwargs.items()}
-        result = self.once(node, found, shapes, args, kwargs)
+        result = self.once(node, entry, shapes, args, kwargs)
         self.same_place(node, args, result)
         return result
 
     def each(
         self,
         node: fx.Node,
-        found: Rule,
+        entry: OpSpec,
         shapes: tuple[tuple[int, ...], ...],
         args: list[Any],
         kwargs: dict[str, Any],
@@ -193,7 +185,7 @@ class _Reader:
         results = []
         for part in stack.parts:
             mine = [part if x is stack else x for x in args]
-            results.append(plain(self.once(node, found, shapes, mine, kwargs)))
+            results.append(plain(self.once(node, entry, shapes, mine, kwargs)))
         out = Stack(stack.marker, results)
         if out.dim < 0:
             return out.plain()
@@ -202,27 +194,27 @@ class _Reader:
     def once(
         self,
         node: fx.Node,
-        found: Rule,
+        entry: OpSpec,
         shapes: tuple[tuple[int, ...], ...],
         args: list[Any],
         kwargs: dict[str, Any],
     ) -> Any:
-        here = Op(node, shapes, _named(node, args, kwargs), _hints(node))
+        here = Op(node, shapes, named_arguments(node.target, args, kwargs), _hints(node))
         with entering(here):
-            result = found.apply(*args, **kwargs)
+            result = entry.apply(*args, **kwargs)
         self.check_shapes(result, shapes)
-        if isinstance(result, Axes) and result.uniform and not _stays_uniform(found, args, kwargs):
+        if isinstance(result, Axes) and result.uniform and not _stays_uniform(entry, args, kwargs):
             return Axes(result)
         return result
 
     @staticmethod
     def check_shapes(result: Any, shapes: tuple[tuple[int, ...], ...]) -> None:
-        made = [
+        own = [
             axes.parts[0].shape if isinstance(axes, Stack) else Axes(axes).shape
             for axes in _results(result)
         ]
-        if shapes and made != list(shapes):
-            raise ValueError(f"it gave axes of the shapes {made} where the op gave {list(shapes)}")
+        if shapes and own != list(shapes):
+            raise ValueError(f"it gave axes of the shapes {own} where the op gave {list(shapes)}")
 
     def same_place(self, node: fx.Node, args: list[Any], result: Any) -> None:
         """An op that writes in place: what was there and what is there now move alike."""
@@ -233,9 +225,9 @@ class _Reader:
             for a, b in zip(args[0], result, strict=True):
                 tie(a, b)
 
-    def freeze_all(self, name: str, given: Any, value: Any) -> Any:
+    def freeze_all(self, name: str, operands: Any, value: Any) -> Any:
         froze = False
-        for axes in _tensors(plain_deep(given)):
+        for axes in _tensors(plain_deep(operands)):
             for axis in axes:
                 froze |= freeze(axis, self.journal.by + ", which has no rule")
         if froze:
@@ -243,14 +235,14 @@ class _Reader:
         return _fixed_like(value)
 
 
-def _broken(name: str, node: fx.Node, found: Rule, error: Exception) -> RuleError:
-    code = getattr(found.apply, "__code__", None)
+def _broken(name: str, node: fx.Node, entry: OpSpec, error: Exception) -> RuleError:
+    code = getattr(entry.apply, "__code__", None)
     place = f" ({code.co_filename}:{code.co_firstlineno})" if code else ""
     return RuleError(
         f"the axis rule of '{name}' failed.",
         where={
             "node": f"'{node.name}' in module '{node.meta.get('module', '')}'",
-            "rule": f"{getattr(found.apply, '__name__', found.apply)}{place}",
+            "rule": f"{getattr(entry.apply, '__name__', entry.apply)}{place}",
         },
         why=f"{type(error).__name__}: {error}"[:300],
         fix="mend the rule; where it does not fit what the op is given, it raises NotImplementedError, and what the op "
@@ -321,30 +313,19 @@ def _fixed_like(value: Any) -> Any:
     return value
 
 
-def _named(node: fx.Node, args: list[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return dict(kwargs)
-    names = [argument.name for argument in schema.arguments]
-    defaults = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
-    return {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
-
-
 def _hints(node: fx.Node) -> dict[str, Any]:
-    name = overload(node)
-    if name in _RESHAPES:
+    entry = spec(node)
+    if entry.how == "reshape":
         return {"picked": picked(node)}
-    if name.startswith(("aten.zeros", "aten.ones", "aten.empty", "aten.full", "aten.new_")):
-        return {"written": written(node)}
-    return {}
+    return {"written": written(node)} if entry.apply is rules_elementwise.alike else {}
 
 
-def _stays_uniform(found: Rule, args: list[Any], kwargs: Mapping[str, Any]) -> bool:
+def _stays_uniform(entry: OpSpec, args: list[Any], kwargs: Mapping[str, Any]) -> bool:
     """Whether what is alike everywhere is so still: a running sum of ones is not, nor zeros with something added."""
-    if found.apply is rules_elementwise.alike:
+    if entry.apply is rules_elementwise.alike:
         return True
-    given = list(_tensors([args, list(kwargs.values())]))
-    return (found.batchwise or found.stacks) and all(axes.uniform for axes in given)
+    tensors = _tensors([args, list(kwargs.values())])
+    return (entry.batchwise or entry.stacks) and all(axes.uniform for axes in tensors)
 
 
 def _writes_first(schema: Any) -> bool:

@@ -8,13 +8,21 @@ from __future__ import annotations
 import string
 from typing import Any
 
+from ..ops import Features, op, rule
 from .algebra import Expr, fixed, freeze, product, split, tie
 from .combine import broadcast, freeze_dims, fresh
-from .registry import op, rule
 from .values import Axes
 
+_PRODUCT = Features(0, 1, None, axis=-1, out_axis=1, in_axis=0)
 
-@rule("aten.linear")
+
+@rule(
+    "aten.linear",
+    does="mixes",
+    kind="linear",
+    slots={"1": "weight", "2": "bias"},
+    features=Features(0, 1, 2, axis=-1, out_axis=0, in_axis=1),
+)
 def linear(x: Axes, weight: Axes, bias: Axes | None = None) -> Axes:
     """z[..., o] = sum_i x[..., i] W[o, i] + b[o]"""
     tie(x[-1], weight[-1])
@@ -25,16 +33,10 @@ def linear(x: Axes, weight: Axes, bias: Axes | None = None) -> Axes:
     return Axes((*x[:-1], weight[0]))
 
 
-@rule(
-    "aten.matmul",
-    "aten.mm",
-    "aten.bmm",
-    "aten.mv",
-    "aten.dot",
-    "aten.linalg_matmul",
-    "aten.vdot",
-    "aten.inner.x",
-)
+@rule("aten.matmul", does="mixes", how="product", features=_PRODUCT)
+@rule("aten.mm", does="mixes", features=_PRODUCT)
+@rule("aten.bmm", does="mixes", how="product")
+@rule("aten.mv", "aten.dot", "aten.linalg_matmul", "aten.vdot", "aten.inner.x")
 def matmul(x: Axes, y: Axes) -> Axes:
     """z[..., i, j] = sum_k x[..., i, k] y[..., k, j]"""
     tie(x[-1], y[-2] if len(y) > 1 else y[-1])
@@ -44,7 +46,15 @@ def matmul(x: Axes, y: Axes) -> Axes:
     return Axes((*batch, *rows, *columns))
 
 
-@rule("aten.addmm", "aten.baddbmm", "aten.addmv", "aten.addbmm")
+@rule(
+    "aten.addmm",
+    does="mixes",
+    kind="linear",
+    slots={"2": "weight"},
+    features=Features(1, 2, 0, axis=-1, out_axis=1, in_axis=0),
+)
+@rule("aten.baddbmm", does="mixes", how="product")
+@rule("aten.addmv", "aten.addbmm")
 def addmm(bias: Axes, x: Axes, y: Axes, **kwargs: Any) -> Axes:
     """z = b + x y"""
     out = matmul(x, y)
@@ -69,7 +79,7 @@ def tensordot(x: Axes, y: Axes, dims_x: list[int], dims_y: list[int]) -> Axes:
     return Axes([*kept, *(axis for i, axis in enumerate(y) if i not in right)])
 
 
-@rule("aten.bilinear")
+@rule("aten.bilinear", does="mixes", slots={"2": "weight", "3": "bias"})
 def bilinear(x: Axes, y: Axes, weight: Axes, bias: Axes | None = None) -> Axes:
     """z[..., o] = sum_ij x[..., i] W[o, i, j] y[..., j] + b[o]"""
     tie(x[-1], weight[1])
@@ -79,7 +89,7 @@ def bilinear(x: Axes, y: Axes, weight: Axes, bias: Axes | None = None) -> Axes:
     return Axes((*broadcast(Axes(x[:-1]), Axes(y[:-1])), weight[0]))
 
 
-@rule("aten.einsum")
+@rule("aten.einsum", does="mixes", how="product")
 def einsum(equation: str, tensors: list[Axes], **kwargs: Any) -> Axes:
     """one axis a letter; a letter that the result lacks is summed over"""
     terms, arrow, result = equation.replace(" ", "").partition("->")

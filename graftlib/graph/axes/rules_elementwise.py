@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..ops import op, rule
 from .algebra import Expr, fixed, freeze, tie
 from .combine import (
     broadcast,
@@ -18,7 +19,6 @@ from .combine import (
     tie_axes,
     uniform,
 )
-from .registry import op, rule
 from .values import Axes
 
 
@@ -26,30 +26,47 @@ def _aten(names: str) -> list[str]:
     return [f"aten.{name}" for name in names.split()]
 
 
+SAME = _aten(
+    """
+    alias contiguous detach lift_fresh_copy to type_as _to_copy
+    """
+)
+SCALED = _aten(
+    """
+    neg pow.Tensor_Scalar square rsqrt sqrt reciprocal dropout clamp clamp_min
+    """
+)
+ACTIVATIONS = _aten(
+    """
+    relu relu6 gelu silu hardswish hardtanh sigmoid tanh leaky_relu elu softplus mish exp
+    """
+)
 UNARY = _aten(
     """
-    abs absolute acos acosh alias angle asin asinh atan atanh bitwise_not ceil celu clamp
-    clamp_max clamp_min clip clone conj conj_physical contiguous cos cosh deg2rad detach digamma
-    dropout elu erf erfc erfinv exp exp2 expm1 feature_alpha_dropout feature_dropout alpha_dropout
-    fill fix float_power.Tensor_Scalar floor frac gelu hardshrink hardsigmoid hardswish hardtanh
-    i0 imag isfinite isinf isnan isneginf isposinf leaky_relu lgamma lift lift_fresh
-    lift_fresh_copy log log10 log1p log2 log_sigmoid logical_not logit mish nan_to_num neg
-    negative positive pow.Tensor_Scalar rad2deg real reciprocal relu relu6 resolve_conj
-    resolve_neg round rrelu rsqrt selu sgn sigmoid sign signbit silu sin sinc sinh softplus
-    softshrink special_expit special_erf sqrt square tan tanh threshold to trunc type_as zero
-    _to_copy cpu cuda double float half bool int long pin_memory requires_grad hardswish softsign
-    tanhshrink _conj logsigmoid special_gelu view.dtype data set_data
+    abs absolute acos acosh angle asin asinh atan atanh bitwise_not ceil celu clamp_max clip conj
+    conj_physical cos cosh deg2rad digamma erf erfc erfinv exp2 expm1 feature_alpha_dropout
+    feature_dropout alpha_dropout fill fix float_power.Tensor_Scalar floor frac hardshrink
+    hardsigmoid i0 imag isfinite isinf isnan isneginf isposinf lgamma lift lift_fresh log log10
+    log1p log2 log_sigmoid logical_not logit nan_to_num negative positive rad2deg real
+    resolve_conj resolve_neg round rrelu selu sgn sign signbit sin sinc sinh softshrink
+    special_expit special_erf tan threshold trunc zero cpu cuda double float half bool int long
+    pin_memory requires_grad softsign tanhshrink _conj logsigmoid special_gelu view.dtype data
+    set_data
+    """
+)
+ARITHMETIC = _aten(
+    """
+    add div masked_fill mul pow rsub sub where clamp.Tensor clamp_min.Tensor masked_fill_
     """
 )
 BINARY = _aten(
     """
-    add addcdiv addcmul atan2 arctan2 bitwise_and bitwise_left_shift bitwise_or
-    bitwise_right_shift bitwise_xor copy copysign div divide eq float_power floor_divide fmax fmin
-    fmod ge greater greater_equal gt heaviside hypot __and__ __or__ __xor__ __lshift__ __rshift__
-    __rpow__ __rsub__ isclose le lerp less less_equal logaddexp logaddexp2 logical_and logical_or
-    logical_xor lt masked_fill maximum minimum mul multiply ne not_equal pow remainder rsub sub
-    subtract true_divide where xlogy clamp.Tensor clamp_min.Tensor clamp_max.Tensor complex polar
-    masked_fill_ nextafter
+    addcdiv addcmul atan2 arctan2 bitwise_and bitwise_left_shift bitwise_or bitwise_right_shift
+    bitwise_xor copy copysign divide eq float_power floor_divide fmax fmin fmod ge greater
+    greater_equal gt heaviside hypot __and__ __or__ __xor__ __lshift__ __rshift__ __rpow__
+    __rsub__ isclose le lerp less less_equal logaddexp logaddexp2 logical_and logical_or
+    logical_xor lt maximum minimum multiply ne not_equal remainder subtract true_divide xlogy
+    clamp_max.Tensor complex polar nextafter
     """
 )
 LIKE = _aten(
@@ -68,19 +85,23 @@ MADE = _aten(
 )
 
 
+@rule(*SAME, batchwise=True, does="moves", how="same")
+@rule(*SCALED, batchwise=True, does="keeps")
+@rule(*ACTIVATIONS, batchwise=True, does="activates")
 @rule(*UNARY, batchwise=True)
 def unary(x: Axes, *args: Any, **kwargs: Any) -> Axes:
     """z[i] = f(x[i])"""
     return x
 
 
+@rule(*ARITHMETIC, batchwise=True, does="keeps")
 @rule(*BINARY, batchwise=True)
 def binary(*args: Any, **kwargs: Any) -> Axes:
     """z[i] = f(x[i], y[i], …), broadcast"""
     return broadcast(*args, *kwargs.values())
 
 
-@rule("aten.where.self", "aten.where.default", batchwise=True)
+@rule("aten.where.self", "aten.where.default", batchwise=True, does="keeps")
 def where(condition: Axes, *branches: Any) -> Axes:
     """z[i] = x[i] where c[i] else y[i]; with the condition alone the places are listed in order."""
     if not branches:
@@ -117,13 +138,14 @@ def asserted(*args: Any, **kwargs: Any) -> None:
     """nothing is computed: a promise about sizes or types"""
 
 
-@rule("aten.native_dropout")
+@rule("aten.native_dropout", does="keeps")
 def native_dropout(x: Axes, *args: Any) -> list[Axes]:
     """z[i] = x[i], and a mask that keeps all"""
     return [x, x]
 
 
-@rule("aten.prelu", "aten._prelu_kernel")
+@rule("aten.prelu", slots={"1": "weight"})
+@rule("aten._prelu_kernel")
 def prelu(x: Axes, weight: Axes) -> Axes:
     """z[n, c, ...] = max(x, 0) + w[c] min(x, 0), or one w for all"""
     if len(weight) == len(x):
@@ -189,18 +211,11 @@ def glu(x: Axes, dim: int = -1) -> Axes:
     return Axes((*x[:d], half, *x[d + 1 :]))
 
 
+@rule(*_aten("sum mean std var norm linalg_vector_norm amax amin"), does="folds")
 @rule(
-    "aten.sum",
-    "aten.mean",
     "aten.nansum",
     "aten.nanmean",
     "aten.prod",
-    "aten.amax",
-    "aten.amin",
-    "aten.std",
-    "aten.var",
-    "aten.norm",
-    "aten.linalg_vector_norm",
     "aten.linalg_norm",
     "aten.logsumexp",
     "aten.any",
@@ -214,7 +229,8 @@ def reduction(x: Axes, *args: Any, **kwargs: Any) -> Axes:
     return reduced(x, op().named.get("dim"), op().named.get("keepdim", False))
 
 
-@rule("aten.var_mean", "aten.std_mean", "aten.aminmax")
+@rule("aten.var_mean", does="folds")
+@rule("aten.std_mean", "aten.aminmax")
 def two_reductions(x: Axes, *args: Any, **kwargs: Any) -> list[Axes]:
     """two values for all units"""
     out = reduction(x)
@@ -276,14 +292,14 @@ def isin(x: Axes, of: Any = None, *args: Any, **kwargs: Any) -> Axes:
     return x
 
 
-@rule("aten.view_as_complex")
+@rule("aten.view_as_complex", does="moves")
 def view_as_complex(x: Axes) -> Axes:
     """z[...] = x[..., 0] + i x[..., 1]"""
     freeze(x[-1])
     return Axes(x[:-1])
 
 
-@rule("aten.view_as_real")
+@rule("aten.view_as_real", does="moves")
 def view_as_real(x: Axes) -> Axes:
     """z[..., :] = re x[...], im x[...]"""
     return Axes((*x, fixed(2)))
@@ -305,7 +321,8 @@ def broadcast_tensors(tensors: list[Axes]) -> list[Axes]:
     return [out for _ in tensors]
 
 
-@rule("aten.clone", "aten.copy_", batchwise=True)
+@rule("aten.clone", batchwise=True, does="moves", how="same")
+@rule("aten.copy_", batchwise=True)
 def copied(x: Axes, *args: Any, **kwargs: Any) -> Axes:
     """z[i] = x[i]; ``copy_`` writes another tensor into x"""
     given = [value for value in args if isinstance(value, Axes)]

@@ -7,20 +7,21 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..ops import op, rule
 from .algebra import Expr, fixed, freeze, tie
 from .combine import broadcast, dims_of, fixed_axes, freeze_dims
-from .registry import op, rule
 from .values import Axes
 
 
-@rule("aten.embedding")
+@rule("aten.embedding", kind="embedding", slots={"0": "weight"})
 def embedding(weight: Axes, index: Axes, *args: Any, **kwargs: Any) -> Axes:
     """z[..., d] = W[x[...], d]"""
     freeze(weight[0])
     return Axes((*index, weight[1]))
 
 
-@rule("aten.embedding_bag", "aten._embedding_bag")
+@rule("aten.embedding_bag", kind="embedding", slots={"0": "weight"})
+@rule("aten._embedding_bag")
 def embedding_bag(
     weight: Axes, index: Axes, offsets: Any = None, *args: Any, **kwargs: Any
 ) -> list[Axes]:
@@ -33,7 +34,7 @@ def embedding_bag(
     return [Axes((fixed(first[0]), weight[1])), *(fixed_axes(shape) for shape in others)]
 
 
-@rule("aten.index_select")
+@rule("aten.index_select", does="moves")
 def index_select(x: Axes, dim: int, index: Axes) -> Axes:
     """z[i] = x[index[i]] along `dim`"""
     d = dim % len(x)
@@ -93,7 +94,7 @@ def index_add(
     return x
 
 
-@rule("aten.index", "aten._unsafe_index")
+@rule("aten.index", "aten._unsafe_index", does="moves")
 def index(x: Axes, indices: list[Any]) -> Axes:
     """z[..., p, ...] = x[..., i[p], …]: indices are broadcast together"""
     return _looked_up(x, indices)

@@ -5,17 +5,15 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
-import torch
-
+from ..ops import op, order_of, rule
 from .algebra import ONE, Expr, cut, fixed, freeze, pieces, product, split, tie, total
 from .combine import dims_of, fixed_axes, freeze_dims, fresh, reshaped, stacked
-from .registry import op, rule
 from .values import Axes, Stack
 
-# Distinct sizes stand for the dimensions, to see where an op takes each.
-_PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29)
+rule("getitem", does="moves", how="split")(operator.getitem)
 
 
 @rule(
@@ -32,6 +30,8 @@ _PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29)
     "aten.ravel",
     "aten.atleast_1d",
     batchwise=True,
+    does="moves",
+    how="reshape",
 )
 def reshape(x: Axes, *args: Any, **kwargs: Any) -> Any:
     """the same elements in row-major order, in another shape"""
@@ -52,17 +52,22 @@ def reshape(x: Axes, *args: Any, **kwargs: Any) -> Any:
     "aten.matrix_H",
     "aten.adjoint",
     batchwise=True,
+    does="moves",
+    how="permute",
 )
 def permute(x: Axes, *args: Any, **kwargs: Any) -> Axes:
     """z's dimensions are x's in another order"""
-    sizes = list(_PRIMES[: len(x)])
-    name = op().node.target._schema.name.partition("::")[2].rstrip("_")  # type: ignore[union-attr]
-    function = getattr(torch.ops.aten, name)
-    moved = function(torch.empty(sizes, device="meta"), *args, **kwargs)
-    return Axes((x[sizes.index(size)] for size in moved.shape), uniform=x.uniform)
+    return Axes((x[i] for i in order_of(op().node)), uniform=x.uniform)
 
 
-@rule("aten.expand", "aten.expand_as", "aten.broadcast_to", batchwise=True)
+@rule(
+    "aten.expand",
+    "aten.expand_as",
+    "aten.broadcast_to",
+    batchwise=True,
+    does="moves",
+    how="expand",
+)
 def expand(x: Axes, *args: Any, **kwargs: Any) -> Axes:
     """z[r, i] = x[i], z[r, i] = x[0, i]"""
     shape = op().shape
@@ -73,7 +78,7 @@ def expand(x: Axes, *args: Any, **kwargs: Any) -> Axes:
     return Axes(axes, uniform=x.uniform)
 
 
-@rule("aten.cat", "aten.concat", "aten.concatenate")
+@rule("aten.cat", "aten.concat", "aten.concatenate", does="moves", how="join")
 def cat(tensors: list[Axes], dim: int = 0) -> Axes:
     """z = x_1, x_2, … along `dim`"""
     # An empty tensor of one dimension joins anything.
@@ -103,7 +108,7 @@ def vstack(tensors: list[Axes]) -> Axes:
     return _cat([Axes((ONE, *x)) if len(x) == 1 else x for x in tensors], 0)
 
 
-@rule("aten.stack")
+@rule("aten.stack", does="moves", how="join")
 def stack(tensors: list[Axes], dim: int = 0) -> Any:
     """z[k] = x_k"""
     return stacked(tensors, dim % (len(tensors[0]) + 1))
@@ -120,6 +125,8 @@ def stack(tensors: list[Axes], dim: int = 0) -> Any:
     "aten.split_with_sizes_copy",
     "aten.unsafe_split_with_sizes",
     stacks=True,
+    does="moves",
+    how="split",
 )
 def take_apart(x: Axes | Stack, *args: Any, **kwargs: Any) -> list[Any]:
     """x = z_1, z_2, … along `dim`"""
@@ -143,7 +150,7 @@ def _ends(sizes: list[int]) -> list[tuple[int, int]]:
     return ends
 
 
-@rule("aten.unbind", "aten.unbind_copy", stacks=True)
+@rule("aten.unbind", "aten.unbind_copy", stacks=True, does="moves", how="split")
 def unbind(x: Axes | Stack, dim: int = 0) -> list[Axes]:
     """z_k = x[k]"""
     if isinstance(x, Stack):
@@ -156,7 +163,7 @@ def unbind(x: Axes | Stack, dim: int = 0) -> list[Axes]:
     return [rest for _ in op().shapes]
 
 
-@rule("aten.select", "aten.select_copy", stacks=True)
+@rule("aten.select", "aten.select_copy", stacks=True, does="moves", how="split")
 def select(x: Axes | Stack, dim: int, index: Any) -> Axes:
     """z = x[index]"""
     if isinstance(x, Stack):
@@ -172,7 +179,15 @@ def select(x: Axes | Stack, dim: int, index: Any) -> Axes:
     return Axes((*x[:d], *x[d + 1 :]), uniform=x.uniform)
 
 
-@rule("aten.slice", "aten.narrow", "aten.slice_copy", "aten.narrow_copy", stacks=True)
+@rule(
+    "aten.slice",
+    "aten.narrow",
+    "aten.slice_copy",
+    "aten.narrow_copy",
+    stacks=True,
+    does="moves",
+    how="split",
+)
 def slice_(
     x: Axes | Stack, dim: int = 0, start: Any = None, stop: Any = None, step: int = 1
 ) -> Any:
@@ -211,7 +226,7 @@ def _first(start: int | None, size: int) -> int:
     return min(start + size, size) if start < 0 and start + size >= 0 else max(min(start, size), 0)
 
 
-@rule("aten.flip", "aten.fliplr", "aten.flipud", "aten.rot90")
+@rule("aten.flip", "aten.fliplr", "aten.flipud", "aten.rot90", does="moves")
 def flip(x: Axes, dims: Any = (-1,), *args: Any) -> Axes:
     """z[i] = x[n - 1 - i]"""
     every = dims_of(dims, len(x)) if op().node.name.startswith("flip_") else range(len(x))
@@ -221,7 +236,7 @@ def flip(x: Axes, dims: Any = (-1,), *args: Any) -> Axes:
     )
 
 
-@rule("aten.roll")
+@rule("aten.roll", does="moves")
 def roll(x: Axes, shifts: Any, dims: Any = ()) -> Axes:
     """z[i] = x[i - shift]"""
     return freeze_dims(x, dims_of(dims, len(x)))
@@ -240,7 +255,7 @@ def diagonal(x: Axes, *args: Any, **kwargs: Any) -> Axes:
     return fixed_axes(op().shape)
 
 
-@rule("aten.repeat", "aten.tile")
+@rule("aten.repeat", "aten.tile", does="moves")
 def repeat(x: Axes, *args: Any) -> Axes:
     """z[r n + i] = x[i]"""
     shape = op().shape
@@ -251,7 +266,7 @@ def repeat(x: Axes, *args: Any) -> Axes:
     )
 
 
-@rule("aten.repeat_interleave")
+@rule("aten.repeat_interleave", does="moves")
 def repeat_interleave(x: Axes, repeats: Any = None, dim: Any = None, **kwargs: Any) -> Axes:
     """z[r i + k] = x[i]"""
     if dim is None or not isinstance(repeats, int):
@@ -261,7 +276,8 @@ def repeat_interleave(x: Axes, repeats: Any = None, dim: Any = None, **kwargs: A
     return Axes((*x[:d], product([x[d], fresh(repeats)]), *x[d + 1 :]))
 
 
-@rule("aten.pad", "aten.constant_pad_nd")
+@rule("aten.pad", does="moves")
+@rule("aten.constant_pad_nd")
 def pad(x: Axes, pads: list[int], mode: Any = "constant", value: Any = None) -> Axes:
     """z = c, …, x, …, c along the last dimensions; other modes repeat what stands at the ends"""
     constant = not isinstance(mode, str) or mode == "constant"

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..ops import op, rule
 from .algebra import fixed, product, split, tie
-from .registry import op, rule
 from .values import Axes
+
+_AFFINE = {"2": "gain", "3": "shift"}
 
 
 def _with_statistics(x: Axes) -> Any:
@@ -21,6 +23,12 @@ def _with_statistics(x: Axes) -> Any:
 
 @rule(
     "aten.batch_norm",
+    "aten.instance_norm",
+    does="keeps",
+    kind="norm",
+    slots={"1": "gain", "2": "shift"},
+)
+@rule(
     "aten.native_batch_norm",
     "aten.cudnn_batch_norm",
     "aten._native_batch_norm_legit",
@@ -29,7 +37,6 @@ def _with_statistics(x: Axes) -> Any:
     "aten._batch_norm_no_update",
     "aten._batch_norm_with_update",
     "aten._batch_norm_impl_index",
-    "aten.instance_norm",
 )
 def channel_norm(x: Axes, *args: Any, **kwargs: Any) -> Any:
     """z[n, c, ...] = (x - m[c]) / s[c] g[c] + b[c]"""
@@ -39,7 +46,9 @@ def channel_norm(x: Axes, *args: Any, **kwargs: Any) -> Any:
     return _with_statistics(x)
 
 
-@rule("aten.layer_norm", "aten.native_layer_norm", "aten.rms_norm", "aten._fused_rms_norm")
+@rule("aten.layer_norm", "aten.native_layer_norm", does="keeps", kind="norm", slots=_AFFINE)
+@rule("aten.rms_norm", does="keeps", kind="norm", slots={"2": "gain"})
+@rule("aten._fused_rms_norm")
 def layer_norm(x: Axes, shape: list[int], *args: Any, **kwargs: Any) -> Any:
     """z[..., i] = (x[..., i] - mean_i x) / std_i x g[i] + b[i]"""
     for given in args:
@@ -49,7 +58,7 @@ def layer_norm(x: Axes, shape: list[int], *args: Any, **kwargs: Any) -> Any:
     return _with_statistics(x)
 
 
-@rule("aten.group_norm")
+@rule("aten.group_norm", does="keeps", kind="norm", slots=_AFFINE)
 def group_norm(x: Axes, groups: int, *args: Any) -> Axes:
     """z[n, (k, c), ...] = (x - mean_k) / std_k g[(k, c)] + b[(k, c)]"""
     for given in args[:2]:

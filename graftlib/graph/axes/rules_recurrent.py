@@ -7,28 +7,33 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..ops import GATES, name_of, op, rule
 from .algebra import Expr, freeze, split, tie, total
 from .combine import fixed_axes, stacked
-from .lookahead import overload
-from .registry import Op, op, rule
 from .values import Axes, Stack
 
-GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+
+def _gates() -> int:
+    return len(GATES.get(name_of(op().node).removesuffix("_cell"), ("",)))
 
 
-def _kind(here: Op) -> str:
-    name = overload(here.node).removeprefix("aten.").partition(".")[0]
-    return name.removesuffix("_cell")
-
-
-@rule("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu", stacks=True)
+@rule(
+    "aten.lstm",
+    "aten.gru",
+    "aten.rnn_tanh",
+    "aten.rnn_relu",
+    stacks=True,
+    does="mixes",
+    kind="recurrent",
+    slots={"2.*": "weight"},
+)
 def recurrent(*args: Any, **kwargs: Any) -> list[Any]:
     """h = f(W[(g, h), i] x[i] + U[(g, h), k] h[k] + b + c); both directions side by side; layer on layer"""
     named = op().named
     packed = "data" in named
     x, state, weights = named["data" if packed else "input"], named["hx"], named["params"]
     x = x.plain() if isinstance(x, Stack) else x
-    gates = GATES[_kind(op())]
+    gates = _gates()
     layers, both = int(named["num_layers"]), bool(named["bidirectional"])
     directions = 2 if both else 1
     states = [state] if isinstance(state, (Axes, Stack)) else list(state)
@@ -99,12 +104,20 @@ def _tie_state(given: Any, units: list[Expr]) -> None:
             tie(axes[-1], unit)
 
 
-@rule("aten.lstm_cell", "aten.gru_cell", "aten.rnn_tanh_cell", "aten.rnn_relu_cell")
+@rule(
+    "aten.lstm_cell",
+    "aten.gru_cell",
+    "aten.rnn_tanh_cell",
+    "aten.rnn_relu_cell",
+    does="mixes",
+    kind="recurrent",
+    slots={"2": "weight", "3": "weight", "4": "bias", "5": "bias"},
+)
 def cell(x: Axes, state: Any, *weights: Any) -> Any:
     """one step of one layer"""
     given = [w for w in weights if isinstance(w, Axes)]
     states = [state] if isinstance(state, Axes) else list(state)
-    hidden, _ = _cell(x[-1], given, GATES[_kind(op())])
+    hidden, _ = _cell(x[-1], given, _gates())
     for one in states:
         if not one.uniform:
             tie(one[-1], hidden)

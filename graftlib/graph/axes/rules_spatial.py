@@ -7,22 +7,38 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..ops import Features, op, rule
 from .algebra import Expr, fixed, freeze, product, split, tie
 from .combine import fixed_axes, freeze_dims, spatial
-from .registry import op, rule
 from .values import Axes
 
 # What fixes the axes of a kernel: they are positions, no units, and are left out of classes and freedom.
 KERNEL = "positions of a kernel"
+_CONV = {"1": "weight", "2": "bias"}
 
 
-@rule("aten.conv1d", "aten.conv2d", "aten.conv3d")
+@rule(
+    "aten.conv1d",
+    "aten.conv2d",
+    "aten.conv3d",
+    does="mixes",
+    kind="conv",
+    slots=_CONV,
+    features=Features(0, 1, 2, axis=1, out_axis=0, in_axis=1),
+)
 def conv(x: Axes, weight: Axes, bias: Axes | None = None, *args: Any, **kwargs: Any) -> Axes:
     """z[n, (g, o), p] = sum_{i, k} x[n, (g, i), p + k] W[(g, o), i, k] + b[(g, o)]"""
     return _conv(x, weight, bias, int(op().named.get("groups", 1)), transposed=False)
 
 
-@rule("aten.conv_transpose1d", "aten.conv_transpose2d", "aten.conv_transpose3d")
+@rule(
+    "aten.conv_transpose1d",
+    "aten.conv_transpose2d",
+    "aten.conv_transpose3d",
+    does="mixes",
+    kind="conv",
+    slots=_CONV,
+)
 def conv_transpose(
     x: Axes, weight: Axes, bias: Axes | None = None, *args: Any, **kwargs: Any
 ) -> Axes:
@@ -30,7 +46,8 @@ def conv_transpose(
     return _conv(x, weight, bias, int(op().named.get("groups", 1)), transposed=True)
 
 
-@rule("aten.convolution", "aten._convolution")
+@rule("aten.convolution", does="mixes", kind="conv", slots=_CONV)
+@rule("aten._convolution")
 def convolution(x: Axes, weight: Axes, bias: Axes | None = None, *args: Any, **kwargs: Any) -> Axes:
     """either of the two"""
     named = op().named

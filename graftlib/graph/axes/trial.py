@@ -1,11 +1,9 @@
 """A model made ready for a trial run: a double-precision copy, its weights, its inputs.
 
-In: a layer graph. Out: a `Trial`: the copy, in eval mode on the CPU, with norms, running statistics and whatever is
-the same everywhere drawn at random; inputs, drawn by the evidence of the traced ones; and `run`, which gives the
-outputs as flat doubles. Running statistics are drawn around those of the input itself: a signal that shrinks from layer
-to layer, or a channel that an activation cuts off at every position, would hide a fault.
-Always true: the model of the graph is not touched, the random state neither. A forward pass that asks for single
-precision gets double: otherwise rounding would hide, or feign, what is looked for.
+Norms, running statistics and whatever is the same everywhere are drawn at random; running statistics around those of
+the input itself: a signal that shrinks from layer to layer, or a channel that an activation cuts off at every position,
+would hide a fault. A forward pass that asks for single precision gets double: otherwise rounding would hide, or feign,
+what is looked for. The model of the graph is not touched, the random state neither.
 """
 
 from __future__ import annotations
@@ -17,15 +15,16 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
-from torch.overrides import TorchFunctionMode
 
+from ..._torch_private import BatchNorm
 from ...random_state import preserved
 from .. import structure
 from ..caches import without_caches
 from ..evidence import Evidence
+from ..ops import spec
 from ..tensors import output_tensors, replaced, tensor_leaves
+from ..walk import reach, users
 from .grouped import grouped_matmul
-from .lookahead import overload
 
 __all__ = ["Trial", "compared", "difference", "without_numbers"]
 
@@ -84,20 +83,20 @@ class Trial:
             example = graph.evidence.drawn(self._random)
         self.args, self.kwargs = self._inputs(example, graph.fx)
         if drawn and _has_statistics(self.model):
-            self._run(_Statistics(self._random))
+            self._run(_setting_statistics(self._random))
 
     def tensor(self, fqn: str) -> Tensor:
         """A parameter or buffer of the copy, to be written to."""
         owner, _, name = fqn.rpartition(".")
         module = self.model.get_submodule(owner)
-        found: Tensor = getattr(module, name)
-        return found.detach()
+        tensor: Tensor = getattr(module, name)
+        return tensor.detach()
 
     def run(self) -> list[Tensor]:
         """The output tensors, flattened, as doubles."""
-        return self._run(_Double())
+        return self._run(structure.Intercepted(_in_double))
 
-    def _run(self, mode: TorchFunctionMode) -> list[Tensor]:
+    def _run(self, mode: structure.Intercepted) -> list[Tensor]:
         args, kwargs = structure.copy_value((self.args, self.kwargs), torch.clone)
         # A structure of its own for every run: some models keep what they computed from their weights.
         model = structure.shell(self.model)
@@ -112,50 +111,40 @@ class Trial:
         if tensor.layout is not torch.strided:
             return tensor
         wide = _LOW.get(tensor.dtype, tensor.dtype)
-        if tensor.device.type == "meta":
-            made = torch.zeros(tensor.shape, dtype=wide, device="cpu")
-            if wide.is_floating_point:
-                made = (
-                    torch.randn(tensor.shape, dtype=wide, generator=self._random, device="cpu")
-                    * 0.1
-                )
+        if tensor.device.type != "meta":
+            copied = tensor.detach().to("cpu", wide, copy=True)
+        elif wide.is_floating_point:
+            copied = 0.1 * torch.randn(
+                tensor.shape, dtype=wide, generator=self._random, device="cpu"
+            )
         else:
-            made = tensor.detach().to("cpu", wide, copy=True)
-        if isinstance(tensor, nn.Parameter):
-            return nn.Parameter(made, requires_grad=False)
-        return made
+            copied = torch.zeros(tensor.shape, dtype=wide, device="cpu")
+        parameter = isinstance(tensor, nn.Parameter)
+        return nn.Parameter(copied, requires_grad=False) if parameter else copied
 
     def draw_zeros(self) -> dict[str, Tensor]:
         """Draw, in place, the parameters that are zero everywhere, which hide what is behind them. FQN -> values."""
         drawn = {}
         for fqn, tensor in self.model.named_parameters():
             if tensor.is_floating_point() and tensor.numel() and not bool(tensor.any()):
-                noise = torch.rand(
-                    tensor.shape, dtype=tensor.dtype, generator=self._random, device="cpu"
-                )
-                drawn[fqn] = tensor.detach().copy_(0.4 * (noise - 0.5))
+                drawn[fqn] = tensor.detach().copy_(0.4 * (self._noise(tensor) - 0.5))
         return drawn
 
     def _draw_weights(self) -> None:
         state = self.model.state_dict(keep_vars=True)
-        for fqn, tensor in {
-            **dict(self.model.named_parameters()),
-            **dict(self.model.named_buffers()),
-        }.items():
+        for fqn, tensor in [*self.model.named_parameters(), *self.model.named_buffers()]:
             if fqn not in state or not tensor.is_floating_point() or tensor.numel() < 2:
                 continue
             if tensor.ndim <= 1 or bool((tensor == tensor.flatten()[0]).all()):
                 self._draw(fqn.rpartition(".")[2], tensor)
 
     def _draw(self, name: str, tensor: Tensor) -> None:
-        with torch.no_grad():
-            noise = torch.rand(
-                tensor.shape, dtype=tensor.dtype, generator=self._random, device="cpu"
-            )
-            if name in _GAINS or bool((tensor > 0).all()):
-                tensor.copy_(0.5 + noise)
-            else:
-                tensor.copy_(0.4 * (noise - 0.5))
+        positive = name in _GAINS or bool((tensor > 0).all())
+        noise = self._noise(tensor)
+        tensor.detach().copy_(0.5 + noise if positive else 0.4 * (noise - 0.5))
+
+    def _noise(self, like: Tensor) -> Tensor:
+        return torch.rand(like.shape, dtype=like.dtype, generator=self._random, device="cpu")
 
     def _inputs(self, example: Example, graph: fx.Graph) -> Any:
         value = (tuple(example[0]), dict(example[1]))
@@ -167,8 +156,8 @@ class Trial:
             for tensor, head in zip(tensors, heads, strict=False)
             if tensor.device.type == "meta"
         )
-        made = [self._input(tensor, head) for tensor, head in zip(tensors, heads, strict=False)]
-        return replaced(value, made)
+        drawn = [self._input(tensor, head) for tensor, head in zip(tensors, heads, strict=False)]
+        return replaced(value, drawn)
 
     def _input(self, tensor: Tensor, head: fx.Node | None) -> Tensor:
         wide = _LOW.get(tensor.dtype, tensor.dtype)
@@ -178,31 +167,26 @@ class Trial:
             return torch.randn(tensor.shape, dtype=wide, generator=self._random, device="cpu")
         rows = _rows(head) if head is not None else None
         if rows is None:
-            return torch.ones(
-                tensor.shape, dtype=wide, device="cpu"
-            )  # a mask that lets all through
-        return torch.randint(
-            0, rows, tensor.shape, dtype=wide, generator=self._random, device="cpu"
-        )
+            # A mask that lets all through.
+            return torch.ones(tensor.shape, dtype=wide, device="cpu")
+        shape, random = tensor.shape, self._random
+        return torch.randint(0, rows, shape, dtype=wide, generator=random, device="cpu")
 
 
 def _rows(head: fx.Node) -> int | None:
     """How many rows the tables have in which an integer input looks up; None where it looks up in none."""
-    queue, seen, rows = [head], {head}, []
-    while queue:
-        here = queue.pop()
-        for user in here.users:
-            if user.op != "call_function":
-                continue
-            if overload(user).startswith("aten.embedding") and user.args[1] is here:
-                rows.append(int(user.args[0].meta["val"].shape[0]))  # type: ignore[union-attr]
-            elif user not in seen and _is_integer(user.meta.get("val")):
-                seen.add(user)
-                queue.append(user)
-    return min(rows) if rows else None
+    indices = {head, *filter(_is_integer, reach([head], users, _is_integer))}
+    tables = [
+        user.args[0]
+        for index in indices
+        for user in index.users
+        if spec(user).kind == "embedding" and user.args[1] is index
+    ]
+    return min((int(table.meta["val"].shape[0]) for table in tables), default=None)  # type: ignore[union-attr]
 
 
-def _is_integer(value: Any) -> bool:
+def _is_integer(node: fx.Node) -> bool:
+    value = node.meta.get("val") if node.op == "call_function" else None
     return isinstance(value, Tensor) and value.dtype in (torch.int64, torch.int32)
 
 
@@ -221,65 +205,45 @@ def _alone(seed: int) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-class _Double(TorchFunctionMode):
-    """Hears every request for single or half precision as one for double."""
-
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        name = getattr(func, "__name__", "")
-        if name in ("float", "half", "bfloat16") and func in (
-            Tensor.float,
-            Tensor.half,
-            Tensor.bfloat16,
-        ):
-            func = Tensor.double
-        if name == "_grouped_mm":
-            func = grouped_matmul  # torch's own knows no doubles
-        args, kwargs = _widened(args), _widened(kwargs or {})
-        return func(*args, **kwargs)
+def _in_double(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Take every request for single or half precision as one for double."""
+    if func in (Tensor.float, Tensor.half, Tensor.bfloat16):
+        func = Tensor.double
+    if getattr(func, "__name__", "") == "_grouped_mm":
+        func = grouped_matmul  # torch's own knows no doubles
+    return func(*_widened(args), **_widened(kwargs))
 
 
-class _Statistics(_Double):
-    """Sets the running statistics of every batch norm to those of what it is given, give or take a half."""
+def _setting_statistics(random: torch.Generator) -> structure.Intercepted:
+    """Sets the running statistics of every batch norm to those of its input, give or take a half."""
 
-    def __init__(self, random: torch.Generator) -> None:
-        super().__init__()
-        self._random = random
-
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func is nn.functional.batch_norm:
             names = ("input", "running_mean", "running_var")
-            given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
-            self._draw(*(given[name] for name in names))
-        return super().__torch_function__(func, types, args, kwargs)
+            named = {**dict(zip(names, args, strict=False)), **kwargs}
+            x, mean, var = (named[name] for name in names)
+            _draw_statistics(x, mean, var, random)
+        return _in_double(func, args, kwargs)
 
-    def _draw(self, x: Tensor, mean: Tensor | None, var: Tensor | None) -> None:
-        if mean is None or var is None or x.numel() <= x.shape[1]:
-            return
-        shift, stretch = (
-            torch.rand(mean.shape, dtype=mean.dtype, generator=self._random, device="cpu")
-            for _ in range(2)
-        )
-        spread, middle = torch.var_mean(x, [i for i in range(x.ndim) if i != 1])
-        mean.copy_(middle + (shift - 0.5) * spread.sqrt())
-        # A channel that is the same everywhere keeps a variance that can be told from others.
-        var.copy_(spread * (0.5 + stretch) + 1e-3 * stretch)
+    return structure.Intercepted(call)
+
+
+def _draw_statistics(
+    x: Tensor, mean: Tensor | None, var: Tensor | None, random: torch.Generator
+) -> None:
+    if mean is None or var is None or x.numel() <= x.shape[1]:
+        return
+    shift, stretch = (
+        torch.rand(mean.shape, dtype=mean.dtype, generator=random, device="cpu") for _ in range(2)
+    )
+    spread, middle = torch.var_mean(x, [i for i in range(x.ndim) if i != 1])
+    mean.copy_(middle + (shift - 0.5) * spread.sqrt())
+    # A channel that is the same everywhere keeps a variance that can be told from others.
+    var.copy_(spread * (0.5 + stretch) + 1e-3 * stretch)
 
 
 def _has_statistics(model: nn.Module) -> bool:
-    kinds = nn.modules.batchnorm._BatchNorm
-    return any(isinstance(module, kinds) for module in model.modules())
+    return any(isinstance(module, BatchNorm) for module in model.modules())
 
 
 def _widened(value: Any) -> Any:

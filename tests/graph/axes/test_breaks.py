@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from graftlib.graph import trace
-from graftlib.graph.axes import registry
+from graftlib.graph import ops, trace
 from graftlib.graph.axes.algebra import tie
 from graftlib.graph.axes.breaks import left_out_members, undone_ties
 from graftlib.graph.axes.trial import Trial
@@ -54,7 +53,7 @@ def test_a_class_that_is_too_wide_is_seen(monkeypatch):
     seen = []
 
     def greedy(x):
-        here = registry.op().node
+        here = ops.op().node
         if seen and seen[0][0].graph is here.graph and seen[0][0] is not here:
             tie(seen[0][1], x[-1])
         else:
@@ -65,7 +64,7 @@ def test_a_class_that_is_too_wide_is_seen(monkeypatch):
     narrow = list(undone_ties(graph))
     assert narrow
     assert all(each.seen for each in narrow)
-    monkeypatch.setitem(registry._rules, "aten.tanh.default", registry.Rule(greedy))
+    monkeypatch.setitem(ops._rules, "aten.tanh.default", ops.OpSpec(greedy))
     graph = trace(TwoBranches().eval(), torch.randn(8, 3))
     assert graph.check().passed
     assert [each.what for each in undone_ties(graph) if not each.seen] == ["tanh in ''"]
@@ -74,9 +73,9 @@ def test_a_class_that_is_too_wide_is_seen(monkeypatch):
 def test_a_class_that_is_too_narrow_is_seen(monkeypatch):
     """A rule that ties nothing where something moves together fails the check."""
     monkeypatch.setitem(
-        registry._rules,
+        ops._rules,
         "aten.tanh.default",
-        registry.Rule(lambda x: type(x)(_loose(axis.size) for axis in x)),
+        ops.OpSpec(lambda x: type(x)(_loose(axis.size) for axis in x)),
     )
     assert not trace(TwoBranches().eval(), torch.randn(8, 3)).check().passed
 

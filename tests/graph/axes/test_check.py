@@ -219,14 +219,14 @@ def test_an_ill_conditioned_model_is_checked_with_its_own_norms():
 
 def test_with_its_own_norms_a_wrong_class_is_seen():
     """The rule says that a roll is nothing."""
-    from graftlib.graph.axes import registry
+    from graftlib.graph import ops
 
-    right = registry._rules["aten.roll"]
+    right = ops._rules["aten.roll"]
     try:
-        registry.rule("aten.roll")(lambda x, *args: x)
+        ops.rule("aten.roll")(lambda x, *args: x)
         result = check(trace(Chaotic(1).eval(), torch.randn(4, 3)))
     finally:
-        registry._rules["aten.roll"] = right
+        ops._rules["aten.roll"] = right
     assert not result.passed
     assert result.own_weights
     assert result.warning is None

@@ -8,12 +8,12 @@ from axis_models import CASES, Case, Fn
 from torch import nn
 
 from graftlib.errors import RuleError
-from graftlib.graph import LayerGraph, trace
-from graftlib.graph.axes import axis_classes, check, frozen_ops, registry, rule
+from graftlib.graph import LayerGraph, ops, trace
+from graftlib.graph.axes import axis_classes, check, frozen_ops, rule
 from graftlib.graph.axes.algebra import tie
-from graftlib.graph.axes.registry import find, rules
 from graftlib.graph.axes.values import Axes
 from graftlib.graph.capture import capture
+from graftlib.graph.ops import find, rules
 
 
 def seen(case: Case) -> LayerGraph:
@@ -67,18 +67,18 @@ def test_a_rule_can_be_added():
         assert [each.size for each in axis_classes(after) if each.free] == [6]
         assert check(after).passed
     finally:
-        del registry._rules[name]
+        del ops._rules[name]
 
 
 def test_a_wrong_rule_is_found_out():
     """The check is able to fail: a roll is not the identity on its axis."""
     model = Fn(lambda m, x: m.z(m.a(x).roll(1, -1)), a=nn.Linear(3, 6), z=nn.Linear(6, 2)).eval()
-    kept = registry._rules["aten.roll"]
+    kept = ops._rules["aten.roll"]
     try:
         rule("aten.roll")(lambda x, *args: x)
         result = check(trace(model, torch.randn(4, 3)))
     finally:
-        registry._rules["aten.roll"] = kept
+        ops._rules["aten.roll"] = kept
     assert not result.passed
     assert result.warning is None
     assert result.max_rel_error > 1e-3
@@ -109,15 +109,15 @@ def past_the_end(x):
 
 
 def by_a_name_that_is_none(x):
-    return registry.op().named["no_such_argument"]
+    return ops.op().named["no_such_argument"]
 
 
 @pytest.fixture
 def relu():
     """Sets the rule of relu for a test."""
-    right = registry._rules["aten.relu"]
+    right = ops._rules["aten.relu"]
     yield rule("aten.relu")
-    registry._rules["aten.relu"] = right
+    ops._rules["aten.relu"] = right
 
 
 def rectified():
@@ -215,7 +215,7 @@ def test_in_place_ops_have_the_rule_of_the_others():
 def test_every_rule_says_its_equation():
     built_in = [name for name in rules() if name.startswith(("aten.", "torchvision."))]
     assert len(built_in) > 350
-    assert all(registry._rules[name].apply.__doc__ for name in built_in)
+    assert all(ops._rules[name].apply.__doc__ for name in built_in)
 
 
 class ChosenExpert(nn.Module):

@@ -1,9 +1,7 @@
 """Record the ops of a forward pass, whole, with the parameters that they read.
 
-In: a model, an input. Out: every op with its arguments and its result is given to a function; a `Walk` stops at some of
-them and goes on when it is told to. Always true: the model is not touched: what runs is a copy of its structure in
-eval mode that shares the parameters' memory, so nothing can be left behind, and a new value of a parameter counts from
-then on.
+What runs is a copy of the model's structure in eval mode that shares the parameters' memory: nothing can be left
+behind in the model, and a new value of a parameter counts from then on.
 """
 
 from __future__ import annotations
@@ -15,12 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dispatch.python import enable_python_dispatcher
-from torch._subclasses.schema_check_mode import SchemaCheckMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..graph import structure
-from ..graph.recorder import quiet
+from ..graph.recorder import quiet, record
 from ..random_state import preserved
 from .refusal import SurgeryError
 
@@ -66,7 +61,7 @@ def alone() -> Iterator[None]:
 
 
 class Twin:
-    """A copy of a model's structure, to be run and listened to.
+    """A copy of a model's structure, to be run and recorded.
 
     Attributes:
         names: id of a tensor -> the first FQN of the parameter that it is.
@@ -76,17 +71,19 @@ class Twin:
         self.model = structure.rebuild(model, structure.alias)
         self.names = {id(p): fqn for fqn, p in self.model.named_parameters()}
 
-    def run(self, batch: Batch, hear: Callable[[Op], object]) -> Any:
-        """Run on one input; `hear` is given every op, after it ran. Gives the model's result."""
+    def run(self, batch: Batch, see: Callable[[Op], object]) -> Any:
+        """Run on one input; `see` is given every op, after it ran. Gives the model's result."""
         with alone():
-            return self._run(batch, hear)
+            return self._run(batch, see)
 
-    def _run(self, batch: Batch, hear: Callable[[Op], object]) -> Any:
+    def _run(self, batch: Batch, see: Callable[[Op], object]) -> Any:
+        def sink(func: Any, args: Any, kwargs: Any, compute: Callable[[], Any]) -> Any:
+            result = compute()
+            return compute() if see((func, tuple(args), dict(kwargs), result)) else result
+
         args, kwargs = batch
         # A structure of its own for every run: some models keep what they computed from their weights.
-        model = structure.shell(self.model)
-        with torch.no_grad(), enable_python_dispatcher(), _Ears(hear):
-            return model(*args, **kwargs)
+        return record(structure.shell(self.model), args, kwargs, sink)
 
 
 class _ClosedError(BaseException):
@@ -147,7 +144,7 @@ class Walk(Twin):
     def _walk(self) -> None:
         try:
             with self._device or contextlib.nullcontext():
-                self.result = self._run(self._batch, self._hear)
+                self.result = self._run(self._batch, self._stop)
         except _ClosedError:
             pass
         except BaseException as error:  # it is raised where `advance` waits
@@ -155,7 +152,7 @@ class Walk(Twin):
         self._here = None
         self._came.release()
 
-    def _hear(self, op: Op) -> bool:
+    def _stop(self, op: Op) -> bool:
         if self._closed:
             raise _ClosedError
         self._here = self._stops(self.names, op)
@@ -167,33 +164,3 @@ class Walk(Twin):
         if self._closed:
             raise _ClosedError
         return True
-
-
-# As in `graph.recorder`: a mode at the PreDispatch key must be of a class that torch knows by name.
-class _Ears(SchemaCheckMode):  # type: ignore[no-untyped-call]
-    def __init__(self, hear: Callable[[Op], object]) -> None:
-        TorchDispatchMode.__init__(self, _dispatch_key=torch._C.DispatchKey.PreDispatch)  # type: ignore[no-untyped-call]
-        self._hear = hear
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
-
-    def __enter__(self) -> _Ears:
-        TorchDispatchMode.__enter__(self)  # type: ignore[no-untyped-call]
-        return self
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        with torch._C._DisablePythonDispatcher():
-            result = func(*args, **kwargs)
-        if self._hear((func, args, kwargs, result)):
-            with torch._C._DisablePythonDispatcher():
-                result = func(*args, **kwargs)
-        return result
