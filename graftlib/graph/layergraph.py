@@ -31,7 +31,8 @@ from .roles import find_projections
 from .select import select, split_pattern
 
 if TYPE_CHECKING:
-    from .axes import Axis, AxisClass, CheckResult
+    from .axes import AxisClass, CheckResult
+    from .axes.tree import Pattern
 
 __all__ = ["LayerGraph"]
 
@@ -177,8 +178,8 @@ class LayerGraph:
 
         return axis_classes(self)
 
-    def axes(self, fqn: str) -> tuple[Axis, ...]:
-        """What each axis of a parameter is made of: trees that print like an einops pattern.
+    def axes(self, fqn: str) -> Pattern:
+        """What each axis of a parameter is made of: trees that print like an einops pattern, with what fixes them.
 
         A leaf ``c3`` is a run of units of ``graph.axis_classes[3]``, a number a run whose order is fixed (its
         `frozen_by` says by what); ``(c0 c1)`` is a row-major product, ``(c0 + c1)`` a concatenation.
@@ -193,19 +194,23 @@ class LayerGraph:
         >>> from graftlib import trace
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(32, 2))
         >>> graph = trace(model, torch.zeros(1, 3, 4, 4))
-        >>> print(*graph.axes("2.weight"), sep=" | ")
-        2 | (c0 4)
+        >>> print(graph.axes("2.weight"))
+        2 | (c0 (2 2))  (2: the output; 2: conv2d in '0')
         """
         from .axes import axes_of
+        from .axes.tree import Pattern, with_roles
 
         try:
-            return axes_of(self, fqn)
+            axes = axes_of(self, fqn)
         except LookupError:
             raise MatchError(
                 f"'{self.name}' reads no parameter or saved buffer '{fqn}'.",
                 near=nearest(fqn, list(self._parameters)),
                 fix="name one as in model.named_parameters()",
             ) from None
+        parts = dict(self._parameters[fqn].parts) if fqn in self._parameters else {}
+        number = next((part.axis for part in parts.values()), None)
+        return Pattern(with_roles(a, parts) if i == number else a for i, a in enumerate(axes))
 
     def axis_class(self, address: str, axis: str | int | None = None) -> AxisClass:
         """The axis class of a layer's channels, neurons or heads.

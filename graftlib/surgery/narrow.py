@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from math import prod
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from ..graph import LayerGraph
 from ..graph.axes import AxisClass, axis_classes
 from ..graph.structure import unwrap
 from .config import config_state, refresh_config
-from .edits import Request, editable, requested, tensor_of, whole_numbers
+from .edits import Request, editable, requested, rows_of, whole_numbers
 from .everywhere import outer_classes, where_possible
 from .fit import fitted
 from .listen import as_batches
@@ -127,7 +126,7 @@ def narrow(
         attributes = feasible.attributes
         kept = {each: _units(each, count, rank) for each, count in feasible.sizes.items()}
     sizes = {each: len(units) for each, units in kept.items()}
-    rows = _rows(model, kept)
+    rows = rows_of(graph, kept)
 
     def cut(inplace: bool) -> nn.Module:
         return fitted(model, graph, rows, sizes, inplace=inplace, attributes=attributes)
@@ -189,20 +188,3 @@ def _units(each: AxisClass, wish: Keep, rank: Ranking) -> Tensor:
             where={"given": shown(wish, 60)},
         )
     return units
-
-
-def _rows(model: nn.Module, kept: Mapping[AxisClass, Tensor]) -> dict[tuple[str, int], Tensor]:
-    """(FQN, axis) -> the places that stay: where two classes meet in one axis, those that both keep."""
-    masks: dict[tuple[str, int], Tensor] = {}
-    for each, units in kept.items():
-        for member in each.members:
-            size = tensor_of(model, member.fqn).shape[member.axis]
-            mask = masks.setdefault(
-                (member.fqn, member.axis), torch.ones(size, dtype=torch.bool, device="cpu")
-            )
-            mine = torch.zeros(each.size, dtype=torch.bool, device="cpu")
-            mine[units] = True
-            shape = [each.size if i == member.position else 1 for i in range(len(member.factors))]
-            block = mine.view(shape).expand(member.factors).flatten()
-            mask[member.start : member.start + prod(member.factors)] &= block
-    return {key: mask.nonzero().flatten() for key, mask in masks.items()}
