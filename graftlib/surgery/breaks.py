@@ -34,7 +34,7 @@ def wrong_widenings(graph: LayerGraph, *, seed: int = 0) -> Iterator[Break]:
         if not each.free:
             continue
         try:
-            wide = widen(graph.model, graph, {each: 2 * each.size}, seed=seed)
+            wide = widen(graph, {each: 2 * each.size}, seed=seed)
         except SurgeryError:
             continue
         fill = grown(graph, {each: units_like(each.size, 2 * each.size, seed)})

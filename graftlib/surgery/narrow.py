@@ -36,7 +36,6 @@ Keep = int | float | Sequence[int] | Tensor
 
 
 def narrow(
-    model: nn.Module,
     graph: LayerGraph,
     keep: float | Mapping[Request, Keep],
     *,
@@ -45,12 +44,12 @@ def narrow(
     refit: str | None = "least-squares",
     ridge: float | str = "auto",
     statistics: bool = False,
+    model: nn.Module | None = None,
     inplace: bool = False,
 ) -> nn.Module:
     """Keep units of classes.
 
     Args:
-        model: the traced one, or another of the same structure.
         graph: from `graftlib.trace`.
         keep: class, its number, or a glob of layers (the classes that they make) -> how many units (int), what share
             of them (float up to 1.0), or which ones (their numbers; they keep their order). A float alone is a share
@@ -72,7 +71,8 @@ def narrow(
         ridge: of the least squares, in units of the mean square of a feature; larger stays nearer to the weights
             that were kept. ``"auto"``: for each layer the one with the least held-out error.
         statistics: take the running statistics of batch norms anew from `data`, after the fit.
-        inplace: edit `model` itself; otherwise a copy is made.
+        model: None is the traced one, else another of the same structure.
+        inplace: edit the model itself; otherwise a copy is made.
 
     Returns:
         the edited model: the same modules with smaller tensors, and with the attributes that say a size set anew.
@@ -89,8 +89,8 @@ def narrow(
     """
     check(
         SurgeryError,
-        model=(model, (nn.Module,)),
         graph=(graph, (LayerGraph,)),
+        model=(model, (nn.Module, type(None))),
         score=(score, (str, Callable)),
         data=(data, (Iterable, type(None))),
         refit=(refit, str | None),
@@ -98,7 +98,7 @@ def narrow(
         statistics=(statistics, bool),
         inplace=(inplace, bool),
     )
-    model = unwrap(model, SurgeryError)
+    model = unwrap(graph.model if model is None else model, SurgeryError)
     rank = ranking(score, graph, model)
     with _on_data():
         batches = None if data is None else as_batches(data)
@@ -116,7 +116,7 @@ def narrow(
     if isinstance(keep, Mapping):
         asked = requested(graph, keep)
         if not asked:
-            raise SurgeryError("keep names no class.", fix="narrow(model, graph, {0: 0.5}), or 0.5")
+            raise SurgeryError("keep names no class.", fix="narrow(graph, {0: 0.5}), or 0.5")
         kept = {each: _units(each, wish, rank) for each, wish in asked.items()}
     else:
         share, outer = _share(keep), outer_classes(graph)

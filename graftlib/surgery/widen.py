@@ -34,12 +34,12 @@ __all__ = ["units_like", "widen"]
 
 
 def widen(
-    model: nn.Module,
     graph: LayerGraph,
     widths: Mapping[Request, int],
     *,
     fill: str = "like",
     seed: int = 0,
+    model: nn.Module | None = None,
     inplace: bool = False,
 ) -> nn.Module:
     """Add units to classes and keep the function.
@@ -50,14 +50,14 @@ def widen(
     queries take the factor sqrt(N / n) if the model divides by the width of a head.
 
     Args:
-        model: the traced one, or another of the same structure.
         graph: from `graftlib.trace`.
         widths: class, its number, or a glob of layers (the classes that they make) -> how many units it shall have,
             at least as many as now.
         fill: what a new unit is. ``"like"``: made as another one is, all being repeated equally often as far as that
             goes, and read with zeros. ``"zero"``: made of zeros and read with zeros; a running variance is 1.
         seed: which units the new ones are made like.
-        inplace: edit `model` itself; otherwise a copy is made.
+        model: None is the traced one, else another of the same structure.
+        inplace: edit the model itself; otherwise a copy is made.
 
     Returns:
         the edited model: the same modules with larger tensors; the units there were come first.
@@ -71,8 +71,8 @@ def widen(
     """
     check(
         SurgeryError,
-        model=(model, (nn.Module,)),
         graph=(graph, (LayerGraph,)),
+        model=(model, (nn.Module, type(None))),
         widths=(widths, (Mapping,)),
         fill=(fill, str),
         seed=(seed, Seed),
@@ -84,7 +84,7 @@ def widen(
             f"fill is one of {', '.join(map(repr, FILLS))}, not {shown(fill)}.",
             near=nearest(fill, [*FILLS]),
         )
-    model = unwrap(model, SurgeryError)
+    model = unwrap(graph.model if model is None else model, SurgeryError)
     wanted = requested(graph, widths)
     for each, width in wanted.items():
         if width < each.size:
