@@ -53,9 +53,9 @@ def test_the_doors_name_the_argument():
         (TraceError, "device", lambda: trace(model, x, device="gpu0")),
         (TraceError, "kwargs", lambda: trace(model, x, kwargs=3)),
         (MatchError, "limit", lambda: Mapping(graph, graph).auto(limit="3")),
-        (SurgeryError, "ridge", lambda: surgery.narrow(model, graph, 0.5, ridge="x")),
-        (SurgeryError, "seed", lambda: surgery.permute(model, graph, seed=2**70)),
-        (SurgeryError, "widths", lambda: surgery.widen(model, graph, {0: "x"})),
+        (SurgeryError, "ridge", lambda: surgery.narrow(graph, 0.5, ridge="x")),
+        (SurgeryError, "seed", lambda: surgery.permute(graph, seed=2**70)),
+        (SurgeryError, "widths", lambda: surgery.widen(graph, {0: "x"})),
     ):
         with pytest.raises(error, match=f"{name}="):
             call()

@@ -196,7 +196,7 @@ def test_the_joined_graph_runs(world):
 def test_permuting_keeps_the_function(world):
     world.target.eval()
     graph = trace(world.target, world.x)
-    moved = surgery.permute(world.target, graph, seed=1)
+    moved = surgery.permute(graph, seed=1)
     assert not torch.equal(moved.first.weight, world.target.first.weight)
     close(moved(world.x), world.target(world.x))
 
@@ -204,7 +204,7 @@ def test_permuting_keeps_the_function(world):
 def test_widening_keeps_the_function(world):
     world.target.eval()
     graph = trace(world.target, world.x)
-    wide = surgery.widen(world.target, graph, {inner(graph): 12})
+    wide = surgery.widen(graph, {inner(graph): 12})
     assert wide.first.weight.shape[0] == 12
     close(wide(world.x), world.target(world.x))
 
@@ -217,7 +217,7 @@ def test_pruning_on_data(world, refit):
         world.target.first.bias[4:] = world.target.first.bias[:4]
     graph = trace(world.target, world.x)
     units = {inner(graph): range(4)}
-    slim = surgery.narrow(world.target, graph, units, data=[world.x], refit=refit)
+    slim = surgery.narrow(graph, units, data=[world.x], refit=refit)
     assert slim.first.weight.shape[0] == 4
     assert slim(world.x).device == world.x.device
     if refit == "least-squares":  # the other half says the same

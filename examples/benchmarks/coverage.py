@@ -102,7 +102,7 @@ def _pruned(model: Any, graph: Any, args: Any, kwargs: Any) -> Row:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:
-            slim = narrow(model, graph, 0.5)
+            slim = narrow(graph, 0.5)
         except Exception as error:
             return {"done": False, "error": _words(error), "cpu_s": _since(start)}
     row: Row = {"done": True, "cpu_s": _since(start)}

@@ -71,7 +71,7 @@ def _graftlib(model: nn.Module, args: tuple[Tensor, ...]) -> Row:
     traced = time.process_time()
     classes = graph.axis_classes
     read = time.process_time()
-    slim = narrow(model, graph, 0.5)
+    slim = narrow(graph, 0.5)
     done = time.process_time()
     return {
         "graftlib": done - start,

@@ -100,8 +100,8 @@ def measure(kind: str, nets: int, noise: float, with_peer: bool) -> dict[str, An
         base = NETS[kind]().eval()
         example = (torch.randn(2, INPUTS),)
         graph = trace(base, example)
-        clean = surgery.permute(base, graph, seed=seed)
-        source = surgery.permute(base, graph, seed=seed)
+        clean = surgery.permute(graph, seed=seed)
+        source = surgery.permute(graph, seed=seed)
         with torch.no_grad():
             for weight in source.parameters():
                 weight += noise * weight.std() * torch.randn_like(weight)

@@ -276,9 +276,9 @@ def run(case: Case, samples: int, seed: int) -> dict[str, Any]:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         start = time.process_time()
-        plain = surgery.narrow(model, graph, 0.5)
+        plain = surgery.narrow(graph, 0.5)
         between = time.process_time()
-        fitted = surgery.narrow(model, graph, 0.5, data=data)
+        fitted = surgery.narrow(graph, 0.5, data=data)
         end = time.process_time()
     told = {
         key: any(text in str(each.message) for each in said)

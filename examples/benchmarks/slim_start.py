@@ -261,7 +261,7 @@ def started(start: str, source: nn.Module, model: str, few: Set, seed: int) -> n
         target.load_state_dict(per_tensor(source, target))
     elif call is not None:
         graph = trace(source, few[0][:2])
-        slim = surgery.narrow(source, graph, 0.5, **call(seed, list(few[0][:512].split(128))))
+        slim = surgery.narrow(graph, 0.5, **call(seed, list(few[0][:512].split(128))))
         target.load_state_dict(slim.state_dict())
     return target
 

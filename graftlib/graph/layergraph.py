@@ -11,7 +11,8 @@ from typing import Any
 
 from ..errors import MatchError, nearest
 from . import axes
-from .axes import Axis, AxisClass, CheckResult
+from .axes import AxisClass, CheckResult, Pattern
+from .axes.tree import with_roles
 from .files import as_json, write_graphml
 from .report import as_table
 from .traced import TracedGraph
@@ -47,8 +48,8 @@ class LayerGraph(TracedGraph):
         """
         return axes.axis_classes(self)
 
-    def axes(self, fqn: str) -> tuple[Axis, ...]:
-        """What each axis of a parameter is made of: trees that print like an einops pattern.
+    def axes(self, fqn: str) -> Pattern:
+        """What each axis of a parameter is made of: trees that print like an einops pattern, with what fixes them.
 
         A leaf ``c3`` is a run of units of ``graph.axis_classes[3]``, a number a run whose order is fixed (its
         `frozen_by` says by what); ``(c0 c1)`` is a row-major product, ``(c0 + c1)`` a concatenation.
@@ -63,17 +64,20 @@ class LayerGraph(TracedGraph):
         >>> from graftlib import trace
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(32, 2))
         >>> graph = trace(model, torch.zeros(1, 3, 4, 4))
-        >>> print(*graph.axes("2.weight"), sep=" | ")
-        2 | (c0 4)
+        >>> print(graph.axes("2.weight"))
+        2 | (c0 (2 2))  (2: the output; 2: conv2d in '0')
         """
         try:
-            return axes.axes_of(self, fqn)
+            trees = axes.axes_of(self, fqn)
         except LookupError:
             raise MatchError(
                 f"'{self.name}' reads no parameter or saved buffer '{fqn}'.",
                 near=nearest(fqn, list(self._parameters)),
                 fix="name one as in model.named_parameters()",
             ) from None
+        parts = dict(self._parameters[fqn].parts) if fqn in self._parameters else {}
+        number = next((part.axis for part in parts.values()), None)
+        return Pattern(with_roles(a, parts) if i == number else a for i, a in enumerate(trees))
 
     def axis_class(self, address: str, axis: str | int | None = None) -> AxisClass:
         """The axis class of a layer's channels, neurons or heads.

@@ -34,10 +34,10 @@ def wrong_widenings(graph: LayerGraph, *, seed: int = 0) -> Iterator[Break]:
         if not each.free:
             continue
         try:
-            wide = widen(graph.model, graph, {each: 2 * each.size}, seed=seed)
+            wide = widen(graph, {each: 2 * each.size}, seed=seed)
         except SurgeryError:
             continue
-        fill = grown(graph.model, graph, {each: units_like(each.size, 2 * each.size, seed)})
+        fill = grown(graph, {each: units_like(each.size, 2 * each.size, seed)})
         if change(graph, graph.model, wide) > TOLERANCE:
             raise AssertionError(f"widening {each.members[0]} was wrongly accepted")
         for member in each.members:

@@ -14,16 +14,18 @@ from torch import Tensor, nn
 
 from ..errors import nearest, shown
 from ..graph import LayerGraph
-from ..graph.axes import AxisClass, axis_classes
+from ..graph.axes import AxisClass, axes_of, axis_classes
 from ..graph.caches import copy_to_edit
 from .refusal import SurgeryError
 
 __all__ = [
     "Request",
+    "Rows",
     "editable",
     "owners_of",
     "requested",
     "resize",
+    "rows_of",
     "tensor_of",
     "whole_numbers",
 ]
@@ -31,6 +33,7 @@ __all__ = [
 T = TypeVar("T")
 # A class of the graph, its number in ``graph.axis_classes``, or a glob of layers: the classes that they make.
 Request = AxisClass | int | str
+Rows = dict[tuple[str, int], Tensor]
 
 
 def requested(graph: LayerGraph, asked: Mapping[Request, T]) -> dict[AxisClass, T]:
@@ -177,6 +180,12 @@ def owners_of(model: nn.Module) -> dict[int, list[tuple[nn.Module, str, bool]]]:
         for name, buffer in module._buffers.items():
             owners.setdefault(id(buffer), []).append((module, name, False))
     return owners
+
+
+def rows_of(graph: LayerGraph, units: Mapping[AxisClass, Tensor]) -> Rows:
+    """(FQN, axis) -> for each place of the axis that holds these units of classes, the old place that it reads."""
+    keys = dict.fromkeys((m.fqn, m.axis) for each in units for m in each.members)
+    return {(fqn, axis): axes_of(graph, fqn)[axis].positions(units) for fqn, axis in keys}
 
 
 def resize(model: nn.Module, rows: Mapping[tuple[str, int], Tensor]) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from math import prod
 
 from torch import nn
 
 from ..graph import LayerGraph
-from ..graph.axes import AxisClass, Member, axis_classes
+from ..graph.axes import AxisClass, axes_of, axis_classes
+from ..graph.axes.tree import nested
 from .fit import Plan, plan
 from .refusal import SurgeryWarning
 
@@ -27,29 +27,10 @@ def outer_classes(graph: LayerGraph) -> list[AxisClass]:
     heads and whole groups go, as what is computed inside of them stays as it was.
     """
     free = [each for each in axis_classes(graph) if each.free]
-    by_axis: dict[tuple[str, int], list[tuple[Member, AxisClass]]] = {}
-    for each in free:
-        for member in each.members:
-            by_axis.setdefault((member.fqn, member.axis), []).append((member, each))
     inner: set[AxisClass] = set()
-    for held in by_axis.values():
-        for member, each in held:
-            if any(other is not each and _inside(member, around) for around, other in held):
-                inner.add(each)
+    for fqn in dict.fromkeys(member.fqn for each in free for member in each.members):
+        inner.update(*map(nested, axes_of(graph, fqn)))
     return [each for each in free if each not in inner]
-
-
-def _inside(member: Member, around: Member) -> bool:
-    """Whether a unit of `around` holds all units of `member` that lie beside each other."""
-    if member.start >= around.start + prod(around.factors):
-        return False
-    if around.start >= member.start + prod(member.factors):
-        return False
-    return _stride(member) < _stride(around)
-
-
-def _stride(member: Member) -> int:
-    return prod(member.factors[member.position + 1 :])
 
 
 def where_possible(model: nn.Module, graph: LayerGraph, wishes: Mapping[AxisClass, int]) -> Plan:

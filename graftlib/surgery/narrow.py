@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from math import prod
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from ..graph import LayerGraph
 from ..graph.axes import AxisClass, axis_classes
 from ..graph.structure import unwrap
 from .config import config_state, refresh_config
-from .edits import Request, editable, requested, tensor_of, whole_numbers
+from .edits import Request, editable, requested, rows_of, whole_numbers
 from .everywhere import outer_classes, where_possible
 from .fit import fitted
 from .lora import ranks, refresh_ranks
@@ -37,7 +36,6 @@ Keep = int | float | Sequence[int] | Tensor
 
 
 def narrow(
-    model: nn.Module,
     graph: LayerGraph,
     keep: float | Mapping[Request, Keep],
     *,
@@ -46,12 +44,12 @@ def narrow(
     refit: str | None = "least-squares",
     ridge: float | str = "auto",
     statistics: bool = False,
+    model: nn.Module | None = None,
     inplace: bool = False,
 ) -> nn.Module:
     """Keep units of classes.
 
     Args:
-        model: the traced one, or another of the same structure.
         graph: from `graftlib.trace`.
         keep: class, its number, or a glob of layers (the classes that they make) -> how many units (int), what share
             of them (float up to 1.0), or which ones (their numbers; they keep their order). A float alone is a share
@@ -73,7 +71,8 @@ def narrow(
         ridge: of the least squares, in units of the mean square of a feature; larger stays nearer to the weights
             that were kept. ``"auto"``: for each layer the one with the least held-out error.
         statistics: take the running statistics of batch norms anew from `data`, after the fit.
-        inplace: edit `model` itself; otherwise a copy is made.
+        model: None is the traced one, else another of the same structure.
+        inplace: edit the model itself; otherwise a copy is made.
 
     Returns:
         the edited model: the same modules with smaller tensors, and with the attributes that say a size set anew.
@@ -90,8 +89,8 @@ def narrow(
     """
     check(
         SurgeryError,
-        model=(model, (nn.Module,)),
         graph=(graph, (LayerGraph,)),
+        model=(model, (nn.Module, type(None))),
         score=(score, (str, Callable)),
         data=(data, (Iterable, type(None))),
         refit=(refit, str | None),
@@ -99,7 +98,7 @@ def narrow(
         statistics=(statistics, bool),
         inplace=(inplace, bool),
     )
-    model = unwrap(model, SurgeryError)
+    model = unwrap(graph.model if model is None else model, SurgeryError)
     rank = ranking(score, graph, model)
     with _on_data():
         batches = None if data is None else as_batches(data)
@@ -117,7 +116,7 @@ def narrow(
     if isinstance(keep, Mapping):
         asked = requested(graph, keep)
         if not asked:
-            raise SurgeryError("keep names no class.", fix="narrow(model, graph, {0: 0.5}), or 0.5")
+            raise SurgeryError("keep names no class.", fix="narrow(graph, {0: 0.5}), or 0.5")
         kept = {each: _units(each, wish, rank) for each, wish in asked.items()}
     else:
         share, outer = _share(keep), outer_classes(graph)
@@ -127,7 +126,7 @@ def narrow(
         attributes = feasible.attributes
         kept = {each: _units(each, count, rank) for each, count in feasible.sizes.items()}
     sizes = {each: len(units) for each, units in kept.items()}
-    rows = _rows(model, kept)
+    rows = rows_of(graph, kept)
 
     def cut(inplace: bool) -> nn.Module:
         return fitted(model, graph, rows, sizes, inplace=inplace, attributes=attributes)
@@ -189,20 +188,3 @@ def _units(each: AxisClass, wish: Keep, rank: Ranking) -> Tensor:
             where={"given": shown(wish, 60)},
         )
     return units
-
-
-def _rows(model: nn.Module, kept: Mapping[AxisClass, Tensor]) -> dict[tuple[str, int], Tensor]:
-    """(FQN, axis) -> the places that stay: where two classes meet in one axis, those that both keep."""
-    masks: dict[tuple[str, int], Tensor] = {}
-    for each, units in kept.items():
-        for member in each.members:
-            size = tensor_of(model, member.fqn).shape[member.axis]
-            mask = masks.setdefault(
-                (member.fqn, member.axis), torch.ones(size, dtype=torch.bool, device="cpu")
-            )
-            mine = torch.zeros(each.size, dtype=torch.bool, device="cpu")
-            mine[units] = True
-            shape = [each.size if i == member.position else 1 for i in range(len(member.factors))]
-            block = mine.view(shape).expand(member.factors).flatten()
-            mask[member.start : member.start + prod(member.factors)] &= block
-    return {key: mask.nonzero().flatten() for key, mask in masks.items()}

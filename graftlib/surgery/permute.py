@@ -22,23 +22,23 @@ __all__ = ["permute"]
 
 
 def permute(
-    model: nn.Module,
     graph: LayerGraph,
     *,
     permutations: Mapping[Request, Tensor | Sequence[int]] | None = None,
     seed: int | None = None,
+    model: nn.Module | None = None,
     inplace: bool = False,
 ) -> nn.Module:
     """Rename units; the model computes the same function.
 
     Args:
-        model: the traced one, or another of the same structure; wrappers of DataParallel, DDP and `torch.compile` are
-            looked through, here and in all edits: what comes back is the module inside.
         graph: from `graftlib.trace`.
         permutations: class, its number, or a glob of layers -> order; entry i is the unit that comes to place
             i. Others stay.
         seed: where `permutations` is None: an order drawn for every free class.
-        inplace: write into `model` itself; otherwise a copy is made.
+        model: None is the traced one, else another of the same structure; wrappers of DataParallel, DDP and
+            `torch.compile` are looked through, here and in all edits: what comes back is the module inside.
+        inplace: write into the model itself; otherwise a copy is made.
 
     Returns:
         the edited model.
@@ -52,15 +52,17 @@ def permute(
     """
     check(
         SurgeryError,
-        model=(model, (nn.Module,)),
         graph=(graph, (LayerGraph,)),
+        model=(model, (nn.Module, type(None))),
         permutations=(permutations, (Mapping, type(None))),
         seed=(seed, Seed | None),
         inplace=(inplace, bool),
     )
-    model = unwrap(model, SurgeryError)
+    model = unwrap(graph.model if model is None else model, SurgeryError)
     if (permutations is None) == (seed is None):
-        raise SurgeryError("give either permutations or seed.", fix="permute(model, graph, seed=0)")
+        raise SurgeryError(
+            "give either permutations or seed.", fix="surgery.permute(graph, seed=0)"
+        )
     if permutations is None:
         orders = dict(draw([c for c in axis_classes(graph) if c.free], int(seed or 0)))
     else:

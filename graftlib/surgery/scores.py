@@ -7,7 +7,6 @@ of ``"magnitude"``: units that are switched off, proven by the weights, have exa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -112,6 +111,5 @@ def _energy(model: nn.Module, members: Sequence[Member]) -> Tensor:
 
 def _per_unit(along: Tensor, member: Member) -> Tensor:
     """(size of the axis,) -> (units,): sums over all but the units of `member`."""
-    part = along.narrow(0, member.start, prod(member.factors))
-    rows = part.reshape(member.factors).movedim(member.position, 0)
+    rows = member.units(along, 0)
     return rows.reshape(rows.shape[0], -1).sum(1)

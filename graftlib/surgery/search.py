@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from ..graph.axes import AxisClass, Member
+from ..graph.axes import AxisClass
 from ..graph.capture import _mute
 from .fields import Path, numbers, set_field, shown
 from .signature import Signature, changes, signature
@@ -325,17 +325,13 @@ def _of_classes(sizes: Mapping[AxisClass, int]) -> Iterator[tuple[float, float, 
     blocks: dict[tuple[Any, ...], dict[int, int]] = {}
     for each, size in sizes.items():
         for m in each.members:
-            blocks.setdefault(_block(m), {})[m.position] = size
+            blocks.setdefault(m.block, {})[m.position] = size
     for (fqn, _, _, factors), changed in blocks.items():
         now = [changed.get(i, size) for i, size in enumerate(factors)]
         for start, end in combinations(range(len(factors) + 1), 2):
             old, new = prod(factors[start:end]), prod(now[start:end])
             if old != new:
                 yield old, new, fqn
-
-
-def _block(member: Member) -> tuple[Any, ...]:
-    return member.fqn, member.axis, member.start, member.factors
 
 
 def _unequal(

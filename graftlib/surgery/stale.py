@@ -20,7 +20,6 @@ from .tagged import Place
 
 __all__ = ["HEADS", "INNER", "REPEATS", "WIDTHS", "labels", "refresh_layer", "refresh_layers"]
 
-_Block = tuple[str, int, int, tuple[int, ...]]
 # The modules nearest to a tensor that may say its size.
 _REACH = 3
 
@@ -185,7 +184,7 @@ def labels(
 
     for (fqn, _), (old, new) in lengths.items():
         say(fqn, WIDTHS, old, new)
-    groups = {_block(m) for each in classes for m in each.members if m.position == 0}
+    groups = {m.block for each in classes for m in each.members if m.position == 0}
     for each, size in sizes.items():
         for member in each.members:
             if len(member.factors) > 1:
@@ -193,15 +192,11 @@ def labels(
     return said
 
 
-def _names(member: Member, groups: Container[_Block]) -> tuple[str, ...]:
+def _names(member: Member, groups: Container[object]) -> tuple[str, ...]:
     """What the size of a factor is called: heads, those in a group of them, the inside of one."""
     if member.position == len(member.factors) - 1:
         return INNER
-    return REPEATS if member.position and _block(member) in groups else HEADS
-
-
-def _block(member: Member) -> _Block:
-    return member.fqn, member.axis, member.start, member.factors
+    return REPEATS if member.position and member.block in groups else HEADS
 
 
 def refresh_layers(model: nn.Module, sizes: Mapping[AxisClass, int]) -> None:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from ..arguments import Seed, check
 from ..errors import nearest, shown
-from ..graph import LayerGraph, trace
-from ..graph.axes import AxisClass, axis_classes
+from ..graph import LayerGraph
+from ..graph.axes import AxisClass
 from ..graph.structure import unwrap
 from .config import config_state, refresh_config
 from .edits import Request, editable, requested, tensor_of
@@ -34,12 +34,12 @@ __all__ = ["units_like", "widen"]
 
 
 def widen(
-    model: nn.Module,
     graph: LayerGraph,
     widths: Mapping[Request, int],
     *,
     fill: str = "like",
     seed: int = 0,
+    model: nn.Module | None = None,
     inplace: bool = False,
 ) -> nn.Module:
     """Add units to classes and keep the function.
@@ -50,14 +50,14 @@ def widen(
     queries take the factor sqrt(N / n) if the model divides by the width of a head.
 
     Args:
-        model: the traced one, or another of the same structure.
         graph: from `graftlib.trace`.
         widths: class, its number, or a glob of layers (the classes that they make) -> how many units it shall have,
             at least as many as now.
         fill: what a new unit is. ``"like"``: made as another one is, all being repeated equally often as far as that
             goes, and read with zeros. ``"zero"``: made of zeros and read with zeros; a running variance is 1.
         seed: which units the new ones are made like.
-        inplace: edit `model` itself; otherwise a copy is made.
+        model: None is the traced one, else another of the same structure.
+        inplace: edit the model itself; otherwise a copy is made.
 
     Returns:
         the edited model: the same modules with larger tensors; the units there were come first.
@@ -71,8 +71,8 @@ def widen(
     """
     check(
         SurgeryError,
-        model=(model, (nn.Module,)),
         graph=(graph, (LayerGraph,)),
+        model=(model, (nn.Module, type(None))),
         widths=(widths, (Mapping,)),
         fill=(fill, str),
         seed=(seed, Seed),
@@ -84,67 +84,17 @@ def widen(
             f"fill is one of {', '.join(map(repr, FILLS))}, not {shown(fill)}.",
             near=nearest(fill, [*FILLS]),
         )
-    model = unwrap(model, SurgeryError)
+    model = unwrap(graph.model if model is None else model, SurgeryError)
     wanted = requested(graph, widths)
     for each, width in wanted.items():
         if width < each.size:
             raise SurgeryError(f"{each.size} units cannot be widened to {width}.", fix="use narrow")
     editable(model, graph, wanted, inplace=True)  # is it the model of the graph?
     before = config_state(model, graph)
-    wide = _all_widened(model, graph, wanted, fill, seed, inplace=False)
-    if inplace:
-        wide = _all_widened(model, graph, wanted, fill, seed, inplace=True)
+    wide = _widened(model, graph, wanted, fill, seed, inplace)
     refresh_ranks(wide)
     refresh_config(wide, before, wanted)
     return wide
-
-
-def _all_widened(
-    model: nn.Module,
-    graph: LayerGraph,
-    wanted: Mapping[AxisClass, int],
-    fill: str,
-    seed: int,
-    *,
-    inplace: bool,
-) -> nn.Module:
-    wide, seen = editable(model, graph, wanted, inplace=inplace), graph
-    for number, together in enumerate(_rounds(wanted)):
-        here = dict(together)
-        if number:
-            # The classes are found anew: two of them may meet in one axis.
-            seen = trace(wide, *graph.example)
-            free = {_place(each): each for each in axis_classes(seen) if each.free}
-            here = {free[_place(each)]: width for each, width in together.items()}
-        wide = _widened(wide, seen, here, fill, seed, inplace)
-    return wide
-
-
-def _place(each: AxisClass) -> frozenset[tuple[str, int, int]]:
-    return frozenset((m.fqn, m.axis, m.position) for m in each.members)
-
-
-def _rounds(wanted: Mapping[AxisClass, int]) -> list[dict[AxisClass, int]]:
-    """Classes that are widened at once: all, but for those whose parts of one axis lie across each other."""
-    rounds: list[dict[AxisClass, int]] = []
-    for each, width in wanted.items():
-        fitting = next((r for r in rounds if not any(_across(each, c) for c in r)), None)
-        if fitting is None:
-            rounds.append({each: width})
-        else:
-            fitting[each] = width
-    return rounds
-
-
-def _across(one: AxisClass, other: AxisClass) -> bool:
-    for a in one.members:
-        for b in other.members:
-            if (a.fqn, a.axis) != (b.fqn, b.axis) or (a.start, a.factors) == (b.start, b.factors):
-                continue
-            ends = [m.start + torch.Size(m.factors).numel() for m in (a, b)]
-            if a.start < ends[1] and b.start < ends[0]:
-                return True
-    return False
 
 
 def _widened(
@@ -157,7 +107,7 @@ def _widened(
 ) -> nn.Module:
     random = torch.Generator().manual_seed(int(seed))
     units = {each: _units(each.size, width, random) for each, width in widths.items()}
-    fresh = grown(model, graph, units)
+    fresh = grown(graph, units)
     norms = rms_norms(graph, model, widths) if fill == "zero" else []
     ways = (False, True) if any(scores_only(graph, each) for each in widths) else (False,)
     for last, queries in enumerate(ways, 1):

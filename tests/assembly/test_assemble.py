@@ -78,7 +78,7 @@ def spoiled(model, by=0.5):
 
 
 def permuted(model, seed=3):
-    return surgery.permute(model, trace(model, EXAMPLE), seed=seed)
+    return surgery.permute(trace(model, EXAMPLE), seed=seed)
 
 
 def noise(make, seed):
@@ -134,7 +134,7 @@ def test_the_rule_gives_half_to_a_twin_and_nothing_to_noise():
 def test_a_narrow_and_a_wide_source_are_aligned_by_classes():
     teacher, score = wanted(mlp)
     graph = trace(teacher, EXAMPLE)
-    wide = permuted(surgery.widen(teacher, graph, {c: 15 for c in graph.axis_classes if c.free}))
+    wide = permuted(surgery.widen(graph, {c: 15 for c in graph.axis_classes if c.free}))
     base = spoiled(teacher)
     made = assemble(base, wide, args=EXAMPLE, evaluate=score)
     assert made.log[0]["accepted"]

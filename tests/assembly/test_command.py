@@ -58,7 +58,7 @@ def here(tmp_path):
     graph = trace(teacher, (torch.zeros(1, 3),))
     with torch.no_grad():
         torch.save(teacher(torch.linspace(-1, 1, 60).view(20, 3)), tmp_path / "wanted.pt")
-    twin = surgery.permute(teacher, graph, seed=2)
+    twin = surgery.permute(graph, seed=2)
     save_file(twin.state_dict(), tmp_path / "zoo" / "b twin.safetensors")
     noise = {k: torch.randn_like(v) for k, v in net().state_dict().items()}
     save_file(noise, tmp_path / "zoo" / "a noise.safetensors")

@@ -40,7 +40,7 @@ def widened(model, example, by=3):
     graph = trace(model, example)
     sizes = {each: each.size + by for each in graph.axis_classes if each.free}
     wide = zero_widened(model, graph, sizes)
-    return surgery.permute(wide, trace(wide, example), seed=5)
+    return surgery.permute(trace(wide, example), seed=5)
 
 
 def zero_widened(model, graph, sizes):

@@ -47,7 +47,7 @@ def merge(base, source, found, factor):
 def test_activations_find_a_planted_renaming(make, example):
     base = make()
     graph = trace(base, example)
-    source = surgery.permute(base, graph, seed=2)
+    source = surgery.permute(graph, seed=2)
     task = problem(graph, trace(source, example))
     before = {k: v.clone() for k, v in base.state_dict().items()}
     similar = costs(task, base, source, batches(example))

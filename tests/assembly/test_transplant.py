@@ -102,7 +102,7 @@ def test_within_one_architecture_it_is_narrow_to_the_bit(name, score):
         if mine.free and mine.size != theirs.size
     }
     assert widths
-    expected = surgery.narrow(source, mapping.source, widths, score=score).state_dict()
+    expected = surgery.narrow(mapping.source, widths, score=score, model=source).state_dict()
     done = transplant(mapping, score=score)
     found = done.model.state_dict()
     assert found.keys() == expected.keys()

@@ -334,11 +334,11 @@ def calls(tmp_path: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]
             surgery.narrow,
             {**cut, "keep": 0.5, "data": None, "refit": "least-squares", "ridge": 1e-3, "statistics": False},
         ),
-        "narrow a class": (lambda k, **o: surgery.narrow(model, graph, {0: k}, **o), {"k": 3}),
+        "narrow a class": (lambda k, **o: surgery.narrow(graph, {0: k}, **o), {"k": 3}),
         "widen": (surgery.widen, {**cut, "widths": {0: 10}, "fill": "like", "seed": 0}),
-        "widen a class": (lambda k: surgery.widen(model, graph, {0: k}), {"k": 9}),
+        "widen a class": (lambda k: surgery.widen(graph, {0: k}), {"k": 9}),
         "permute": (surgery.permute, {**cut, "permutations": None, "seed": 0}),
-        "permute a class": (lambda k: surgery.permute(model, graph, permutations={0: k}), {"k": range(8)}),
+        "permute a class": (lambda k: surgery.permute(graph, permutations={0: k}), {"k": range(8)}),
         "export_onnx": (
             graftlib.export_onnx,
             {

@@ -101,7 +101,7 @@ def made(kind):
 
 def widened(model, graph):
     (each,) = [each for each in graph.axis_classes if each.free]
-    return surgery.widen(model, graph, {each: 16})
+    return surgery.widen(graph, {each: 16})
 
 
 def assembled(model, graph):
@@ -112,7 +112,7 @@ def assembled(model, graph):
 
 
 EDITS = {
-    "permute": lambda model, graph: surgery.permute(model, graph, seed=1),
+    "permute": lambda model, graph: surgery.permute(graph, seed=1),
     "widen": widened,
     "transplant": lambda model, graph: transplant(Mapping(graph, graph)).model,
     "assemble": assembled,
@@ -137,7 +137,7 @@ def test_what_deepcopy_refuses_is_edited_on_a_copy(kind, edit):
 @pytest.mark.parametrize("kind", REFUSED)
 def test_they_are_pruned_and_exported(kind, tmp_path):
     with made(kind) as model:
-        slim = surgery.narrow(model, trace(model, (X,)), 0.5)
+        slim = surgery.narrow(trace(model, (X,)), 0.5)
         assert slim(X).isfinite().all()
         assert sum(p.numel() for p in slim.parameters()) < sum(
             p.numel() for p in model.parameters()
@@ -206,9 +206,9 @@ def every_verb(wrap, folder):
     graph = trace(model, (X,))
     assert graph.model is structure.unwrap(model)
     assert graph.check().passed
-    assert surgery.narrow(model, graph, 0.5)[0].out_features == 4
-    assert surgery.widen(model, graph, {0: 16})[0].out_features == 16
-    torch.testing.assert_close(surgery.permute(model, graph, seed=1)(X), plain(X))
+    assert surgery.narrow(graph, 0.5)[0].out_features == 4
+    assert surgery.widen(graph, {0: 16})[0].out_features == 16
+    torch.testing.assert_close(surgery.permute(graph, seed=1)(X), plain(X))
     torch.testing.assert_close(EDITS["transplant"](model, graph)(X), plain(X))
     assembly = assemble(model, [other], args=(X,), evaluate=lambda made: 0.0, show=False)
     assert type(assembly.model) is nn.Sequential
@@ -219,9 +219,9 @@ def every_verb(wrap, folder):
     report = export_onnx(model, folder / "m.onnx", (X,), measure=False)
     assert report.comparison.max_rel < 1e-4
     with pytest.raises(GraftError) as error:
-        surgery.permute(wrap(small(12)), graph, seed=1)
+        surgery.permute(graph, seed=1, model=wrap(small(12)))
     assert "'0.weight'" in str(error.value)
-    edited = surgery.permute(model, graph, seed=1, inplace=True)
+    edited = surgery.permute(graph, seed=1, inplace=True)
     assert edited is structure.unwrap(model)
     torch.testing.assert_close(structure.unwrap(model)(X), plain(X))
 
@@ -250,9 +250,9 @@ def test_scripted_models_are_refused_in_one_sentence_by_every_verb(tmp_path):
     ):
         for verb in (
             lambda m: trace(m, (X,)),
-            lambda m: surgery.narrow(m, graph, 0.5),
-            lambda m: surgery.widen(m, graph, {0: 16}),
-            lambda m: surgery.permute(m, graph, seed=1),
+            lambda m: surgery.narrow(graph, 0.5, model=m),
+            lambda m: surgery.widen(graph, {0: 16}, model=m),
+            lambda m: surgery.permute(graph, seed=1, model=m),
             lambda m: assemble(m, eager, args=(X,), merge_factor=0.5, show=False),
             lambda m: assemble(eager, m, args=(X,), merge_factor=0.5, show=False),
             lambda m: lmc(eager, m, args=(X,), evaluate=lambda model: 0.0),
@@ -290,7 +290,7 @@ def test_quantised_modules_are_traced_and_a_check_names_them(model, kinds, named
     with pytest.raises(GraftError, match="of its modules are quantised") as error:
         graph.check()
     assert f"modules  {named}" in str(error.value)
-    torch.testing.assert_close(surgery.permute(model, graph, seed=1)(X), model(X))
+    torch.testing.assert_close(surgery.permute(graph, seed=1)(X), model(X))
 
 
 def test_float_functional_is_not_quantised():

@@ -38,44 +38,44 @@ def widths(model):
 
 
 def test_a_glob_means_the_classes_that_its_layers_make(graph):
-    assert widths(narrow(graph.model, graph, {"blocks.*.up": 0.5})) == ([6, 6], 8)
-    assert widths(narrow(graph.model, graph, {"blocks.1.up": 5})) == ([12, 5], 8)
-    assert widths(widen(graph.model, graph, {"blocks.0.up": 20})) == ([20, 12], 8)
+    assert widths(narrow(graph, {"blocks.*.up": 0.5})) == ([6, 6], 8)
+    assert widths(narrow(graph, {"blocks.1.up": 5})) == ([12, 5], 8)
+    assert widths(widen(graph, {"blocks.0.up": 20})) == ([20, 12], 8)
 
 
 def test_a_name_and_the_class_mean_the_same(graph):
-    by_name = narrow(graph.model, graph, {"stem": [0, 3, 5]})
-    by_class = narrow(graph.model, graph, {graph.axis_class("stem"): [0, 3, 5]})
+    by_name = narrow(graph, {"stem": [0, 3, 5]})
+    by_class = narrow(graph, {graph.axis_class("stem"): [0, 3, 5]})
     for one, other in zip(by_name.parameters(), by_class.parameters(), strict=True):
         assert torch.equal(one, other)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
-    moved = permute(graph.model, graph, permutations={"blocks.0.up": order})
+    moved = permute(graph, permutations={"blocks.0.up": order})
     x = torch.randn(4, 3)
     torch.testing.assert_close(moved(x), graph.model(x))
     assert not torch.equal(moved.blocks[0]["up"].weight, graph.model.blocks[0]["up"].weight)
 
 
 def test_layers_of_one_stream_are_one_class(graph):
-    assert widths(narrow(graph.model, graph, {"blocks.*.out": 4})) == ([12, 12], 4)
+    assert widths(narrow(graph, {"blocks.*.out": 4})) == ([12, 12], 4)
 
 
 def test_a_rule_that_hits_nothing_names_the_nearest(graph):
     with pytest.raises(SurgeryError, match="hits no layer") as raised:
-        narrow(graph.model, graph, {"blocks.*.upp": 0.5})
+        narrow(graph, {"blocks.*.upp": 0.5})
     assert any("up" in name for name in raised.value.near)
 
 
 def test_two_rules_for_one_class_are_refused(graph):
     with pytest.raises(SurgeryError, match="another rule asks for"):
-        narrow(graph.model, graph, {"stem": 4, "blocks.0.out": 6})
+        narrow(graph, {"stem": 4, "blocks.0.out": 6})
 
 
 def test_what_is_frozen_says_by_what(graph):
     with pytest.raises(SurgeryError, match="cannot be edited") as raised:
-        narrow(graph.model, graph, {"head": 1})
+        narrow(graph, {"head": 1})
     assert raised.value.why == "their order is frozen by the output"
 
 
 def test_a_pattern_that_is_not_well_formed_is_refused(graph):
     with pytest.raises(GraftError):
-        narrow(graph.model, graph, {"re:(": 0.5})
+        narrow(graph, {"re:(": 0.5})

@@ -79,19 +79,19 @@ def test_every_wrong_widening_is_seen(built):
 @pytest.mark.parametrize("built", [mixed, attention])
 def test_a_fill_that_forgets_to_silence_the_readers_is_refused(built, monkeypatch):
     """The same by way of `widen` itself: nothing that it would give back is wrong."""
-    model, graph = traced(built)
+    _, graph = traced(built)
     number = next(i for i, each in enumerate(graph.axis_classes) if len(each.members) > 2)
-    widen(model, graph, {number: 2 * graph.axis_classes[number].size})
+    widen(graph, {number: 2 * graph.axis_classes[number].size})
     monkeypatch.setitem(fills.FILLS, "like", lambda model, fill: None)
     with pytest.raises(SurgeryError, match="without a change of the function"):
-        widen(model, graph, {number: 2 * graph.axis_classes[number].size})
+        widen(graph, {number: 2 * graph.axis_classes[number].size})
 
 
 def refusal(model, args, number=0, times=2):
     model = model.eval()
     graph = trace(model, args)
     with pytest.raises(SurgeryError) as caught:
-        widen(model, graph, {number: times * graph.axis_classes[number].size})
+        widen(graph, {number: times * graph.axis_classes[number].size})
     return str(caught.value)
 
 
@@ -130,7 +130,7 @@ class Unreached(nn.Module):
 def test_outputs_that_do_not_depend_on_the_class_prove_nothing():
     assert "do not depend on the units of a.weight[0]" in refusal(Unreached(), -torch.rand(4, 3))
     model, x = Unreached().eval(), torch.rand(4, 3) + 0.1
-    wide = widen(model, trace(model, x), {0: 12})
+    wide = widen(trace(model, x), {0: 12})
     torch.testing.assert_close(wide(x), model(x))
 
 
@@ -146,7 +146,7 @@ def test_scores_over_one_row_say_nothing_of_queries_and_keys():
     ]
     for number in scores:
         try:
-            wide = widen(model, graph, {number: 2 * graph.axis_classes[number].size})
+            wide = widen(graph, {number: 2 * graph.axis_classes[number].size})
         except SurgeryError:
             continue
         longer = (torch.randint(0, 20, (3, 7)), torch.zeros(3, 7, dtype=torch.bool))
@@ -159,7 +159,7 @@ def test_a_classifier_of_zeros_hides_nothing():
     nn.init.zeros_(model[2].weight)
     x = torch.randn(4, 3).double()
     graph = trace(model, x)
-    wide = widen(model, graph, {0: 12})
+    wide = widen(graph, {0: 12})
     assert not wide[2].weight.any()
     with torch.no_grad():
         for one in (model, wide):
@@ -172,7 +172,7 @@ def test_a_wrong_edit_behind_a_classifier_of_zeros_is_seen(monkeypatch):
     nn.init.zeros_(model[2].weight)
     graph = trace(model, torch.randn(4, 3))
     with pytest.raises(SurgeryError, match="without a change of the function"):
-        widen(model, graph, {0: 9})  # a norm keeps the function at multiples only
+        widen(graph, {0: 9})  # a norm keeps the function at multiples only
 
 
 def test_an_edit_is_proven_on_the_masks_that_were_traced():
@@ -182,7 +182,7 @@ def test_an_edit_is_proven_on_the_masks_that_were_traced():
     for number, each in enumerate(graph.axis_classes):
         for width in (each.size + 3, 2 * each.size):
             try:
-                wide = widen(model, graph, {number: width})
+                wide = widen(graph, {number: width})
             except SurgeryError:
                 continue
             torch.testing.assert_close(wide(*args), model(*args))

@@ -105,7 +105,7 @@ def test_a_pruned_one_runs_and_is_what_its_attributes_say(
     projected = projected if kind is nn.LSTM else 0
     model = Recurrent(kind, layers, both, projected, own, first, bias).eval()
     x = torch.randn(4, 6, 5)
-    slim = narrow(model, trace(model, (x,)), 0.5)
+    slim = narrow(trace(model, (x,)), 0.5)
     assert one_size(slim.rnn) == ({6}, {2} if projected else set())
     again = Recurrent(kind, layers, both, projected, own, first, bias).eval()
     more = {"proj_size": 2} if projected else {}
@@ -123,7 +123,7 @@ def test_a_permuted_one_computes_the_same(kind):
     model, x = Recurrent(kind, 2, True).eval(), torch.randn(4, 6, 5)
     graph = trace(model, (x,))
     assert sum(each.free and each.size == 12 for each in graph.axis_classes) == 4
-    torch.testing.assert_close(permute(model, graph, seed=1)(x), model(x))
+    torch.testing.assert_close(permute(graph, seed=1)(x), model(x))
 
 
 def test_layers_of_one_module_cannot_have_sizes_of_their_own():
@@ -134,12 +134,12 @@ def test_layers_of_one_module_cannot_have_sizes_of_their_own():
     with pytest.raises(
         SurgeryError, match="layers and directions of 'rnn' share one hidden size"
     ) as error:
-        narrow(model, graph, {hidden[0]: 6})
+        narrow(graph, {hidden[0]: 6})
     assert "weight_hh_l1_reverse" in str(error.value)
     with pytest.raises(SurgeryError, match="share one hidden size"):
-        widen(model, graph, {hidden[1]: 16})
+        widen(graph, {hidden[1]: 16})
     # What the message advises works.
-    assert narrow(model, graph, dict.fromkeys(hidden, 6))(x).isfinite().all()
+    assert narrow(graph, dict.fromkeys(hidden, 6))(x).isfinite().all()
 
 
 def test_a_projection_stays_narrower_than_what_it_projects():
@@ -147,15 +147,15 @@ def test_a_projection_stays_narrower_than_what_it_projects():
     graph = trace(model, (x,))
     (hidden,) = [each for each in graph.axis_classes if each.free and each.size == 12]
     with pytest.raises(SurgeryError, match="must be narrower than the hidden size of 3"):
-        narrow(model, graph, {hidden: 3})
-    assert narrow(model, graph, {hidden: 5})(x).isfinite().all()
+        narrow(graph, {hidden: 3})
+    assert narrow(graph, {hidden: 5})(x).isfinite().all()
 
 
 def test_a_size_in_the_code_is_refused_or_kept():
     model, x = OwnSize().eval(), torch.randn(4, 5, 8)
     graph = trace(model, (x,))
     with pytest.raises(SurgeryError):
-        narrow(model, graph, 0.5)
+        narrow(graph, 0.5)
     assert one_size(model.rnn) == ({16}, set())
 
 
@@ -182,11 +182,11 @@ def test_packed_sequences_have_classes_and_keep_their_function(kind):
     result = check(graph, example=((x, lengths), {}))
     assert result.passed, result
     assert any(each.free and each.size == 12 for each in graph.axis_classes)
-    torch.testing.assert_close(permute(model, graph, seed=1)(x, lengths), model(x, lengths))
+    torch.testing.assert_close(permute(graph, seed=1)(x, lengths), model(x, lengths))
 
 
 def test_cells_say_their_new_sizes():
     model, x = Cells().eval(), torch.randn(4, 5)
-    slim = narrow(model, trace(model, (x,)), 0.5)
+    slim = narrow(trace(model, (x,)), 0.5)
     assert (slim.lstm.hidden_size, slim.gru.input_size, slim.gru.hidden_size) == (4, 4, 3)
     assert slim(x).isfinite().all()

@@ -46,7 +46,7 @@ def normed(norm, dtype=torch.float32):
 @pytest.mark.parametrize("times", [2, 3])
 def test_a_multiple_of_the_width_repeats_all_units_equally(norm, times):
     model, x = normed(norm)
-    wide = widen(model, trace(model, x), {0: 6 * times})
+    wide = widen(trace(model, x), {0: 6 * times})
     torch.testing.assert_close(wide(x), model(x))
     assert wide[0].out_features == wide[2].in_features == 6 * times
     counts = [(wide[0].weight == row).all(1).sum().item() for row in model[0].weight]
@@ -59,18 +59,16 @@ def test_a_multiple_of_the_width_repeats_all_units_equally(norm, times):
 def test_an_rms_norm_takes_units_of_zero_at_any_width(norm, width):
     model, x = normed(norm, torch.float64)
     graph = trace(model, x)
-    wide = widen(model, graph, {0: width}, fill="zero")
+    wide = widen(graph, {0: width}, fill="zero")
     torch.testing.assert_close(wide(x), model(x))
     assert not wide[0].weight[6:].any()
     assert not wide[0].bias[6:].any()
-    torch.testing.assert_close(
-        widen(model, graph, {0: width}, fill="zero", inplace=True)(x), wide(x)
-    )
+    torch.testing.assert_close(widen(graph, {0: width}, fill="zero", inplace=True)(x), wide(x))
 
 
 def test_gain_and_eps_follow_the_width():
     model, x = normed("rms")
-    wide = widen(model, trace(model, x), {0: 24}, fill="zero")
+    wide = widen(trace(model, x), {0: 24}, fill="zero")
     assert wide[1].eps == pytest.approx(0.1 / 4)
     torch.testing.assert_close(wide[1].weight[:6], model[1].weight / 2)
     assert model[1].eps == 0.1
@@ -95,12 +93,12 @@ def test_what_cannot_be_exact_is_refused_and_the_advice_holds(norm, width, fill,
     model, x = normed(norm)
     graph, before = trace(model, x), [p.clone() for p in model.parameters()]
     with pytest.raises(SurgeryError, match="a norm goes over the units") as caught:
-        widen(model, graph, {0: width}, fill=fill, inplace=True)
+        widen(graph, {0: width}, fill=fill, inplace=True)
     assert fix in str(caught.value)
     assert all(map(torch.equal, before, model.parameters()))
     advised = {"like": 12} if "like" in fix or norm == "layer" else {"zero": width}
     for way, size in advised.items():
-        torch.testing.assert_close(widen(model, graph, {0: size}, fill=way)(x), model(x))
+        torch.testing.assert_close(widen(graph, {0: size}, fill=way)(x), model(x))
 
 
 class Groups(nn.Module):
@@ -119,19 +117,19 @@ def test_inside_of_groups_and_whole_groups():
     inside, groups = sorted((c for c in graph.axis_classes if c.free), key=lambda c: -c.size)
     assert (inside.size, groups.size) == (4, 3)
     for widths, fill in (({inside: 8}, "like"), ({groups: 5}, "like"), ({groups: 5}, "zero")):
-        torch.testing.assert_close(widen(model, graph, widths, fill=fill)(x), model(x))
-    both = widen(model, graph, {inside: 8, groups: 5})
+        torch.testing.assert_close(widen(graph, widths, fill=fill)(x), model(x))
+    both = widen(graph, {inside: 8, groups: 5})
     torch.testing.assert_close(both(x), model(x))
     assert (both.norm.num_groups, both.norm.num_channels) == (5, 40)
     with pytest.raises(SurgeryError, match="a norm goes over the units"):
-        widen(model, graph, {inside: 8}, fill="zero")
+        widen(graph, {inside: 8}, fill="zero")
 
 
 def test_units_of_zero_in_running_statistics():
     model, x = Groups().eval(), torch.randn(2, 3, 4, 4)
     graph = trace(model, x)
     groups = next(c for c in graph.axis_classes if c.size == 3)
-    wide = widen(model, graph, {groups: 5}, fill="zero")
+    wide = widen(graph, {groups: 5}, fill="zero")
     new = slice(12, None)
     assert wide.statistics.running_var[new].tolist() == [1.0] * 8
     zeros = (
@@ -168,7 +166,7 @@ def test_the_width_of_a_head(fixed, fill):
     graph = trace(model, x)
     inner = [c for c in graph.axis_classes if c.size == 4 and c.free]
     assert len(inner) == 2
-    wide = widen(model, graph, dict.fromkeys(inner, 9), fill=fill)
+    wide = widen(graph, dict.fromkeys(inner, 9), fill=fill)
     torch.testing.assert_close(wide(x), model(x), rtol=1e-5, atol=1e-6)
     factor = 1.0 if fixed else 1.5
     torch.testing.assert_close(wide.qkv.weight[:4], model.qkv.weight[:4] * factor)
@@ -183,7 +181,7 @@ def test_the_spread_of_new_units():
     x = torch.randn(5, 3)
     graph = trace(model, x)
     for seed in range(3):
-        wide = widen(model, graph, {0: 10}, seed=seed)
+        wide = widen(graph, {0: 10}, seed=seed)
         counts = [(wide[0].weight == row).all(1).sum().item() for row in model[0].weight]
         assert sorted(counts) == [2, 2, 3, 3]
         torch.testing.assert_close(wide(x), model(x))
@@ -192,7 +190,7 @@ def test_the_spread_of_new_units():
 def test_a_fill_has_a_name():
     model, x = normed("layer")
     with pytest.raises(SurgeryError, match="'like', 'zero', not 'noise'"):
-        widen(model, trace(model, x), {0: 12}, fill="noise")
+        widen(trace(model, x), {0: 12}, fill="noise")
 
 
 class SharedKeys(nn.Module):
@@ -217,7 +215,7 @@ def test_queries_that_share_a_key(keys, queries, fill):
     graph = trace(model, x)
     sizes = {c: {2: keys, 3: queries}[c.size] for c in graph.axis_classes if c.size in (2, 3)}
     assert len(sizes) == 2
-    wide = widen(model, graph, sizes, fill=fill)
+    wide = widen(graph, sizes, fill=fill)
     torch.testing.assert_close(wide(x), model(x), rtol=1e-5, atol=1e-6)
     assert wide.num_key_value_groups == queries
     assert wide.k.out_features == 4 * keys

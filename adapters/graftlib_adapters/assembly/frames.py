@@ -181,7 +181,7 @@ def _widened(base: LayerGraph, problem: Problem, widths: Mapping[int, int]) -> n
         with warnings.catch_warnings():
             # A frame is walked in and not saved.
             warnings.simplefilter("ignore", SurgeryWarning)
-            return widen(base.model, base, sizes, fill="zero")
+            return widen(base, sizes, fill="zero")
     except SurgeryError as error:
         classes = [pair.base for pair in problem.classes]
         kept = [norm.fqn for norm in rms_norms(base, base.model, classes)]

@@ -12,12 +12,14 @@ from .classes import freedom as freedom
 from .classes import frozen_ops as frozen_ops
 from .classes import frozen_shares as frozen_shares
 from .tree import Axis as Axis
+from .tree import Pattern as Pattern
 
 __all__ = [
     "Axis",
     "AxisClass",
     "CheckResult",
     "Member",
+    "Pattern",
     "axes_of",
     "axis_classes",
     "check",

@@ -4,7 +4,9 @@ In: sizes. Out: expressions. An **atom** is a set of units that may be put in an
 row-major product of two axes (heads x head_dim), ``Sum(a, b)`` their concatenation. Atoms are refined (`split`,
 `cut`) and unified (`tie`) in place, and every earlier use of an atom sees it, as in a union-find.
 Always true: an expression never changes its size, and a frozen atom never thaws. Where two structures have no
-common refinement the algebra freezes them: that loses freedom and never correctness.
+common refinement the algebra freezes them: that loses freedom and never correctness. Frozen neighbours become one atom,
+so that a frozen run can be cut and split at any place and never stands against a refinement of what is free beside it:
+``(6! 4! 5)`` tied to ``(8! 15)`` leaves the 5 free. The atom remembers the parts (`Atom.parts`) for those who read.
 Not here: what an op ties (`rules_*`), and what a parameter's axes come to (`classes`).
 """
 
@@ -52,9 +54,10 @@ class Atom:
         by: the op that first tied this atom to another, None while none has.
         ties: all ops that tied it, in order.
         means: what the atom has become: another atom, a sum or a product; None while it stands for itself.
+        parts: of frozen neighbours that became one atom, the product or sum that they were; else None.
     """
 
-    __slots__ = ("by", "frozen", "means", "size", "ties")
+    __slots__ = ("by", "frozen", "means", "parts", "size", "ties")
 
     def __init__(self, size: int, frozen: str | None = None) -> None:
         self.size = size
@@ -62,6 +65,7 @@ class Atom:
         self.by: str | None = None
         self.ties: dict[str, None] = {}
         self.means: Expr | None = None
+        self.parts: Prod | Sum | None = None
 
     def __repr__(self) -> str:
         return f"{self.size}{'!' if self.frozen else ''}"
@@ -99,6 +103,7 @@ class Sum:
 
 Expr = Atom | Prod | Sum
 ONE = Atom(1, "one unit")
+_MOST_PARTS = 16
 
 
 def fixed(size: int, why: str | None = None) -> Expr:
@@ -139,16 +144,13 @@ def product(factors: Iterable[Expr]) -> Expr:
     flat: list[Expr] = []
     for factor in map(resolve, factors):
         for part in factor.factors if isinstance(factor, Prod) else (factor,):
-            if part.size == 1:
-                continue
-            if flat and frozen(part) and frozen(flat[-1]):
-                flat[-1] = Atom(flat[-1].size * part.size, frozen(flat[-1]))
-            else:
+            if part.size != 1:
                 flat.append(part)
     if not flat:
         return ONE
     if any(part.size == 0 for part in flat):
         return Atom(0, "no unit")
+    flat = _merged(flat, Prod)
     return flat[0] if len(flat) == 1 else Prod(tuple(flat))
 
 
@@ -161,15 +163,33 @@ def total(terms: Iterable[Expr]) -> Expr:
     flat: list[Expr] = []
     for term in map(resolve, terms):
         for part in term.terms if isinstance(term, Sum) else (term,):
-            if part.size == 0:
-                continue
-            if flat and frozen(part) and frozen(flat[-1]):
-                flat[-1] = Atom(flat[-1].size + part.size, frozen(flat[-1]))
-            else:
+            if part.size:
                 flat.append(part)
     if not flat:
         return Atom(0, "no unit")
+    flat = _merged(flat, Sum)
     return flat[0] if len(flat) == 1 else Sum(tuple(flat))
+
+
+def _merged(parts: Sequence[Expr], whole: type[Prod | Sum]) -> list[Expr]:
+    """The parts of a product or sum, with frozen neighbours as one atom that remembers them."""
+    out: list[Expr] = []
+    for is_fixed, run in itertools.groupby(parts, lambda part: frozen(part) is not None):
+        neighbours = list(run)
+        if is_fixed and len(neighbours) > 1:
+            flat = [part for each in neighbours for part in _remembered(each, whole)]
+            merged = Atom(whole(tuple(flat)).size, frozen(neighbours[0]))
+            merged.parts = whole(tuple(flat)) if len(flat) <= _MOST_PARTS else None
+            out.append(merged)
+        else:
+            out += neighbours
+    return out
+
+
+def _remembered(axis: Expr, whole: type[Prod | Sum]) -> tuple[Expr, ...]:
+    if not isinstance(axis, Atom) or not isinstance(axis.parts, whole):
+        return (axis,)
+    return axis.parts.factors if isinstance(axis.parts, Prod) else axis.parts.terms
 
 
 def frozen(axis: Expr) -> str | None:
@@ -253,6 +273,7 @@ def _join(a: Atom, b: Atom) -> None:
     if len(b.ties) > len(a.ties):
         a, b = b, a  # the longer list takes in the shorter one
     a.frozen = a.frozen or b.frozen
+    a.parts = a.parts or b.parts
     a.ties.update(b.ties)
     a.ties[by] = None
     b.means = a
@@ -358,15 +379,15 @@ def _child(parent: Atom, size: int) -> Atom:
 
 
 def _split_product(axis: Prod, outer: int, inner: int) -> tuple[Expr, Expr]:
-    taken = 1
+    done = 1
     for i, factor in enumerate(axis.factors):
-        wanted = outer // taken
-        if outer % (taken * factor.size) == 0:
-            taken *= factor.size
-            if taken == outer:
+        missing = outer // done
+        if outer % (done * factor.size) == 0:
+            done *= factor.size
+            if done == outer:
                 return product(axis.factors[: i + 1]), product(axis.factors[i + 1 :])
-        elif factor.size % wanted == 0 and outer % taken == 0:
-            a, b = split(factor, wanted, factor.size // wanted)
+        elif factor.size % missing == 0 and outer % done == 0:
+            a, b = split(factor, missing, factor.size // missing)
             return product([*axis.factors[:i], a]), product([b, *axis.factors[i + 1 :]])
         else:
             break

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import prod
 
 from torch import Tensor
 
@@ -62,14 +61,14 @@ def undone_ties(
 
     A tie that another one makes good again changes no class and is passed over.
     """
-    found = infer(graph.model, graph.fx, real=graph.real)
-    whole = {_key(each) for each in classes_of(found) if each.free}
+    inference = infer(graph.model, graph.fx, real=graph.real)
+    whole = {frozenset(each.members) for each in classes_of(inference) if each.free}
     trial = Trial(graph, seed=seed, example=example)
     before = trial.run()
     known = blind_parts(graph.fx)
-    for number, by in enumerate(found.ties):
+    for number, by in enumerate(inference.ties):
         classes = classes_of(infer(graph.model, graph.fx, real=graph.real, skip=number))
-        new = [each for each in classes if each.free and _key(each) not in whole]
+        new = [each for each in classes if each.free and frozenset(each.members) not in whole]
         if new:
             # One of the parts alone: two classes of two units can only be swapped, and two swaps are the whole.
             errors = [
@@ -79,18 +78,9 @@ def undone_ties(
             yield Break(by, max(errors), any(_blind(known, each) for each in new))
 
 
-def _key(each: AxisClass) -> frozenset[tuple[object, ...]]:
-    return frozenset((m.fqn, m.axis, m.start, m.factors, m.position) for m in each.members)
-
-
 def _blind(known: Mapping[tuple[str, int], frozenset[int]], each: AxisClass) -> bool:
     """Whether the function depends on no member of a class."""
-    return all(
-        known.get((m.fqn, m.axis), frozenset()).issuperset(
-            range(m.start, m.start + prod(m.factors))
-        )
-        for m in each.members
-    )
+    return all(known.get((m.fqn, m.axis), frozenset()).issuperset(m.places) for m in each.members)
 
 
 def _error(trial: Trial, orders: dict[Member, Tensor], before: list[Tensor]) -> float:

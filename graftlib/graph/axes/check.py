@@ -185,18 +185,9 @@ def _order(size: int, random: torch.Generator) -> Tensor:
 
 def permute(tensor: Tensor, member: Member, order: Tensor) -> None:
     """Put the units of `member` in `tensor` in another order, in place."""
-    count = 1
-    for size in member.factors:
-        count *= size
-    units = tensor.narrow(member.axis, member.start, count)
-    index = (
-        torch.arange(count, device="cpu")
-        .reshape(member.factors)
-        .index_select(member.position, order)
-        .flatten()
-    )
     with torch.no_grad():
-        units.copy_(units.index_select(member.axis, index.to(tensor.device)))
+        units = member.units(tensor)
+        units.copy_(units.index_select(0, order.to(tensor.device)))
 
 
 class changed:  # noqa: N801 - reads as a verb: ``with changed(trial, …)``

@@ -8,10 +8,13 @@ stays; `check` runs the model to say so. Axes of kernels are positions and not l
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 from ...errors import MatchError, nearest
 from ..traced import TracedGraph
@@ -19,7 +22,7 @@ from .algebra import Atom, Expr, Prod, Sum, leaves, resolve
 from .blind import blind_parts
 from .infer import Inference, infer
 from .rules_spatial import KERNEL
-from .tree import Axis, Leaf, outermost, tree_of
+from .tree import Leaf, Pattern, outermost, tree_of
 from .values import Axes
 
 __all__ = [
@@ -53,6 +56,8 @@ class Member:
         position: the factor that moves; it has as many units as the class.
         blind: the function provably does not depend on this member (a key's bias under softmax).
         tied_by: the op that first tied it to another member, in words.
+
+    Members are equal where they lie in one place; why they are there does not count.
     """
 
     fqn: str
@@ -60,8 +65,34 @@ class Member:
     start: int
     factors: tuple[int, ...]
     position: int
-    blind: bool = False
-    tied_by: str | None = None
+    blind: bool = field(default=False, compare=False)
+    tied_by: str | None = field(default=None, compare=False)
+
+    @property
+    def places(self) -> range:
+        """The slice of the axis."""
+        return range(self.start, self.start + prod(self.factors))
+
+    @property
+    def block(self) -> tuple[str, int, int, tuple[int, ...]]:
+        """The slice of the tensor, and its shape: what members share that are factors of one product."""
+        return self.fqn, self.axis, self.start, self.factors
+
+    def units(self, tensor: Tensor, dim: int | None = None) -> Tensor:
+        """(units, ...): a view of `tensor` with the units of the class in front.
+
+        Args:
+            tensor: the member's, or anything that has its axis.
+            dim: where that axis is, None for where it is in the member's tensor.
+
+        >>> Member("w", 0, 2, (3, 2), 0).units(torch.arange(8))
+        tensor([[2, 3],
+                [4, 5],
+                [6, 7]])
+        """
+        dim = self.axis if dim is None else dim
+        run = tensor.narrow(dim, self.start, len(self.places))
+        return torch.unflatten(run, dim, self.factors).movedim(dim + self.position, 0)
 
     def __str__(self) -> str:
         word = f"{self.fqn}[{self.axis}]"
@@ -82,7 +113,7 @@ class AxisClass:
         size: how many units.
         members: in the model's order.
         frozen_by: what fixes the order of the units, in words; None where they are free.
-        ties: the ops that tied the members to each other, in the order of the graph.
+        ties: the ops that tied the members to each other, in the order of the graph; they do not compare.
 
     >>> members = (Member("0.weight", 0, 0, (64,), 0, tied_by="linear in '0'"), Member("0.bias", 0, 0, (64,), 0))
     >>> print(AxisClass(64, members))
@@ -94,7 +125,10 @@ class AxisClass:
     size: int
     members: tuple[Member, ...]
     frozen_by: str | None = None
-    ties: tuple[str, ...] = ()
+    ties: tuple[str, ...] = field(default=(), compare=False)
+
+    def __hash__(self) -> int:
+        return hash(self.members[:1])
 
     @property
     def free(self) -> bool:
@@ -113,52 +147,48 @@ class AxisClass:
         return "\n".join(lines)
 
 
-# A graph is read once; what was found goes when the graph goes.
-_read: weakref.WeakKeyDictionary[TracedGraph, tuple[Inference, tuple[AxisClass, ...]]] = (
-    weakref.WeakKeyDictionary()
-)
+class _Reading(NamedTuple):
+    inference: Inference
+    classes: tuple[AxisClass, ...]
+    number: dict[Atom, int]
+
+
+# A graph is read once; what was read goes when the graph goes.
+_read: weakref.WeakKeyDictionary[TracedGraph, _Reading] = weakref.WeakKeyDictionary()
+
+
+def _reading(graph: TracedGraph) -> _Reading:
+    if graph not in _read:
+        inference = infer(graph.model, graph.fx, real=graph.real)
+        classes = classes_of(inference, blind_parts(graph.fx))
+        number = {each: i for i, each in enumerate(classes)}
+        atoms = class_of_atoms(inference, classes)
+        _read[graph] = _Reading(inference, classes, {a: number[c] for a, c in atoms.items()})
+    return _read[graph]
 
 
 def reading(graph: TracedGraph) -> tuple[Inference, tuple[AxisClass, ...]]:
     """What was read of a graph, and its classes; read at the first use."""
-    if graph not in _read:
-        found = infer(graph.model, graph.fx, real=graph.real)
-        _read[graph] = (found, classes_of(found, blind_parts(graph.fx)))
-    return _read[graph]
+    inference, classes, _ = _reading(graph)
+    return inference, classes
 
 
 def axis_classes(graph: TracedGraph) -> tuple[AxisClass, ...]:
     """The classes of a graph: the free ones first, each kind in the order of the model."""
-    return reading(graph)[1]
+    return _reading(graph).classes
 
 
-def axes_of(graph: TracedGraph, fqn: str) -> tuple[Axis, ...]:
-    """See `LayerGraph.axes`; LookupError where the forward pass does not read it."""
-    inference, classes = reading(graph)
-    lengths = inference.axes[fqn]
-    by_place = {
-        (member.axis, member.start, member.factors, member.position): (number, each)
-        for number, each in enumerate(classes)
-        for member in each.members
-        if member.fqn == fqn
-    }
+def axes_of(graph: TracedGraph, fqn: str) -> Pattern:
+    """See `LayerGraph.axes`, but without roles; LookupError where the forward pass does not read it."""
+    inference, classes, number = _reading(graph)
 
-    def leaf_on(axis: int) -> Callable[[Atom], Leaf]:
-        numbers = {
-            atom: by_place.get((axis, start, factors, position))
-            for atom, start, factors, position in _parts(resolve(lengths[axis]), 0)
-        }
+    def leaf(atom: Atom) -> Leaf:
+        if atom not in number:
+            return Leaf(atom.size, frozen_by=atom.frozen)
+        each = classes[number[atom]]
+        return Leaf(atom.size, each, f"c{number[atom]}" if each.free else "", each.frozen_by)
 
-        def leaf(atom: Atom) -> Leaf:
-            place = numbers.get(atom)
-            if place is None:
-                return Leaf(atom.size, None, "", atom.frozen)
-            number, each = place
-            return Leaf(atom.size, each, f"c{number}" if each.free else "", each.frozen_by)
-
-        return leaf
-
-    return tuple(tree_of(axis, leaf_on(i)) for i, axis in enumerate(lengths))
+    return Pattern(tree_of(axis, leaf) for axis in inference.axes[fqn])
 
 
 def class_of(graph: TracedGraph, address: str, axis: str | int | None) -> AxisClass:
@@ -226,22 +256,22 @@ def frozen_shares(graph: TracedGraph) -> dict[str, float]:
     return {why: n / every for why, n in sorted(shares.items(), key=lambda item: -item[1])}
 
 
-def freedom_of(found: Inference) -> float:
+def freedom_of(inference: Inference) -> float:
     """The share of the weights that may move: 0 to 1; 1 for a model without weights.
 
     Over all weights of two and more dimensions and their axes longer than one, kernels' positions left out: the
     elements whose place along the axis some free class moves, by the elements on all.
     """
     free, every = 0.0, 0
-    for count, axis in _counted(found):
+    for count, axis in _counted(inference):
         free += count * _free_units(resolve(axis)) / axis.size
         every += count
     return free / every if every else 1.0
 
 
-def _counted(found: Inference) -> Iterator[tuple[int, Expr]]:
+def _counted(inference: Inference) -> Iterator[tuple[int, Expr]]:
     """(elements of the weight, axis) for each axis that freedom counts."""
-    for axes in found.axes.values():
+    for axes in inference.axes.values():
         if len(axes) < 2:
             continue
         count = prod(axes.shape)
@@ -266,46 +296,45 @@ def _free_units(axis: Expr) -> int:
 
 
 def classes_of(
-    found: Inference, blind: Mapping[tuple[str, int], frozenset[int]] | None = None
+    inference: Inference, blind: Mapping[tuple[str, int], frozenset[int]] | None = None
 ) -> tuple[AxisClass, ...]:
     """The classes of a reading.
 
     Args:
-        found: the reading.
+        inference: the reading.
         blind: (FQN, axis) -> units that the function does not depend on.
     """
     members: dict[Atom, list[Member]] = {}
-    for fqn, axes in found.axes.items():
-        for i, axis in enumerate(axes):
-            for atom, start, factors, position in _parts(resolve(axis), 0):
-                if atom.size > 1 and atom.frozen != KERNEL:
-                    units = range(start, start + prod(factors))
-                    unseen = (blind or {}).get((fqn, i), frozenset()).issuperset(units)
-                    why = _first_tie(axes, i) or atom.by
-                    member = Member(fqn, i, start, factors, position, unseen, why)
-                    members.setdefault(atom, []).append(member)
-    made = [
+    for atom, member in _members(inference):
+        if atom.size > 1 and atom.frozen != KERNEL:
+            unseen = (blind or {}).get((member.fqn, member.axis), frozenset())
+            why = _first_tie(inference.axes[member.fqn], member.axis) or atom.by
+            members.setdefault(atom, []).append(
+                replace(member, blind=unseen.issuperset(member.places), tied_by=why)
+            )
+    classes = [
         AxisClass(atom.size, tuple(each), atom.frozen, tuple(atom.ties))
         for atom, each in members.items()
     ]
-    return (*(c for c in made if c.free), *(c for c in made if not c.free))
+    return (*(c for c in classes if c.free), *(c for c in classes if not c.free))
 
 
-def class_of_atoms(found: Inference, classes: Iterable[AxisClass]) -> dict[Atom, AxisClass]:
+def class_of_atoms(inference: Inference, classes: Iterable[AxisClass]) -> dict[Atom, AxisClass]:
     """The class of each atom that weights are made of; `classes` may be of another reading of the same model."""
-    by_member = {
-        (m.fqn, m.axis, m.start, m.factors, m.position): each
-        for each in classes
-        for m in each.members
-    }
+    by_member = {member: each for each in classes for member in each.members}
     known: dict[Atom, AxisClass] = {}
-    for fqn, axes in found.axes.items():
-        for i, axis in enumerate(axes):
-            for atom, start, factors, position in _parts(resolve(axis), 0):
-                each = by_member.get((fqn, i, start, factors, position))
-                if each is not None and atom not in known:
-                    known[atom] = each
+    for atom, member in _members(inference):
+        if member in by_member:
+            known.setdefault(atom, by_member[member])
     return known
+
+
+def _members(inference: Inference) -> Iterator[tuple[Atom, Member]]:
+    """Every atom of every tensor with the place where it lies, in the model's order."""
+    for fqn, axes in inference.axes.items():
+        for i, axis in enumerate(axes):
+            for atom, start, factors, position in _places(resolve(axis), 0):
+                yield atom, Member(fqn, i, start, factors, position)
 
 
 def _first_tie(axes: Axes, i: int) -> str | None:
@@ -313,13 +342,13 @@ def _first_tie(axes: Axes, i: int) -> str | None:
     return own.by if isinstance(own, Atom) else None
 
 
-def _parts(axis: Expr, start: int) -> Iterator[tuple[Atom, int, tuple[int, ...], int]]:
+def _places(axis: Expr, start: int) -> Iterator[tuple[Atom, int, tuple[int, ...], int]]:
     """(atom, start, factors, position) of every atom of a resolved axis that begins at unit `start`."""
     if isinstance(axis, Atom):
         yield axis, start, (axis.size,), 0
     elif isinstance(axis, Sum):
         for term in axis.terms:
-            yield from _parts(term, start)
+            yield from _places(term, start)
             start += term.size
     else:
         yield from _factors(axis, start)
@@ -335,6 +364,6 @@ def _factors(axis: Prod, start: int) -> Iterator[tuple[Atom, int, tuple[int, ...
         inner = prod(sizes[i + 1 :])
         for row in range(prod(sizes[:i])):
             at = start + row * factor.size * inner
-            for atom, offset, factors, position in _parts(factor, 0):
+            for atom, offset, factors, position in _places(factor, 0):
                 packed = (*factors, inner) if inner > 1 else factors
                 yield atom, at + offset * inner, packed, position

@@ -1,4 +1,4 @@
-"""The axis tree: what one axis of one parameter is made of, as a frozen expression that prints like an einops pattern.
+"""The axis tree: what one axis of one tensor is made of, as a frozen expression that prints like an einops pattern.
 
 A leaf is a run of units that move together with their axis class, or whose order something fixes; a product is the
 row-major product of axes (heads x head_dim), a sum their concatenation (query, key and value rows).
@@ -6,27 +6,71 @@ row-major product of axes (heads x head_dim), a sum their concatenation (query, 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ...errors import MatchError, nearest, shown
 from .algebra import Atom, Expr, Prod, resolve
 from .algebra import Sum as Total
 
 if TYPE_CHECKING:
+    from ..parameter import Part
     from .classes import AxisClass
 
-__all__ = ["Axis", "Leaf", "Product", "Sum", "outermost", "tree_of"]
+__all__ = [
+    "Axis",
+    "Leaf",
+    "Pattern",
+    "Product",
+    "Sum",
+    "nested",
+    "outermost",
+    "tree_of",
+    "with_roles",
+]
 
 Units = Mapping["AxisClass", Tensor]
+_WITHIN = ("heads", "head_dim")  # of an operand
+
+
+class _Node:
+    """What leaves, products and sums can do."""
+
+    def find(self, role: str) -> Axis:
+        """The part of this axis that has a role in an attention.
+
+        Args:
+            role: ``"query"``, ``"key"``, ``"value"`` or ``"output"``: the rows (or columns) of that operand, heads and
+                what is inside of them. ``"heads"`` or ``"head_dim"``: the factor that counts the heads, or that lies
+                inside of one.
+
+        Raises:
+            MatchError: nothing has the role, or several parts have it that differ: name the operand first,
+                ``axis.find("query").find("heads")``.
+        """
+        assert isinstance(self, Leaf | Product | Sum)
+        word = role.rpartition(".")[2]
+        parts = list(dict.fromkeys(_parts(self, word)))
+        if len(parts) == 1:
+            return parts[0]
+        roles = sorted({each for leaf in _runs(self) for each in leaf.roles})
+        raise MatchError(
+            f"{len(parts) or 'no'} parts of {self} have the role {shown(role)}.",
+            near=nearest(word, roles) or roles,
+            fix="name the operand first: axis.find('query').find('heads')"
+            if parts
+            else "name a role of an attention's projection whose heads are read off exactly",
+        )
 
 
 @dataclass(frozen=True)
-class Leaf:
+class Leaf(_Node):
     """Units of one axis class, or units whose order is fixed.
 
     Attributes:
@@ -35,12 +79,17 @@ class Leaf:
         label: how the leaf prints: ``c`` and the number of its class in ``graph.axis_classes`` where they are free,
             else their count.
         frozen_by: what fixes the order, in words; None while it is free.
+        structure: of units that are fixed as a whole, the product or sum that they are; None where there is none. Its
+            leaves say what fixes each; they are of no class of their own.
+        roles: as in `find`; none where the graph was not asked for them.
     """
 
     size: int
     axis_class: AxisClass | None = field(default=None, repr=False)
     label: str = ""
     frozen_by: str | None = None
+    structure: Axis | None = None
+    roles: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def positions(self, units: Units) -> Tensor:
         """See `Sum.positions`."""
@@ -52,12 +101,17 @@ class Leaf:
         """This leaf."""
         yield self
 
+    def resized(self, sizes: Mapping[AxisClass, int]) -> Leaf:
+        """See `Sum.resized`."""
+        size = self.size if self.axis_class is None else sizes.get(self.axis_class, self.size)
+        return replace(self, size=size)
+
     def __str__(self) -> str:
-        return self.label or str(self.size)
+        return str(self.structure or self.label or self.size)
 
 
 @dataclass(frozen=True)
-class Product:
+class Product(_Node):
     """The row-major product of at least two axes.
 
     Attributes:
@@ -83,12 +137,16 @@ class Product:
         for factor in self.factors:
             yield from factor.leaves()
 
+    def resized(self, sizes: Mapping[AxisClass, int]) -> Product:
+        """See `Sum.resized`."""
+        return Product(tuple(factor.resized(sizes) for factor in self.factors))
+
     def __str__(self) -> str:
         return "(" + " ".join(map(str, self.factors)) + ")"
 
 
 @dataclass(frozen=True)
-class Sum:
+class Sum(_Node):
     """The concatenation of at least two axes.
 
     Attributes:
@@ -123,11 +181,30 @@ class Sum:
         for term in self.terms:
             yield from term.leaves()
 
+    def resized(self, sizes: Mapping[AxisClass, int]) -> Sum:
+        """The same axis where the units of classes are as many as `sizes` says."""
+        return Sum(tuple(term.resized(sizes) for term in self.terms))
+
     def __str__(self) -> str:
         return "(" + " + ".join(map(str, self.terms)) + ")"
 
 
 Axis = Leaf | Product | Sum
+
+
+class Pattern(tuple[Axis, ...]):
+    """The axes of one tensor.
+
+    ``print`` shows them in one line like an einops pattern, and behind it what fixes the order of each fixed run:
+    ``10 | c10  (10: the output)``.
+    """
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        runs = [leaf for axis in self for leaf in _runs(axis) if leaf.frozen_by and leaf.size > 1]
+        reasons = "; ".join(dict.fromkeys(f"{leaf}: {leaf.frozen_by}" for leaf in runs))
+        return " | ".join(map(str, self)) + (f"  ({reasons})" if reasons else "")
 
 
 def tree_of(expression: Expr, leaf: Callable[[Atom], Leaf]) -> Axis:
@@ -139,26 +216,117 @@ def tree_of(expression: Expr, leaf: Callable[[Atom], Leaf]) -> Axis:
     """
     expression = resolve(expression)
     if isinstance(expression, Atom):
-        return leaf(expression)
+        if expression.parts is None:
+            return leaf(expression)
+        structure = _tree_of_parts(
+            expression.parts, lambda atom: Leaf(atom.size, frozen_by=atom.frozen)
+        )
+        return replace(leaf(expression), structure=structure)
+    return _tree_of_parts(expression, leaf)
+
+
+def _tree_of_parts(expression: Prod | Total, leaf: Callable[[Atom], Leaf]) -> Axis:
     if isinstance(expression, Prod):
         return Product(tuple(tree_of(factor, leaf) for factor in expression.factors))
-    assert isinstance(expression, Total)
     return Sum(tuple(tree_of(term, leaf) for term in expression.terms))
 
 
-def outermost(axis: Axis) -> list[AxisClass]:
-    """The classes that an axis is made of, free ones before frozen ones and none inside of another.
-
-    In heads x head_dim the heads alone; in a sum each term's. Frozen classes count only where nothing is free.
-    """
-    free, fixed = _classes(axis, free=True), _classes(axis, free=False)
-    return free or fixed
-
-
-def _classes(axis: Axis, *, free: bool) -> list[AxisClass]:
+def nested(axis: Axis) -> set[AxisClass]:
+    """The free classes that lie inside of another free one: in heads x head_dim what is inside of a head."""
     if isinstance(axis, Leaf):
-        each = axis.axis_class
-        return [each] if each is not None and each.free == free else []
+        return set()
+    if isinstance(axis, Sum):
+        return set().union(*map(nested, axis.terms))
+    inner: set[AxisClass] = set()
+    outer: set[AxisClass] = set()
+    for factor in axis.factors:
+        here = set(_free(factor))
+        inner |= nested(factor) | {each for each in here if outer - {each}}
+        outer |= here
+    return inner
+
+
+def outermost(axis: Axis) -> list[AxisClass]:
+    """The free classes that an axis is made of, none inside of another; where nothing is free, the frozen ones."""
+    inner = nested(axis)
+    free = [each for each in dict.fromkeys(_free(axis)) if each not in inner]
+    fixed = (leaf.axis_class for leaf in axis.leaves() if leaf.axis_class is not None)
+    return free or list(dict.fromkeys(fixed))
+
+
+def _free(axis: Axis) -> Iterator[AxisClass]:
+    return (c for leaf in axis.leaves() if (c := leaf.axis_class) is not None and c.free)
+
+
+def _runs(axis: Axis) -> Iterator[Leaf]:
+    """The leaves, and in their place those of what they are made of where they are fixed as a whole."""
+    for leaf in axis.leaves():
+        yield from _runs(leaf.structure) if leaf.structure else (leaf,)
+
+
+def _parts(axis: Axis, word: str) -> Iterator[Axis]:
+    """See `_Node.find`: of a sum the terms together, or each by itself for what lies within an operand."""
+    if isinstance(axis, Leaf):
+        if word in axis.roles:
+            yield axis
+        elif axis.structure is not None:
+            yield from _parts(axis.structure, word)
+        return
+    if isinstance(axis, Sum):
+        parts = [part for term in axis.terms for part in _parts(term, word)]
+        if word in _WITHIN or len(parts) <= 1:
+            yield from parts
+        else:
+            yield Sum(tuple(parts))
+        return
+    found = [list(_parts(factor, word)) for factor in axis.factors]
+    if not any(found):
+        return
+    # What lies around an operand's rows, and inside of them, is theirs.
+    others = [[] if word in _WITHIN else [factor] for factor in axis.factors]
+    choices = [parts or rest for parts, rest in zip(found, others, strict=True)]
+    for factors in itertools.product(*filter(None, choices)):
+        yield factors[0] if len(factors) == 1 else Product(factors)
+
+
+def with_roles(axis: Axis, parts: Mapping[str, Part]) -> Axis:
+    """The same axis, its leaves with the roles that they have.
+
+    Args:
+        axis: of a parameter.
+        parts: name -> units of this axis, as in `Parameter.parts`.
+    """
+    # For each place of the axis: which part it is of, which head of it, and its place inside of the head.
+    numbers = torch.full((3, axis.size), -1, device="cpu")
+    words = []
+    for name, part in parts.items():
+        words.append((part.role or "").rpartition(".")[2] if name == "heads" else name)
+        units, count = torch.tensor(part.units, device="cpu"), len(part.units) // (part.heads or 1)
+        places = torch.arange(len(units), device="cpu")
+        numbers[0, units] = len(words) - 1
+        if part.heads:
+            numbers[1, units], numbers[2, units] = places // count, places % count
+    return _labelled(axis, numbers[:, None, :, None], words)
+
+
+def _labelled(axis: Axis, numbers: Tensor, words: list[str]) -> Axis:
+    """`numbers` is (3, before, size of the axis, behind)."""
+    if isinstance(axis, Sum):
+        runs = torch.split(numbers, [term.size for term in axis.terms], 2)
+        return Sum(tuple(_labelled(*each, words) for each in zip(axis.terms, runs, strict=True)))
     if isinstance(axis, Product):
-        return next((c for factor in axis.factors if (c := _classes(factor, free=free))), [])
-    return list(dict.fromkeys(c for term in axis.terms for c in _classes(term, free=free)))
+        factors, before = [], numbers.shape[1]
+        for factor in axis.factors:
+            numbers = numbers.reshape(3, before, factor.size, -1)
+            factors.append(_labelled(factor, numbers, words))
+            before *= factor.size
+        return Product(tuple(factors))
+    part, still = (
+        torch.unique(numbers[0]),
+        (numbers == numbers[:, :, :1]).flatten(1).all(1).tolist(),
+    )
+    roles = [words[int(part)]] if len(part) == 1 and part >= 0 else []
+    if still[1] != still[2] and bool((numbers[1:] >= 0).all()):
+        roles.append("head_dim" if still[1] else "heads")
+    structure = axis.structure and _labelled(axis.structure, numbers, words)
+    return replace(axis, roles=tuple(roles), structure=structure)
