@@ -12,12 +12,18 @@ from .classes import frozen_ops as frozen_ops
 from .classes import frozen_shares as frozen_shares
 from .registry import rule as rule
 from .tree import Axis as Axis
+from .tree import Leaf as Leaf
+from .tree import Product as Product
+from .tree import Sum as Sum
 
 __all__ = [
     "Axis",
     "AxisClass",
     "CheckResult",
+    "Leaf",
     "Member",
+    "Product",
+    "Sum",
     "axes_of",
     "axis_classes",
     "check",
