@@ -259,7 +259,7 @@ def _redone(plan: Plan, inputs: Inputs) -> ScratchModel:
             f"the plan was made for other weights of {shown(plan.base)}.",
             fix="replay it on the very base that it was made with",
         )
-    pad = plan.settings.get("pad")
+    pad: Any = plan.settings.get("pad")
     # Plans of before blocks were kept together do not say how layers were paired.
     pairing = plan.settings.get("pairing", "layers")
     for name, value, choices in (

@@ -71,8 +71,8 @@ def problem(
             },
             fix="make it with Mapping(source, base) of the very graphs that are aligned",
         )
-    sides = (Side(each, keep_blocks=pairing == "blocks") for each in (base, source))
-    return _Pairing(*sides, dict(blocks or {})).run(mapping)
+    one, other = (Side(each, keep_blocks=pairing == "blocks") for each in (base, source))
+    return _Pairing(one, other, dict(blocks or {})).run(mapping)
 
 
 @dataclass(frozen=True)
