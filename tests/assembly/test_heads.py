@@ -15,6 +15,7 @@ from graftlib_adapters.assembly.matching import align
 from graftlib_adapters.assembly.objective import Objective
 from graftlib_adapters.assembly.pairing import problem
 from graftlib_adapters.assembly.permutation import Permutation, reading
+from graftlib_adapters.assembly.start import bound, undetermined_neighbours
 
 from .nets import TOKENS, Attention, lively
 
@@ -76,10 +77,10 @@ def test_the_bound_of_a_class_is_the_best_of_all_orders_inside(score, width, see
     moves = {stream: Permutation.random(2 * width, 3 * width, torch.Generator()).reads}
     heads = goal.sizes.index((2, 3))
     assert (
-        len(goal.undetermined_neighbours(heads, {stream})) == 2
+        len(undetermined_neighbours(goal, heads, {stream})) == 2
     )  # of queries and keys, and of values
     total = torch.zeros(2, 3, dtype=torch.float64)
-    for inner in goal.undetermined_neighbours(heads, {stream}):
+    for inner in undetermined_neighbours(goal, heads, {stream}):
         cells = [cell for cell in goal.cells if {heads, inner} <= set(cell.classes)]
         best = torch.full((2, 3), -math.inf, dtype=torch.float64)
         for order in itertools.permutations(range(width)):
@@ -96,4 +97,4 @@ def test_the_bound_of_a_class_is_the_best_of_all_orders_inside(score, width, see
                 worth += gains(ours, theirs, score)
             best = torch.maximum(best, worth)
         total += best
-    torch.testing.assert_close(goal.bound(heads, moves, known={stream}), total)
+    torch.testing.assert_close(bound(goal, heads, moves, known={stream}), total)

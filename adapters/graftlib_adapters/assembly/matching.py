@@ -7,7 +7,6 @@ permutation has min(m, p) matches, and the objective never falls from one sweep 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -15,19 +14,19 @@ import torch
 from torch import Tensor
 
 from .alignment import Alignment
-from .assignment import assign, least
+from .assignment import assign
 from .frank_wolfe import frank_wolfe
 from .gain_cache import GainCache
 from .objective import Objective, ObjectiveName, State
 from .permutation import AssemblyError, Permutation
 from .problem import Problem
+from .start import outward
 
 __all__ = ["METHODS", "Alignment", "Method", "align"]
 
 Method = Literal["coordinate", "frank-wolfe", "identity", "random"]
 METHODS: tuple[Method, ...] = ("coordinate", "frank-wolfe", "identity", "random")
 Permutations = dict[int, Permutation]  # by the number of the class pair in `Problem.classes`
-_LARGEST_BOUNDED = 4096  # assignments that are solved to bound one class
 
 
 def align(
@@ -167,40 +166,6 @@ def improve(
         new = frank_wolfe(objective, permutations, keep=others)[c]
         after = objective.value({**reads, c: new.reads}, of=c)
     return (new, after - before) if after > before + margin else (None, 0.0)
-
-
-def outward(
-    objective: Objective, gains: GainCache, fixed: Mapping[int, Permutation]
-) -> Permutations:
-    """The start: class by class, each from what is determined by then; fixed orders first, then the classes solved."""
-    permutations = dict(fixed)
-    left = set(range(len(objective.sizes))) - set(permutations)
-    while left:
-        known = set(permutations)
-        c = max(left, key=lambda c: (objective.determined_share(c, known), -c))
-        if objective.determined_share(c, known):
-            permutations[c] = gains.assign(c, gains.cost(c, _reads(permutations), known))
-        else:
-            c, permutations[c] = _bounded(objective, permutations, left)
-        left.discard(c)
-    return permutations
-
-
-def _bounded(
-    objective: Objective, permutations: Permutations, left: set[int]
-) -> tuple[int, Permutation]:
-    """No class is determined: the smallest one with exactly one undetermined neighbour, by an upper bound per pair."""
-    known = set(permutations)
-    candidates = [
-        c
-        for c in left
-        if objective.undetermined_neighbours(c, known)
-        and math.prod(objective.sizes[c]) <= _LARGEST_BOUNDED
-    ]
-    if not candidates:
-        return min(left), Permutation.identity(*objective.sizes[min(left)])
-    c = min(candidates, key=lambda c: (math.prod(objective.sizes[c]), c))
-    return c, least(objective.bound(c, _reads(permutations), known=known).neg_())
 
 
 def _control(

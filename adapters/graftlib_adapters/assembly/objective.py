@@ -14,11 +14,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .assignment import assign
 from .permutation import AssemblyError, reading
 from .problem import Cell, Problem
 
-__all__ = ["Objective", "ObjectiveName", "Reads", "State", "add_product_gain", "determined"]
+__all__ = [
+    "Objective",
+    "ObjectiveName",
+    "Reads",
+    "State",
+    "add_product_gain",
+    "determined",
+    "read_units",
+]
 
 ObjectiveName = Literal["l2", "inner"]
 State = Mapping[str, Tensor]
@@ -64,9 +71,6 @@ class Objective:
         self.stored_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         wide = any(tensor.dtype == torch.float64 for tensor in tensors)
         self.dtype = torch.float64 if wide else torch.float32
-        self._entries = [
-            prod(size for block in cell.blocks for size in block.base.sizes) for cell in self.cells
-        ]
         self.cells_of: list[list[int]] = [[] for _ in problem.classes]
         for i, cell in enumerate(self.cells):
             for c in {each for each in cell.classes if each is not None}:
@@ -79,7 +83,7 @@ class Objective:
 
     def entries(self, c: int) -> int:
         """How many entries of the base lie in cells that hold this class pair."""
-        return sum(self._entries[i] for i in self.cells_of[c])
+        return sum(self.cells[i].entries for i in self.cells_of[c])
 
     def linear(self, c: int) -> bool:
         """Whether the objective is linear in this class pair: no cell holds it twice."""
@@ -89,8 +93,6 @@ class Objective:
         """The class pairs whose gains depend on this one."""
         near = {each for i in self.cells_of[c] for each in self.cells[i].classes} - {None}
         return {each for each in near if each is not None and (each != c or not self.linear(c))}
-
-    # --- the two sums ---------------------------------------------------------------------------------------------
 
     def value(self, reads: Reads, *, of: int | None = None, part: int = _PART) -> float:
         """The objective; with `of` only the cells that hold this class pair."""
@@ -155,65 +157,6 @@ class Objective:
             total -= float(_norms(source, cell.classes, reads))
         return total
 
-    # --- where some classes are not known yet ---------------------------------------------------------------------
-
-    def determined_share(self, c: int, known: set[int]) -> float:
-        """The share of a class pair's entries that lie in cells whose other classes are known."""
-        entries = sum(
-            self._entries[i] * determined(self.cells[i], c, known) for i in self.cells_of[c]
-        )
-        return entries / self.entries(c) if self.cells_of[c] else 0.0
-
-    def undetermined_neighbours(self, c: int, known: set[int]) -> set[int]:
-        """The class pairs that alone keep a cell of this one undetermined."""
-        unknown = (_undetermined(self.cells[i], c, known) for i in self.cells_of[c])
-        return {each for each in unknown if each is not None}
-
-    def bound(self, c: int, reads: Reads, *, known: set[int]) -> Tensor:
-        """At most what it gains that base unit i reads source unit j, where one other class is not known yet.
-
-        Heads and head_dim share an axis: which head reads which cannot be said without the order inside of them, nor
-        the other way round. Here every pair of units has the best order for itself, which is the true one where the
-        two are the same unit. Cells with another number of unknown classes say nothing.
-
-        Args:
-            c: number of the class pair.
-            reads: of the known class pairs.
-            known: their numbers.
-
-        Returns:
-            (m, p) float64 on the CPU.
-        """
-        total = torch.zeros(self.sizes[c], dtype=torch.float64, device="cpu")
-        rows: dict[int, list[tuple[Tensor, Tensor]]] = {}
-        for i in self.cells_of[c]:
-            inner = _undetermined(self.cells[i], c, known)
-            if inner is not None:
-                rows.setdefault(inner, []).append(self._rows(self.cells[i], c, inner, reads))
-        for sides in rows.values():
-            for i in range(len(total)):
-                gain = torch.stack([self._inner_gain(ours[i], theirs) for ours, theirs in sides])
-                for j, each in enumerate(gain.sum(0).to("cpu", torch.float64)):
-                    best = assign(each).reads
-                    matched = (best >= 0).nonzero().flatten()
-                    total[i, j] += each[matched, best[matched]].sum()
-        return total
-
-    def _rows(self, cell: Cell, c: int, inner: int, reads: Reads) -> tuple[Tensor, Tensor]:
-        """Both sides as (units, units inside, all the rest), the rest in the base's units."""
-        base, source = self.views(cell)
-        front = (cell.classes.index(c), cell.classes.index(inner))
-        for d, each in enumerate(cell.classes):
-            if d not in front:
-                source = _read(source, d, each, reads, 0, base.shape[d])
-        ours, theirs = (t.to(self.dtype).movedim(front, (0, 1)) for t in (base, source))
-        return ours.reshape(*ours.shape[:2], -1), theirs.reshape(*theirs.shape[:2], -1)
-
-    def _inner_gain(self, ours: Tensor, theirs: Tensor) -> Tensor:
-        """(p, mi, pi) gains inside of one base unit (mi, rest) and each source unit (p, pi, rest)."""
-        inner = (theirs @ ours.T).mT
-        return inner if self.name == "inner" else 2 * inner - theirs.square().sum(2)[:, None]
-
 
 def add_product_gain(
     total: Tensor,
@@ -262,13 +205,6 @@ def determined(cell: Cell, c: int, known: set[int]) -> bool:
     return others <= known and cell.classes.count(c) == 1
 
 
-def _undetermined(cell: Cell, c: int, known: set[int]) -> int | None:
-    """The one other class that a cell holds, once, and that is not known; None where there are more or none."""
-    unknown = [each for each in cell.classes if each is not None and each not in known]
-    others = [each for each in unknown if each != c]
-    return others[0] if len(others) == 1 and len(unknown) == 2 else None
-
-
 def _units_first(tensor: Tensor, dim: int, dense: bool = False) -> Tensor:
     """(n, rest): one dimension in front of the others, as a view where one will do and `dense` is not set."""
     n, before, after = tensor.shape[dim], prod(tensor.shape[:dim]), prod(tensor.shape[dim + 1 :])
@@ -304,14 +240,16 @@ def _parts(
     step = max(part // max(rest, 1), 1)
     for start in range(0, base.shape[longest], step):
         count = min(step, base.shape[longest] - start)
-        theirs = _read(source, longest, classes[longest], reads, start, count)
+        theirs = read_units(source, longest, classes[longest], reads, start, count)
         for d in dims:
             if d != longest:
-                theirs = _read(theirs, d, classes[d], reads, 0, base.shape[d])
+                theirs = read_units(theirs, d, classes[d], reads, 0, base.shape[d])
         yield base.narrow(longest, start, count), theirs
 
 
-def _read(source: Tensor, dim: int, c: int | None, reads: Reads, start: int, count: int) -> Tensor:
+def read_units(
+    source: Tensor, dim: int, c: int | None, reads: Reads, start: int, count: int
+) -> Tensor:
     """The source's units that some base units of one dimension read."""
     if c is None:
         return source.narrow(dim, start, count)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 from math import prod
 
@@ -134,10 +135,15 @@ class Cell:
     pair: TensorPair
     blocks: tuple[BlockPair, ...]
 
-    @property
+    @cached_property
     def classes(self) -> tuple[int | None, ...]:
         """For each dimension of the views the number of its class pair; None where the order is fixed."""
         return tuple(number for block in self.blocks for number in block.classes)
+
+    @cached_property
+    def entries(self) -> int:
+        """How many entries of the base tensor the block holds."""
+        return prod(size for block in self.blocks for size in block.base.sizes)
 
     def base_view(self, tensor: Tensor) -> Tensor:
         """The base's block, (m, …)."""
