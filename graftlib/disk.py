@@ -34,6 +34,7 @@ __all__ = [
     "TEMPORARY",
     "destination",
     "make_folder",
+    "named",
     "place_all",
     "read_whole",
     "require_file",

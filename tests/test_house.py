@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import configparser
+import importlib
 import json
 import re
 import subprocess
@@ -121,6 +123,50 @@ def test_a_circle_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, back:
     (package / "two.py").write_text(f"y = 1\n{back}")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert circles(package.name) == {f"{package.name}.one {package.name}.two"}
+
+
+PUBLIC = {
+    *("graftlib", "graftlib.arguments", "graftlib.disk", "graftlib.documents", "graftlib.errors"),
+    *("graftlib.random_state", "graftlib.graph", "graftlib.match", "graftlib.graft"),
+    *("graftlib.surgery", "graftlib.export", "graftlib.view", "graftlib.integrations"),
+    *("graftlib.cli.console", "graftlib.cli.models", "graftlib.cli.names"),
+    *("graftlib.cli.options", "graftlib.cli.steps"),
+}
+"""Modules whose `__all__` is for others; in `graftlib` itself, what ``dir`` lists."""
+
+
+def private_imports(folder: Path) -> list[str]:
+    """Imports from `graftlib`, in any file below `folder`, of what no public module lists."""
+    private = []
+    for file in sorted(folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                names = {(each.name, "") for each in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names = {(node.module, each.name) for each in node.names}
+            else:
+                continue
+            for module, name in sorted(names):
+                if module.partition(".")[0] != "graftlib":
+                    continue
+                listed = importlib.import_module(module) if module in PUBLIC else None
+                public = getattr(listed, "__all__", None) or (listed and dir(listed)) or []
+                if listed is None or (name and name not in public):
+                    private.append(f"{file.relative_to(folder)}: {module} {name}".rstrip())
+    return private
+
+
+def test_adapters_use_public_names_only():
+    assert private_imports(ROOT / "adapters/graftlib_adapters") == []
+
+
+def test_a_private_import_is_seen(tmp_path: Path):
+    code = "def f():\n    from graftlib.graph.caches import find_caches\n    from graftlib.disk import os\n"
+    (tmp_path / "adapter.py").write_text(code + "from graftlib.graph import trace\n")
+    assert private_imports(tmp_path) == [
+        "adapter.py: graftlib.graph.caches find_caches",
+        "adapter.py: graftlib.disk os",
+    ]
 
 
 # ------------------------------------------------------------------------------- what an import loads

@@ -1,5 +1,7 @@
 """graftlib_adapters: the methods that move knowledge between models, each one module on top of graftlib."""
 
+from .assembly import Search as Search  # which merges assemble tries
+from .assembly import Solver as Solver  # how it and lmc align units
 from .assembly import ZooEntry as ZooEntry  # a model of a zoo, read when its turn comes
 from .assembly import (
     assemble as assemble,  # layers of many models merged into one, without training
@@ -14,6 +16,8 @@ __all__ = [
     "MLPAdapter",
     "MergeNet",
     "ParameterSharing",
+    "Search",
+    "Solver",
     "ZooEntry",
     "assemble",
     "lmc",

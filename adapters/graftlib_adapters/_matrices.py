@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from graftlib.graft.adapter import Link, Slot
+from graftlib.graft import Link, Slot
 
 __all__ = ["add", "averaged", "receivers", "rms"]
 

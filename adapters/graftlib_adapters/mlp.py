@@ -13,7 +13,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from graftlib.graft.adapter import Adapter, Link, Slot
+from graftlib.graft import Adapter, Link, Slot
 
 from ._matrices import add, averaged, receivers, rms
 from ._options import chosen, whole_number

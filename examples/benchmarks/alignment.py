@@ -6,8 +6,9 @@ Two networks of torchvision with random weights (seeds 0 and 1), one thread. Eac
 seconds of the matching alone (tracing beside it), the peak of resident memory during it above what was resident right
 before (both sets of weights, the libraries; the allocator gives back what is free first), the share of time in matrix
 products and the assignment solver (from a second run that times each of them), the objective |B|^2 - |B - T'|^2, and
-the largest relative change of the aligned source's outputs, which should be none. The peer's
-rows are stopped after `--limit` processor seconds. Rows that are in the file already are not measured again.
+the largest relative change of the aligned source's outputs, which should be none. Two further rows do without the gain
+cache and without sparse assignment: what these two buy. A row is stopped after `--limit` processor seconds. Rows that
+are in the file already are not measured again.
 """
 
 from __future__ import annotations
@@ -80,8 +81,7 @@ def outputs(model: nn.Module, x: Tensor) -> Tensor:
 def judged(name: str, permuted: dict[str, Tensor]) -> dict[str, float]:
     """Objective and function error of a permuted source's state."""
     from graftlib import trace
-    from graftlib_adapters.assembly.matching import align
-    from graftlib_adapters.assembly.pairing import problem
+    from graftlib_adapters.assembly import align, problem
 
     base, source, x = pair(name)
     graph = trace(base, (x,))
@@ -96,9 +96,8 @@ def judged(name: str, permuted: dict[str, Tensor]) -> dict[str, float]:
 def warm_up() -> None:
     """Load what is loaded at the first use of anything: code and the workspace of the matrix products, no weights."""
     from graftlib import trace
-    from graftlib_adapters.assembly.matching import align
-    from graftlib_adapters.assembly.pairing import problem
-    from graftlib_adapters.assembly.pricing import priced
+    from graftlib_adapters.assembly import align, problem
+    from graftlib_adapters.assembly.sparse_assignment import priced
 
     small = nn.Sequential(nn.Conv2d(3, 600, 3), nn.BatchNorm2d(600), nn.Conv2d(600, 4, 1)).eval()
     seen = trace(small, (torch.zeros(1, 3, 4, 4),))
@@ -109,8 +108,7 @@ def warm_up() -> None:
 
 def ours(name: str) -> dict[str, Any]:
     from graftlib import trace
-    from graftlib_adapters.assembly.matching import align
-    from graftlib_adapters.assembly.pairing import problem
+    from graftlib_adapters.assembly import align, problem
 
     warm_up()
     base, source, x = pair(name)
@@ -137,12 +135,26 @@ def ours(name: str) -> dict[str, Any]:
     }
 
 
+def without_cache(name: str) -> dict[str, Any]:
+    """Every gain is computed anew."""
+    from graftlib_adapters.assembly import gain_cache
+
+    gain_cache.MANY = 2**62
+    return ours(name)
+
+
+def without_sparse(name: str) -> dict[str, Any]:
+    """Every assignment is solved over the whole matrix."""
+    from graftlib_adapters.assembly import sparse_assignment
+
+    sparse_assignment.LARGE = 2**62
+    return ours(name)
+
+
 def share(name: str) -> dict[str, Any]:
     """The share of matrix products and assignments in the matching's time: every one of them is timed."""
     from graftlib import trace
-    from graftlib_adapters.assembly import gain_cache, objective
-    from graftlib_adapters.assembly.matching import align
-    from graftlib_adapters.assembly.pairing import problem
+    from graftlib_adapters.assembly import align, gain_cache, objective, problem
 
     spent = dict.fromkeys(("products", "assignments"), 0.0)
 
@@ -177,7 +189,13 @@ def peer(name: str) -> dict[str, Any]:
     return {"cpu_s": round(seconds, 2), **judged(name, source.state_dict())}
 
 
-ROWS = {"graftlib": ours, "share": share, "rebasin": peer}
+ROWS = {
+    "graftlib": ours,
+    "without the gain cache": without_cache,
+    "without sparse assignment": without_sparse,
+    "share": share,
+    "rebasin": peer,
+}
 
 
 def child(row: str, name: str, limit: int) -> dict[str, Any]:

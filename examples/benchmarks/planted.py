@@ -27,9 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from graftlib import surgery, trace
-from graftlib_adapters.assembly.matching import align
-from graftlib_adapters.assembly.pairing import problem
-from graftlib_adapters.assembly.permutation import Permutation
+from graftlib_adapters.assembly import Permutation, align, problem
 
 NARROW, WIDE, INPUTS, OUTPUTS = 30, 50, 16, 10
 

@@ -191,9 +191,9 @@ def started(arm: str, source: nn.Module, fresh: nn.Module, target: nn.Module) ->
         return per_tensor(source, target)
     if not arm.startswith("transplant"):
         return target
-    giver = fresh if "no knowledge" in arm else source
-    mapping = Mapping(trace(giver, example), trace(target, example))
-    return transplant(mapping, score="uniform" if "uniform" in arm else "magnitude").model
+    trained = fresh if "no knowledge" in arm else source
+    mapping = Mapping(trace(trained, example), trace(target, example))
+    return transplant(mapping, importance="uniform" if "uniform" in arm else "magnitude").model
 
 
 def grafted(source: nn.Module, target: nn.Module, steps: int, seed: int):

@@ -217,10 +217,12 @@ def clustered(
         ("mean", statistics.fmean, means),
         ("median", statistics.median, medians),
     ):
-        ordered = sorted(all_of)
-        found[name] = middle(values.values())
-        found[f"{name}_low"] = ordered[int(0.025 * (len(ordered) - 1))]
-        found[f"{name}_high"] = ordered[int(0.975 * (len(ordered) - 1))]
+        low, high = np.quantile(all_of, (0.025, 0.975), method="lower")
+        found |= {
+            name: middle(values.values()),
+            f"{name}_low": float(low),
+            f"{name}_high": float(high),
+        }
     return found
 
 

@@ -18,7 +18,7 @@ import torch
 import zoo
 from torch import nn
 
-from graftlib_adapters.assembly import Curve, assemble
+from graftlib_adapters.assembly import Curve, Search, assemble
 from graftlib_adapters.assembly.lmc import CONTROLS
 from graftlib_adapters.assembly.pictures import curves_png
 
@@ -105,8 +105,7 @@ def once(setup: mal.Setting, base: zoo.Member, sources: list, images: zoo.Images
         args=(torch.zeros(2, *images.shape),),
         evaluate=lambda m: -zoo.measure(m, *val)[0],
         pad="keep",
-        factors=(0.05, 0.1, 0.2, 0.4),
-        parts=("all", "blocks"),
+        search=Search(factors=(0.05, 0.1, 0.2, 0.4)),
     )
     before, after = zoo.measure(model, *images.test), zoo.measure(made.model, *images.test)
     return {

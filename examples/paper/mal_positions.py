@@ -18,17 +18,17 @@ import zoo
 
 from graftlib import trace
 from graftlib_adapters.assembly import AssemblyError
-from graftlib_adapters.assembly.meeting import meet, runs
+from graftlib_adapters.assembly.paired_source import pair_source
 
 ARMS = ("matched, keep", "random, keep", "shrink, keep")
 
 
 def groups(base: zoo.Member, source: zoo.Member, data: dict[str, zoo.Images]) -> list[list[str]]:
-    """The base's modules that meet something of the source, with the norms behind them, in order."""
+    """The base's modules that are paired with some of the source, with the norms behind them, in order."""
     shape = data[base.data].shape
     graph = trace(base.model(shape), (torch.zeros(2, *shape),))
     try:
-        return runs(meet(graph, mal.entry(source, data[source.data].shape)).problem)
+        return pair_source(graph, mal.entry(source, data[source.data].shape)).module_groups
     except AssemblyError:
         return []
 

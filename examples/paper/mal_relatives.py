@@ -43,7 +43,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graftlib import Mapping, trace
-from graftlib_adapters.assembly import align, assemble, merged, problem, transplant
+from graftlib_adapters.assembly import Search, align, assemble, merged, problem, transplant
 from graftlib_adapters.assembly.repair import repair
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
@@ -283,10 +283,8 @@ def assembled(family: Family, sources: Sequence[nn.Module], rounds: int = ROUNDS
         list(sources),
         args=family.example,
         evaluate=family.score,
-        factors=FACTORS,
-        parts=("all",),
+        search=Search(factors=FACTORS, parts=("all",), rounds=rounds),
         pad="keep",
-        rounds=rounds,
     )
 
 

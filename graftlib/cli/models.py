@@ -28,7 +28,7 @@ from .console import shown
 from .names import ModelName, find_model
 from .weights import load_weights
 
-__all__ = ["Loaded", "load_model", "require"]
+__all__ = ["Loaded", "execute", "load_model", "require"]
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def _hf_class(transformers: ModuleType, config: Any) -> Any:
 
 def _load_file(found: ModelName, device: str, values: bool, wish: inputs.Wish) -> Loaded:
     path = found.path or Path()
-    factory = getattr(_execute(path), found.rest, None)
+    factory = getattr(execute(path), found.rest, None)
     if not callable(factory):
         raise ModelNameError(f"{shown(found.rest)} in {shown(str(path))} is not callable.")
     try:
@@ -254,7 +254,7 @@ def _unpack(made: Any, found: ModelName) -> tuple[nn.Module, tuple[Any, ...], di
     return model, tuple(args), kwargs
 
 
-def _execute(path: Path) -> ModuleType:
+def execute(path: Path) -> ModuleType:
     """Run a .py file as a module, with its own folder importable as for ``python FILE.py``."""
     name = f"_graftlib_file_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)

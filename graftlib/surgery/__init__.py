@@ -1,15 +1,41 @@
 """Cut: edits of a model by axis class, and of what goes stale with them."""
 
+from .edits import tensor_of as tensor_of
 from .narrow import narrow as narrow
 from .permute import permute as permute
+from .proof import TOLERANCE as TOLERANCE
+from .proof import change as change
 from .refusal import SurgeryError as SurgeryError
 from .refusal import SurgeryWarning as SurgeryWarning
+from .rescale import EPS as EPS
+from .rescale import Rms as Rms
+from .rescale import rescale_norms as rescale_norms
+from .rescale import rms_norms as rms_norms
+from .rescale import role_places as role_places
+from .rescale import scores_only as scores_only
+from .scores import SCORES as SCORES
+from .scores import Ranking as Ranking
+from .scores import Score as Score
+from .scores import ranking as ranking
 from .widen import widen as widen
 
 __all__ = [
+    "EPS",
+    "SCORES",
+    "TOLERANCE",
+    "Ranking",
+    "Rms",
+    "Score",
     "SurgeryError",
     "SurgeryWarning",
+    "change",
     "narrow",
     "permute",
+    "ranking",
+    "rescale_norms",
+    "rms_norms",
+    "role_places",
+    "scores_only",
+    "tensor_of",
     "widen",
 ]

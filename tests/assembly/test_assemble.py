@@ -20,10 +20,20 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from graftlib import surgery, trace
-from graftlib_adapters.assembly import AssemblyError, ZooEntry, assemble, card, replay, rule
-from graftlib_adapters.assembly.meeting import meet
+from graftlib_adapters.assembly import (
+    AssemblyError,
+    Plan,
+    Search,
+    Solver,
+    ZooEntry,
+    assemble,
+    card,
+    replay,
+)
+from graftlib_adapters.assembly.paired_source import pair_source
+from graftlib_adapters.assembly.permutation_test import permutation_test
 from graftlib_adapters.assembly.progress import progress
-from graftlib_adapters.assembly.zoo import Live, fingerprint, state_of
+from graftlib_adapters.assembly.zoo import LoadedModel, fingerprint, state_of
 
 EXAMPLE = (torch.zeros(2, 6),)
 X = torch.randn(256, 6, generator=torch.Generator().manual_seed(5))
@@ -106,7 +116,9 @@ def zoo(request):
 
 def test_a_permuted_copy_with_a_better_head_is_taken_and_noise_is_refused(zoo):
     base, sources, score = zoo
-    made = assemble(base, sources, args=EXAMPLE, evaluate=score, tolerance=-0.9 * score(base))
+    made = assemble(
+        base, sources, args=EXAMPLE, evaluate=score, search=Search(tolerance=-0.9 * score(base))
+    )
     assert [step["accepted"] for step in made.log] == [False, True, False]
     assert score(made.model) > -1e-10 > score(base)
     assert "not above" in made.log[0]["reason"]
@@ -121,14 +133,14 @@ def test_without_data_the_twin_is_taken_and_noise_is_refused(zoo):
     assert "no module is nearer than by chance" in made.log[0]["reason"]
 
 
-def test_the_rule_gives_half_to_a_twin_and_nothing_to_noise():
+def test_the_permutation_test_gives_half_to_a_twin_and_nothing_to_noise():
     base = mlp(24)
-    state, options = state_of(base), {"method": "coordinate", "seed": 0}
+    state, solver = state_of(base), Solver()
     for source, factor in ((permuted(base), 0.5), (noise(lambda seed: mlp(24, seed), 9), 0.0)):
-        meeting = meet(trace(base, EXAMPLE), Live(source, EXAMPLE))
-        verdict = rule.judge(meeting, meeting.align(state, **options), state, options)
-        assert verdict.factor == pytest.approx(factor, abs=1e-6)
-        assert bool(verdict.layers) == bool(factor)
+        paired = pair_source(trace(base, EXAMPLE), LoadedModel(source, EXAMPLE))
+        result = permutation_test(paired, paired.align(state, solver), state, solver)
+        assert result.factor == pytest.approx(factor, abs=1e-6)
+        assert bool(result.layers) == bool(factor)
 
 
 def test_a_narrow_and_a_wide_source_are_aligned_by_classes():
@@ -148,7 +160,9 @@ def test_each_source_is_aligned_to_the_weights_of_that_moment():
     base = spoiled(teacher)
     base[0].weight.data.copy_(mlp(seed=4)[0].weight.data)
     sources = [permuted(teacher, 1), permuted(teacher, 2)]
-    made = assemble(base, sources, args=EXAMPLE, evaluate=score, parts=("all",), factors=(0.5,))
+    made = assemble(
+        base, sources, args=EXAMPLE, evaluate=score, search=Search(parts=("all",), factors=(0.5,))
+    )
     assert [step["accepted"] for step in made.log] == [True, True]
     assert made.log[1]["before"] == made.log[0]["after"] < made.log[1]["after"]
 
@@ -169,7 +183,7 @@ def test_the_base_and_the_sources_stay(zoo):
 
 def test_replay_and_undo_are_the_same_bits(zoo):
     base, sources, score = zoo
-    made = assemble(base, sources, args=EXAMPLE, evaluate=score, rounds=2, tolerance=0.0)
+    made = assemble(base, sources, args=EXAMPLE, evaluate=score, search=Search(rounds=2))
     plan = json.loads(json.dumps(made.plan, allow_nan=False))
     assert bits(replay(plan, base, sources, args=EXAMPLE).model) == bits(made.model)
     count = len(made.record.accepted)
@@ -241,7 +255,7 @@ class Killed(BaseException):
 def test_a_killed_run_goes_on_where_it_stopped(zoo, tmp_path):
     base, sources, score = zoo
     sources = [*sources, permuted(sources[1], 9)]
-    few = {"args": EXAMPLE, "rounds": 2, "factors": (0.5, 1.0), "parts": ("all",)}
+    few = {"args": EXAMPLE, "search": Search(rounds=2, factors=(0.5, 1.0), parts=("all",))}
     whole = assemble(base, sources, evaluate=score, **few)
     plans = set()
     for after in (0, 5, 11):
@@ -267,7 +281,7 @@ def test_a_killed_run_goes_on_where_it_stopped(zoo, tmp_path):
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
-from test_assemble import EXAMPLE, assemble, mlp, noise, permuted, spoiled, wanted
+from test_assemble import EXAMPLE, Search, assemble, mlp, noise, permuted, spoiled, wanted
 teacher, score = wanted(mlp)
 calls = []
 def failing(model):
@@ -276,7 +290,7 @@ def failing(model):
         os.kill(os.getpid(), signal.SIGKILL)
     return score(model)
 sources = [noise(mlp, 2), permuted(teacher), permuted(teacher, 9)]
-assemble(spoiled(teacher), sources, args=EXAMPLE, parts=("all",), evaluate=failing, log=sys.argv[2])
+assemble(spoiled(teacher), sources, args=EXAMPLE, search=Search(parts=("all",)), evaluate=failing, log=sys.argv[2])
 """
 
 
@@ -284,7 +298,7 @@ def test_a_process_that_dies_on_the_spot_leaves_a_log_to_go_on_from(tmp_path):
     """Not even `finally` runs then."""
     teacher, score = wanted(mlp)
     sources = [noise(mlp, 2), permuted(teacher), permuted(teacher, 9)]
-    options = {"args": EXAMPLE, "parts": ("all",), "evaluate": score}
+    options = {"args": EXAMPLE, "search": Search(parts=("all",)), "evaluate": score}
     whole = assemble(spoiled(teacher), sources, **options)
     tried = [step["tried"] for step in whole.plan["steps"]]
     after = tried[0] + tried[1] + 2  # in the third source; the base is scored once before
@@ -300,7 +314,7 @@ def test_a_process_that_dies_on_the_spot_leaves_a_log_to_go_on_from(tmp_path):
 def test_the_bar_counts_sources_and_shows_names_as_text(monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")  # or rich would see no terminal here
     with progress(3, show=True) as bar:
-        bar.tell("first")
+        bar.describe("first")
         bar.advance("\x1b[31mred [bold]")
     told = capsys.readouterr().err
     assert "1/3 sources" in told
@@ -357,9 +371,7 @@ def test_within_never_falls_below_the_best_by_more_than_the_tolerance():
         sources,
         args=EXAMPLE,
         evaluate=score,
-        goal="within",
-        tolerance=1e-3,
-        factors=(0.01, 0.02, 0.3),
+        search=Search("within", tolerance=1e-3, factors=(0.01, 0.02, 0.3)),
     )
     taken = [step for step in made.log if step["accepted"]]
     assert len(taken) > 1
@@ -374,8 +386,7 @@ def test_within_takes_the_largest_factor():
         permuted(teacher),
         args=EXAMPLE,
         evaluate=score,
-        goal="within",
-        tolerance=1e-6,
+        search=Search("within", tolerance=1e-6),
     )
     assert made.log[0]["factor"] == 1.0
 
@@ -385,7 +396,11 @@ def test_better_asks_for_more_than_the_tolerance():
     gain = score(teacher) - score(spoiled(teacher))
     for tolerance, taken in ((0.9 * gain, True), (1.1 * gain, False)):
         made = assemble(
-            spoiled(teacher), permuted(teacher), args=EXAMPLE, evaluate=score, tolerance=tolerance
+            spoiled(teacher),
+            permuted(teacher),
+            args=EXAMPLE,
+            evaluate=score,
+            search=Search(tolerance=tolerance),
         )
         assert made.log[0]["accepted"] is taken
 
@@ -395,7 +410,13 @@ def test_only_the_layers_that_help_are_merged():
     teacher, score = wanted(mlp)
     source = copy.deepcopy(teacher)
     source[0].bias.data.add_(3.0)
-    made = assemble(spoiled(teacher), source, args=EXAMPLE, evaluate=score, parts=("all", "layers"))
+    made = assemble(
+        spoiled(teacher),
+        source,
+        args=EXAMPLE,
+        evaluate=score,
+        search=Search(parts=("all", "layers")),
+    )
     assert made.log[0]["layers"] == ["4"]
     assert torch.equal(made.model[0].weight, teacher[0].weight)
 
@@ -412,15 +433,15 @@ def test_links_decide_what_meets():
 # ------------------------------------------------------------------------------------ the open zoo
 
 
-def test_a_source_that_nothing_meets_is_refused_and_the_others_go_on():
+def test_a_source_that_fits_nothing_is_refused_and_the_others_go_on():
     teacher, score = wanted(mlp)
     stranger = (nn.Sequential(nn.Conv2d(1, 2, 3)), (torch.zeros(2, 1, 4, 4),))
     made = assemble(spoiled(teacher), [stranger, permuted(teacher)], args=EXAMPLE, evaluate=score)
     assert [step["accepted"] for step in made.log] == [False, True]
-    assert "meets anything" in made.log[0]["reason"]
+    assert "fits any" in made.log[0]["reason"]
 
 
-def test_an_endless_zoo_stops_by_patience_and_keeps_no_model():
+def test_an_endless_zoo_stops_by_its_limit_and_keeps_no_model():
     teacher, score = wanted(mlp)
     alive = []
 
@@ -433,7 +454,7 @@ def test_an_endless_zoo_stops_by_patience_and_keeps_no_model():
             gc.collect()
             assert sum(ref() is not None for ref in alive) <= 2
 
-    made = assemble(teacher, endless(), args=EXAMPLE, evaluate=score, patience=4)
+    made = assemble(teacher, endless(), args=EXAMPLE, evaluate=score, search=Search(max_refusals=4))
     assert len(made.log) == 4
     assert made.plan["stopped"] == "4 sources in a row were refused"
 
@@ -456,8 +477,7 @@ def test_rounds_end_when_nothing_is_merged():
         [permuted(teacher)],
         args=EXAMPLE,
         evaluate=score,
-        rounds=9,
-        factors=(0.5, 1.0),
+        search=Search(rounds=9, factors=(0.5, 1.0)),
     )
     assert [step["accepted"] for step in made.log] == [True, False]
     assert made.plan["stopped"] == "nothing was merged in round 2"
@@ -502,30 +522,56 @@ def test_a_plan_is_replayed_only_on_what_it_was_made_with():
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("function", "wrong"),
     [
-        {"merge_factor": 1.5},
-        {"goal": "best"},
-        {"tolerance": -1.0},
-        {"factors": ()},
-        {"factors": (0.5, 0.4)},
-        {"parts": ("half",)},
-        {"pad": "one"},
-        {"frame": "union"},
-        {"method": "random"},
-        {"rounds": 0},
-        {"patience": 0},
+        (assemble, {"merge_factor": 1.5}),
+        (assemble, {"pad": "one"}),
+        (assemble, {"search": {"goal": "better"}}),
+        (Search, {"goal": "best"}),
+        (Search, {"tolerance": -1.0}),
+        (Search, {"factors": ()}),
+        (Search, {"factors": (0.5, 0.4)}),
+        (Search, {"parts": ("half",)}),
+        (Search, {"rounds": 0}),
+        (Search, {"max_refusals": 0}),
+        (Solver, {"method": "best"}),
+        (Solver, {"restarts": -1}),
     ],
 )
-def test_arguments_out_of_range_are_named(wrong):
+def test_arguments_out_of_range_are_named(function, wrong):
+    models = {"base": mlp(), "sources": mlp(), "args": EXAMPLE} if function is assemble else {}
     with pytest.raises(AssemblyError) as error:
-        assemble(mlp(), mlp(), args=EXAMPLE, **wrong)
+        function(**models, **wrong)
     assert next(iter(wrong)) in str(error.value)
+
+
+def test_a_control_assembles_nothing():
+    with pytest.raises(AssemblyError, match="method='random' is a control of lmc"):
+        assemble(mlp(), mlp(), args=EXAMPLE, solver=Solver("random"))
+    assemble(mlp(), mlp(), args=EXAMPLE, solver=Solver("frank-wolfe"))  # as the message says
+
+
+def test_a_log_of_before_settings_were_renamed_is_resumed(tmp_path):
+    teacher, score = wanted(mlp)
+    options = {"args": EXAMPLE, "evaluate": score, "log": tmp_path}
+    made = assemble(spoiled(teacher), [permuted(teacher)], **options)
+    path = tmp_path / "plan.json"
+    plan = json.loads(path.read_text())
+    for new, old in (
+        ("objective", "score"),
+        ("max_refusals", "patience"),
+        ("chosen_by", "judged_by"),
+    ):
+        plan["settings"][old] = plan["settings"].pop(new)
+    path.write_text(json.dumps(plan))
+    assert Plan.load(path) == made.record
+    again = assemble(spoiled(teacher), [permuted(teacher)], resume=True, **options)
+    assert bits(again.model) == bits(made.model)
 
 
 def test_a_generator_is_gone_through_once():
     with pytest.raises(AssemblyError, match="gone through once"):
-        assemble(mlp(), iter([mlp()]), args=EXAMPLE, rounds=2)
+        assemble(mlp(), iter([mlp()]), args=EXAMPLE, search=Search(rounds=2))
 
 
 def test_resuming_needs_a_log():
@@ -550,8 +596,8 @@ def test_the_folder_holds_the_model_its_plan_and_its_card(zoo, tmp_path):
     assert fingerprint(held) == bits(made.model)
     assert bits(replay(folder / "plan.json", base, sources, args=EXAMPLE).model) == bits(made.model)
     report = json.loads((folder / "report.json").read_text())
-    assert report["score_before"] == score(base)
-    assert report["score_after"] == score(made.model)
+    assert report["metric_before"] == score(base)
+    assert report["metric_after"] == score(made.model)
     assert json.loads((folder / "config.json").read_text())["class"].endswith(type(base).__name__)
     with safe_open(folder / "model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}
@@ -561,7 +607,10 @@ def test_names_in_the_card_are_text(tmp_path):
     teacher, score = wanted(mlp)
     name = "x](javascript:alert)|<script>alert(1)</script>\n# Free\x1b[31m `code` ![i](u)"
     made = assemble(
-        spoiled(teacher), Live(permuted(teacher), EXAMPLE, name=name), args=EXAMPLE, evaluate=score
+        spoiled(teacher),
+        LoadedModel(permuted(teacher), EXAMPLE, name=name),
+        args=EXAMPLE,
+        evaluate=score,
     )
     text = (made.save(tmp_path) / "README.md").read_text()
     (row,) = [line for line in text.splitlines() if line.startswith("| 1 |")]

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from graftlib import surgery, trace
 from graftlib.cli.app import Commands
-from graftlib_adapters.assembly import AssemblyError, card, command, lmc_command, recipe
+from graftlib_adapters.assembly import AssemblyError, card, command, lmc_command
+from graftlib_adapters.assembly.recipe import read
 from graftlib_adapters.assembly.zoo import fingerprint
 
 # The same door for errors as `graftlib` has, whatever is installed.
@@ -50,7 +51,7 @@ def net(width=8):
 
 @pytest.fixture
 def here(tmp_path):
-    """A teacher with its units renamed, a base with half its head, noise; a scorer; the plan."""
+    """A teacher with its units renamed, a base with half its head, noise; a metric; the recipe."""
     (tmp_path / "nets.py").write_text(NETS)
     (tmp_path / "zoo").mkdir()
     (tmp_path / "hollow").mkdir()
@@ -64,19 +65,19 @@ def here(tmp_path):
     save_file(noise, tmp_path / "zoo" / "a noise.safetensors")
     teacher[2].weight.data.mul_(0.5)
     save_file(teacher.state_dict(), tmp_path / "base.safetensors")
-    plan = {
+    recipe = {
         "base": {"model": "nets.py:net", "weights": "base.safetensors"},
         "sources": [{"model": "nets.py:net", "folder": "zoo"}],
         "evaluate": "nets.py:score",
         "settings": {"parts": ["all"], "factors": [0.5, 1.0]},
     }
-    return tmp_path, plan
+    return tmp_path, recipe
 
 
 def written(here, **changes):
-    folder, plan = here
-    path = folder / "plan.yaml"
-    path.write_text(yaml.safe_dump({**plan, **changes}))
+    folder, recipe = here
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**recipe, **changes}))
     return str(path)
 
 
@@ -86,7 +87,7 @@ def test_one_file_in_one_folder_out(here):
     assert result.exit_code == 0, result.output
     assert {file.name for file in out.iterdir()} == set(card.FILES)
     report = json.loads((out / "report.json").read_text())
-    assert report["score_after"] > -1e-10 > report["score_before"]
+    assert report["metric_after"] > -1e-10 > report["metric_before"]
     assert [step["source"] for step in report["steps"]] == ["a noise", "b twin"]
     assert "'b twin': merged at 1" in result.stdout
     assert "factory chatter" not in result.stdout
@@ -99,13 +100,13 @@ def test_json_is_json_and_nothing_else(here):
 
 
 def test_a_second_run_needs_resume_and_then_gives_the_same(here):
-    plan, out = written(here), here[0] / "out"
-    assert run(app, ["assemble", plan, str(out)]).exit_code == 0
+    recipe, out = written(here), here[0] / "out"
+    assert run(app, ["assemble", recipe, str(out)]).exit_code == 0
     first = fingerprint(load_file(out / "model.safetensors"))
-    refused = run(app, ["assemble", plan, str(out)])
+    refused = run(app, ["assemble", recipe, str(out)])
     assert refused.exit_code == 1
     assert "resume=True" in refused.output
-    assert run(app, ["assemble", plan, str(out), "--resume"]).exit_code == 0
+    assert run(app, ["assemble", recipe, str(out), "--resume"]).exit_code == 0
     assert fingerprint(load_file(out / "model.safetensors")) == first
 
 
@@ -137,7 +138,7 @@ def test_a_dry_run_executes_and_writes_nothing(here):
         ({"evaluate": 3}, "expected text"),
     ],
 )
-def test_a_malformed_plan_is_refused_before_anything_runs(here, changes, said):
+def test_a_malformed_recipe_is_refused_before_anything_runs(here, changes, said):
     result = run(app, ["assemble", written(here, **changes), str(here[0] / "out")])
     assert result.exit_code == 1
     assert said in result.output
@@ -148,7 +149,7 @@ def test_a_malformed_plan_is_refused_before_anything_runs(here, changes, said):
 def test_all_that_is_wrong_is_said_at_once(here):
     path = written(here, sauces=1, settings={"pat": 1}, sources=3)
     with pytest.raises(AssemblyError) as error:
-        recipe.read(here[0] / "plan.yaml")
+        read(here[0] / "recipe.yaml")
     assert path
     assert len(error.value.where) == 3
     assert "nearest 'sources'" in str(error.value)
@@ -156,29 +157,29 @@ def test_all_that_is_wrong_is_said_at_once(here):
 
 @pytest.mark.parametrize("text", ["{", "- a\n b: [", "!!python/object/apply:os.system ['touch x']"])
 def test_what_is_no_yaml_is_refused(tmp_path, text):
-    (tmp_path / "plan.yaml").write_text(text)
+    (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(AssemblyError):
-        recipe.read(tmp_path / "plan.yaml")
+        read(tmp_path / "recipe.yaml")
 
 
-def test_a_scorer_must_be_a_function(here):
+def test_a_metric_must_be_a_function(here):
     (here[0] / "nets.py").write_text(NETS + "\nnumber = 3\n")
     result = run(app, ["assemble", written(here, evaluate="nets.py:number"), str(here[0] / "out")])
     assert result.exit_code == 1
     assert "cannot be called" in result.output
 
 
-def test_without_a_scorer_the_rule_without_data_decides(here):
+def test_without_a_metric_the_test_without_data_decides(here):
     out = here[0] / "out"
-    plan = written(here, evaluate=None, settings={})
-    assert run(app, ["assemble", plan, str(out)]).exit_code == 0
+    recipe = written(here, evaluate=None, settings={})
+    assert run(app, ["assemble", recipe, str(out)]).exit_code == 0
     assert "no data" in (out / "README.md").read_text()
 
 
-def test_links_stand_in_the_plan(here):
+def test_links_stand_in_the_recipe(here):
     out = here[0] / "out"
-    plan = written(here, links=[["2", "2"]], settings={"merge_factor": 0.5}, evaluate=None)
-    assert run(app, ["assemble", plan, str(out)]).exit_code == 0
+    recipe = written(here, links=[["2", "2"]], settings={"merge_factor": 0.5}, evaluate=None)
+    assert run(app, ["assemble", recipe, str(out)]).exit_code == 0
     before, after = load_file(here[0] / "base.safetensors"), load_file(out / "model.safetensors")
     assert {k for k in before if not torch.equal(before[k], after[k])} == {"2.weight", "2.bias"}
 
@@ -221,6 +222,8 @@ def test_lmc_prints_a_row_for_every_control_and_draws(here):
 
 def test_lmc_json_and_dry_run(here):
     assert len(json.loads(walk(here, "--json").stdout)["curves"]["matched"]["scores"]) == 5
+    shrunk = json.loads(walk(here, "--json", "--method", "shrink", "--restarts", "1").stdout)
+    assert shrunk["curves"]["matched"]["method"] == "shrink"
     (here[0] / "executed").unlink()
     result = walk(here, "--dry-run", "-o", "x.png")
     assert "would execute" in result.stdout

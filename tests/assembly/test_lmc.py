@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from graftlib import Mapping, surgery, trace
-from graftlib_adapters.assembly import AssemblyError, Curve, HeatMap, ZooEntry, controls, lmc
+from graftlib_adapters.assembly import (
+    AssemblyError,
+    Curve,
+    HeatMap,
+    Solver,
+    ZooEntry,
+    controls,
+    lmc,
+)
 from graftlib_adapters.assembly.curve import grid
 
 EXAMPLE = (torch.zeros(2, 6),)
@@ -161,7 +169,7 @@ def test_the_shrink_control_merges_a_source_that_holds_nothing():
         source,
         evaluate=lambda m: float(m[2].weight.abs().sum() + m[2].bias.abs().sum()),
         args=EXAMPLE,
-        method="shrink",
+        solver=Solver("shrink"),
         factors=(0.0, 0.25, 1.0),
     )
     whole = sum(float(p.detach().abs().sum()) for p in base[2].parameters())
@@ -178,7 +186,7 @@ def test_shrinking_a_norm_gives_it_the_statistics_of_a_unit_that_reads_nothing()
         cnn(),
         evaluate=lambda m: float(m[1].running_var[0]),
         args=args,
-        method="shrink",
+        solver=Solver("shrink"),
         factors=(0.0, 1.0),
     )
     assert variance.scores == (3.0, 1.0)
@@ -341,7 +349,7 @@ def test_repair_keeps_to_the_layers_that_are_merged():
     assert touched == ["2.weight", "2.bias"]
 
 
-def test_controls_with_data_are_judged_alike():
+def test_controls_with_data_are_measured_alike():
     base = mlp()
     twin = surgery.permute(trace(base, EXAMPLE), seed=3)
     found = controls(
@@ -374,7 +382,7 @@ def test_data_and_what_they_are_for_go_together(options, word):
         lmc(mlp(), mlp(), evaluate=lambda m: 0.0, args=EXAMPLE, **options)
 
 
-@pytest.mark.parametrize("options", [{"method": "best"}, {"frame": "union", "layers": ["0"]}])
+@pytest.mark.parametrize("options", [{"solver": "best"}, {"frame": "union", "layers": ["0"]}])
 def test_what_makes_no_sense_is_refused(options):
     with pytest.raises(AssemblyError):
         lmc(mlp(), mlp(), evaluate=lambda m: 0.0, args=EXAMPLE, **options)
@@ -382,7 +390,7 @@ def test_what_makes_no_sense_is_refused(options):
 
 def test_models_that_share_nothing_are_refused_with_the_way_out():
     other = (nn.Sequential(nn.Conv2d(1, 2, 3)), (torch.zeros(2, 1, 4, 4),))
-    with pytest.raises(AssemblyError, match="meets anything of the base") as error:
+    with pytest.raises(AssemblyError, match="fits any of the base") as error:
         lmc(mlp(), other, evaluate=lambda m: 0.0, args=EXAMPLE)
     assert "declare links" in str(error.value)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from graftlib import surgery, trace
-from graftlib_adapters.assembly import gain_cache, matching, pricing
+from graftlib_adapters.assembly import gain_cache, matching, sparse_assignment
 from graftlib_adapters.assembly.alignment import Alignment
 from graftlib_adapters.assembly.matching import METHODS, align
 from graftlib_adapters.assembly.objective import Objective
@@ -134,7 +134,7 @@ def test_the_objective_never_falls_and_is_what_it_says(name, score, seed):
     task = problem(trace(base, example), trace(source, example))
     random = Permutation.random(task.classes[0].bases, task.classes[0].sources, torch.Generator())
     found = align(
-        task, base.state_dict(), source.state_dict(), score=score, seed=seed, start={0: random}
+        task, base.state_dict(), source.state_dict(), objective=score, seed=seed, start={0: random}
     )
     assert all(b >= a for a, b in zip(found.history, found.history[1:], strict=False))
     assert found.history[-1] == found.objective
@@ -244,8 +244,8 @@ def test_l2_drops_better_units_than_the_inner_product():
         "2.weight": torch.zeros(1, 3),
         "2.bias": torch.zeros(1),
     }
-    assert align(task, wide, given_, score="l2").permutations[0].reads.tolist() == [1, 2]
-    assert 0 in align(task, wide, given_, score="inner").permutations[0].reads.tolist()
+    assert align(task, wide, given_, objective="l2").permutations[0].reads.tolist() == [1, 2]
+    assert 0 in align(task, wide, given_, objective="inner").permutations[0].reads.tolist()
 
 
 def test_costs_decide_a_class_in_place_of_the_weights():
@@ -265,7 +265,7 @@ def test_states_and_starts_that_do_not_fit_are_refused():
     assert "base '0.weight' is (7, 5) instead of (6, 5)" in str(caught.value)
     with pytest.raises(AssemblyError, match=r"start\[0\] is \(6, 6\) and class pair 0 is \(6, 7\)"):
         align(task, base.state_dict(), source.state_dict(), start={0: Permutation.identity(6, 6)})
-    with pytest.raises(AssemblyError, match="no way to match"):
+    with pytest.raises(AssemblyError, match="no way to align"):
         align(task, base.state_dict(), source.state_dict(), method="guess")
 
 
@@ -322,10 +322,10 @@ def test_layers_without_any_fixed_order_are_aligned_all_the_same():
 @pytest.fixture
 def followed(monkeypatch):
     """As if every class were large: its gains are kept and follow the changes, in small parts."""
-    monkeypatch.setattr(gain_cache, "_MANY", 0)
-    monkeypatch.setattr(gain_cache, "_SHARE", 1e9)
+    monkeypatch.setattr(gain_cache, "MANY", 0)
+    monkeypatch.setattr(gain_cache, "SHARE", 1e9)
     monkeypatch.setattr(gain_cache, "_COLUMNS", 2)
-    monkeypatch.setattr(pricing, "LARGE", 4)
+    monkeypatch.setattr(sparse_assignment, "LARGE", 4)
 
 
 def uneven(name):
@@ -396,13 +396,13 @@ def test_what_is_kept_stays_within_its_share_of_the_weights(monkeypatch):
     base, source = mlp(5, 40, 30, 4), mlp(5, 40, 30, 4)
     task = problem(trace(base, X), trace(source, X))
     goal = Objective(task, base.state_dict(), source.state_dict(), "l2")
-    monkeypatch.setattr(gain_cache, "_MANY", 0)
+    monkeypatch.setattr(gain_cache, "MANY", 0)
     for share, pairs in ((0.0, set()), (0.3, {1}), (10.0, {0, 1})):
-        monkeypatch.setattr(gain_cache, "_SHARE", share)
+        monkeypatch.setattr(gain_cache, "SHARE", share)
         kept = gain_cache._worth_caching(goal)
         assert kept == pairs
         size = sum(4 * goal.sizes[pair][0] * goal.sizes[pair][1] for pair in kept)
-        assert size <= share * goal.weight
+        assert size <= share * goal.stored_bytes
 
 
 def test_half_precision_is_converted_by_parts():

@@ -12,10 +12,11 @@ from torch import nn
 
 from graftlib import trace
 from graftlib.match import Mapping
-from graftlib_adapters.assembly.choice import choose, consistent
-from graftlib_adapters.assembly.pairing import pair_layers, problem
+from graftlib_adapters.assembly import Alignment, Permutation
+from graftlib_adapters.assembly.layer_order import choose, consistent
+from graftlib_adapters.assembly.pairing import problem
 from graftlib_adapters.assembly.permutation import AssemblyError
-from graftlib_adapters.assembly.structure import axes_of
+from graftlib_adapters.assembly.tensors import Side
 
 from .nets import IMAGE, TOKENS, Attention, Residual, flattened, lively, mlp
 
@@ -43,18 +44,53 @@ def test_one_architecture_meets_itself_name_by_name(made, example):
     assert not task.refused
 
 
-def test_blocks_cover_every_axis():
-    """Queries, keys and values are three blocks of heads x head_dim."""
+def test_terms_cover_every_axis():
+    """Queries, keys and values are three terms of heads x head_dim."""
     graph = trace(lively(Attention()), TOKENS)
-    for fqn, axes in axes_of(graph).items():
+    side = Side(graph, keep_blocks=True)
+    for fqn, tensor in side.all.items():
         shape = graph.model.state_dict()[fqn].shape
-        for size, axis in zip(shape, axes, strict=True):
-            assert [block.start for block in axis] == [
-                sum(b.size for b in axis[:i]) for i in range(len(axis))
+        for size, axis in zip(shape, tensor.axes, strict=True):
+            assert [start for start, _ in axis] == [
+                sum(term.size for _, term in axis[:i]) for i in range(len(axis))
             ]
-            assert sum(block.size for block in axis) == size
-    rows = axes_of(graph)["qkv.weight"][0]
-    assert [[span.size for span in block.factors] for block in rows] == [[2, 4]] * 3
+            assert sum(term.size for _, term in axis) == size
+    rows = side.all["qkv.weight"].axes[0]
+    assert [[factor.size for factor in term.factors] for _, term in rows] == [[2, 4]] * 3
+
+
+@pytest.mark.parametrize("name", ["mlp", "flattened", "attention", "heads outside"])
+def test_blocks_read_each_place_once_and_where_the_tree_says(name):
+    """In one architecture, at any permutation: `Axis.positions` is the plain version."""
+    made, example = {
+        "mlp": (lambda: mlp(5, 6, 4), X),
+        "flattened": (lambda: flattened(4, 5), IMAGE),
+        "attention": (lambda: lively(Attention()), TOKENS),
+        "heads outside": (lambda: lively(HeadsOutside()), TOKENS),
+    }[name]
+    graph, other = (trace(made(), example) for _ in range(2))
+    task = problem(graph, other)
+    random = torch.Generator().manual_seed(1)
+    reads = {i: torch.randperm(p.bases, generator=random) for i, p in enumerate(task.classes)}
+    permutations = {i: Permutation(read, len(read)) for i, read in reads.items()}
+    alignment = Alignment(task, permutations, 0.0, ())
+    units = {pair.source: reads[i] for i, pair in enumerate(task.classes)}
+    for pair in task.pairs:
+        for i, axis in enumerate(pair.axes):
+            tree = other.axes(pair.source)[axis.source_axis]
+            assert torch.equal(alignment.reads(pair.base, i), tree.positions(units)), pair.base
+
+
+class HeadsOutside(Attention):
+    """Rows of heads x (query, key, value): a concatenation inside of a product."""
+
+    def forward(self, x):
+        x = self.embed(x)
+        b, n, d = x.shape
+        q, k, v = self.qkv(self.norm(x)).reshape(b, n, self.heads, 3, -1).permute(3, 0, 2, 1, 4)
+        a = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, d)
+        x = x + self.out(a)
+        return self.head((x + self.down(nn.functional.gelu(self.up(self.last(x))))).mean(1))
 
 
 def test_other_depth_keeps_the_order():
@@ -132,11 +168,11 @@ class Apart(Attention):
 @pytest.mark.parametrize(("one", "other"), [(Attention, Apart), (Apart, Attention)])
 def test_packed_and_separate_projections_meet_part_by_part(one, other):
     task = problem(trace(lively(one()), TOKENS), trace(lively(other()), TOKENS))
-    couples = {(pair.base, pair.source) for pair in task.pairs}
+    paired = {(pair.base, pair.source) for pair in task.pairs}
     for name in "qkv":
         for leaf in ("weight", "bias"):
-            couple = ("qkv." + leaf, f"{name}.{leaf}")
-            assert (couple if one is Attention else couple[::-1]) in couples
+            pair = ("qkv." + leaf, f"{name}.{leaf}")
+            assert (pair if one is Attention else pair[::-1]) in paired
     assert not task.refused
 
 
@@ -151,7 +187,6 @@ def test_declared_pairs_take_the_place_of_the_choice():
         "4.bias": "6.bias",
     }
     assert len(task.classes) == 2
-    assert {pair.base for pair in pair_layers(base, source, mapping)} == set(met(task))
 
 
 def test_declared_pairs_that_contradict_are_refused_with_the_reason():
@@ -160,7 +195,7 @@ def test_declared_pairs_that_contradict_are_refused_with_the_reason():
     task = problem(base, source, mapping=mapping)
     # As much speaks for either: the earlier classes stay together.
     assert [what for what, _ in task.refused] == ["2.weight <- 4.weight"]
-    assert "these classes meet others" in task.refused[0][1]
+    assert "these classes are paired with others" in task.refused[0][1]
 
 
 def test_a_mapping_of_other_graphs_is_refused():
@@ -203,8 +238,8 @@ def test_no_choice_contradicts_itself(rows, columns, seed):
     worths = {(i, j): table[i][j] for i in range(rows) for j in range(columns)}
     meets = {(i, j): ((i, j), (i + 1, j + 1)) for i, j in worths}
     taken = choose(rows, columns, worths, meets)
-    kept = consistent([meets[key] for key in taken])
-    assert all(kept.clash(meets[key]) is None for key in taken)
+    pairs = consistent([meets[key] for key in taken])
+    assert all(pairs.get(b) == s for key in taken for b, s in meets[key])
     assert taken
 
 

@@ -103,7 +103,7 @@ def test_within_one_architecture_it_is_narrow_to_the_bit(name, score):
     }
     assert widths
     expected = surgery.narrow(mapping.source, widths, score=score, model=source).state_dict()
-    done = transplant(mapping, score=score)
+    done = transplant(mapping, importance=score)
     found = done.model.state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[key], expected[key]) for key in expected)
@@ -187,7 +187,7 @@ def test_links_decide_what_meets():
 def test_a_score_of_ones_own_chooses_the_units():
     source = randomised(Flat(6, 7))
     last = lambda graph, model, each: torch.arange(each.size, dtype=torch.float64)  # noqa: E731
-    done = transplant(mapped(source, Flat(2, 7), IMAGE), score=last).model
+    done = transplant(mapped(source, Flat(2, 7), IMAGE), importance=last).model
     assert torch.equal(done.conv.weight, source.conv.weight[-2:])
 
 
@@ -215,4 +215,4 @@ def test_a_model_without_values_is_refused():
 
 def test_an_unknown_score_is_refused():
     with pytest.raises(AssemblyError, match="'magnitude', 'uniform'"):
-        transplant(mapped(Flat(), Flat(), IMAGE), score="best")
+        transplant(mapped(Flat(), Flat(), IMAGE), importance="best")

@@ -16,7 +16,7 @@ from graftlib import GraftError
 from graftlib.errors import CheckpointError
 from graftlib_adapters.assembly import AssemblyError, ZooEntry, folder
 from graftlib_adapters.assembly import zoo as room
-from graftlib_adapters.assembly.zoo import Live, fingerprint, givers, state_of
+from graftlib_adapters.assembly.zoo import LoadedModel, fingerprint, sources_of, state_of
 
 EXAMPLE = (torch.zeros(2, 3),)
 
@@ -132,7 +132,7 @@ def test_an_empty_folder_is_an_error(tmp_path):
 def test_a_source_takes_the_bases_inputs_unless_it_has_its_own(saved):
     own = (torch.zeros(7, 3),)
     found = list(
-        givers(
+        sources_of(
             [net(), (net(), own), ZooEntry(net, saved[1]), ZooEntry(net, saved[1], own)],
             EXAMPLE,
             None,
@@ -152,12 +152,12 @@ def test_a_factory_may_bring_the_inputs(saved):
     ids=["a model", "a model with inputs", "a list", "a tuple of models"],
 )
 def test_one_source_or_several(sources, count):
-    assert len(list(givers(sources, EXAMPLE, None))) == count
+    assert len(list(sources_of(sources, EXAMPLE, None))) == count
 
 
 def test_what_is_no_source_is_refused():
     with pytest.raises(AssemblyError, match="source 1 is a str"):
-        list(givers([net(), "model.pt"], EXAMPLE, None))
+        list(sources_of([net(), "model.pt"], EXAMPLE, None))
 
 
 def test_a_generator_is_asked_only_for_what_is_needed():
@@ -168,7 +168,7 @@ def test_a_generator_is_asked_only_for_what_is_needed():
             asked.append(len(asked))
             yield net()
 
-    found = givers(endless(), EXAMPLE, None)
+    found = sources_of(endless(), EXAMPLE, None)
     next(found)
     next(found)
     assert asked == [0, 1]
@@ -176,7 +176,7 @@ def test_a_generator_is_asked_only_for_what_is_needed():
 
 def test_a_live_source_shares_memory_and_an_entry_travels_to_another_process(saved):
     model = net()
-    state = Live(model, EXAMPLE).state(["0.weight"])
+    state = LoadedModel(model, EXAMPLE).state(["0.weight"])
     assert state["0.weight"].data_ptr() == model[0].weight.data_ptr()
     entry = pickle.loads(pickle.dumps(ZooEntry(net, saved[1], EXAMPLE)))
     assert torch.equal(entry.state()["0.weight"], saved[0][0].weight)

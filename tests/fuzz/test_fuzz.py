@@ -25,7 +25,7 @@ import graftlib
 from graftlib import GraftError, Mapping, attach, surgery, trace
 from graftlib.graph import select
 from graftlib_adapters import MergeNet, ZooEntry, assemble, lmc, transplant
-from graftlib_adapters.assembly import Curve, Plan, controls, recipe, replay
+from graftlib_adapters.assembly import Curve, Plan, Search, Solver, controls, recipe, replay
 
 sys.path.insert(0, str(Path(__file__).parent))
 from corpus import VALUES, damaged_text, damaged_tree, pattern
@@ -307,7 +307,7 @@ def calls(tmp_path: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]
     cut = {"model": model, "graph": graph, "inplace": False}
     walk = {
         "base": model, "source": other, "evaluate": score, "args": (X,), "kwargs": None, "factors": (0.0, 1.0),
-        "method": "coordinate", "layers": None, "mapping": None, "restarts": 0, "seed": 0, "batches": None,
+        "layers": None, "mapping": None, "seed": 0, "batches": None,
         "match_on": "weights", "repair": False,
     }  # fmt: skip
     return {
@@ -351,22 +351,28 @@ def calls(tmp_path: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]
             assemble,
             {
                 "base": model, "sources": other, "args": (X,), "kwargs": None, "mapping": None, "merge_factor": 0.5,
-                "evaluate": None, "goal": "better", "tolerance": 0.0, "factors": (0.5,), "parts": ("all",),
-                "pad": "zero",
-                "frame": "base", "method": "coordinate", "score": "l2", "restarts": 0, "rounds": 1, "patience": None,
-                "seed": 0, "log": None, "resume": False, "show": False,
+                "evaluate": None, "search": Search(), "solver": Solver(), "pad": "zero", "pairing": "blocks", "seed": 0,
+                "log": None, "resume": False, "show": False,
             },
         ),
+        "Search": (
+            Search,
+            {
+                "goal": "better", "tolerance": 0.0, "factors": (0.5,), "parts": ("all",), "rounds": 1,
+                "max_refusals": None,
+            },
+        ),
+        "Solver": (Solver, {"method": "coordinate", "objective": "l2", "restarts": 0}),
         "assembly.save": (assemble(model, other, args=(X,), merge_factor=0.5).save, {"folder": tmp_path / "out"}),
         "undo": (assemble(model, other, args=(X,), merge_factor=0.5).undo, {"steps": 1}),
-        "lmc": (lmc, {**walk, "score": "l2", "frame": "base", "pad": "zero"}),
-        "controls": (controls, {**walk, "score": "l2", "which": ["matched, zero"]}),
-        "transplant": (transplant, {"mapping": mapping, "score": "magnitude", "inplace": False}),
+        "lmc": (lmc, {**walk, "solver": None, "frame": "base", "pad": "zero"}),
+        "controls": (controls, {**walk, "solver": None, "which": ["matched, zero"]}),
+        "transplant": (transplant, {"mapping": mapping, "importance": "magnitude", "inplace": False}),
         "ZooEntry": (ZooEntry, {"factory": small, "checkpoint": "x", "name": "x"}),
     }  # fmt: skip
 
 
-CALLED = {"evaluate", "factory", "mapping", "score"}
+CALLED = {"evaluate", "factory", "mapping", "score", "importance"}
 """Arguments that may be functions of the user's: what they raise is the user's."""
 ITERATED = {
     "args",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .listening import Batches, evaluating, hooked, makers, run, units
 from .permutation import AssemblyError
-from .records import Problem
+from .problem import Problem
 
 __all__ = ["costs"]
 

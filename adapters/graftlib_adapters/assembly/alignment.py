@@ -1,20 +1,15 @@
-"""`Alignment`: which source unit each base unit reads, for all classes, and what follows for every tensor.
-
-In: a problem and its permutations. Out: a source's tensors in the base's units. Always true: a transported tensor has
-the base's shape; where nothing is read there is 0, in a running variance 1.
-"""
+"""`Alignment`: which source unit each base unit reads, for all classes, and what follows for every tensor."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
-from math import prod
 
 import torch
 from torch import Tensor
 
 from .permutation import AssemblyError, Permutation, reading
-from .records import BlockPair, Factor, Problem, TensorPair
+from .problem import BlockPair, Problem, TensorPair
 
 __all__ = ["Alignment", "empty_of"]
 
@@ -29,14 +24,12 @@ class Alignment:
         objective: of the matched parameters, larger is better. ``l2``: sum of 2 <B, T'> - |T'|^2, so that |B|^2 minus
             it is the squared distance; ``inner``: sum of <B, T'>.
         history: the objective of the best start before and after each sweep; it never falls.
-        score: ``l2`` or ``inner``.
     """
 
     problem: Problem
     permutations: Mapping[int, Permutation]
     objective: float
     history: tuple[float, ...]
-    score: str = "l2"
 
     def transported(self, source_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Base FQN -> the source's tensor in the base's units.
@@ -48,10 +41,7 @@ class Alignment:
             new tensors of the base's shapes, in the source's dtype and on its device. Entries that read nothing are
             0, in a running variance 1.
         """
-        found: dict[str, Tensor] = {}
-        for fqn, moved in self.each(source_state):
-            found[fqn] = moved
-        return found
+        return dict(self.each(source_state))
 
     def each(
         self, source_state: Mapping[str, Tensor], *, only: Container[str] | None = None
@@ -74,16 +64,15 @@ class Alignment:
         Places of a base tensor that is read from several source tensors count in their own source tensor.
 
         Raises:
-            AssemblyError: the base tensor meets none.
+            AssemblyError: the base tensor has no source tensor.
         """
-        found = [self._reads(pair, axis) for pair in self._pairs(fqn)]
-        return torch.stack(found).amax(0)
+        return torch.stack([self._reads(pair, axis) for pair in self._pairs(fqn)]).amax(0)
 
     def mask(self, fqn: str) -> Tensor:
         """Bool, of the base tensor's shape, on the CPU: where a source entry stands.
 
         Raises:
-            AssemblyError: the base tensor meets none.
+            AssemblyError: the base tensor has no source tensor.
         """
         return self._union(fqn, lambda pair, axis: self._reads(pair, axis) >= 0)
 
@@ -91,7 +80,7 @@ class Alignment:
         """The same: where a source entry could stand. Outside of it the base tensor takes no part at all.
 
         Raises:
-            AssemblyError: the base tensor meets none.
+            AssemblyError: the base tensor has no source tensor.
         """
         return self._union(fqn, _covered)
 
@@ -110,16 +99,16 @@ class Alignment:
         pairs = self._by_base().get(fqn)
         if not pairs:
             raise AssemblyError(
-                f"base tensor '{fqn}' meets no source tensor.",
+                f"base tensor '{fqn}' has no source tensor.",
                 fix="look at print(alignment.problem)",
             )
         return pairs
 
     def _by_base(self) -> dict[str, list[TensorPair]]:
-        found: dict[str, list[TensorPair]] = {}
+        by_base: dict[str, list[TensorPair]] = {}
         for pair in self.problem.pairs:
-            found.setdefault(pair.base, []).append(pair)
-        return found
+            by_base.setdefault(pair.base, []).append(pair)
+        return by_base
 
     def _transport(self, pair: TensorPair, tensor: Tensor) -> Tensor:
         turned = tensor.permute([axis.source_axis for axis in pair.axes])
@@ -131,33 +120,22 @@ class Alignment:
         return reading(turned, reads, empty=empty_of(pair.role))
 
     def _reads(self, pair: TensorPair, axis: int) -> Tensor:
-        made = torch.full((pair.base_shape[axis],), -1, dtype=torch.int64, device="cpu")
+        places = torch.full((pair.base_shape[axis],), -1, dtype=torch.int64, device="cpu")
         for block in pair.axes[axis].blocks:
-            places = self._block(block)
-            made[block.base_start : block.base_start + len(places)] = places
-        return made
+            places[block.base.all()] = block.source.read(self._units(block))
+        return places
 
-    def _block(self, block: BlockPair) -> Tensor:
-        """The source places that the places of a block read: the product of what its factors read."""
-        places = torch.zeros(1, dtype=torch.int64, device="cpu")
-        for factor in block.factors:
-            read = self._factor(factor)
-            joined = places[:, None] * factor.sources + read[None, :]
-            none = (places[:, None] < 0) | (read[None, :] < 0)
-            places = joined.masked_fill(none, -1).flatten()
-        return torch.where(places < 0, -1, places + block.source_start)
-
-    def _factor(self, factor: Factor) -> Tensor:
-        if factor.terms:
-            return torch.cat([self._block(term) for term in factor.terms])
-        if factor.pair is not None:
-            return self.permutations[factor.pair].reads
-        return torch.arange(factor.bases, device="cpu")
+    def _units(self, block: BlockPair) -> list[Tensor]:
+        """For each dimension the source unit of each base unit."""
+        return [
+            torch.arange(size, device="cpu") if c is None else self.permutations[c].reads
+            for c, size in zip(block.classes, block.base.sizes, strict=True)
+        ]
 
     def __str__(self) -> str:
         base, source = self.problem.names
         lines = [
-            f"{base} <- {source}, aligned: objective {self.objective:.6g} ({self.score}), "
+            f"{base} <- {source}, aligned: objective {self.objective:.6g}, "
             f"{len(self.history) - 1} sweeps"
         ]
         for i, pair in enumerate(self.problem.classes):
@@ -172,9 +150,7 @@ def empty_of(role: str) -> float:
 
 def _covered(pair: TensorPair, axis: int) -> Tensor:
     """The places of a base axis that take part: those of its blocks, where the tensor pair is of a part only."""
-    size = pair.base_shape[axis]
-    made = torch.full((size,), not pair.axes[axis].partial, dtype=torch.bool, device="cpu")
+    covered = torch.full((pair.base_shape[axis],), not pair.axes[axis].partial, device="cpu")
     for block in pair.axes[axis].blocks:
-        count = prod(factor.bases for factor in block.factors)
-        made[block.base_start : block.base_start + count] = True
-    return made
+        covered[block.base.all()] = True
+    return covered

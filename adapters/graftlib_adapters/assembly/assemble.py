@@ -1,37 +1,35 @@
 """Merge layers of many trained models into one, source by source, without training.
 
-In: a base, sources (models, checkpoints, a generator), and a score on held-out data where there is one. Out: an
-`Assembly`: a plain model of the base's class, and the plan that made it. Always true: the base is not changed; every
-source is aligned to the base as it is by then; every step, taken or refused, is logged with its reason; the same
-arguments give the same bits, also after a kill (`resume`), in several processes (`jobs`) and by `replay`. Elsewhere:
-the steps (`steps`), what a plan holds (`plan`), the rule without data (`rule`), files (`card`).
+Every source is aligned to the base as it is by then; every step, accepted or refused, is logged with its reason. The
+same arguments give the same bits, also after a kill (`resume`), in several processes (`jobs`) and by `replay`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from msgspec import Meta
 from torch import nn
 
-from graftlib.arguments import check
+from graftlib.arguments import Seed, Share, check
 from graftlib.disk import make_folder
 from graftlib.errors import shown
-from graftlib.graph import trace
-from graftlib.graph.structure import unwrap
+from graftlib.graph import trace, unwrap
 
-from .meeting import Declared, Evaluate, Pad, Stage, meet
+from .merging import PADS, Pad
+from .options import Search, Settings, Solver
+from .paired_source import Declared, pair_source
 from .pairing import Pairing
 from .permutation import AssemblyError
 from .plan import Plan, alignment_of
-from .pool import Pool
 from .progress import progress
-from .settings import FACTORS, checked
-from .steps import Made, Run, write_step
+from .scratch_model import Evaluate, ScratchModel
+from .sources import Sources
+from .steps import Inputs, Run, write_step
 from .zoo import Args, fingerprint, state_of
 
 __all__ = ["Assembly", "assemble", "replay"]
@@ -50,7 +48,7 @@ class Assembly:
 
     model: nn.Module
     record: Plan
-    _made: Made
+    _inputs: Inputs
 
     @property
     def plan(self) -> dict[str, Any]:
@@ -59,7 +57,7 @@ class Assembly:
 
     @property
     def log(self) -> list[dict[str, Any]]:
-        """One entry a step, taken or refused, without the permutations."""
+        """One entry a step, accepted or refused, without the permutations."""
         return [{k: v for k, v in s.to_json().items() if k != "reads"} for s in self.record.steps]
 
     def undo(self, steps: int = 1, *, sources: Any = None) -> Assembly:
@@ -72,12 +70,10 @@ class Assembly:
         Raises:
             AssemblyError: `steps` is no such number, or a source is not to be had any more or has changed.
         """
-        made = (
-            self._made
-            if sources is None
-            else replace(self._made, pool=Pool(sources, *self._made.example))
-        )
-        return _replayed(self.record.without(steps), made)
+        inputs = self._inputs
+        if sources is not None:
+            inputs = replace(inputs, sources=Sources(sources, *inputs.example))
+        return _replayed(self.record.without(steps), inputs)
 
     def save(self, folder: str | Path) -> Path:
         """Write weights, config, model card, plan and report into `folder`, which is made where it is missing.
@@ -102,19 +98,11 @@ def assemble(
     mapping: Declared = None,
     merge_factor: float | None = None,
     evaluate: Evaluate | None = None,
-    goal: Literal["better", "within"] = "better",
-    tolerance: float = 0.0,
-    factors: Sequence[float] = FACTORS,
-    parts: Sequence[str] = ("all", "blocks"),
+    search: Search | None = None,
+    solver: Solver | None = None,
     pad: Pad = "zero",
-    frame: Literal["base"] = "base",
-    method: Literal["coordinate", "frank-wolfe"] = "coordinate",
-    score: Literal["l2", "inner"] = "l2",
-    restarts: int = 0,
-    rounds: int = 1,
-    patience: int | None = None,
-    seed: int = 0,
     pairing: Pairing = "blocks",
+    seed: int = 0,
     jobs: int = 1,
     log: str | Path | None = None,
     resume: bool = False,
@@ -122,9 +110,10 @@ def assemble(
 ) -> Assembly:
     """Merge what helps of each source into a copy of `base`.
 
-    For each source in turn: find what meets, align it to the weights as they are by then, choose modules and factor,
-    merge or refuse. Three ways to choose: `merge_factor` merges everything that meets at that factor, always; else
-    `evaluate` scores every candidate (see `goal`); else the rule of `rule`, which needs no data.
+    For each source in turn: pair its tensors with the base's, align it to the weights as they are by then, choose
+    modules and factor, merge or refuse. Three ways to choose: `merge_factor` merges everything that is paired at that
+    factor, always; else `evaluate` measures every candidate of `search`; else `permutation_test`, which needs no data.
+    The architecture stays the base's: to give it the room of a wider source, `surgery.widen` it first.
 
     Args:
         base: receives; not changed. Wrappers of DataParallel, DDP and `torch.compile` are looked through, here and in
@@ -133,30 +122,17 @@ def assemble(
             the next one only when it is needed.
         args: positional example inputs of the base, and of sources that bring none.
         kwargs: the same by keyword.
-        mapping: which layers meet: links as pairs of patterns (source, base), a `graftlib.Mapping` (of one source),
-            or a function (source graph, base graph) -> mapping; None: found by order and kind.
+        mapping: which layers are paired: links as pairs of patterns (source, base), a `graftlib.Mapping` (of one
+            source), or a function (source graph, base graph) -> mapping; None: by order and kind.
         merge_factor: 0 to 1, applied unconditionally; `evaluate` is then only logged.
-        evaluate: model -> score, larger is better, on data that no figure is reported on; called in eval mode; must
+        evaluate: model -> metric, larger is better, on data that no figure is reported on; called in eval mode; must
             not change the model.
-        goal: ``better``: the candidate of the highest score, where it is more than `tolerance` above the score by
-            then. ``within``: the largest factor up to which all smaller ones, too, stay within `tolerance` of the best
-            score by then (the paper's merging-factor threshold).
-        tolerance: in the unit of the score, at least 0.
-        factors: that are tried, rising, above 0.
-        parts: which modules are tried together: ``all``, ``blocks`` (up to four runs of neighbours), ``layers`` (one
-            at a time).
+        search: which merges of a source are tried with `evaluate`, and how often the sources are gone through.
+        solver: how units are aligned.
         pad: what entries of the base do that read nothing: ``zero``: shrink; ``keep``: stay.
-        frame: only ``base``: the architecture stays. To give a base the room of a wider source, `surgery.widen` it
-            first.
-        method: of the solver, see `matching.match`.
-        score: what it maximises.
-        restarts: further random starts of it.
-        rounds: how often the sources are gone through; a whole round without a merge ends it sooner. More than one
-            needs sources that can be had again.
-        patience: stop after so many refusals in a row, for zoos without an end; None: go through all.
-        seed: of the solver and of the rule without data.
-        pairing: ``blocks``: the layers of a block (a module that is repeated) meet those of one block of the source;
+        pairing: ``blocks``: the layers of a block (a module that is repeated) read those of one block of the source;
             ``layers``: each for itself, as it was before; a log of then is resumed with it.
+        seed: of the solver and of the test without data.
         jobs: processes that align sources at the same time (joblib, under whatever backend is active). The result
             does not depend on it.
         log: folder that the plan is kept in after every step.
@@ -168,39 +144,50 @@ def assemble(
 
     Raises:
         AssemblyError: an argument is out of range; a log is there and `resume` is not set, or is of other arguments; a
-            mapping is of other graphs. A source that nothing meets is no error: its step is refused.
+            mapping is of other graphs. A source of which no tensor fits is no error: its step is refused.
     """
-    settings = checked(
-        merge_factor, evaluate, goal, tolerance, factors, parts, pad, frame, method, score, restarts,
-        rounds, patience, seed, pairing,
-    )  # fmt: skip
+    search, solver = search or Search(), solver or Solver()
     check(
         AssemblyError,
         base=(base, (nn.Module,)),
+        merge_factor=(merge_factor, Share | None),
+        evaluate=(evaluate, (Callable, type(None))),
+        search=(search, (Search,)),
+        solver=(solver, (Solver,)),
+        pad=(pad, Pad),
+        pairing=(pairing, Pairing),
+        seed=(seed, Seed),
         jobs=(jobs, Annotated[int, Meta(ge=1, le=4096)]),
         resume=(resume, bool),
         show=(show, bool | None),
     )
+    if solver.method not in ("coordinate", "frank-wolfe"):
+        raise AssemblyError(
+            f"method='{solver.method}' is a control of lmc.",
+            fix="use Solver(method='coordinate') or 'frank-wolfe'",
+        )
     base = unwrap(base, AssemblyError)
-    pool = Pool(sources, args, kwargs)
-    if rounds > 1 and not pool.again:
+    each = Sources(sources, args, kwargs)
+    if search.rounds > 1 and not each.again:
         raise AssemblyError(
             "a generator can be gone through once.", fix="use rounds=1, or pass a list of sources"
         )
-    graph = trace(base, args, kwargs)
-    made = Made(base, graph, pool, mapping, (args, kwargs))
-    fresh = Plan(type(base).__name__, fingerprint(state_of(base)), settings.to_json())
-    book = None if log is None else make_folder(log, error=AssemblyError)
-    plan = _begin(book, fresh, resume)
-    stage = _restaged(plan, made)
+    how = "given factor" if merge_factor is not None else "evaluate" if evaluate else "no data"
+    factor = None if merge_factor is None else float(merge_factor)
+    settings = Settings(factor, search, solver, pad, pairing, int(seed), how)
+    inputs = Inputs(base, trace(base, args, kwargs), each, mapping, (args, kwargs))
+    new = Plan(type(base).__name__, fingerprint(state_of(base)), settings.to_json())
+    folder = None if log is None else make_folder(log, error=AssemblyError)
+    plan = _begin(folder, new, resume)
+    scratch = _redone(plan, inputs)
     if not plan.stopped:
-        run = Run(stage, made, settings, evaluate, jobs)
-        with progress(len(pool) and len(pool) * rounds, show) as bar:
+        run = Run(scratch, inputs, settings, evaluate, jobs)
+        with progress(len(each) * search.rounds, show) as bar:
             for longer in run.steps(plan, bar):
                 plan = longer
-                if book is not None:
-                    plan.save(book / PLAN)
-    return _finished(stage, plan, made)
+                if folder is not None:
+                    plan.save(folder / PLAN)
+    return _finished(scratch, plan, inputs)
 
 
 def replay(
@@ -212,7 +199,7 @@ def replay(
     kwargs: Mapping[str, Any] | None = None,
     mapping: Declared = None,
 ) -> Assembly:
-    """Do the accepted steps of a plan again: the same bits, without aligning or scoring.
+    """Do the accepted steps of a plan again: the same bits, without aligning or measuring.
 
     Args:
         plan: `Assembly.plan`, or a file that holds it.
@@ -230,81 +217,86 @@ def replay(
     if isinstance(plan, (str, os.PathLike)):
         plan = Plan.load(plan)
     record = plan if isinstance(plan, Plan) else Plan.from_json(dict(plan))
-    graph = trace(base, args, kwargs)
-    return _replayed(
-        record, Made(base, graph, Pool(sources, args, kwargs), mapping, (args, kwargs))
-    )
+    example = (args, kwargs)
+    inputs = Inputs(base, trace(base, *example), Sources(sources, *example), mapping, example)
+    return _replayed(record, inputs)
 
 
-def _begin(book: Path | None, fresh: Plan, resume: bool) -> Plan:
+def _begin(folder: Path | None, new: Plan, resume: bool) -> Plan:
     """The plan to go on with."""
-    if book is None:
+    if folder is None:
         if resume:
             raise AssemblyError("there is nothing to resume from.", fix="pass log=FOLDER, too")
-        return fresh
-    if not (book / PLAN).exists():
-        return fresh
+        return new
+    if not (folder / PLAN).exists():
+        return new
     if not resume:
         raise AssemblyError(
-            f"{str(book)!r} holds the log of an assembly.",
+            f"{str(folder)!r} holds the log of an assembly.",
             fix="pass resume=True to go on with it, or another folder",
         )
-    held = Plan.load(book / PLAN)
+    old = Plan.load(folder / PLAN)
     differ = {
-        name: f"{shown(held.settings.get(name))} in the log, {value!r} here"
-        for name, value in fresh.settings.items()
-        if held.settings.get(name) != value
+        name: f"{shown(old.settings.get(name))} in the log, {value!r} here"
+        for name, value in new.settings.items()
+        if old.settings.get(name) != value
     }
-    if held.fingerprint != fresh.fingerprint:
+    if old.fingerprint != new.fingerprint:
         differ["base"] = "other weights"
     if differ:
         raise AssemblyError(
-            f"the log in {str(book)!r} is of another assembly.",
+            f"the log in {str(folder)!r} is of another assembly.",
             where=differ,
             fix="resume with the same base and arguments, or use another folder",
         )
-    return held
+    return old
 
 
-def _restaged(plan: Plan, made: Made) -> Stage:
+def _redone(plan: Plan, inputs: Inputs) -> ScratchModel:
     """A copy of the base after the accepted steps of a plan."""
-    if plan.fingerprint != fingerprint(state_of(made.base)):
+    if plan.fingerprint != fingerprint(state_of(inputs.base)):
         raise AssemblyError(
             f"the plan was made for other weights of {shown(plan.base)}.",
             fix="replay it on the very base that it was made with",
         )
-    pad = plan.settings.get("pad")
-    if pad not in ("zero", "keep"):
-        raise AssemblyError("the plan is damaged.", where={"settings": f"pad is {shown(pad)}"})
+    pad: Any = plan.settings.get("pad")
     # Plans of before blocks were kept together do not say how layers were paired.
     pairing = plan.settings.get("pairing", "layers")
-    if pairing not in ("blocks", "layers"):
-        raise AssemblyError(
-            "the plan is damaged.", where={"settings": f"pairing is {shown(pairing)}"}
-        )
-    stage = Stage(made.graph)
+    for name, value, choices in (
+        ("pad", pad, PADS),
+        ("pairing", pairing, ("blocks", "layers")),
+    ):
+        if value not in choices:
+            raise AssemblyError(
+                "the plan is damaged.", where={"settings": f"{name} is {shown(value)}"}
+            )
+    scratch = ScratchModel(inputs.graph)
     for step in plan.accepted:
-        giver = made.pool.get(step.number)
-        if giver is None:
-            raise AssemblyError(f"the plan merges source {step.number}, and there is none.")
-        meeting = meet(made.graph, giver, made.mapping, pairing)
-        if fingerprint(meeting.source_state) != step.fingerprint:
+        source = inputs.sources.get(step.number)
+        if source is None:
+            raise AssemblyError(
+                f"the plan merges source {step.number}, and there is none.",
+                fix="pass the sources that the plan names, in their order",
+            )
+        paired = pair_source(inputs.graph, source, inputs.mapping, pairing)
+        if fingerprint(paired.state) != step.fingerprint:
             raise AssemblyError(
                 f"source {step.number}, {shown(step.source)}, has other weights than the plan was made with.",
-                where={"given": shown(giver.name)},
+                where={"given": shown(source.name)},
                 fix="pass the sources in the order and state that they had",
             )
-        stage.commit(write_step(stage, alignment_of(meeting.problem, step), meeting, step, pad))
-    return stage
+        alignment = alignment_of(paired.problem, step)
+        scratch.commit(write_step(scratch, alignment, paired, step, pad))
+    return scratch
 
 
-def _replayed(plan: Plan, made: Made) -> Assembly:
-    return _finished(_restaged(plan, made), plan, made)
+def _replayed(plan: Plan, inputs: Inputs) -> Assembly:
+    return _finished(_redone(plan, inputs), plan, inputs)
 
 
-def _finished(stage: Stage, plan: Plan, made: Made) -> Assembly:
-    stage.show({})
-    model = stage.model
-    for mine, theirs in zip(model.modules(), made.base.modules(), strict=True):
-        mine.training = theirs.training
-    return Assembly(model, plan, made)
+def _finished(scratch: ScratchModel, plan: Plan, inputs: Inputs) -> Assembly:
+    scratch.show({})
+    model = scratch.model
+    for module, original in zip(model.modules(), inputs.base.modules(), strict=True):
+        module.training = original.training
+    return Assembly(model, plan, inputs)

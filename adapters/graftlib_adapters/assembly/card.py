@@ -1,7 +1,6 @@
 """The folder of an assembly: weights, what they are, where they come from.
 
-In: a model and its plan. Out: `FILES` in a folder. Always true: the files come together or not at all; the weights
-are safetensors; names of models and sources are untrusted text and stand escaped in the card.
+The files come together or not at all; names of models and sources are untrusted text and stand escaped in the card.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ FILES = {
     "model.safetensors": "the weights",
     "config.json": "the base's class, and the shape of every tensor",
     "plan.json": "every step, for graftlib_adapters.assembly.replay",
-    "report.json": "the steps without their permutations, scores, versions",
+    "report.json": "the steps without their permutations, metrics, versions",
     "README.md": "the model card",
 }
 _LIBRARIES = ("torch", "safetensors", "scipy", "graftlib")
@@ -66,7 +65,7 @@ def write(folder: str | Path, model: nn.Module, plan: Plan) -> Path:
 def config(model: nn.Module) -> dict[str, Any]:
     """The class and the tensors; with the model's own `config` where it has one that is plain."""
     state = model.state_dict()
-    made: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "class": f"{type(model).__module__}.{type(model).__qualname__}",
         "parameters": sum(p.numel() for p in model.parameters()),
         "tensors": {
@@ -76,8 +75,8 @@ def config(model: nn.Module) -> dict[str, Any]:
     }
     to_dict = getattr(getattr(model, "config", None), "to_dict", None)
     if callable(to_dict):
-        made["config"] = to_dict()
-    return made
+        facts["config"] = to_dict()
+    return facts
 
 
 def report(plan: Plan) -> dict[str, Any]:
@@ -88,8 +87,8 @@ def report(plan: Plan) -> dict[str, Any]:
         "settings": dict(plan.settings),
         "sources_seen": len(plan.steps),
         "sources_merged": len(plan.accepted),
-        "score_before": next((s.before for s in plan.steps if s.before is not None), None),
-        "score_after": next((s.after for s in reversed(plan.accepted)), None),
+        "metric_before": next((s.before for s in plan.steps if s.before is not None), None),
+        "metric_after": next((s.after for s in reversed(plan.accepted)), None),
         "stopped": plan.stopped,
         "steps": steps,
         "versions": {"python": platform.python_version(), **_versions()},
@@ -109,14 +108,14 @@ def card(plan: Plan) -> str:
         "training, by [graftlib](https://arxiv.org/abs/2503.21657). The architecture is the base's.",
         "",
         f"Base: {_plain(plan.base)}, SHA-256 of its tensors `{_hex(plan.fingerprint)}`. "
-        f"Chosen by: {_plain(str(plan.settings.get('judged_by', 'unknown')))}.",
+        f"Chosen by: {_plain(str(plan.settings.get('chosen_by', 'unknown')))}.",
         "",
-        "| step | source | SHA-256 | factor | modules | score before | after |",
+        "| step | source | SHA-256 | factor | modules | metric before | after |",
         "|---|---|---|---|---|---|---|",
         *(_row(i, step) for i, step in enumerate(plan.accepted, 1)),
         "",
         f"{len(plan.steps) - len(plan.accepted)} further sources were looked at and refused; `plan.json` says why. "
-        "Scores are those that the steps were chosen by, so they are not a test of the result.",
+        "The metric is the one that the steps were chosen by, so it is not a test of the result.",
         "",
         "## To do it again",
         "",
@@ -131,7 +130,7 @@ def card(plan: Plan) -> str:
 
 
 def _row(number: int, step: Step) -> str:
-    modules = "all that met" if step.layers is None else str(len(step.layers))
+    modules = "all that are paired" if step.layers is None else str(len(step.layers))
     cells = (
         str(number),
         _plain(step.source),
@@ -152,7 +151,7 @@ def _plain(text: str) -> str:
     """Untrusted text as Markdown shows it to the letter: no line break, no markup, no control character."""
     short = text if len(text) <= 120 else text[:119] + "…"
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in short)
-    return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", shown)
+    return _MARKUP.sub(lambda match: f"&#{ord(match[0])};", shown)
 
 
 def _hex(text: str) -> str:
@@ -181,22 +180,22 @@ def _weights(model: nn.Module) -> bytes:
 def _untied(model: nn.Module) -> dict[str, Tensor]:
     """Each tensor once, under its first name; contiguous, in memory of its own."""
     seen: set[int] = set()
-    found = {}
+    tensors = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) not in seen:
             seen.add(id(tensor))
-            found[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
-    return found
+            tensors[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
+    return tensors
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in _LIBRARIES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _json(record: Any) -> str:

@@ -1,8 +1,7 @@
-"""Merge layers of trained models into one by a plan in YAML: one file in, one folder out.
+"""``graftlib assemble``: merge layers of trained models into one by a recipe in YAML: one file in, one folder out.
 
-In: a YAML file that names a base, sources and what to choose by. Out: a folder of weights, config, card, plan, report.
-Always true: everything in the file is checked, and every file that it names looked for, before anything is executed;
-only what it names as FILE.py runs; a killed command goes on with ``--resume``. Elsewhere: the reading (`recipe`).
+Everything in the file is checked, and every file that it names looked for, before anything is executed; only what it
+names as FILE.py runs; a killed command goes on with ``--resume``.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ def register(app: typer.Typer) -> None:
 
 
 def assemble(
-    plan: Annotated[
+    recipe: Annotated[
         Path,
         typer.Argument(
-            help="A YAML file: base, sources, evaluate. It may name FILE.py, which is then executed: use only plans "
+            help="A YAML file: base, sources, evaluate. It may name FILE.py, which is then executed: use only recipes "
             "that you trust.",
             show_default=False,
         ),
@@ -45,32 +44,32 @@ def assemble(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Merge layers of trained models into one by a plan in YAML.
+    """Merge layers of trained models into one by a recipe in YAML.
 
-    Example: graftlib assemble plan.yaml out/
+    Example: graftlib assemble recipe.yaml out/
 
     The file, paths relative to it: {base: {model: nets.py:small, weights: base.safetensors}, sources: [{model:
-    nets.py:large, weights: a.safetensors}, {model: nets.py:other, folder: zoo}], evaluate: score.py:accuracy, settings:
-    {pad: keep}}.
+    nets.py:large, weights: a.safetensors}, {model: nets.py:other, folder: zoo}], evaluate: metric.py:accuracy,
+    settings: {pad: keep, restarts: 2}}.
     """
-    from . import recipe
+    from .recipe import read
 
-    wish = recipe.read(plan)
+    steps = read(recipe)
     if dry_run:
-        _say_plan(wish.facts(output), as_json)
+        _say_preview(steps.facts(output), as_json)
         return
     with redirect_stdout(sys.stderr):  # what factories print is no result
-        made = wish.run(output, resume=resume, jobs=jobs)
+        assembly = steps.run(output, resume=resume, jobs=jobs)
     if as_json:
         from .card import report
 
-        say_json({"out": str(output), **report(made.record)})
+        say_json({"out": str(output), **report(assembly.record)})
         return
-    say(made)
+    say(assembly)
     say(f"written to {output}")
 
 
-def _say_plan(facts: dict[str, Any], as_json: bool) -> None:
+def _say_preview(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         say_json(facts)
         return

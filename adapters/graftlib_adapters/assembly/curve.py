@@ -1,7 +1,6 @@
-"""What a walk from a base to a merged model looks like: scores at merging factors, and the figures read off them.
+"""What a walk from a base to a merged model looks like: metrics at merging factors, and the figures read off them.
 
-In: factors and scores. Out: `Curve`. Losses here are scores with the sign turned, whatever the score is; so all figures
-are in the unit of the score. Always true: the first factor is 0, the base itself. Not here: the merging (`lmc`).
+Losses here are metrics with the sign turned, whatever the metric is, so all figures are in its unit.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ def grid(points: int = 21) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Curve:
-    """Scores along merging factors.
+    """Metrics along merging factors.
 
     Attributes:
         factors: increasing, from 0.
-        scores: one a factor, larger is better; not finite where the merged model computes nothing sensible.
-        method: how the units were matched: a solver, ``identity``, ``random`` or ``shrink``.
+        scores: the metric at each factor, larger is better; not finite where a merged model computes nothing sensible.
+        method: how the units were aligned, see `Solver`.
         frame: ``base`` or ``union``.
         pad: ``zero`` or ``keep``.
         data: what data were used for: ``activations``, ``repair``, both, or nothing.
@@ -69,7 +68,7 @@ class Curve:
 
     @property
     def losses(self) -> tuple[float, ...]:
-        """The scores with their sign turned; infinite where a score is not finite."""
+        """The metrics with their sign turned; infinite where one is not finite."""
         return tuple(-s if math.isfinite(s) else math.inf for s in self.scores)
 
     @property
@@ -122,7 +121,7 @@ class Curve:
         Between two factors the loss is taken as straight, so a finer grid moves the answer a little.
 
         Args:
-            tolerance: in the unit of the score, at least 0.
+            tolerance: in the unit of the metric, at least 0.
 
         Returns:
             0 to the last factor.
@@ -155,7 +154,7 @@ class Curve:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Curve:
-        """The inverse of `to_json`; what follows from the scores is worked out anew.
+        """The inverse of `to_json`; what follows from them is worked out anew.
 
         Raises:
             AssemblyError: `values` are not those of a curve.

@@ -1,8 +1,4 @@
-"""Pictures of many walks: one cell for each ordered pair of a base and a source, as PNG and as JSON.
-
-In: names and a number a cell. Out: two files that say the same. Always true: a cell that is not there stays empty and
-is counted; names are drawn as text, whatever they hold.
-"""
+"""Pictures of many walks: one cell for each ordered pair of a base and a source, as PNG and as JSON."""
 
 from __future__ import annotations
 
@@ -105,16 +101,16 @@ class HeatMap:
 
 def _drawn(heat: HeatMap) -> bytes:
     size = 2.5 + 0.26 * max(len(heat.bases), len(heat.sources))
-    made = figure(size + 1, size)
-    axes = made.add_subplot()
+    picture = figure(size + 1, size)
+    axes = picture.add_subplot()
     values = [[math.nan if v is None else v for v in row] for row in heat.rows()]
     # Light is better, as in the papers that draw these.
     shades = "viridis" if heat.better == "high" else "viridis_r"
     image = axes.imshow(values, cmap=shades, aspect="auto")
     axes.set_xticks(range(len(heat.sources)), texts(heat.sources), rotation=90, fontsize=7)
     axes.set_yticks(range(len(heat.bases)), texts(heat.bases), fontsize=7)
-    axes.set_xlabel("source (gives)")
-    axes.set_ylabel("base (receives)")
+    axes.set_xlabel("source")
+    axes.set_ylabel("base")
     axes.set_title(texts([heat.title])[0], fontsize=9)
-    made.colorbar(image, ax=axes, label=texts([heat.measure])[0])
-    return png(made)
+    picture.colorbar(image, ax=axes, label=texts([heat.measure])[0])
+    return png(picture)

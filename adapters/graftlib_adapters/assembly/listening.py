@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .records import BlockPair, Problem, TensorPair
+from .problem import BlockPair, Problem, TensorPair
 
 __all__ = ["Batches", "evaluating", "hooked", "makers", "run", "units"]
 
@@ -87,6 +87,6 @@ def run(model: nn.Module, batch: Any) -> Any:
 
 def _whole(blocks: Sequence[BlockPair]) -> int | None:
     """The class pair that moves a whole axis; None where there is none, or several."""
-    if len(blocks) != 1 or len(blocks[0].factors) != 1:
+    if len(blocks) != 1 or len(blocks[0].classes) != 1:
         return None
-    return blocks[0].factors[0].pair
+    return blocks[0].classes[0]

@@ -1,39 +1,44 @@
 """Linear mode connectivity of a base and a source that need not look alike: what merging costs, factor by factor.
 
-In: two models, a score on held-out data. Out: a `Curve`, or one for each control. Always true: neither model is
-changed; every curve begins at the base to the bit; what is judged is a merged model that really ran. Elsewhere: the
-figures of a curve (`curve`), pictures of many (`heatmap`).
+Every curve begins at the base to the bit; what is measured is a merged model that really ran. The figures of a curve
+are in `curve`, pictures of many in `heatmap`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
-from graftlib.arguments import Seed, Some, check
+from graftlib.arguments import Seed, check
 from graftlib.errors import shown
-from graftlib.graph import LayerGraph, trace
-from graftlib.graph.structure import duplicate, own, shell
+from graftlib.graph import LayerGraph, duplicate, own, shell, trace
 
 from .activations import costs
+from .alignment import Alignment
 from .curve import Curve, grid
 from .listening import Batches
-from .matching import Alignment, align
-from .meeting import METHODS, Declared, Evaluate, Meeting, Method, Pad, Stage, between, meet, scored
-from .merging import PADS
-from .pairing import Problem, problem
+from .matching import align
+from .merging import PADS, Pad
+from .options import Method, Solver
+from .paired_source import Declared, PairedSource, pair_graphs, pair_source
+from .pairing import problem
 from .permutation import AssemblyError
+from .problem import Problem
 from .repair import repair as repaired
-from .zoo import Args, Giver, givers, state_of
+from .scratch_model import Evaluate, ScratchModel, measured
+from .zoo import Args, Source, sources_of, state_of
 
-__all__ = ["CONTROLS", "controls", "lmc", "walk"]
+__all__ = ["CONTROLS", "controls", "lmc"]
 
 Frame = Literal["base", "union"]
 MatchOn = Literal["weights", "activations"]
-Mend = Callable[[nn.Module, float], nn.Module]
+Repair = Callable[
+    [nn.Module, float], nn.Module
+]  # (merged model, its factor) -> the model that is measured
 
 
 def lmc(
@@ -44,98 +49,56 @@ def lmc(
     args: Args = (),
     kwargs: Mapping[str, Any] | None = None,
     factors: Sequence[float] | None = None,
-    method: Method = "coordinate",
-    score: Literal["l2", "inner"] | None = None,
+    solver: Solver | None = None,
     frame: Frame = "base",
     pad: Pad = "zero",
     layers: Sequence[str] | None = None,
     mapping: Declared = None,
-    restarts: int = 0,
     seed: int = 0,
     batches: Batches | None = None,
     match_on: MatchOn = "weights",
     repair: bool = False,
 ) -> Curve:
-    """Merge a source into a base at rising factors and score each merged model.
+    """Merge a source into a base at rising factors and measure each merged model.
 
     Args:
         base: receives; not changed.
         source: gives: a model, ``(model, args, kwargs)`` or a `ZooEntry`.
-        evaluate: model -> score, larger is better, on held-out data; called in eval mode; must not change the model.
+        evaluate: model -> metric, larger is better, on held-out data; called in eval mode; must not change the model.
         args: positional example inputs of the base, and of a source that brings none.
         kwargs: the same by keyword.
         factors: merging factors, rising from 0; by default 21 from 0 to 1.
-        method: how units are matched: ``coordinate``, ``frank-wolfe``, or the controls ``identity`` (unit i reads unit
-            i), ``random``, and ``shrink``, which merges a source that holds nothing: W = (1 - l) W_B.
-        score: what the solver maximises, see `matching.match`; None: ``l2``, in the union frame ``inner``.
+        solver: how units are aligned, the controls among its methods.
         frame: ``base``: the base's architecture stays. ``union``: both models are widened to the larger sizes first,
             so that both ends of the walk are the originals.
         pad: what entries of the base do that read nothing: ``zero``: shrink; ``keep``: stay.
-        layers: merge only tensors of these modules of the base; None: all that meet.
-        mapping: which layers meet: links as pairs of patterns (source, base), a `graftlib.Mapping`, or a function
-            (source graph, base graph) -> mapping; None: found by order and kind.
-        restarts: random restarts of the solver.
+        layers: merge only tensors of these modules of the base; None: all that are paired.
+        mapping: which layers are paired: links as pairs of patterns (source, base), a `graftlib.Mapping`, or a
+            function (source graph, base graph) -> mapping; None: by order and kind.
         seed: of the solver.
         batches: data for the two options below, a list or a loader; none are needed otherwise. Each is a tensor, a
             tuple of arguments or a mapping of keywords that both models take, on their devices; not `evaluate`'s.
-        match_on: ``weights``, or ``activations``: units meet by the correlation of what they put out on `batches`,
-            where a layer makes a whole class; weights decide the others.
+        match_on: ``weights``, or ``activations``: units are aligned by the correlation of what they put out on
+            `batches`, where a layer makes a whole class; weights decide the others.
         repair: give every merged model the statistics that lie between those of base and source on `batches`
             (`repair.repair`); a ``shrink`` walk, whose source holds nothing, gets those of the base.
 
     Raises:
-        AssemblyError: nothing meets, the union frame is not to be had (its message says why), or `batches` and what
-            they are for do not go together.
+        AssemblyError: no tensor is paired, the union frame is not to be had (its message says why), or `batches` and
+            what they are for do not go together.
     """
-    check(
-        AssemblyError,
-        base=(base, (nn.Module,)),
-        evaluate=(evaluate, (Callable,)),
-        factors=(factors, list[float] | None),
-        score=(score, Literal["l2", "inner"] | None),
-        frame=(frame, Literal["base", "union"]),
-        pad=(pad, Literal["zero", "keep"]),
-        layers=(layers, list[str] | None),
-        restarts=(restarts, Some),
-        seed=(seed, Seed),
-        repair=(repair, bool),
-    )
-    _known(method)
-    _points(factors)
-    data = _Data(batches, match_on, repair)
-    giver = _one(source, args, kwargs)
-    wanted = score or ("inner" if frame == "union" else "l2")
-    options: dict[str, Any] = {
-        "method": method,
-        "score": wanted,
-        "restarts": int(restarts),
-        "seed": int(seed),
-    }
+    solver = solver or Solver()
+    check(AssemblyError, frame=(frame, Literal["base", "union"]), pad=(pad, Pad))
+    walk = _Walk(base, source, evaluate, args, kwargs, factors, layers, mapping, seed,
+                 _Data(batches, match_on, repair))  # fmt: skip
     if frame == "union":
-        if layers is not None or method == "shrink":
+        if layers is not None or solver.method == "shrink":
             raise AssemblyError(
                 "the union frame walks from one whole model to the other.",
-                fix="leave layers out and use a method that matches, or frame='base'",
+                fix="leave layers out and use a method that aligns, or frame='base'",
             )
-        return _between(trace(base, args, kwargs), giver, mapping, evaluate, factors, options, data)
-    graph = trace(base, args, kwargs)
-    base, stage = graph.model, Stage(graph)
-    meeting, model = data.meet(graph, giver, mapping)
-    alignment = meeting.align(
-        stage.state, costs=data.costs(meeting.problem, base, model), **options
-    )
-    return walk(
-        stage,
-        meeting,
-        alignment,
-        evaluate,
-        factors=factors,
-        method=method,
-        pad=pad,
-        layers=layers,
-        mend=data.mend(base, model, alignment, method, layers),
-        data=data.uses,
-    )
+        return walk.union(replace(solver, objective=solver.objective or "inner"))
+    return walk.curve(solver, walk.align(solver), pad)
 
 
 CONTROLS = tuple(
@@ -152,11 +115,9 @@ def controls(
     kwargs: Mapping[str, Any] | None = None,
     factors: Sequence[float] | None = None,
     which: Sequence[str] = CONTROLS,
-    method: Method = "coordinate",
-    score: Literal["l2", "inner"] = "l2",
+    solver: Solver | None = None,
     layers: Sequence[str] | None = None,
     mapping: Declared = None,
-    restarts: int = 0,
     seed: int = 0,
     batches: Batches | None = None,
     match_on: MatchOn = "weights",
@@ -164,7 +125,7 @@ def controls(
 ) -> dict[str, Curve]:
     """The walk and everything that it must beat, in one call; arguments as for `lmc`.
 
-    Without shrink and random one cannot tell a transfer from a base that bears small factors of anything.
+    Without shrink and random one cannot tell a transfer from a base that tolerates small factors of anything.
 
     Args:
         base: as for `lmc`, and so are those not named here.
@@ -174,11 +135,9 @@ def controls(
         kwargs: as for `lmc`.
         factors: as for `lmc`.
         which: of `CONTROLS`: ``matched``, ``identity``, ``random`` and ``shrink``, each with ``zero`` and ``keep``.
-        method: the solver of ``matched``.
-        score: as for `lmc`.
+        solver: of ``matched``.
         layers: as for `lmc`.
         mapping: as for `lmc`.
-        restarts: as for `lmc`.
         seed: as for `lmc`.
         batches: as for `lmc`.
         match_on: as for `lmc`, of ``matched`` and ``shrink``.
@@ -188,116 +147,132 @@ def controls(
         name -> curve, in the order of `which`.
 
     Raises:
-        AssemblyError: nothing meets, or a name is none of `CONTROLS`.
+        AssemblyError: no tensor is paired, or a name is none of `CONTROLS`.
     """
-    check(
-        AssemblyError,
-        base=(base, (nn.Module,)),
-        evaluate=(evaluate, (Callable,)),
-        factors=(factors, list[float] | None),
-        which=(which, list[str]),
-        score=(score, Literal["l2", "inner"]),
-        layers=(layers, list[str] | None),
-        restarts=(restarts, Some),
-        seed=(seed, Seed),
-        repair=(repair, bool),
-    )
+    solver = solver or Solver()
+    check(AssemblyError, which=(which, list[str]))
     for name in which:
         if name not in CONTROLS:
             raise AssemblyError(f"{shown(name)} is no control.", fix=f"use some of {CONTROLS}")
-    _known(method)
-    _points(factors)
-    data = _Data(batches, match_on, repair)
-    graph = trace(base, args, kwargs)
-    base, stage = graph.model, Stage(graph)
-    giver = _one(source, args, kwargs)
-    meeting, model = data.meet(graph, giver, mapping)
-    heard = data.costs(meeting.problem, base, model)
-    options: dict[str, Any] = {"score": score, "restarts": int(restarts), "seed": int(seed)}
+    walk = _Walk(base, source, evaluate, args, kwargs, factors, layers, mapping, seed,
+                 _Data(batches, match_on, repair))  # fmt: skip
     alignments: dict[str, Alignment] = {}
-    found: dict[str, Curve] = {}
+    curves: dict[str, Curve] = {}
     for name in which:
-        how, pad = name.split(", ")
-        used: Any = method if how == "matched" else how
-        if how not in alignments:
+        control, pad = name.split(", ")
+        how = solver if control == "matched" else replace(solver, method=cast(Method, control))
+        if control not in alignments:
             # A source that holds nothing is best where the source itself would stand.
-            same = alignments.get("matched") if how == "shrink" else None
-            alignments[how] = same or meeting.align(
-                stage.state, method=used, costs=heard, **options
-            )
-        found[name] = walk(
-            stage,
-            meeting,
-            alignments[how],
-            evaluate,
-            factors=factors,
-            method=used,
-            pad="keep" if pad == "keep" else "zero",
-            layers=layers,
-            mend=data.mend(base, model, alignments[how], used, layers),
-            data=data.uses,
+            same = alignments.get("matched") if control == "shrink" else None
+            alignments[control] = same or walk.align(how)
+        curves[name] = walk.curve(how, alignments[control], cast(Pad, pad))
+    return curves
+
+
+class _Walk:
+    """A base and a source between which one walks; arguments as for `lmc`."""
+
+    def __init__(
+        self,
+        base: nn.Module,
+        source: Any,
+        evaluate: Evaluate,
+        args: Args,
+        kwargs: Mapping[str, Any] | None,
+        factors: Sequence[float] | None,
+        layers: Sequence[str] | None,
+        mapping: Declared,
+        seed: int,
+        data: _Data,
+    ) -> None:
+        check(
+            AssemblyError,
+            base=(base, (nn.Module,)),
+            evaluate=(evaluate, (Callable,)),
+            factors=(factors, list[float] | None),
+            layers=(layers, list[str] | None),
+            seed=(seed, Seed),
         )
-    return found
+        self.factors = grid() if factors is None else tuple(map(float, factors))
+        Curve(self.factors, self.factors)  # refuses what no curve has
+        self.evaluate, self.layers, self.mapping = evaluate, layers, mapping
+        self.seed, self.data = int(seed), data
+        self.source = _one(source, args, kwargs)
+        self.graph = trace(base, args, kwargs)
 
+    # --- in the base frame ----------------------------------------------------------------------------------------
 
-def walk(
-    stage: Stage,
-    meeting: Meeting,
-    alignment: Alignment,
-    evaluate: Evaluate,
-    *,
-    factors: Sequence[float] | None = None,
-    method: Method = "coordinate",
-    pad: Pad = "zero",
-    layers: Sequence[str] | None = None,
-    mend: Mend | None = None,
-    data: tuple[str, ...] = (),
-) -> Curve:
-    """The curve of one alignment that is there already; arguments as for `lmc`. The stage is left at its base.
+    @cached_property
+    def scratch(self) -> ScratchModel:
+        return ScratchModel(self.graph)
 
-    `mend` makes of a merged model and its factor, above 0, the model that is judged; `data` is noted in the curve.
-    """
-    points = _points(factors)
-    given = meeting.given(method)
-    scores = []
-    for factor in points:
-        changed = stage.merge(alignment, given, factor, pad=pad, layers=layers) if factor else {}
-        model = stage.show(changed)
-        scores.append(scored(evaluate, mend(model, factor) if factor and mend else model))
-    stage.show({})
-    return Curve(points, tuple(scores), method, "base", pad, data)
+    @cached_property
+    def paired(self) -> PairedSource:
+        source = self.source
+        if self.source_model is None:
+            return pair_source(self.graph, source, self.mapping)
+        return pair_graphs(self.graph, self.source_graph, source.state, self.mapping, source.name)
 
+    @cached_property
+    def source_graph(self) -> LayerGraph:
+        return self.source.graph_with_values()
 
-def _between(
-    base: LayerGraph,
-    giver: Giver,
-    mapping: Declared,
-    evaluate: Evaluate,
-    factors: Sequence[float] | None,
-    options: Mapping[str, Any],
-    data: _Data,
-) -> Curve:
-    """Both models in the architecture that holds both; the ends compute what the originals do."""
-    source = giver.valued()
-    meeting = between(base, source, giver.state, mapping, giver.name)
-    heard = data.costs(meeting.problem, base.model, source.model)
-    alignment = meeting.align(state_of(base.model), costs=heard, **options)
-    from .frames import union
+    @property
+    def source_model(self) -> nn.Module | None:
+        """The source with its values, where it will have to run."""
+        return self.source_graph.model if self.data.uses else None
 
-    both = union(base, source, alignment)
-    mend = None
-    if data.repair:
-        wide = trace(both.base, *base.example)
-        same = problem(wide, wide)
-        state = state_of(both.base)
-        beside = align(same, state, state, method="identity")
-        mend = data.mend(both.base, both.source, beside, options["method"], None)
-    model = duplicate(both.base, own)
-    points, scores = _points(factors), []
-    for factor in points:
-        both.write(model, factor)
-        scores.append(scored(evaluate, mend(model, factor) if factor and mend else model))
-    return Curve(points, tuple(scores), options["method"], "union", "", data.uses)
+    @cached_property
+    def costs(self) -> dict[int, Tensor] | None:
+        return self.data.costs(self.paired.problem, self.graph.model, self.source_model)
+
+    def align(self, solver: Solver) -> Alignment:
+        """The source to the base."""
+        return self.paired.align(self.scratch.state, solver, seed=self.seed, costs=self.costs)
+
+    def curve(self, solver: Solver, alignment: Alignment, pad: Pad) -> Curve:
+        """The walk at all factors."""
+        repair = self.data.repair_by(
+            self.graph.model, self.source_model, alignment, solver, self.layers
+        )
+        state, scratch = self.paired.merged_state(solver), self.scratch
+        metrics = []
+        for factor in self.factors:
+            changed = (
+                scratch.merge(alignment, state, factor, pad=pad, layers=self.layers)
+                if factor
+                else {}
+            )
+            metrics.append(self._measured(scratch.show(changed), factor, repair))
+        scratch.show({})
+        return Curve(self.factors, tuple(metrics), solver.method, "base", pad, self.data.uses)
+
+    # --- in the union frame ---------------------------------------------------------------------------------------
+
+    def union(self, solver: Solver) -> Curve:
+        """Both models in the architecture that holds both; the ends compute what the originals do."""
+        from .union_frame import union
+
+        base, source = self.graph, self.source_graph
+        paired = pair_graphs(base, source, self.source.state, self.mapping, self.source.name)
+        by_data = self.data.costs(paired.problem, base.model, source.model)
+        state = state_of(base.model)
+        both = union(base, source, paired.align(state, solver, seed=self.seed, costs=by_data))
+        repair = None
+        if self.data.repair:
+            wide = trace(both.base, *base.example)
+            state = state_of(both.base)
+            beside = align(problem(wide, wide), state, state, method="identity")
+            repair = self.data.repair_by(both.base, both.source, beside, solver, None)
+        model = duplicate(both.base, own)
+        metrics = []
+        for factor in self.factors:
+            both.write(model, factor)
+            metrics.append(self._measured(model, factor, repair))
+        return Curve(self.factors, tuple(metrics), solver.method, "union", "", self.data.uses)
+
+    def _measured(self, model: nn.Module, factor: float, repair: Repair | None) -> float:
+        return measured(self.evaluate, repair(model, factor) if factor and repair else model)
 
 
 @dataclass(frozen=True)
@@ -309,6 +284,7 @@ class _Data:
     repair: bool
 
     def __post_init__(self) -> None:
+        check(AssemblyError, repair=(self.repair, bool))
         if not isinstance(self.match_on, str) or self.match_on not in ("weights", "activations"):
             raise AssemblyError(
                 f"match_on={shown(self.match_on)} is none.", fix="use 'weights' or 'activations'"
@@ -326,65 +302,45 @@ class _Data:
 
     @property
     def uses(self) -> tuple[str, ...]:
-        heard = ("activations",) if self.match_on == "activations" else ()
-        return (*heard, "repair") if self.repair else heard
-
-    def meet(
-        self, base: LayerGraph, giver: Giver, mapping: Declared
-    ) -> tuple[Meeting, nn.Module | None]:
-        """What meets, and the source's model with its values where it will have to run."""
-        if not self.uses:
-            return meet(base, giver, mapping), None
-        source = giver.valued()
-        return between(base, source, giver.state, mapping, giver.name), source.model
+        """What data are used for."""
+        used = {"activations": self.match_on == "activations", "repair": self.repair}
+        return tuple(name for name, each in used.items() if each)
 
     def costs(
-        self, found: Problem, base: nn.Module, source: nn.Module | None
+        self, task: Problem, base: nn.Module, source: nn.Module | None
     ) -> dict[int, Tensor] | None:
+        """Similarities of units by what they put out; None where weights decide."""
         if self.match_on == "weights" or self.batches is None or source is None:
             return None
-        return costs(found, base, source, self.batches)
+        return costs(task, base, source, self.batches)
 
-    def mend(
+    def repair_by(
         self,
         base: nn.Module,
         source: nn.Module | None,
         alignment: Alignment,
-        method: str,
+        solver: Solver,
         layers: Sequence[str] | None,
-    ) -> Mend | None:
-        """REPAIR on a copy, as a stage knows only what a merge wrote."""
+    ) -> Repair | None:
+        """REPAIR on a copy, as a scratch model knows only what a merge wrote."""
         if not self.repair or self.batches is None or source is None:
             return None
         batches = self.batches
 
-        def mended(model: nn.Module, factor: float) -> nn.Module:
-            made = duplicate(model, own)
-            goal = 0.0 if method == "shrink" else factor
-            repaired(shell(made), base, source, alignment, batches, goal, layers=layers)
-            return made
+        def repair(model: nn.Module, factor: float) -> nn.Module:
+            copy = duplicate(model, own)
+            goal = 0.0 if solver.method == "shrink" else factor
+            repaired(shell(copy), base, source, alignment, batches, goal, layers=layers)
+            return copy
 
-        return mended
+        return repair
 
 
-def _one(source: Any, args: Args, kwargs: Mapping[str, Any] | None) -> Giver:
-    giver = next(givers(source, args, kwargs), None)
-    if giver is None:
+def _one(source: Any, args: Args, kwargs: Mapping[str, Any] | None) -> Source:
+    one = next(sources_of(source, args, kwargs), None)
+    if one is None:
         raise AssemblyError(
             f"source={shown(source)} holds no model.",
             fix="give a model, (model, args, kwargs) or a ZooEntry",
         )
-    return giver
-
-
-def _points(factors: Sequence[float] | None) -> tuple[float, ...]:
-    points = grid() if factors is None else tuple(map(float, factors))
-    Curve(points, points)  # refuses what no curve has
-    return points
-
-
-def _known(method: str) -> None:
-    if not isinstance(method, str) or method not in METHODS:
-        raise AssemblyError(
-            f"method={shown(method)} is none.", fix="use one of " + ", ".join(map(repr, METHODS))
-        )
+    return one

@@ -1,8 +1,4 @@
-"""Walk from one model to another in merging factors, with every control, and say what it costs.
-
-In: two models by name, their weights, a scorer. Out: figures on stdout; curves as PNG and JSON where asked for. Always
-true: names are looked up before anything is executed; neither model is changed.
-"""
+"""``graftlib lmc``: walk from one model to another in merging factors, with every control, and say what it costs."""
 
 from __future__ import annotations
 
@@ -36,20 +32,30 @@ class Pad(StrEnum):
     keep = "keep"
 
 
+class Method(StrEnum):
+    """How units are aligned."""
+
+    coordinate = "coordinate"
+    frank_wolfe = "frank-wolfe"
+    identity = "identity"
+    random = "random"
+    shrink = "shrink"
+
+
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
     app.command("lmc")(lmc)
 
 
 def lmc(
-    base: Annotated[str, typer.Argument(help="The model that receives: " + HELP)],
-    source: Annotated[str, typer.Argument(help="The model that gives, named alike.")],
+    base: Annotated[str, typer.Argument(help="The base, which receives: " + HELP)],
+    source: Annotated[str, typer.Argument(help="The source, named like the base.")],
     evaluate: Annotated[
         str,
         typer.Option(
             "--evaluate",
             metavar="FILE.py:FUNCTION",
-            help="model -> score on held-out data, larger is better. The file is executed.",
+            help="model -> metric on held-out data, larger is better. The file is executed.",
         ),
     ],
     base_weights: Annotated[
@@ -64,7 +70,7 @@ def lmc(
         Pad, typer.Option("--pad", help="zero shrinks what reads nothing, keep leaves it.")
     ] = Pad.zero,
     tolerance: Annotated[
-        float, typer.Option("--tolerance", min=0.0, help="Of the threshold, in the score's unit.")
+        float, typer.Option("--tolerance", min=0.0, help="Of the threshold, in the metric's unit.")
     ] = 0.01,
     controls: Annotated[
         bool, typer.Option("--controls", help="Also walk with no, random and empty alignment.")
@@ -73,6 +79,12 @@ def lmc(
         Path | None,
         typer.Option("-o", "--out", metavar="FILE.png", help="Draw the curves; JSON beside it."),
     ] = None,
+    method: Annotated[
+        Method, typer.Option("--method", help="How units are aligned, or a control.")
+    ] = Method.coordinate,
+    restarts: Annotated[
+        int, typer.Option("--restarts", min=0, help="Random starts of the solver.")
+    ] = 0,
     seed: Seed = 0,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -81,10 +93,10 @@ def lmc(
     """Walk from one model to another in merging factors, and say what it costs.
 
     Example: graftlib lmc nets.py:small nets.py:large --base-weights a.safetensors --source-weights b.safetensors
-    --evaluate score.py:accuracy --controls -o curves.png
+    --evaluate metric.py:accuracy --controls -o curves.png
     """
     if dry_run:
-        _say_plan([base, source, evaluate], output, as_json)
+        _say_preview([base, source, evaluate], output, as_json)
         return
     with redirect_stdout(sys.stderr):
         curves = _walked(
@@ -93,12 +105,13 @@ def lmc(
             evaluate,
             inputs,
             {"points": points, "pad": pad.value, "seed": seed, "controls": controls},
+            {"method": method.value, "restarts": restarts},
         )
-    found = {
+    figures = {
         name: {**curve.to_json(), "threshold": curve.threshold(tolerance)}
         for name, curve in curves.items()
     }
-    record = {"base": base, "source": source, "tolerance": tolerance, "curves": found}
+    record = {"base": base, "source": source, "tolerance": tolerance, "curves": figures}
     if output is not None:
         _draw(output, curves, record)
     if as_json:
@@ -114,7 +127,8 @@ def _walked(
     source: tuple[str, Path | None],
     evaluate: str,
     inputs: list[str] | None,
-    wish: dict[str, Any],
+    options: dict[str, Any],
+    solver: dict[str, Any],
 ) -> dict[str, Curve]:
     from graftlib.cli.models import load_model
     from graftlib.cli.names import find_model
@@ -122,31 +136,33 @@ def _walked(
 
     from .curve import grid
     from .lmc import controls, lmc
+    from .options import Solver
     from .recipe import function
 
     for name in (base[0], source[0], evaluate):
         find_model(name)
-    scorer = function(evaluate)
-    receiver, giver = (
+    metric = function(evaluate)
+    one, other = (
         load_model(
             name,
             values=True,
-            **load_options(inputs, None, weights, Device.cpu, wish["seed"]),
+            **load_options(inputs, None, weights, Device.cpu, options["seed"]),
         )
         for name, weights in (base, source)
     )
     shared: dict[str, Any] = {
-        "evaluate": scorer,
-        "args": receiver.args,
-        "kwargs": receiver.kwargs,
-        "factors": grid(wish["points"]),
-        "seed": wish["seed"],
+        "evaluate": metric,
+        "args": one.args,
+        "kwargs": one.kwargs,
+        "factors": grid(options["points"]),
+        "solver": Solver(**solver),
+        "seed": options["seed"],
     }
-    given = (giver.model, giver.args, giver.kwargs)
-    if wish["controls"]:
-        found = controls(receiver.model, given, **shared)
-        return {name: curve for name, curve in found.items() if curve.pad == wish["pad"]}
-    return {"matched": lmc(receiver.model, given, pad=wish["pad"], **shared)}
+    given = (other.model, other.args, other.kwargs)
+    if options["controls"]:
+        curves = controls(one.model, given, **shared)
+        return {name: curve for name, curve in curves.items() if curve.pad == options["pad"]}
+    return {"matched": lmc(one.model, given, pad=options["pad"], **shared)}
 
 
 def _draw(path: Path, curves: dict[str, Curve], record: dict[str, Any]) -> None:
@@ -171,11 +187,11 @@ def _table(curves: dict[str, Curve], tolerance: float) -> str:
     return "\n".join([head, *rows])
 
 
-def _say_plan(names: list[str], output: Path | None, as_json: bool) -> None:
+def _say_preview(names: list[str], output: Path | None, as_json: bool) -> None:
     from graftlib.cli.names import find_model
 
-    found = [find_model(name) for name in names]
-    files = list(dict.fromkeys(str(f.path) for f in found if f.library == "file"))
+    models = [find_model(name) for name in names]
+    files = list(dict.fromkeys(str(f.path) for f in models if f.library == "file"))
     writes = [str(output), str(output.with_suffix(".json"))] if output else []
     if as_json:
         say_json({"dry_run": True, "models": names[:2], "executes": files, "writes": writes})

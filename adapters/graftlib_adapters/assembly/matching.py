@@ -1,14 +1,12 @@
 """Weight matching: the permutations of all class pairs at once, from the weights.
 
-Coordinate descent is algorithm 1 of Git Re-Basin (Ainsworth et al. 2022), for classes of unequal sizes. Always true:
-every permutation has min(m, p) matches; the objective never falls from one sweep to the next; equal arguments give
-equal results. The objective and its gains are in `objective`, Frank-Wolfe in `relaxed`; `gain_cache` and `pricing`
-only save time.
+Coordinate descent is algorithm 1 of Git Re-Basin (Ainsworth et al. 2022), for classes of unequal sizes: every
+permutation has min(m, p) matches, and the objective never falls from one sweep to the next. `gain_cache` and
+`sparse_assignment` only save time.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -16,19 +14,19 @@ import torch
 from torch import Tensor
 
 from .alignment import Alignment
+from .assignment import assign
+from .frank_wolfe import frank_wolfe
 from .gain_cache import GainCache
-from .objective import Objective, State
+from .objective import Objective, ObjectiveName, State
 from .permutation import AssemblyError, Permutation
-from .records import Problem
-from .relaxed import frank_wolfe
-from .solvers import Score, assign, least
+from .problem import Problem
+from .start import outward
 
 __all__ = ["METHODS", "Alignment", "Method", "align"]
 
 Method = Literal["coordinate", "frank-wolfe", "identity", "random"]
 METHODS: tuple[Method, ...] = ("coordinate", "frank-wolfe", "identity", "random")
 Permutations = dict[int, Permutation]  # by the number of the class pair in `Problem.classes`
-_LARGEST_BOUNDED = 4096  # assignments that are solved to bound one class
 
 
 def align(
@@ -37,7 +35,7 @@ def align(
     source_state: State,
     *,
     method: Method = "coordinate",
-    score: Score = "l2",
+    objective: ObjectiveName = "l2",
     restarts: int = 0,
     seed: int = 0,
     start: Mapping[int, Permutation] | None = None,
@@ -52,11 +50,11 @@ def align(
     al. 2024) moves all classes at once through relaxed permutations and ends with coordinate descent.
 
     Args:
-        problem: which tensors and classes meet.
+        problem: which tensors and classes are paired.
         base_state: FQN -> tensor, any dtype and device; not changed.
         source_state: the same of the source.
         method: one of `METHODS`; ``identity`` and ``random`` are controls that do not look at the weights.
-        score: ``l2`` (distance, right where source units are dropped) or ``inner`` (inner product).
+        objective: ``l2`` (distance, right where source units are dropped) or ``inner`` (inner product).
         restarts: further random starts; the best objective is kept.
         seed: of the order of classes and of random starts.
         start: class pair -> permutation to begin with; pairs that are absent begin as described above.
@@ -71,35 +69,35 @@ def align(
     """
     if method not in METHODS:
         raise AssemblyError(
-            f"method='{method}' is no way to match.", fix="use one of " + ", ".join(METHODS)
+            f"method='{method}' is no way to align.", fix="use one of " + ", ".join(METHODS)
         )
-    _check(problem, start or {}, costs or {})
-    objective = Objective(problem, base_state, source_state, score)
+    _check_shapes(problem, start or {}, costs or {})
+    goal = Objective(problem, base_state, source_state, objective)
     random = torch.Generator().manual_seed(seed)
     if method == "identity":
-        return _control(objective, problem, Permutation.identity)
+        return _control(goal, problem, Permutation.identity)
     if method == "random":
-        return _control(objective, problem, lambda m, p: Permutation.random(m, p, random))
+        return _control(goal, problem, lambda m, p: Permutation.random(m, p, random))
 
     by_cost = {c: assign(cost) for c, cost in (costs or {}).items()}
-    given = {**(start or {}), **by_cost}
-    # Starts have random numbers of their own: the first way is the same however many follow, so more are never worse.
+    fixed = {**(start or {}), **by_cost}
+    # Starts have random numbers of their own: the first is the same however many follow, so more are never worse.
     starts = torch.Generator().manual_seed(seed + 1)
-    drawn = [
-        {c: Permutation.random(m, p, starts) for c, (m, p) in enumerate(objective.sizes)}
+    random_starts = [
+        {c: Permutation.random(m, p, starts) for c, (m, p) in enumerate(goal.sizes)}
         for _ in range(restarts)
     ]
     best: tuple[Permutations, tuple[float, ...]] | None = None
-    for first in (None, *drawn):
-        gains = GainCache(objective)
-        begin = outward(objective, gains, given) if first is None else {**first, **given}
+    for first in (None, *random_starts):
+        gains = GainCache(goal)
+        begin = outward(goal, gains, fixed) if first is None else {**first, **fixed}
         if method == "frank-wolfe":
-            begin = frank_wolfe(objective, begin, keep=set(by_cost))
-        improved = descend(objective, gains, begin, set(by_cost), sweeps, random)
+            begin = frank_wolfe(goal, begin, keep=set(by_cost))
+        improved = descend(goal, gains, begin, set(by_cost), sweeps, random)
         if best is None or improved[1][-1] > best[1][-1]:
             best = improved
     assert best is not None
-    return Alignment(problem, best[0], best[1][-1], best[1], score)
+    return Alignment(problem, best[0], best[1][-1], best[1])
 
 
 def descend(
@@ -170,50 +168,18 @@ def improve(
     return (new, after - before) if after > before + margin else (None, 0.0)
 
 
-def outward(
-    objective: Objective, gains: GainCache, given: Mapping[int, Permutation]
-) -> Permutations:
-    """The start: class by class, each from what is determined by then; fixed orders first, then the classes solved."""
-    permutations = dict(given)
-    left = set(range(len(objective.sizes))) - set(permutations)
-    while left:
-        known = set(permutations)
-        c = max(left, key=lambda c: (objective.determined_share(c, known), -c))
-        if objective.determined_share(c, known):
-            permutations[c] = gains.assign(c, gains.cost(c, _reads(permutations), known))
-        else:
-            c, permutations[c] = _bounded(objective, permutations, left)
-        left.discard(c)
-    return permutations
-
-
-def _bounded(
-    objective: Objective, permutations: Permutations, left: set[int]
-) -> tuple[int, Permutation]:
-    """No class is determined: the smallest one with exactly one undetermined neighbour, by an upper bound per pair."""
-    known = set(permutations)
-    candidates = [
-        c
-        for c in left
-        if objective.undetermined_neighbours(c, known)
-        and math.prod(objective.sizes[c]) <= _LARGEST_BOUNDED
-    ]
-    if not candidates:
-        return min(left), Permutation.identity(*objective.sizes[min(left)])
-    c = min(candidates, key=lambda c: (math.prod(objective.sizes[c]), c))
-    return c, least(objective.bound(c, _reads(permutations), known=known).neg_())
-
-
 def _control(
     objective: Objective, problem: Problem, permutation: Callable[[int, int], Permutation]
 ) -> Alignment:
     """An alignment that does not look at the weights."""
     permutations = {c: permutation(m, p) for c, (m, p) in enumerate(objective.sizes)}
     value = objective.value(_reads(permutations))
-    return Alignment(problem, permutations, value, (value,), objective.score)
+    return Alignment(problem, permutations, value, (value,))
 
 
-def _check(problem: Problem, start: Mapping[int, Permutation], costs: Mapping[int, Tensor]) -> None:
+def _check_shapes(
+    problem: Problem, start: Mapping[int, Permutation], costs: Mapping[int, Tensor]
+) -> None:
     shapes = {i: (pair.bases, pair.sources) for i, pair in enumerate(problem.classes)}
     starts = {i: (each.bases, each.sources) for i, each in start.items()}
     for word, shape in (

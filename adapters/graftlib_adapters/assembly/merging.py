@@ -1,8 +1,7 @@
-"""Merge an aligned source into a base: W + lambda (W' - W).
+"""Merge an aligned source into a base: W + λ (W' - W).
 
-In: the base's state, an alignment, the source's state, a merging factor. Out: the tensors that change. Always true: a
-factor of 0 gives the base to the bit, and so does a source that is an embedded twin of the base, at every factor; the
-states given are not changed. A running variance is interpolated itself, not its root.
+A factor of 0 gives the base to the bit, and so does a source that is an embedded twin of the base, at every factor. A
+running variance is interpolated itself, not its root.
 """
 
 from __future__ import annotations
@@ -43,28 +42,28 @@ def merged(
         layers: only tensors of these base modules (`TensorPair.layer`) and of the modules inside of them; None: all.
 
     Returns:
-        base FQN -> new tensor of the base's shape, dtype and device, for the tensors that meet one of the source;
+        base FQN -> new tensor of the base's shape, dtype and device, for the tensors that read one of the source;
         load it with ``strict=False``. Nothing else of the base changes.
 
     Raises:
-        AssemblyError: `factor` is not within 0 … 1, `pad` is no choice, or a layer meets nothing.
+        AssemblyError: `factor` is not within 0 … 1, `pad` is no choice, or no tensor of a layer is paired.
     """
     if not 0 <= factor <= 1:
         raise AssemblyError(f"a merging factor of {factor}.", fix="use one from 0.0 to 1.0")
     if pad not in PADS:
         raise AssemblyError(f"pad='{pad}' is no choice.", fix="use one of " + ", ".join(PADS))
     wanted = selected(alignment, layers)
-    found = {}
+    tensors = {}
     for fqn, moved in alignment.each(source_state, only=wanted):
         base = base_state[fqn].detach()
         if not base.is_floating_point():
             continue
-        made = lerp(base, moved.to(base.device), factor)
+        mixed = lerp(base, moved.to(base.device), factor)
         stay = ~(alignment.mask(fqn) if pad == "keep" else alignment.region(fqn))
         if bool(stay.any()):
-            made = torch.where(stay.to(base.device), base, made)
-        found[fqn] = made
-    return found
+            mixed = torch.where(stay.to(base.device), base, mixed)
+        tensors[fqn] = mixed
+    return tensors
 
 
 def lerp(base: Tensor, source: Tensor, factor: float) -> Tensor:
@@ -77,21 +76,21 @@ def lerp(base: Tensor, source: Tensor, factor: float) -> Tensor:
 
 
 def selected(alignment: Alignment, layers: Iterable[str] | None) -> set[str]:
-    """FQNs of the base tensors that meet one and belong to some layers.
+    """FQNs of the base tensors that read one of the source and belong to some layers.
 
     Raises:
-        AssemblyError: a layer meets nothing.
+        AssemblyError: no tensor of a layer is paired.
     """
     pairs = alignment.problem.pairs
     if layers is None:
         return {pair.base for pair in pairs}
-    found: set[str] = set()
+    names: set[str] = set()
     for layer in layers:
         inside = {p.base for p in pairs if p.layer == layer or p.layer.startswith(f"{layer}.")}
         if not inside and layer:
             raise AssemblyError(
-                f"nothing of the base's '{layer}' meets the source.",
+                f"no tensor of the base's '{layer}' is paired with one of the source.",
                 fix="name modules of tensors in print(alignment.problem)",
             )
-        found |= inside if layer else {pair.base for pair in pairs}
-    return found
+        names |= inside if layer else {pair.base for pair in pairs}
+    return names

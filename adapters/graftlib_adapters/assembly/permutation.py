@@ -1,9 +1,8 @@
 """Generalized permutations: which source unit each base unit reads.
 
-In: for each of m base units the number of a source unit, or -1 for none. Out: `Permutation`, an m x p matrix of zeros
-and ones with at most one 1 in a row and in a column, kept as m integers; `reading` applies several to one tensor.
-Law: ``(a @ b).apply(t, axis) == a.apply(b.apply(t, axis), axis)``, and ``a.inverse() @ a`` is the identity where a
-reads every source unit. Not here: how a permutation is found (`solvers`, `matching`).
+An m x p matrix of zeros and ones with at most one 1 in a row and in a column, kept as m integers.
+``(a @ b).apply(t, axis) == a.apply(b.apply(t, axis), axis)``, and ``a.inverse() @ a`` is the identity where a reads
+every source unit.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ class Permutation:
         if len(reads) and (int(reads.min()) < -1 or int(reads.max()) >= self.sources):
             raise AssemblyError(
                 f"a permutation of {self.sources} source units holds numbers from -1 to {self.sources - 1}.",
-                where={"given": f"{int(reads.min())} to {int(reads.max())}"},
+                where={"numbers": f"{int(reads.min())} to {int(reads.max())}"},
             )
         if len(set(read.tolist())) != len(read):
             raise AssemblyError("a source unit is read by two base units.")
@@ -111,10 +110,10 @@ class Permutation:
 
     def matrix(self) -> Tensor:
         """(m, p) float64 of zeros and ones, on the CPU."""
-        made = torch.zeros(self.bases, self.sources, dtype=torch.float64, device="cpu")
+        matrix = torch.zeros(self.bases, self.sources, dtype=torch.float64, device="cpu")
         matched = (self.reads >= 0).nonzero().flatten()
-        made[matched, self.reads[matched]] = 1.0
-        return made
+        matrix[matched, self.reads[matched]] = 1.0
+        return matrix
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Permutation):
@@ -159,16 +158,16 @@ def _read(source: Tensor, axis: int, read: Tensor, empty: float) -> Tensor:
         return source.new_full(
             [len(read) if i == axis % source.ndim else n for i, n in enumerate(source.shape)], empty
         )
-    found = _picked(source, axis % source.ndim, read.clamp(min=0) if some else read)
+    picked = _picked(source, axis % source.ndim, read.clamp(min=0) if some else read)
     if not some:
-        return found
+        return picked
     shape = [-1 if i == axis % source.ndim else 1 for i in range(source.ndim)]
-    return found.masked_fill(none.view(shape), empty)
+    return picked.masked_fill(none.view(shape), empty)
 
 
 def _picked(source: Tensor, axis: int, read: Tensor) -> Tensor:
     if source.ndim < 3 or axis == source.ndim - 1 or not source.is_contiguous():
         return source.index_select(axis, read)
     # Several times faster with what follows the axis as one: it is moved in runs.
-    made = source.flatten(axis + 1).index_select(axis, read)
-    return made.view(*made.shape[:-1], *source.shape[axis + 1 :])
+    picked = source.flatten(axis + 1).index_select(axis, read)
+    return picked.view(*picked.shape[:-1], *source.shape[axis + 1 :])

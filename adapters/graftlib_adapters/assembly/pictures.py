@@ -1,8 +1,4 @@
-"""What pictures share: a figure without a window, names as text, the same bytes for the same content.
-
-In: names and numbers. Out: PNG bytes. Matplotlib is imported where it is used. Always true: a name is drawn to the
-letter, whatever it holds.
-"""
+"""What pictures share: a figure without a window, names drawn to the letter, the same bytes for the same content."""
 
 from __future__ import annotations
 
@@ -33,15 +29,15 @@ def figure(width: float, height: float) -> Any:
             why=str(error),
             fix='pip install "graftlib[assembly]"',
         ) from error
-    made = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(made)
-    return made
+    picture = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(picture)
+    return picture
 
 
-def png(made: Any) -> bytes:
+def png(picture: Any) -> bytes:
     """A figure as PNG; the same bytes for the same figure."""
     out = io.BytesIO()
-    made.savefig(out, format="png", dpi=110, metadata={"Software": None})
+    picture.savefig(out, format="png", dpi=110, metadata={"Software": None})
     return out.getvalue()
 
 
@@ -51,15 +47,15 @@ def texts(names: Iterable[str]) -> list[str]:
 
 
 def curves_png(curves: Mapping[str, Curve], title: str = "") -> bytes:
-    """Scores over the merging factor, one line a curve; what is not finite leaves a gap."""
-    made = figure(6.4, 4.0)
-    axes = made.add_subplot()
+    """Metrics over the merging factor, one line a curve; what is not finite leaves a gap."""
+    picture = figure(6.4, 4.0)
+    axes = picture.add_subplot()
     for name, curve in curves.items():
-        scores = [s if math.isfinite(s) else math.nan for s in curve.scores]
+        values = [s if math.isfinite(s) else math.nan for s in curve.scores]
         style = "-" if curve.pad == "zero" else "--"
-        axes.plot(curve.factors, scores, style, marker=".", markersize=4, label=texts([name])[0])
+        axes.plot(curve.factors, values, style, marker=".", markersize=4, label=texts([name])[0])
     axes.set_xlabel("merging factor: 0 is the base")
-    axes.set_ylabel("score, larger is better")
+    axes.set_ylabel("metric, larger is better")
     axes.set_title(texts([title])[0], fontsize=9)
     axes.legend(fontsize=7)
-    return png(made)
+    return png(picture)

@@ -1,9 +1,8 @@
-"""A plan: every step of an assembly, taken or refused, as plain JSON that can be read, cited and replayed.
+"""A plan: every step of an assembly, accepted or refused, as plain JSON that can be read, cited and replayed.
 
-In: steps. Out: JSON and back. Always true: a step that was accepted holds all that is needed to do it again to the bit:
-which source (with the fingerprint of its tensors), which modules, the factor, and which source unit each unit reads.
-A plan that comes from a file is untrusted: every field is checked (see `graftlib.documents`), nothing in it is executed
-or opened.
+An accepted step holds all that is needed to do it again to the bit: which source (with the fingerprint of its tensors),
+which modules, the factor, and which source unit each unit reads. A plan that comes from a file is untrusted: every
+field is checked, nothing in it is executed or opened.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import msgspec
 import torch
 from msgspec import Meta, Struct
 
@@ -22,9 +22,9 @@ from graftlib.disk import write_whole
 from graftlib.documents import Count, Finite, Record, convert, read_json
 from graftlib.errors import shown
 
-from .matching import Alignment
-from .pairing import ClassPair, Problem
+from .alignment import Alignment
 from .permutation import AssemblyError, Permutation
+from .problem import ClassPair, Problem
 
 __all__ = ["FORMAT", "VERSION", "Plan", "Reads", "Step", "alignment_of", "reads_of"]
 
@@ -58,9 +58,9 @@ class Step(Struct, frozen=True, forbid_unknown_fields=True):
         accepted: whether it was merged.
         reason: why, or why not.
         factor: the merging factor; 0 where refused.
-        layers: the base's modules that were merged; None for all that met.
-        before, after: the score before, and of the best that was tried; None without `evaluate`.
-        tried: how many merged models were scored.
+        layers: the base's modules that were merged; None for all that are paired.
+        before, after: the metric before, and of the best that was tried; None without `evaluate`.
+        tried: how many merged models were measured.
         objective: of the alignment, larger is better; None where there was none.
         reads: of every pair of classes; empty where refused.
     """
@@ -80,23 +80,9 @@ class Step(Struct, frozen=True, forbid_unknown_fields=True):
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {
-            "source": self.source,
-            "number": self.number,
-            "fingerprint": self.fingerprint,
-            "accepted": self.accepted,
-            "reason": self.reason,
-            "factor": self.factor,
-            "layers": None if self.layers is None else list(self.layers),
-            "before": _plain(self.before),
-            "after": _plain(self.after),
-            "tried": self.tried,
-            "objective": _plain(self.objective),
-            "reads": [
-                {"base": r.base, "source": r.source, "sources": r.sources, "units": list(r.units)}
-                for r in self.reads
-            ],
-        }
+        # JSON knows no infinities: a metric that is one becomes null, and tells nothing more than that.
+        plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
+        return plain
 
     def __str__(self) -> str:
         word = f"merged at {self.factor:g}" if self.accepted else "refused"
@@ -111,7 +97,7 @@ class Plan:
     Attributes:
         base: class name of the base, for the reader.
         fingerprint: SHA-256 of the base's tensors.
-        settings: what the steps were chosen by; `pad` among them is needed to replay.
+        settings: what the steps were chosen by; `pad` and `pairing` among them are needed to replay.
         steps: in order.
         stopped: why there were no more; empty while it goes on.
     """
@@ -188,7 +174,8 @@ class Plan:
 
     @classmethod
     def _of(cls, file: _File) -> Plan:
-        return cls(file.base, file.fingerprint, file.settings, file.steps, file.stopped)
+        settings = {_RENAMED.get(name, name): value for name, value in file.settings.items()}
+        return cls(file.base, file.fingerprint, settings, file.steps, file.stopped)
 
     def __str__(self) -> str:
         head = f"{len(self.accepted)} of {len(self.steps)} steps merged into {self.base}"
@@ -199,6 +186,8 @@ class Plan:
 _Setting = str | bool | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | Finite | None
 
 _FIX = "use the plan as it was saved"
+_RENAMED = {"score": "objective", "patience": "max_refusals", "judged_by": "chosen_by"}
+"""Settings of earlier plans -> what they are called now."""
 
 
 class _File(Record):
@@ -236,32 +225,27 @@ def alignment_of(problem: Problem, step: Step) -> Alignment:
     Raises:
         AssemblyError: the classes are not those of the plan.
     """
-    held = {(reads.base, reads.source): reads for reads in step.reads}
-    found: dict[int, Permutation] = {}
+    reads = {(each.base, each.source): each for each in step.reads}
+    permutations: dict[int, Permutation] = {}
+    wrong: dict[str, object] = {}
     for number, pair in enumerate(problem.classes):
-        reads = held.pop((_key(pair, "base"), _key(pair, "source")), None)
-        if reads is None or len(reads.units) != pair.bases or reads.sources != pair.sources:
-            raise AssemblyError(
-                f"the step of {shown(step.source)} was made for other models.",
-                where={"class": f"{_key(pair, 'base')} ({pair.bases} units)"},
-                fix="replay it with the base, sources and mapping that it was made with",
-            )
-        units = torch.tensor(reads.units, dtype=torch.int64, device="cpu")
-        found[number] = Permutation(units, reads.sources)
-    if held:
+        each = reads.pop((_key(pair, "base"), _key(pair, "source")), None)
+        if each is None or len(each.units) != pair.bases or each.sources != pair.sources:
+            wrong["class"] = f"{_key(pair, 'base')} ({pair.bases} units)"
+            break
+        units = torch.tensor(each.units, dtype=torch.int64, device="cpu")
+        permutations[number] = Permutation(units, each.sources)
+    if reads and not wrong:
+        wrong["unknown classes"] = ", ".join(base for base, _ in list(reads)[:3])
+    if wrong:
         raise AssemblyError(
             f"the step of {shown(step.source)} was made for other models.",
-            where={"unknown classes": ", ".join(base for base, _ in list(held)[:3])},
+            where=wrong,
             fix="replay it with the base, sources and mapping that it was made with",
         )
-    return Alignment(problem, found, step.objective or 0.0, ())
+    return Alignment(problem, permutations, step.objective or 0.0, ())
 
 
 def _key(pair: ClassPair, side: str) -> str:
     each = pair.base if side == "base" else pair.source
     return str(each.members[0])
-
-
-def _plain(value: float | None) -> float | None:
-    """JSON knows no infinities; a score that is one tells nothing more than that."""
-    return value if value is None or -1e308 < value < 1e308 else None

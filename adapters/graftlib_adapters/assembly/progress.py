@@ -13,9 +13,9 @@ _WIDTH = 60
 
 
 class Progress:
-    """What long work tells of itself; this one tells nobody."""
+    """What long work says of itself; this one says nothing."""
 
-    def tell(self, what: str) -> None:
+    def describe(self, what: str) -> None:
         """Name what is being done."""
 
     def advance(self, what: str) -> None:
@@ -26,7 +26,7 @@ class _Bar(Progress):
     def __init__(self, bar: Any, task: Any) -> None:
         self._bar, self._task = bar, task
 
-    def tell(self, what: str) -> None:
+    def describe(self, what: str) -> None:
         self._bar.update(self._task, description=_short(what))
 
     def advance(self, what: str) -> None:

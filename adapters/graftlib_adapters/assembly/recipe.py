@@ -1,12 +1,12 @@
-"""What ``graftlib assemble`` reads: a YAML file with a base, sources and what to choose by.
+"""What ``graftlib assemble`` reads: a recipe, a YAML file with a base, sources and what to choose by.
 
-In: the path of an untrusted file. Out: a `Recipe` that knows what it names. Always true: unknown words are refused
-with the nearest known ones, all at once; reading executes nothing; paths are relative to the file.
+The file is untrusted: unknown words are refused with the nearest known ones, all at once; reading executes nothing;
+paths are relative to the file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +15,7 @@ import torch
 from msgspec import Meta
 from torch import nn
 
-from graftlib.cli.models import load_model
+from graftlib.cli.models import execute, load_model
 from graftlib.cli.names import find_model, parse_shape
 from graftlib.disk import named
 from graftlib.documents import Record, read_yaml
@@ -23,9 +23,9 @@ from graftlib.errors import shown
 
 from .assemble import Assembly, assemble
 from .card import FILES
+from .options import RecipeSettings
 from .permutation import AssemblyError
-from .settings import Wishes
-from .zoo import Live, ZooEntry
+from .zoo import LoadedModel, ZooEntry
 
 __all__ = ["Named", "Recipe", "function", "read"]
 
@@ -54,7 +54,7 @@ class _File(Record):
     sources: Annotated[list[_Source], Meta(min_length=1)]
     evaluate: str | None = None
     links: list[tuple[str, str]] | None = None
-    settings: Wishes | None = None
+    settings: RecipeSettings | None = None
 
 
 @dataclass(frozen=True)
@@ -99,17 +99,17 @@ class _Side:
         files = [str(file) for file in self.files()]
         return files or [self.named.model]
 
-    def entries(self) -> Iterator[ZooEntry | Live]:
+    def entries(self) -> Iterator[ZooEntry | LoadedModel]:
         """As sources."""
         for file in self.files():
             if file.suffix in (".safetensors", ".json"):
                 yield ZooEntry(self.named, file, name=self.name or file.name.partition(".")[0])
             else:
-                yield self.live()
+                yield self.load()
         if not self.files():
-            yield self.live()
+            yield self.load()
 
-    def live(self) -> Live:
+    def load(self) -> LoadedModel:
         """In memory, with its values."""
         loaded = load_model(
             self.named.model,
@@ -118,7 +118,7 @@ class _Side:
             values=True,
             weights=self.weights if self.weights and self.weights.suffix != ".json" else None,
         )
-        return Live(loaded.model, loaded.args, loaded.kwargs, self.name or self.named.model)
+        return LoadedModel(loaded.model, loaded.args, loaded.kwargs, self.name or self.named.model)
 
 
 @dataclass(frozen=True)
@@ -128,29 +128,29 @@ class Recipe:
     Attributes:
         base: receives.
         sources: give.
-        evaluate: ``FILE.py:FUNCTION``, model -> score, larger is better; None where no data choose.
+        evaluate: ``FILE.py:FUNCTION``, model -> metric, larger is better; None where no data choose.
         links: (source pattern, base pattern); None where the layers are found.
-        settings: further keywords of `assemble`.
+        settings: further arguments of `assemble`, those of its options among them.
     """
 
     base: _Side
     sources: tuple[_Side, ...]
     evaluate: str | None
     links: tuple[tuple[str, str], ...] | None
-    settings: Mapping[str, Any]
+    settings: RecipeSettings
 
     def facts(self, output: Path) -> dict[str, Any]:
         """What would be read, executed and written."""
         sides = (self.base, *self.sources)
-        named = [find_model(side.named.model) for side in sides]
-        files = [str(found.path) for found in named if found.library == "file"]
+        models = [find_model(side.named.model) for side in sides]
+        files = [str(each.path) for each in models if each.library == "file"]
         files += [self.evaluate.rpartition(":")[0]] if self.evaluate else []
         return {
             "dry_run": True,
-            "base": str(named[0]),
+            "base": str(models[0]),
             "sources": [name for side in self.sources for name in side.names()],
             "executes": list(dict.fromkeys(files)),
-            "settings": dict(self.settings),
+            "settings": self.settings.to_dict(),
             "writes": [str(output / name) for name in FILES],
         }
 
@@ -158,24 +158,24 @@ class Recipe:
         """Assemble, and write the folder.
 
         Raises:
-            GraftError: a model, a checkpoint or the scorer is not what the file says.
+            GraftError: a model, a checkpoint or the metric is not what the file says.
         """
-        scorer = None if self.evaluate is None else function(self.evaluate)
-        base = self.base.live()
-        made = assemble(
+        metric = None if self.evaluate is None else function(self.evaluate)
+        base = self.base.load()
+        assembly = assemble(
             base.model,
             [entry for side in self.sources for entry in side.entries()],
             args=base.args,
             kwargs=base.kwargs,
             mapping=self.links,
-            evaluate=scorer,
+            evaluate=metric,
             jobs=jobs,
             log=output,
             resume=resume,
-            **self.settings,
+            **self.settings.keywords(),
         )
-        made.save(output)
-        return made
+        assembly.save(output)
+        return assembly
 
 
 def read(path: Path) -> Recipe:
@@ -188,7 +188,7 @@ def read(path: Path) -> Recipe:
     content = read_yaml(
         path,
         _File,
-        what="plan of an assembly",
+        what="recipe",
         error=AssemblyError,
         fix="see graftlib assemble --help for an example",
     )
@@ -196,7 +196,7 @@ def read(path: Path) -> Recipe:
     recipe = reader.recipe(content)
     if reader.wrong:
         raise AssemblyError(
-            f"the plan of an assembly {named(path)} names what is not there.",
+            f"the recipe {named(path)} names what is not there.",
             where=reader.wrong,
             fix="see graftlib assemble --help for an example",
         )
@@ -211,17 +211,15 @@ def function(name: str) -> Callable[[nn.Module], float]:
     Raises:
         ModelNameError: there is none.
     """
-    from graftlib.cli.models import _execute  # the one place that runs a user's file
-
-    found = find_model(name)
-    if found.library != "file" or found.path is None:
+    place = find_model(name)
+    if place.library != "file" or place.path is None:
         raise AssemblyError(f"{shown(name)} is no FILE.py:FUNCTION.")
-    scorer: Callable[[nn.Module], float] = getattr(_execute(found.path), found.rest)
-    if not callable(scorer):
+    metric: Callable[[nn.Module], float] = getattr(execute(place.path), place.rest)
+    if not callable(metric):
         raise AssemblyError(
-            f"{shown(name)} cannot be called.", fix="name a function: model -> score"
+            f"{shown(name)} cannot be called.", fix="name a function: model -> metric"
         )
-    return scorer
+    return metric
 
 
 class _Reader:
@@ -238,7 +236,7 @@ class _Reader:
             tuple(self._side(each, f"sources[{i}]") for i, each in enumerate(content.sources)),
             evaluate,
             None if content.links is None else tuple(content.links),
-            {} if content.settings is None else content.settings.to_dict(),
+            content.settings or RecipeSettings(),
         )
 
     def _side(self, model: _Base, where: str) -> _Side:

@@ -1,7 +1,7 @@
 """The steps of an assembly: align a source to the weights as they are by then, choose, merge or refuse.
 
-In: a base in a `Stage`, sources, settings, a score. Out: the plan after each further step. Always true: what a step
-does depends on the weights, the source and the settings, not on how many sources were aligned ahead of their turn.
+What a step does depends on the weights, the source and the settings, not on how many sources were aligned ahead of
+their turn.
 """
 
 from __future__ import annotations
@@ -17,37 +17,41 @@ from graftlib.errors import MissingExtraError
 from graftlib.graph import LayerGraph
 
 from .alignment import Alignment
-from .meeting import Declared, Evaluate, Meeting, Pad, Stage, base_side, meet, runs, scored
+from .merging import Pad
+from .options import Search, Settings, Solver
+from .paired_source import Declared, PairedSource, pair_source
 from .permutation import AssemblyError
+from .permutation_test import Significance, permutation_test
 from .plan import Plan, Step, reads_of
-from .pool import Pool
 from .progress import Progress
-from .rule import Verdict, judge
-from .settings import Settings
-from .zoo import Giver, fingerprint
+from .scratch_model import Evaluate, ScratchModel, measured
+from .sources import Sources
+from .zoo import Source, fingerprint
 
-__all__ = ["BLOCKS", "Made", "Run", "write_step"]
+__all__ = ["BLOCKS", "Inputs", "Run", "write_step"]
 
 BLOCKS = 4
-"""Into how many runs of neighbours a model is cut at most."""
+"""Into how many groups of neighbours a model is cut at most."""
 
 
 @dataclass(frozen=True)
-class Made:
-    """What an assembly was made of, to make it again."""
+class Inputs:
+    """What an assembly is made of, to make it again."""
 
     base: nn.Module
     graph: LayerGraph
-    pool: Pool
+    sources: Sources
     mapping: Declared
     example: tuple[Any, Any]
 
 
 @dataclass(frozen=True)
 class _Candidate:
+    """A merge that may be done; a factor of 0 refuses the source."""
+
     layers: tuple[str, ...] | None
     factor: float
-    score: float | None
+    metric: float | None
     reason: str
 
 
@@ -55,12 +59,12 @@ class _Candidate:
 class _Aligned:
     """A source beside the base as it was after `accepted` merges; `refusal` where it cannot be aligned."""
 
-    giver: Giver
+    source: Source
     number: int
     accepted: int
-    meeting: Meeting | None = None
+    paired: PairedSource | None = None
     alignment: Alignment | None = None
-    verdict: Verdict | None = None
+    significance: Significance | None = None
     refusal: str = ""
 
 
@@ -69,15 +73,15 @@ class Run:
 
     def __init__(
         self,
-        stage: Stage,
-        made: Made,
+        scratch: ScratchModel,
+        inputs: Inputs,
         settings: Settings,
         evaluate: Evaluate | None,
         jobs: int,
     ) -> None:
-        self.stage, self.made, self.settings = stage, made, settings
+        self.scratch, self.inputs, self.settings = scratch, inputs, settings
         self.evaluate, self.jobs = evaluate, jobs
-        self.score: float | None = None
+        self.metric: float | None = None
         self.best = float("-inf")
         self.merges = 0
 
@@ -86,11 +90,11 @@ class Run:
         self.merges = len(plan.accepted)
         known = [step.after for step in plan.accepted if step.after is not None]
         if self.evaluate is not None:
-            self.score = known[-1] if known else scored(self.evaluate, self.stage.model)
+            self.metric = known[-1] if known else measured(self.evaluate, self.scratch.model)
             first = [plan.accepted[0].before] if known else []
-            self.best = max(s for s in (*known, *first, self.score) if s is not None)
-        for turn in range(self.settings.rounds):
-            done, begin = self._behind(plan, turn)
+            self.best = max(s for s in (*known, *first, self.metric) if s is not None)
+        for turn in range(self.settings.search.rounds):
+            done, begin = _done(plan, turn)
             for aligned in self._aligned(begin):
                 step = self._step(aligned, bar)
                 del aligned  # with it the source goes, before the next one is read
@@ -105,27 +109,18 @@ class Run:
             if not any(step.accepted for step in done):
                 yield replace(plan, stopped=f"nothing was merged in round {turn + 1}")
                 return
-        yield replace(plan, stopped=f"all sources were gone through {self._times()}")
-
-    def _times(self) -> str:
-        return "once" if self.settings.rounds == 1 else f"{self.settings.rounds} times"
-
-    def _behind(self, plan: Plan, turn: int) -> tuple[list[Step], int]:
-        """The steps of a round that a plan holds already, and the source to go on with."""
-        rounds: list[list[Step]] = [[]]
-        for step in plan.steps:
-            if rounds[-1] and step.number <= rounds[-1][-1].number:
-                rounds.append([])
-            rounds[-1].append(step)
-        mine = rounds[turn] if turn < len(rounds) else []
-        return mine, (mine[-1].number + 1 if mine else 0)
+        rounds = self.settings.search.rounds
+        times = "once" if rounds == 1 else f"{rounds} times"
+        yield replace(plan, stopped=f"all sources were gone through {times}")
 
     def _enough(self, plan: Plan) -> str:
-        patience = self.settings.patience
-        if patience is None or len(plan.steps) < patience:
+        most = self.settings.search.max_refusals
+        if most is None or len(plan.steps) < most:
             return ""
-        refused = not any(step.accepted for step in plan.steps[-patience:])
-        return f"{patience} sources in a row were refused" if refused else ""
+        refused = not any(step.accepted for step in plan.steps[-most:])
+        return f"{most} sources in a row were refused" if refused else ""
+
+    # --- aligning -------------------------------------------------------------------------------------------------
 
     def _aligned(self, number: int) -> Iterator[_Aligned]:
         """Every further source, aligned to the weights of that moment.
@@ -134,31 +129,38 @@ class Run:
         depends on how many there were.
         """
         while True:
-            batch: list[Giver] = []
+            batch: list[Source] = []
             while len(batch) < max(self.jobs, 1):
-                giver = self.made.pool.get(number + len(batch))
-                if giver is None:
+                source = self.inputs.sources.get(number + len(batch))
+                if source is None:
                     break
-                batch.append(giver)
+                batch.append(source)
             if not batch:
                 return
             ahead = self._align(list(enumerate(batch, number)))
             number += len(batch)
-            del batch, giver
+            del batch, source
             while ahead:
-                yield self._fresh(ahead.pop(0))
+                yield self._current(ahead.pop(0))
 
-    def _fresh(self, one: _Aligned) -> _Aligned:
+    def _current(self, one: _Aligned) -> _Aligned:
         stale = one.accepted != self.merges
-        return self._align([(one.number, one.giver)])[0] if stale else one
+        return self._align([(one.number, one.source)])[0] if stale else one
 
-    def _align(self, batch: Sequence[tuple[int, Giver]]) -> list[_Aligned]:
-        met = [self._met(number, giver) for number, giver in batch]
-        free = self.evaluate is None and self.settings.merge_factor is None
+    def _align(self, batch: Sequence[tuple[int, Source]]) -> list[_Aligned]:
+        paired = [self._paired(number, source) for number, source in batch]
+        no_data = self.evaluate is None and self.settings.merge_factor is None
+        state = self.scratch.state
         work = [
-            (one, self._base(one.meeting), self.settings.align, free, self.settings.seed)
-            for one in met
-            if one.meeting is not None
+            (
+                one,
+                {name: state[name] for name in one.paired.base_names},
+                self.settings.solver,
+                self.settings.seed,
+                no_data,
+            )
+            for one in paired
+            if one.paired is not None
         ]
         if self.jobs > 1 and len(work) > 1:
             joblib = _joblib()
@@ -167,139 +169,140 @@ class Run:
         else:
             solved = [_solved(*each) for each in work]
         by_number = {one.number: one for one in solved}
-        return [by_number.get(one.number, one) for one in met]
+        return [by_number.get(one.number, one) for one in paired]
 
-    def _met(self, number: int, giver: Giver) -> _Aligned:
+    def _paired(self, number: int, source: Source) -> _Aligned:
+        inputs = self.inputs
         try:
-            meeting = meet(self.made.graph, giver, self.made.mapping, self.settings.pairing)
+            paired = pair_source(inputs.graph, source, inputs.mapping, self.settings.pairing)
         except AssemblyError as error:
-            if self.made.mapping is not None and not hasattr(error, "tensors"):
+            if inputs.mapping is not None and not hasattr(error, "tensors"):
                 raise  # what was declared must hold
-            return _Aligned(giver, number, self.merges, refusal=error.what)
-        return _Aligned(giver, number, self.merges, meeting)
+            return _Aligned(source, number, self.merges, refusal=error.what)
+        return _Aligned(source, number, self.merges, paired)
 
-    def _base(self, meeting: Meeting | None) -> dict[str, Tensor]:
-        state = self.stage.state
-        return {} if meeting is None else {name: state[name] for name in base_side(meeting.problem)}
+    # --- choosing -------------------------------------------------------------------------------------------------
 
     def _step(self, aligned: _Aligned, bar: Progress) -> Step:
-        name, number = aligned.giver.name, aligned.number
-        meeting, alignment = aligned.meeting, aligned.alignment
-        if meeting is None or alignment is None:
-            return Step(name, number, "", False, aligned.refusal, before=self.score)
-        mark = fingerprint(meeting.source_state)
-        chosen, tried = self._chosen(aligned, bar)
+        name, number = aligned.source.name, aligned.number
+        paired, alignment = aligned.paired, aligned.alignment
+        if paired is None or alignment is None:
+            return Step(name, number, "", False, aligned.refusal, before=self.metric)
+        chosen, tried = self._chosen(aligned, paired, alignment, bar)
         step = Step(
             name,
             number,
-            mark,
+            fingerprint(paired.state),
             chosen.factor > 0,
             chosen.reason,
             chosen.factor,
             chosen.layers,
-            self.score,
-            chosen.score,
+            self.metric,
+            chosen.metric,
             tried,
             alignment.objective,
         )
         if not step.accepted:
-            self.stage.show({})
+            self.scratch.show({})
             return step
-        self.stage.commit(write_step(self.stage, alignment, meeting, step, self.settings.pad))
+        self.scratch.commit(write_step(self.scratch, alignment, paired, step, self.settings.pad))
         self.merges += 1
-        if chosen.score is not None:
-            self.score, self.best = chosen.score, max(self.best, chosen.score)
+        if chosen.metric is not None:
+            self.metric, self.best = chosen.metric, max(self.best, chosen.metric)
         return structs.replace(step, reads=reads_of(alignment))
 
-    def _chosen(self, aligned: _Aligned, bar: Progress) -> tuple[_Candidate, int]:
-        settings = self.settings
-        if settings.merge_factor is not None:
-            after = self._tried(aligned, None, settings.merge_factor) if self.evaluate else None
-            chosen = _Candidate(None, settings.merge_factor, after, "the factor was given")
-            return chosen, int(after is not None)
-        if self.evaluate is None:
-            verdict = aligned.verdict
-            assert verdict is not None
-            factor = verdict.factor if verdict.layers else 0.0
-            return _Candidate(verdict.layers or None, factor, None, verdict.reason), 0
-        return self._searched(aligned, bar)
+    def _chosen(
+        self, aligned: _Aligned, paired: PairedSource, alignment: Alignment, bar: Progress
+    ) -> tuple[_Candidate, int]:
+        """What to merge, and how many merged models were measured for it."""
+        factor, evaluate = self.settings.merge_factor, self.evaluate
+        if evaluate is None:
+            if factor is not None:
+                return _Candidate(None, factor, None, "the factor was given"), 0
+            result = aligned.significance
+            assert result is not None
+            return _Candidate(result.layers or None, result.factor, None, result.reason), 0
 
-    def _searched(self, aligned: _Aligned, bar: Progress) -> tuple[_Candidate, int]:
-        assert self.score is not None
-        assert aligned.meeting is not None
-        within, tried, found = self.settings.goal == "within", 0, []
-        wholes = list(_wholes(aligned.meeting, self.settings.parts))
-        for layers in wholes:
-            for factor in self.settings.factors:
-                score = self._tried(aligned, layers, factor)
+        def metric(layers: tuple[str, ...] | None, factor: float) -> float:
+            pad = self.settings.pad
+            changed = self.scratch.merge(alignment, paired.state, factor, pad=pad, layers=layers)
+            return measured(evaluate, self.scratch.show(changed))
+
+        if factor is not None:
+            return _Candidate(None, factor, metric(None, factor), "the factor was given"), 1
+        assert self.metric is not None
+        search, tried, candidates = self.settings.search, 0, []
+        module_sets = list(_module_sets(paired, search.parts))
+        for layers in module_sets:
+            for each in search.factors:
+                value = metric(layers, float(each))
                 tried += 1
-                bar.tell(
-                    f"{aligned.giver.name}: {tried} of {len(wholes) * len(self.settings.factors)}"
-                )
-                if within and score < self.best - self.settings.tolerance:
+                total = len(module_sets) * len(search.factors)
+                bar.describe(f"{aligned.source.name}: {tried} of {total}")
+                if search.goal == "within" and value < self.best - search.tolerance:
                     break  # the threshold lies before this factor, whatever comes later
-                found.append(_Candidate(layers, factor, score, ""))
-        if within:
-            return _largest(found, self.best, self.settings, tried), tried
-        return _highest(found, self.score, self.settings, tried), tried
+                candidates.append(_Candidate(layers, float(each), value, ""))
+        if search.goal == "within":
+            return _largest(candidates, self.best, search, tried), tried
+        return _highest(candidates, self.metric, search, tried), tried
 
-    def _tried(self, aligned: _Aligned, layers: tuple[str, ...] | None, factor: float) -> float:
-        assert aligned.meeting is not None
-        assert aligned.alignment is not None
-        assert self.evaluate is not None
-        changed = self.stage.merge(
-            aligned.alignment,
-            aligned.meeting.source_state,
-            factor,
-            pad=self.settings.pad,
-            layers=layers,
-        )
-        return scored(self.evaluate, self.stage.show(changed))
+
+def _done(plan: Plan, turn: int) -> tuple[list[Step], int]:
+    """The steps of a round that a plan holds already, and the source to go on with."""
+    rounds: list[list[Step]] = [[]]
+    for step in plan.steps:
+        if rounds[-1] and step.number <= rounds[-1][-1].number:
+            rounds.append([])
+        rounds[-1].append(step)
+    steps = rounds[turn] if turn < len(rounds) else []
+    return steps, (steps[-1].number + 1 if steps else 0)
 
 
 def _solved(
-    one: _Aligned, base: Mapping[str, Tensor], options: Mapping[str, Any], free: bool, seed: int
+    one: _Aligned, base: Mapping[str, Tensor], solver: Solver, seed: int, no_data: bool
 ) -> _Aligned:
-    """Align, and judge where no data will; runs in a worker."""
-    assert one.meeting is not None
-    alignment = one.meeting.align(base, **options)
-    verdict = judge(one.meeting, alignment, base, options, seed=seed) if free else None
-    return replace(one, alignment=alignment, verdict=verdict)
+    """Align, and test where no data will; runs in a worker."""
+    assert one.paired is not None
+    alignment = one.paired.align(base, solver, seed=seed)
+    significance = (
+        permutation_test(one.paired, alignment, base, solver, seed=seed) if no_data else None
+    )
+    return replace(one, alignment=alignment, significance=significance)
 
 
-def _highest(found: Sequence[_Candidate], now: float, settings: Settings, tried: int) -> _Candidate:
-    """The highest score; of equal ones the first, which has more modules and the smaller factor."""
-    best = max(found, key=lambda c: float("-inf") if c.score is None else c.score, default=None)
-    if best is None or best.score is None or not best.score > now + settings.tolerance:
-        score = None if best is None else best.score
-        over = f" by more than {settings.tolerance:g}" if settings.tolerance else ""
-        seen = "none" if score is None else f"{score:.6g}"
-        return _Candidate(
-            None,
-            0.0,
-            score,
-            f"the best of {tried} candidates scores {seen}, not above {now:.6g}{over}",
-        )
-    return replace(best, reason=f"the best of {tried} candidates: {now:.6g} -> {best.score:.6g}")
+def _highest(
+    candidates: Sequence[_Candidate], now: float, search: Search, tried: int
+) -> _Candidate:
+    """The highest metric; of equal ones the first, which has more modules and the smaller factor."""
+    best = max(
+        candidates, key=lambda c: float("-inf") if c.metric is None else c.metric, default=None
+    )
+    if best is None or best.metric is None or not best.metric > now + search.tolerance:
+        metric = None if best is None else best.metric
+        over = f" by more than {search.tolerance:g}" if search.tolerance else ""
+        figure = "none" if metric is None else f"{metric:.6g}"
+        why = f"the best of {tried} candidates scores {figure}, not above {now:.6g}{over}"
+        return _Candidate(None, 0.0, metric, why)
+    return replace(best, reason=f"the best of {tried} candidates: {now:.6g} -> {best.metric:.6g}")
 
 
-def _largest(found: Sequence[_Candidate], now: float, settings: Settings, tried: int) -> _Candidate:
+def _largest(
+    candidates: Sequence[_Candidate], now: float, search: Search, tried: int
+) -> _Candidate:
     """The largest factor that stays within the tolerance; of equal ones the first, which has more modules."""
-    best = max(found, key=lambda c: c.factor, default=None)
+    best = max(candidates, key=lambda c: c.factor, default=None)
     if best is None:
-        why = (
-            f"no factor of {tried} tried keeps the score within {settings.tolerance:g} of {now:.6g}"
-        )
+        why = f"no factor of {tried} tried keeps the score within {search.tolerance:g} of {now:.6g}"
         return _Candidate(None, 0.0, None, why)
     why = (
-        f"the largest factor within {settings.tolerance:g} of {now:.6g}: it scores {best.score:.6g}"
+        f"the largest factor within {search.tolerance:g} of {now:.6g}: it scores {best.metric:.6g}"
     )
     return replace(best, reason=why)
 
 
-def _wholes(meeting: Meeting, parts: Sequence[str]) -> Iterator[tuple[str, ...] | None]:
-    """Sets of base modules to merge together: all, runs of neighbours, single ones; none twice."""
-    groups = runs(meeting.problem)
+def _module_sets(paired: PairedSource, parts: Sequence[str]) -> Iterator[tuple[str, ...] | None]:
+    """Sets of base modules to merge together: all, groups of neighbours, single ones; none twice."""
+    groups = paired.module_groups
     cuts: list[int] = []
     if "blocks" in parts:
         cuts.append(min(BLOCKS, len(groups)))
@@ -318,10 +321,10 @@ def _wholes(meeting: Meeting, parts: Sequence[str]) -> Iterator[tuple[str, ...] 
 
 
 def write_step(
-    stage: Stage, alignment: Alignment, meeting: Meeting, step: Step, pad: Pad
+    scratch: ScratchModel, alignment: Alignment, paired: PairedSource, step: Step, pad: Pad
 ) -> dict[str, Tensor]:
     """What one accepted step writes; the one place for it, so that a replay has the same bits."""
-    return stage.merge(alignment, meeting.source_state, step.factor, pad=pad, layers=step.layers)
+    return scratch.merge(alignment, paired.state, step.factor, pad=pad, layers=step.layers)
 
 
 def _joblib() -> Any:

@@ -1,10 +1,9 @@
 """Start a fresh model from the weights of a trained one that need not look alike: other widths, depth or family.
 
-In: a mapping from the trained model's graph to the fresh one's. Out: a `Transplanted`: the fresh model, written, and
-what was written and left. The one-shot case of assembly: the merging factor is 1, and nothing is aligned, as a fresh
-target has nothing to align to: of each class of units the best are taken, and every tensor that the class runs through
-takes the same ones. Always true: an entry of the target is either the source's, to the bit, or what it was; within one
-architecture the result is that of `graftlib.surgery.narrow` at the target's widths, to the bit.
+The one-shot case of assembly: the merging factor is 1, and nothing is aligned, as a fresh target has nothing to align
+to: of each class of units the best are taken, and every tensor that the class runs through takes the same ones. An
+entry of the target is either the source's, to the bit, or what it was; within one architecture the result is that of
+`graftlib.surgery.narrow` at the target's widths, to the bit.
 """
 
 from __future__ import annotations
@@ -17,15 +16,14 @@ from torch import Tensor, nn
 
 from graftlib.arguments import check
 from graftlib.errors import shown
-from graftlib.graph import LayerGraph
-from graftlib.graph.caches import copy_to_edit, drop_caches
+from graftlib.graph import LayerGraph, copy_to_edit, drop_caches
 from graftlib.match import Mapping
-from graftlib.surgery.edits import tensor_of
-from graftlib.surgery.scores import SCORES, Ranking, Score, ranking
+from graftlib.surgery import SCORES, Ranking, Score, ranking, tensor_of
 
-from .matching import Alignment
-from .pairing import ClassPair, Links, Problem, problem
+from .alignment import Alignment
+from .pairing import Links, problem
 from .permutation import AssemblyError, Permutation
+from .problem import ClassPair, Problem
 
 __all__ = ["Transplanted", "Written", "transplant"]
 
@@ -74,7 +72,7 @@ class Transplanted:
 def transplant(
     mapping: Mapping,
     *,
-    score: str | Score = "magnitude",
+    importance: str | Score = "magnitude",
     blocks: Links | None = None,
     inplace: bool = False,
 ) -> Transplanted:
@@ -82,17 +80,17 @@ def transplant(
 
     Units are chosen once for a class of axes (`LayerGraph.axis_classes`), so that whoever makes a unit and whoever
     reads it speak of the same one. A narrower target takes the best units in the order they had; a wider one takes all
-    and keeps the rest of its own; convolutions of unequal kernels share a centre; layers that meet nothing stay. What
+    and keeps the rest of its own; convolutions of unequal kernels share a centre; layers without a partner stay. What
     is repeated in the target (a transformer layer, a residual block) takes all that it takes from one such module of
     the source: half of the layers are whole layers.
 
     Args:
-        mapping: ``Mapping(source graph, target graph)``. With links, those layers meet; without, layers are paired by
+        mapping: ``Mapping(source graph, target graph)``. With links, those layers are paired; without, they are by
             kind, order and depth. Both models must hold values.
-        score: which units are worth most: ``"magnitude"``, ``"uniform"``, or a function of (graph, model, class) that
-            gives a number for each unit of the source, larger is better (`graftlib.surgery.scores`).
+        importance: which units are worth most: ``"magnitude"``, ``"uniform"``, or a function of (graph, model,
+            class) that gives a number for each unit of the source, larger is better.
         blocks: module of the target -> module of the source whose weights it takes, in any order, for example
-            ``{"encoder.layer.0": "encoder.layer.5"}``; modules that are not named are chosen by worth: alike in depth
+            ``{"encoder.layer.0": "encoder.layer.5"}``; modules that are not named are chosen by similarity: in depth
             and shape. Not with links.
         inplace: write into the target itself; otherwise into a copy.
 
@@ -100,7 +98,7 @@ def transplant(
         the written model and the report.
 
     Raises:
-        AssemblyError: nothing meets, a model is on the meta device, or `blocks` names what is not there.
+        AssemblyError: no tensor is paired, a model is on the meta device, or `blocks` names what is not there.
 
     >>> from graftlib import trace
     >>> source, target = nn.Linear(3, 4), nn.Linear(3, 4)
@@ -111,37 +109,37 @@ def transplant(
     check(
         AssemblyError,
         mapping=(mapping, (Mapping,)),
-        score=(score, (str, Callable)),
+        importance=(importance, (str, Callable)),
         inplace=(inplace, bool),
     )
-    _must_be_a_score(score)
+    _must_be_known(importance)
     source, target = mapping.source, mapping.target
     _must_hold_values(source, target)
-    found = problem(target, source, mapping=mapping if mapping.pairs else None, blocks=blocks)
-    if not found.pairs:
+    task = problem(target, source, mapping=mapping if mapping.pairs else None, blocks=blocks)
+    if not task.pairs:
         raise AssemblyError(
-            f"nothing of {source.name} meets anything of {target.name}.",
-            where=dict(found.refused[:6]),
+            f"no tensor of {source.name} fits any of {target.name}.",
+            where=dict(task.refused[:6]),
             fix="declare links: Mapping(source, target).link('source pattern', 'target pattern')",
         )
     # A source may be the target itself, so everything is read before anything is written.
-    rank = ranking(score, source, source.model)
-    alignment = Alignment(found, _chosen(found, rank), 0.0, ())
-    given = {pair.source: tensor_of(source.model, pair.source).detach() for pair in found.pairs}
-    moved = alignment.transported(given)
+    rank = ranking(importance, source, source.model)
+    alignment = Alignment(task, _chosen(task, rank), 0.0, ())
+    state = {pair.source: tensor_of(source.model, pair.source).detach() for pair in task.pairs}
+    moved = alignment.transported(state)
     model = target.model
     if inplace:
         drop_caches(model, target, AssemblyError)
     else:
         model = copy_to_edit(model, target, AssemblyError)
-    written, empty = _written(model, found, alignment, moved)
-    return Transplanted(model, written, _left(model, found, written, empty), _share(model, written))
+    written, empty = _written(model, task, alignment, moved)
+    return Transplanted(model, written, _left(model, task, written, empty), _share(model, written))
 
 
-def _must_be_a_score(score: str | Score) -> None:
-    if isinstance(score, str) and score not in SCORES:
+def _must_be_known(importance: str | Score) -> None:
+    if isinstance(importance, str) and importance not in SCORES:
         raise AssemblyError(
-            f"score={shown(score)} is none.", fix="use " + ", ".join(map(repr, SCORES))
+            f"importance={shown(importance)} is none.", fix="use " + ", ".join(map(repr, SCORES))
         )
 
 
@@ -154,8 +152,8 @@ def _must_hold_values(*graphs: LayerGraph) -> None:
             )
 
 
-def _chosen(found: Problem, rank: Ranking) -> dict[int, Permutation]:
-    return {number: _best(pair, rank) for number, pair in enumerate(found.classes)}
+def _chosen(task: Problem, rank: Ranking) -> dict[int, Permutation]:
+    return {number: _best(pair, rank) for number, pair in enumerate(task.classes)}
 
 
 def _best(pair: ClassPair, rank: Ranking) -> Permutation:
@@ -168,30 +166,30 @@ def _best(pair: ClassPair, rank: Ranking) -> Permutation:
 
 @torch.no_grad()
 def _written(
-    model: nn.Module, found: Problem, alignment: Alignment, moved: dict[str, Tensor]
+    model: nn.Module, task: Problem, alignment: Alignment, moved: dict[str, Tensor]
 ) -> tuple[tuple[Written, ...], list[str]]:
-    """What took values, and what meets a source tensor but reads none of its entries."""
+    """What took values, and what is paired with a source tensor but reads none of its entries."""
     written, empty = [], []
-    givers: dict[str, list[str]] = {}
-    for pair in found.pairs:
-        givers.setdefault(pair.base, []).append(pair.source)
-    for name, sources in givers.items():
-        held = tensor_of(model, name)
-        mask = alignment.mask(name).to(held.device)
+    by_target: dict[str, list[str]] = {}
+    for pair in task.pairs:
+        by_target.setdefault(pair.base, []).append(pair.source)
+    for name, sources in by_target.items():
+        tensor = tensor_of(model, name)
+        mask = alignment.mask(name).to(tensor.device)
         share = float(mask.double().mean()) if mask.numel() else 0.0
         if not share:
             empty.append(name)
             continue
-        held.copy_(torch.where(mask, moved[name].to(held), held))
+        tensor.copy_(torch.where(mask, moved[name].to(tensor), tensor))
         written.append(Written(name, tuple(dict.fromkeys(sources)), share))
     return tuple(written), empty
 
 
 def _left(
-    model: nn.Module, found: Problem, written: tuple[Written, ...], empty: list[str]
+    model: nn.Module, task: Problem, written: tuple[Written, ...], empty: list[str]
 ) -> tuple[tuple[str, str], ...]:
     done = {id(tensor_of(model, each.target)) for each in written}
-    reasons = dict(found.refused)
+    reasons = dict(task.refused)
     rows = [(name, "reads no entry of the source") for name in empty]
     for name, tensor in model.named_parameters():
         if id(tensor) not in done and name not in empty:
@@ -205,9 +203,9 @@ def _left(
 
 
 def _reason(name: str, reasons: dict[str, str]) -> str:
-    """Why nothing met a tensor; what was refused may be named by its layer."""
+    """Why a tensor has no partner; what was refused may be named by its layer."""
     layer = name.rpartition(".")[0]
-    return reasons.get(name) or reasons.get(layer) or "no layer of the source meets it"
+    return reasons.get(name) or reasons.get(layer) or "no layer of the source is paired with it"
 
 
 def _share(model: nn.Module, written: tuple[Written, ...]) -> float:

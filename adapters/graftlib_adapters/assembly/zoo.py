@@ -1,8 +1,7 @@
-"""Where models come from: live ones, checkpoints that are read lazily, folders of them, generators.
+"""Where models come from: models in memory, checkpoints that are read lazily, folders of them, generators.
 
-In: a model, ``(model, args, kwargs)`` or a `ZooEntry`. Out: a `Giver`: a name, a layer graph and the tensors that are
-asked for. Always true: a checkpoint's graph is traced on the meta device and its tensors are read by name, so memory
-follows the tensors that were asked for and never the zoo; nothing is unpickled. Names in a file are untrusted text.
+A checkpoint's graph is traced on the meta device and its tensors are read by name, so memory follows the tensors that
+were asked for and never the zoo; nothing is unpickled. Names in a file are untrusted text.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,19 +23,17 @@ from graftlib.arguments import check
 from graftlib.disk import named, require_file
 from graftlib.documents import read_json
 from graftlib.errors import CheckpointError, GraftError, MissingExtraError, nearest, shown
-from graftlib.graph import LayerGraph, trace
-from graftlib.graph.structure import unwrap
+from graftlib.graph import LayerGraph, trace, unwrap
 
 from .permutation import AssemblyError
 
-__all__ = ["Giver", "Live", "ZooEntry", "fingerprint", "folder", "givers", "state_of"]
+__all__ = ["LoadedModel", "Source", "ZooEntry", "fingerprint", "folder", "sources_of", "state_of"]
 
 Args = Sequence[Any] | Tensor
-Source = "nn.Module | tuple[Any, ...] | ZooEntry"
 
 
-class Giver(Protocol):
-    """What a source is to this room."""
+class Source(Protocol):
+    """What a source can do."""
 
     @property
     def name(self) -> str:
@@ -45,7 +42,7 @@ class Giver(Protocol):
     def graph(self) -> LayerGraph:
         """Traced anew at each call; its model may be on the meta device."""
 
-    def valued(self) -> LayerGraph:
+    def graph_with_values(self) -> LayerGraph:
         """The same with a model that holds its values."""
 
     def state(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
@@ -53,7 +50,7 @@ class Giver(Protocol):
 
 
 @dataclass(frozen=True)
-class Live:
+class LoadedModel:
     """A model in memory.
 
     Attributes:
@@ -68,15 +65,15 @@ class Live:
     name: str = ""
 
     def graph(self) -> LayerGraph:
-        """See `Giver`."""
+        """See `Source`."""
         return trace(self.model, self.args, self.kwargs)
 
-    def valued(self) -> LayerGraph:
-        """See `Giver`."""
+    def graph_with_values(self) -> LayerGraph:
+        """See `Source`."""
         return self.graph()
 
     def state(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """See `Giver`; the model's own tensors, detached."""
+        """See `Source`; the model's own tensors, detached."""
         whole = state_of(self.model)
         return whole if names is None else {name: whole[name] for name in names}
 
@@ -113,18 +110,18 @@ class ZooEntry:
             object.__setattr__(self, "name", Path(self.checkpoint).name.partition(".")[0])
 
     def graph(self) -> LayerGraph:
-        """See `Giver`; on the meta device."""
+        """See `Source`; on the meta device."""
         model, args, kwargs = self._build()
         self._check(model)
         return trace(model, args, kwargs)
 
-    def valued(self) -> LayerGraph:
-        """See `Giver`; on the CPU."""
+    def graph_with_values(self) -> LayerGraph:
+        """See `Source`; on the CPU."""
         _, args, kwargs = self._build()
         return trace(self.model(), args, kwargs)
 
     def state(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """See `Giver`; read from the file, on the CPU."""
+        """See `Source`; read from the file, on the CPU."""
         model, _, _ = self._build()
         with _Reader(Path(self.checkpoint)) as reader:
             aliases = _aliases(model, reader.shapes)
@@ -133,17 +130,17 @@ class ZooEntry:
 
     def model(self) -> nn.Module:
         """The module with its weights, on the CPU, in eval mode."""
-        made = self.factory()
-        model: nn.Module = made[0] if isinstance(made, tuple) else made
+        built = self.factory()
+        model: nn.Module = built[0] if isinstance(built, tuple) else built
         self._check(model)
         model.load_state_dict(self.state(), strict=False)
         return model.eval()
 
     def _build(self) -> tuple[nn.Module, Args, Mapping[str, Any] | None]:
         with torch.device("meta"):
-            made = self.factory()
+            built = self.factory()
         model, args, kwargs = (
-            (*made, None, None)[:3] if isinstance(made, tuple) else (made, None, None)
+            (*built, None, None)[:3] if isinstance(built, tuple) else (built, None, None)
         )
         if not isinstance(model, nn.Module):
             raise AssemblyError(
@@ -177,17 +174,17 @@ def folder(
     Raises:
         AssemblyError: there is no such folder, or nothing in it has such a name.
     """
-    found = sorted(Path(path).glob(pattern)) if Path(path).is_dir() else []
-    if not found:
+    files = sorted(Path(path).glob(pattern)) if Path(path).is_dir() else []
+    if not files:
         raise AssemblyError(
             f"the folder {str(path)!r} holds no {pattern}.",
             fix="save each model with safetensors.torch.save_file(model.state_dict(), path)",
         )
-    return [ZooEntry(partial(factory, each), each, args, kwargs) for each in found]
+    return [ZooEntry(partial(factory, each), each, args, kwargs) for each in files]
 
 
-def givers(sources: Any, args: Args, kwargs: Mapping[str, Any] | None) -> Iterator[Giver]:
-    """Each source as a `Giver`, one at a time; a generator is asked for the next only when it is needed.
+def sources_of(sources: Any, args: Args, kwargs: Mapping[str, Any] | None) -> Iterator[Source]:
+    """Each source as a `Source`, one at a time; a generator is asked for the next only when it is needed.
 
     Args:
         sources: one source or an iterable of them: a model, ``(model, args)``, ``(model, args, kwargs)`` or a
@@ -199,11 +196,11 @@ def givers(sources: Any, args: Args, kwargs: Mapping[str, Any] | None) -> Iterat
         AssemblyError: something is none of these.
     """
     # An nn.Sequential is iterable, and a tuple may be one source or several.
-    single = isinstance(sources, (nn.Module, ZooEntry, Live)) or (
+    single = isinstance(sources, (nn.Module, ZooEntry, LoadedModel)) or (
         isinstance(sources, tuple)
         and sources
         and isinstance(sources[0], nn.Module)
-        and not all(isinstance(each, (nn.Module, ZooEntry, Live)) for each in sources[1:])
+        and not all(isinstance(each, (nn.Module, ZooEntry, LoadedModel)) for each in sources[1:])
     )
     if not (single or isinstance(sources, Iterable)) or isinstance(sources, (str, bytes, Tensor)):
         raise AssemblyError(
@@ -211,37 +208,28 @@ def givers(sources: Any, args: Args, kwargs: Mapping[str, Any] | None) -> Iterat
             fix="give a model, (model, args, kwargs), a ZooEntry, or a list of these",
         )
     for i, each in enumerate([sources] if single else sources):
-        yield _giver(each, i, args, kwargs)
+        yield _source(each, i, args, kwargs)
 
 
-def _giver(source: Any, number: int, args: Args, kwargs: Mapping[str, Any] | None) -> Giver:
-    if isinstance(source, ZooEntry):
-        if _given(source.args, source.kwargs):
-            return source
-        return ZooEntry(source.factory, source.checkpoint, args, kwargs, source.name)
-    if isinstance(source, Live):
-        return (
-            source
-            if _given(source.args, source.kwargs)
-            else Live(source.model, args, kwargs, source.name)
-        )
+def _source(source: Any, number: int, args: Args, kwargs: Mapping[str, Any] | None) -> Source:
+    if isinstance(source, (ZooEntry, LoadedModel)):
+        known = isinstance(source.args, Tensor) or bool(source.args) or bool(source.kwargs)
+        return source if known else replace(source, args=args, kwargs=kwargs)
     if isinstance(source, nn.Module):
         source = unwrap(source, AssemblyError)
-        return Live(source, args, kwargs, f"{type(source).__name__} {number}")
+        return LoadedModel(source, args, kwargs, f"{type(source).__name__} {number}")
     if isinstance(source, tuple) and 1 <= len(source) <= 3 and isinstance(source[0], nn.Module):
         model, own, by_name = (*source, None, None)[:3]
         model = unwrap(model, AssemblyError)
         if own is None and by_name is None:
             own, by_name = args, kwargs
-        return Live(model, () if own is None else own, by_name, f"{type(model).__name__} {number}")
+        return LoadedModel(
+            model, () if own is None else own, by_name, f"{type(model).__name__} {number}"
+        )
     raise AssemblyError(
         f"source {number} is a {type(source).__name__}.",
         fix="give a model, (model, args, kwargs) or ZooEntry(factory, checkpoint)",
     )
-
-
-def _given(args: Args, kwargs: Mapping[str, Any] | None) -> bool:
-    return isinstance(args, Tensor) or bool(args) or bool(kwargs)
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
@@ -327,32 +315,32 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def _aliases(model: nn.Module, held: Mapping[str, object]) -> dict[str, str]:
+def _aliases(model: nn.Module, saved: Mapping[str, object]) -> dict[str, str]:
     """Name in the model -> name in the file: a tied tensor is saved under one of its names."""
     state = model.state_dict(keep_vars=True)
     by_tensor: dict[int, str] = {}
     for name, tensor in state.items():
-        if name in held:
+        if name in saved:
             by_tensor.setdefault(id(tensor), name)
     return {
-        name: name if name in held else by_tensor[id(tensor)]
+        name: name if name in saved else by_tensor[id(tensor)]
         for name, tensor in state.items()
-        if name in held or id(tensor) in by_tensor
+        if name in saved or id(tensor) in by_tensor
     }
 
 
-def _compare(model: nn.Module, held: Mapping[str, tuple[int, ...]], path: Path) -> None:
-    own, aliases = _shapes(model), _aliases(model, held)
+def _compare(model: nn.Module, saved: Mapping[str, tuple[int, ...]], path: Path) -> None:
+    own, aliases = _shapes(model), _aliases(model, saved)
     missing = [name for name in own if name not in aliases]
-    other = [name for name in own if name in aliases and held[aliases[name]] != own[name]]
-    unknown = [name for name in held if name not in own]
+    other = [name for name in own if name in aliases and saved[aliases[name]] != own[name]]
+    unknown = [name for name in saved if name not in own]
     if not (missing or other or unknown):
         return
     rows: dict[str, object] = {}
     for name in missing[:_MOST]:
         rows[shown(name)] = "is missing from the file"
     for name in other[:_MOST]:
-        rows[shown(name)] = f"{own[name]} in the model, {held[aliases[name]]} in the file"
+        rows[shown(name)] = f"{own[name]} in the model, {saved[aliases[name]]} in the file"
     for name in unknown[:_MOST]:
         near = nearest(name, list(own), n=1)
         rows[shown(name)] = "is unknown to the model" + (f"; nearest {near[0]}" if near else "")

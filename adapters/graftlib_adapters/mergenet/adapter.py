@@ -11,7 +11,7 @@ from typing import Literal
 from torch import Tensor
 
 from graftlib.errors import GraftError
-from graftlib.graft.adapter import Adapter, Link, Slot
+from graftlib.graft import Adapter, Link, Slot
 
 from .._options import chosen, flag, whole_number
 from .encoding import energy_rank

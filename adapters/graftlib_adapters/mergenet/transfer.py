@@ -13,7 +13,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from graftlib.graft.adapter import Link, Slot
+from graftlib.graft import Link, Slot
 
 from .._matrices import averaged, receivers, rms
 from .encoding import Encoding

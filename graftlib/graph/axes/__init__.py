@@ -12,14 +12,20 @@ from .classes import freedom as freedom
 from .classes import frozen_ops as frozen_ops
 from .classes import frozen_shares as frozen_shares
 from .tree import Axis as Axis
+from .tree import Leaf as Leaf
 from .tree import Pattern as Pattern
+from .tree import Product as Product
+from .tree import Sum as Sum
 
 __all__ = [
     "Axis",
     "AxisClass",
     "CheckResult",
+    "Leaf",
     "Member",
     "Pattern",
+    "Product",
+    "Sum",
     "axes_of",
     "axis_classes",
     "check",

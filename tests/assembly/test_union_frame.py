@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from graftlib import trace
-from graftlib_adapters.assembly.frames import union
 from graftlib_adapters.assembly.matching import align
 from graftlib_adapters.assembly.pairing import problem
 from graftlib_adapters.assembly.permutation import AssemblyError
+from graftlib_adapters.assembly.union_frame import union
 
 from .nets import IMAGE, TOKENS, Attention, Residual, flattened, lively, mlp
 
@@ -24,7 +24,7 @@ X = (torch.zeros(2, 5),)
 def joined(base, source, example):
     graphs = trace(base, example), trace(source, example)
     task = problem(*graphs)
-    return union(*graphs, align(task, base.state_dict(), source.state_dict(), score="inner"))
+    return union(*graphs, align(task, base.state_dict(), source.state_dict(), objective="inner"))
 
 
 RMS = partial(nn.RMSNorm, eps=0.1)  # a small number that matters
@@ -249,6 +249,6 @@ def test_tensors_without_a_partner_are_refused():
     """Another depth has no common architecture."""
     with pytest.raises(AssemblyError, match="needs every tensor of both models") as caught:
         joined(lively(Residual(blocks=1)), lively(Residual(blocks=2)), IMAGE)
-    assert "meets none" in str(caught.value)
+    assert "has no partner" in str(caught.value)
     with pytest.raises(AssemblyError, match=r"kernels of '0\.weight'"):
         joined(flattened(3, 4, kernel=3), flattened(3, 4, kernel=1), IMAGE)

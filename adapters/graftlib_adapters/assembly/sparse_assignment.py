@@ -1,11 +1,9 @@
-"""Large assignments: few entries are looked at, and prices prove that the others do not matter.
-
-In: costs (m, p) and, where there are any, the prices of an earlier solution. Out: the permutation of least cost and
-the prices that prove it. Always true: the result is optimal for all entries up to rounding in double precision, however
-good the prices were that were given; no matrix as large as the costs is made. Small ones are `solvers`' matter.
+"""Large assignments: few entries are looked at, and dual prices prove that the others do not matter.
 
 By column generation: an assignment over the best entries of every unit is solved as a sparse one; its dual prices say
-what every other entry would cost; those that would pay are added, until there is none.
+what every other entry would cost; those that would pay are added, until there is none. The result is optimal over all
+entries, up to rounding in double precision, and no matrix as large as the costs is made. On VGG-11, whose classes of
+4,096 units are the reason, see `docs/benchmarks/alignment.json`. Small assignments are solved by `assignment`.
 """
 
 from __future__ import annotations
@@ -18,8 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .assignment import least
 from .permutation import Permutation
-from .solvers import least
 
 __all__ = ["cheapest", "priced"]
 
@@ -40,7 +38,7 @@ Numbers = npt.NDArray[np.int64]
 
 
 def cheapest(cost: Tensor, prices: Tensor | None = None) -> tuple[Permutation, Tensor | None]:
-    """The permutation of least cost: small ones as `solvers.least`, large ones by `priced`.
+    """The permutation of least cost: small ones as `assignment.least`, large ones by `priced`.
 
     Args:
         cost: (m, p) on the CPU, any float dtype; not changed.
@@ -53,9 +51,9 @@ def cheapest(cost: Tensor, prices: Tensor | None = None) -> tuple[Permutation, T
         AssemblyError: a cost is not finite.
     """
     if min(cost.shape) >= LARGE and all(math.isfinite(each) for each in cost.aminmax()):
-        found = priced(cost, prices)
-        if found is not None:
-            return found
+        solved = priced(cost, prices)
+        if solved is not None:
+            return solved
     return least(cost.double()), None
 
 
@@ -86,14 +84,15 @@ def priced(cost: Tensor, prices: Tensor | None = None) -> tuple[Permutation, Ten
         values = costs.at(chosen)
         columns = _sparse(chosen, values, costs.shape)
         # Where columns stay free their price is 0, and no other is above it.
-        found = _prices(chosen, values, columns, start if square else np.zeros(p), costs.tiny / m)
-        if found is None:
+        new = _prices(chosen, values, columns, start if square else np.zeros(p), costs.tiny / m)
+        if new is None:
             return None
-        missing = costs.paying(found, columns)
+        missing = costs.paying(new, columns)
         if not len(missing):
-            made = Permutation(torch.from_numpy(columns), p)
-            return (made.inverse() if turned else made), torch.from_numpy(found)
-        keys, start = [chosen, missing], found
+            permutation = Permutation(torch.from_numpy(columns), p)
+            permutation = permutation.inverse() if turned else permutation
+            return permutation, torch.from_numpy(new)
+        keys, start = [chosen, missing], new
     return None
 
 
@@ -107,8 +106,8 @@ class _Costs:
     def at(self, keys: Numbers) -> Floats:
         rows, columns = np.divmod(keys, self.shape[1])
         picked = self._cost[torch.from_numpy(rows), torch.from_numpy(columns)]
-        made: Floats = picked.double().numpy()
-        return made
+        values: Floats = picked.double().numpy()
+        return values
 
     def of_rows(self, prices: Floats, count: int) -> Numbers:
         """The keys of entries that are cheap after the columns' prices, so many in a row as a rule."""
@@ -117,30 +116,30 @@ class _Costs:
         some = self._cost[:: max(m // 32, 1)] - off
         few = some.topk(min(count, p), 1, largest=False).values
         reach = (few[:, -1] - few[:, 0]).median()
-        found = []
+        keys = []
         for start, block in self._blocks(self._cost.dtype):
             block.sub_(off)
             near = block <= block.amin(1, keepdim=True).add_(reach)
-            found.append(np.flatnonzero(near.numpy()) + start * p)
-        return np.concatenate(found)
+            keys.append(np.flatnonzero(near.numpy()) + start * p)
+        return np.concatenate(keys)
 
     def of_columns(self, count: int) -> Numbers:
         """The keys of some entries in every column that are the cheapest."""
         m, p = self.shape
         step = max(_BLOCK // m, 1)
-        found = []
+        keys = []
         for start in range(0, p, step):
             block = self._cost[:, start : start + step].T.contiguous()
             rows = block.topk(min(count, m), 1, largest=False, sorted=False).indices
             columns = torch.arange(start, start + len(block))[:, None]
-            found.append((rows * p + columns).flatten())
-        return torch.cat(found).numpy()
+            keys.append((rows * p + columns).flatten())
+        return torch.cat(keys).numpy()
 
     def paying(self, prices: Floats, columns: Numbers) -> Numbers:
         """The keys of entries that would cost less than what a row pays; of many in a row the best."""
         p = self.shape[1]
         off, paid = torch.from_numpy(prices), torch.from_numpy(columns)
-        found = []
+        paying = []
         for start, block in self._blocks():
             block.sub_(off)
             bound = block.gather(1, paid[start : start + len(block), None]) - self.tiny
@@ -149,8 +148,8 @@ class _Costs:
                 continue
             best = block[rows].topk(min(_MORE, p), 1, largest=False, sorted=False)
             keys = (rows[:, None] + start) * p + best.indices
-            found.append(keys[best.values < bound[rows]])
-        return torch.cat(found).numpy() if found else np.empty(0, np.int64)
+            paying.append(keys[best.values < bound[rows]])
+        return torch.cat(paying).numpy() if paying else np.empty(0, np.int64)
 
     def _blocks(self, dtype: torch.dtype = torch.float64) -> Iterator[tuple[int, Tensor]]:
         """(first row, costs of some rows, a copy)."""
@@ -174,8 +173,8 @@ def _sparse(keys: Numbers, costs: Floats, shape: tuple[int, int]) -> Numbers:
     starts = np.searchsorted(rows, np.arange(shape[0] + 1))
     above = costs - costs.min() + 1.0  # an entry of 0 would be no entry
     entries = csr_array((above, columns.astype(np.int32), starts.astype(np.int32)), shape=shape)
-    found: Numbers = min_weight_full_bipartite_matching(entries)[1].astype(np.int64)
-    return found
+    solved: Numbers = min_weight_full_bipartite_matching(entries)[1].astype(np.int64)
+    return solved
 
 
 def _prices(

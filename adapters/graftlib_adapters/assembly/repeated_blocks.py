@@ -49,9 +49,9 @@ def around(fqn: str, blocks: Sequence[str]) -> Blocks:
 def same_depth(
     ones: Sequence[Blocks], others: Sequence[Blocks]
 ) -> Iterator[tuple[list[Blocks], list[Blocks]]]:
-    """Every way in which blocks inside of blocks can meet, where one model nests them deeper than the other.
+    """Every way in which blocks inside of blocks can be paired, where one model nests them deeper than the other.
 
-    Layers of experts meet plain layers, and the stages or the blocks of a Swin those of a ViT.
+    Layers of experts go with plain layers, and the stages or the blocks of a Swin with those of a ViT.
 
     >>> [*same_depth([("stage", "block")], [("layer",)])]
     [([('stage',)], [('layer',)]), ([('block',)], [('layer',)])]

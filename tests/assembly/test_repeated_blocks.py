@@ -15,8 +15,8 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from graftlib import Mapping, trace
 from graftlib_adapters.assembly import AssemblyError, assemble, replay, transplant
-from graftlib_adapters.assembly.blocks import around, blocks_of
 from graftlib_adapters.assembly.pairing import problem
+from graftlib_adapters.assembly.repeated_blocks import around, blocks_of
 
 
 class Layer(nn.Module):

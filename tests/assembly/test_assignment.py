@@ -1,8 +1,7 @@
-"""Assignments: optimal, rectangular as padded, deterministic; and two free sides by turns."""
+"""Assignments: optimal, rectangular as padded, deterministic; large ones over few entries."""
 
 from __future__ import annotations
 
-from itertools import pairwise
 from itertools import permutations as orders
 
 import pytest
@@ -10,10 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graftlib_adapters.assembly import pricing
+from graftlib_adapters.assembly import sparse_assignment
+from graftlib_adapters.assembly.assignment import assign
 from graftlib_adapters.assembly.permutation import AssemblyError, Permutation
-from graftlib_adapters.assembly.pricing import priced
-from graftlib_adapters.assembly.solvers import alternate, assign, distance, gains
+from graftlib_adapters.assembly.sparse_assignment import priced
 
 sizes = st.integers(1, 5)
 
@@ -65,53 +64,6 @@ def test_the_given_gains_stay_what_they_are():
     assert torch.equal(gain, before)
 
 
-@given(sizes, sizes, sizes, st.integers(0, 1000))
-def test_l2_gains_give_the_least_distance(m, p, n, seed):
-    random = torch.Generator().manual_seed(seed)
-    base = torch.randn(m, n, generator=random, dtype=torch.float64)
-    source = torch.randn(p, n, generator=random, dtype=torch.float64)
-    found = assign(gains(base, source))
-    same = Permutation.identity(n, n)
-    least = min(distance(base, source, each, same) for each in every(m, p))
-    assert distance(base, source, found, same) == pytest.approx(least)
-
-
-def test_inner_products_are_worse_where_units_are_dropped():
-    """m < p: a long source row has the larger product and the larger distance."""
-    base, source = torch.tensor([[1.0, 0.0]]), torch.tensor([[9.0, 9.0], [1.0, 0.0]])
-    assert assign(gains(base, source, score="inner")).reads.tolist() == [0]
-    assert assign(gains(base, source, score="l2")).reads.tolist() == [1]
-
-
-@given(sizes, sizes, sizes, sizes, st.integers(0, 500), st.sampled_from(["l2", "inner"]))
-def test_by_turns_never_falls(m, n, p, q, seed, score):
-    random = torch.Generator().manual_seed(seed)
-    base = torch.randn(m, n, generator=random)
-    source = torch.randn(p, q, generator=random)
-    rows, columns, history = alternate(base, source, restarts=2, seed=seed, score=score)
-    assert (rows.bases, rows.sources) == (m, p)
-    assert (columns.bases, columns.sources) == (n, q)
-    # Inner products with columns dropped may prefer an objective that only l2 bounds: each turn is optimal in both.
-    assert all(b >= a - 1e-9 for a, b in pairwise(history))
-
-
-def test_restarts_find_the_optimum_that_one_start_misses():
-    """Random 4 x 4 pairs: 20 random starts find the global optimum, the identity start alone does not always."""
-    hit = {0: 0, 20: 0}
-    for seed in range(6):
-        random = torch.Generator().manual_seed(seed)
-        base = torch.randn(4, 4, generator=random, dtype=torch.float64)
-        source = torch.randn(4, 4, generator=random, dtype=torch.float64)
-        least = min(
-            distance(base, source, rows, columns) for rows in every(4, 4) for columns in every(4, 4)
-        )
-        for restarts in hit:
-            rows, columns, _ = alternate(base, source, restarts=restarts)
-            hit[restarts] += distance(base, source, rows, columns) <= least + 1e-9
-    assert hit[20] == 6
-    assert hit[0] < 6
-
-
 # ------------------------------------------------------------------------------------ large ones
 
 
@@ -141,9 +93,9 @@ def test_the_proof_is_asked_for():
     """Without it a first choice of entries would be taken for all of them, and the result is another one."""
     cost = next(drifting(60, 60, 0, ties=False)) + torch.arange(60.0) ** 2
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pricing, "_FIRST", 1)
+        patch.setattr(sparse_assignment, "_FIRST", 1)
         right = priced(cost)
-        patch.setattr(pricing._Costs, "paying", lambda *_: torch.empty(0).numpy())
+        patch.setattr(sparse_assignment._Costs, "paying", lambda *_: torch.empty(0).numpy())
         wrong = priced(cost)
     assert right is not None
     assert wrong is not None
@@ -152,22 +104,22 @@ def test_the_proof_is_asked_for():
 
 
 def test_large_costs_without_a_proof_are_solved_whole(monkeypatch):
-    monkeypatch.setattr(pricing, "LARGE", 4)
+    monkeypatch.setattr(sparse_assignment, "LARGE", 4)
     cost = next(drifting(6, 6, 3, ties=False))
-    assert pricing.cheapest(cost)[1] is not None
-    monkeypatch.setattr(pricing, "_ROUNDS", 0)
-    found, prices = pricing.cheapest(cost)
+    assert sparse_assignment.cheapest(cost)[1] is not None
+    monkeypatch.setattr(sparse_assignment, "_ROUNDS", 0)
+    found, prices = sparse_assignment.cheapest(cost)
     assert prices is None
     assert found == assign(-cost)
     cost[2, 3] = float("nan")
     with pytest.raises(AssemblyError, match="not finite"):
-        pricing.cheapest(cost)
+        sparse_assignment.cheapest(cost)
 
 
 def test_costs_of_low_rank_are_left_to_the_dense_solver():
     """So many entries are nearly equal that sparse matching over them would take minutes."""
     torch.manual_seed(0)
     crowded = torch.randn(1024, 2) @ torch.randn(2, 1024)
-    assert pricing.priced(crowded) is None
-    assert pricing.cheapest(crowded)[0] == assign(-crowded.double())
-    assert pricing.priced(torch.randn(1024, 1024)) is not None
+    assert sparse_assignment.priced(crowded) is None
+    assert sparse_assignment.cheapest(crowded)[0] == assign(-crowded.double())
+    assert sparse_assignment.priced(torch.randn(1024, 1024)) is not None

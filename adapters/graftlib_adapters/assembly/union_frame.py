@@ -1,10 +1,8 @@
 """The union frame (F2): base and source in one architecture as wide as both, each with its own function.
 
-In: two graphs and an alignment of them. Out: `Union`: two models with the same tensors, between which one can walk. In
-the base frame (F1, `merging`) what the base has no room for is dropped; here nothing is. Always true: both wide models
-were run next to the originals, in double precision, and gave the same; where a mean or a variance runs over units of
-unequal number, that cannot be, and it is refused with the reason.
-Elsewhere: the base is widened by `graftlib.surgery.widen`; what is scaled with the widths is in `surgery.rescale`.
+In the base frame (F1, `merging`) what the base has no room for is dropped; here nothing is. Both wide models are run
+next to the originals, in double precision, and give the same; where a mean or a variance runs over units of unequal
+number, that cannot be, and it is refused with the reason. The base is widened by `graftlib.surgery.widen`.
 """
 
 from __future__ import annotations
@@ -12,30 +10,32 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
-from graftlib.graph import LayerGraph
-from graftlib.graph.axes import AxisClass
-from graftlib.graph.caches import copy_to_edit
-from graftlib.graph.structure import duplicate, own
-from graftlib.surgery import SurgeryError, SurgeryWarning, widen
-from graftlib.surgery.proof import TOLERANCE, change
-from graftlib.surgery.rescale import (
+from graftlib.graph import AxisClass, LayerGraph, copy_to_edit, duplicate, own
+from graftlib.surgery import (
     EPS,
+    TOLERANCE,
     Rms,
+    SurgeryError,
+    SurgeryWarning,
+    change,
     rescale_norms,
     rms_norms,
     role_places,
     scores_only,
+    widen,
 )
 
 from .alignment import Alignment
+from .axis_pairs import AxisPairing, numbers_of, resized, terms_of
 from .merging import lerp
 from .permutation import AssemblyError, Permutation
-from .records import BlockPair, Factor, Problem, TensorPair
-from .structure import tensors_of
+from .problem import Problem, TensorPair, places_of
+from .tensors import tensors_of
 
 __all__ = ["Union", "union"]
 
@@ -88,9 +88,9 @@ class Union:
 
     def at(self, factor: float) -> nn.Module:
         """A new model between the two, see `merged`."""
-        made = duplicate(self.base, own)
-        self.write(made, factor)
-        return made
+        model = duplicate(self.base, own)
+        self.write(model, factor)
+        return model
 
 
 def union(base: LayerGraph, source: LayerGraph, alignment: Alignment) -> Union:
@@ -102,8 +102,8 @@ def union(base: LayerGraph, source: LayerGraph, alignment: Alignment) -> Union:
     Args:
         base: graph of the base; its model's weights are taken and not changed.
         source: graph of the source.
-        alignment: of the two; ``score="inner"`` suits this frame, where nothing is dropped. Source units that it leaves
-            unread are read by the new units of the base, in order.
+        alignment: of the two; ``objective="inner"`` suits this frame, where nothing is dropped. Source units that it
+            leaves unread are read by the new units of the base, in order.
 
     Returns:
         the two wide models. Each is made of the base's modules and code, and held in its dtype.
@@ -117,25 +117,26 @@ def union(base: LayerGraph, source: LayerGraph, alignment: Alignment) -> Union:
     widths = {i: max(pair.bases, pair.sources) for i, pair in enumerate(problem.classes)}
     full = {i: _full(each, widths[i]) for i, each in alignment.permutations.items()}
     wide_base = _widened(base, problem, widths)
-    wide_source = _moved(source, wide_base, Alignment(_wide(problem, widths), full, 0.0, ()))
+    wide = Alignment(_wide(problem, base, source, widths), full, 0.0, ())
+    wide_source = _moved(source, wide_base, wide)
     return Union(wide_base, wide_source, full, widths)
 
 
 def _must_be_whole(base: LayerGraph, source: LayerGraph, problem: Problem) -> None:
-    """Every parameter and statistic of both must meet a whole one: otherwise there is no common architecture."""
+    """Every parameter and statistic of both needs a whole partner: otherwise there is no common architecture."""
     wrong = [f"base {what}: {why}" for what, why in problem.refused]
-    for word, graph, met in (
+    for word, graph, paired in (
         ("base", base, {pair.base for pair in problem.pairs}),
         ("source", source, {pair.source for pair in problem.pairs}),
     ):
         tied = {p.fqn for p in graph.parameters() if p.tied_to is not None}
-        kept = graph.model.state_dict()
+        state = graph.model.state_dict()
         for fqn, tensor in tensors_of(graph).items():
-            if fqn in kept and tensor.is_floating_point() and fqn not in met | tied:
-                wrong.append(f"{word} '{fqn}' {tuple(tensor.shape)} meets none")
+            if fqn in state and tensor.is_floating_point() and fqn not in paired | tied:
+                wrong.append(f"{word} '{fqn}' {tuple(tensor.shape)} has no partner")
     for pair in problem.pairs:
         if any(axis.partial for axis in pair.axes):
-            wrong.append(f"base '{pair.base}' meets '{pair.source}' only in part")
+            wrong.append(f"base '{pair.base}' reads '{pair.source}' only in part")
         elif not _covers(pair):
             wrong.append(f"kernels of '{pair.base}' and '{pair.source}' differ")
     if wrong:
@@ -148,23 +149,11 @@ def _must_be_whole(base: LayerGraph, source: LayerGraph, problem: Problem) -> No
 
 def _covers(pair: TensorPair) -> bool:
     """Whether the blocks of each axis hold all places of both tensors."""
-    for size, axis in zip(pair.base_shape, pair.axes, strict=True):
-        blocks = axis.blocks
-        if sum(_count(block, base=True) for block in blocks) != size:
-            return False
-        if (
-            sum(_count(block, base=False) for block in blocks)
-            != pair.source_shape[axis.source_axis]
-        ):
-            return False
-    return True
-
-
-def _count(block: BlockPair, *, base: bool) -> int:
-    count = 1
-    for factor in block.factors:
-        count *= factor.bases if base else factor.sources
-    return count
+    sizes = [pair.source_shape[axis.source_axis] for axis in pair.axes]
+    return all(
+        places_of(axis.blocks, base=True) == size and places_of(axis.blocks, base=False) == other
+        for size, other, axis in zip(pair.base_shape, sizes, pair.axes, strict=True)
+    )
 
 
 # --- the base ---------------------------------------------------------------------------------------------------------
@@ -184,8 +173,8 @@ def _widened(base: LayerGraph, problem: Problem, widths: Mapping[int, int]) -> n
             return widen(base, sizes, fill="zero")
     except SurgeryError as error:
         classes = [pair.base for pair in problem.classes]
-        kept = [norm.fqn for norm in rms_norms(base, base.model, classes)]
-        raise _refusal("base", problem, error.where, error.why or error.what, kept) from error
+        scaled = [norm.fqn for norm in rms_norms(base, base.model, classes)]
+        raise _refusal("base", problem, error.where, error.why or error.what, scaled) from error
 
 
 # --- the source -------------------------------------------------------------------------------------------------------
@@ -193,8 +182,8 @@ def _widened(base: LayerGraph, problem: Problem, widths: Mapping[int, int]) -> n
 
 def _moved(source: LayerGraph, wide_base: nn.Module, alignment: Alignment) -> nn.Module:
     """The wide base with the source's tensors in it, once it computes what the source does."""
-    made = duplicate(wide_base, own)
-    norms = _norms(source, made, alignment.problem)
+    wide = duplicate(wide_base, own)
+    norms = _norms(source, wide, alignment.problem)
     error = float("inf")
     for queries in (False, True):
         state = alignment.transported(_doubles(source, alignment.problem, queries=queries))
@@ -204,7 +193,7 @@ def _moved(source: LayerGraph, wide_base: nn.Module, alignment: Alignment) -> nn
             rescale_norms(model, norms)
 
         try:
-            error = min(error, change(source, source.model, made, write))
+            error = min(error, change(source, source.model, wide, write))
         except (RuntimeError, ValueError, TypeError, IndexError) as failure:
             raise AssemblyError(
                 "the wide source does not run on the source's example.",
@@ -212,8 +201,8 @@ def _moved(source: LayerGraph, wide_base: nn.Module, alignment: Alignment) -> nn
                 fix=_FIX,
             ) from failure
         if error <= TOLERANCE:
-            write(made)
-            return made
+            write(wide)
+            return wide
     raise _refusal(
         "source",
         alignment.problem,
@@ -252,25 +241,25 @@ def _norms(source: LayerGraph, wide: nn.Module, problem: Problem) -> list[Rms]:
     """The source's norms by the root mean square, under the names that they have in the wide model."""
     classes = [pair.source for pair in problem.classes]
     known = {norm.fqn: norm for norm in rms_norms(source, source.model, classes)}
-    found = []
+    norms = []
     for pair in problem.pairs:
         norm = known.get(pair.source)
         if norm is not None:
             names = _small_numbers(wide.get_submodule(pair.layer))
             eps = {name: value for value in norm.eps.values() for name in names}
-            found.append(replace(norm, fqn=pair.base, layer=pair.layer, eps=eps))
-    return found
+            norms.append(replace(norm, fqn=pair.base, layer=pair.layer, eps=eps))
+    return norms
 
 
 def _small_numbers(module: nn.Module) -> dict[str, float]:
     """What a norm adds before it divides, by the names that it may have."""
-    held = {name: module.__dict__.get(name) for name in EPS}
-    return {name: value for name, value in held.items() if isinstance(value, float)}
+    values = {name: module.__dict__.get(name) for name in EPS}
+    return {name: value for name, value in values.items() if isinstance(value, float)}
 
 
 def _load(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """In place: values into the tensors of a model."""
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    tensors = dict(chain(model.named_parameters(), model.named_buffers()))
     with torch.no_grad():
         for fqn, values in state.items():
             tensors[fqn].copy_(values)
@@ -290,32 +279,24 @@ def _full(permutation: Permutation, width: int) -> Permutation:
     return Permutation(reads, permutation.sources)
 
 
-def _wide(problem: Problem, widths: Mapping[int, int]) -> Problem:
+def _wide(
+    problem: Problem, base: LayerGraph, source: LayerGraph, widths: Mapping[int, int]
+) -> Problem:
     """The problem of a base whose classes are as wide as both."""
-    return replace(problem, pairs=tuple(_wide_pair(pair, widths) for pair in problem.pairs))
-
-
-def _wide_pair(pair: TensorPair, widths: Mapping[int, int]) -> TensorPair:
-    axes = tuple(replace(axis, blocks=_wide_blocks(axis.blocks, widths)) for axis in pair.axes)
-    shape = tuple(sum(_count(block, base=True) for block in axis.blocks) for axis in axes)
-    return replace(pair, base_shape=shape, axes=axes)
-
-
-def _wide_blocks(blocks: Sequence[BlockPair], widths: Mapping[int, int]) -> tuple[BlockPair, ...]:
-    made: list[BlockPair] = []
-    at = 0
-    for block in sorted(blocks, key=lambda each: each.base_start):
-        factors = tuple(_wide_factor(factor, widths) for factor in block.factors)
-        made.append(BlockPair(at, block.source_start, factors))
-        at += _count(made[-1], base=True)
-    return tuple(made)
-
-
-def _wide_factor(factor: Factor, widths: Mapping[int, int]) -> Factor:
-    terms = _wide_blocks(factor.terms, widths)
-    if terms:
-        return replace(factor, bases=sum(_count(term, base=True) for term in terms), terms=terms)
-    return factor if factor.pair is None else replace(factor, bases=widths[factor.pair])
+    sides = [numbers_of(graph.axis_classes) for graph in (base, source)]
+    sizes = {id(pair.base): widths[i] for i, pair in enumerate(problem.classes)}
+    numbers = {sides[0][id(pair.base)]: i for i, pair in enumerate(problem.classes)}
+    pairs = []
+    for pair in problem.pairs:
+        trees = [resized(tree, sizes) for tree in base.axes(pair.base)]
+        others = source.axes(pair.source)
+        axes = []
+        for axis, tree in zip(pair.axes, trees, strict=True):
+            blocks = AxisPairing(*sides).blocks(terms_of(tree), terms_of(others[axis.source_axis]))
+            axes.append(replace(axis, blocks=tuple(each.numbered(numbers) for each in blocks)))
+        shape = tuple(tree.size for tree in trees)
+        pairs.append(replace(pair, base_shape=shape, axes=tuple(axes)))
+    return replace(problem, pairs=tuple(pairs))
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
@@ -326,9 +307,9 @@ def _refusal(
     problem: Problem,
     where: Mapping[str, object],
     why: str,
-    kept: Sequence[str],
+    scaled: Sequence[str],
 ) -> AssemblyError:
-    across = _looks_across(problem, kept)
+    across = _looks_across(problem, scaled)
     if across:
         where = {"norms": "; ".join(across[:3]), **where}
         why = "a norm takes its mean or variance over all units, the silent ones too"
@@ -340,7 +321,7 @@ def _refusal(
     )
 
 
-def _looks_across(problem: Problem, kept: Sequence[str]) -> list[str]:
+def _looks_across(problem: Problem, scaled: Sequence[str]) -> list[str]:
     """Norms without running statistics whose units differ in number, but for those that were scaled."""
     owners = {pair.layer for pair in problem.pairs if pair.role in ("mean", "variance")}
     return [
@@ -348,6 +329,6 @@ def _looks_across(problem: Problem, kept: Sequence[str]) -> list[str]:
         for pair in problem.pairs
         if pair.role == "gain"
         and pair.layer not in owners
-        and pair.base not in kept
+        and pair.base not in scaled
         and pair.base_shape != pair.source_shape
     ]

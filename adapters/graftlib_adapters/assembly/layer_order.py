@@ -1,74 +1,55 @@
-"""Choose pairs of layers whose order rises on both sides and whose classes do not contradict each other.
+"""Choose pairs of layers whose order rises on both sides and whose axis classes do not contradict each other.
 
-In: what each pair is worth and which classes would meet; in which blocks the layers lie. Out: the pairs. Always true:
-rows and columns rise strictly, blocks rise and meet one to one, the layers of a block meet those of one other block;
-the result depends on nothing but the arguments. Dynamic programming sees contradictions between neighbours; those far
-apart are settled by weight of evidence, and it runs again without the pairs that lost. A pair of blocks is worth what
-the best pairs of layers inside of it are.
+Blocks rise and are paired one to one: the layers of a block go with those of one other block, and a pair of blocks is
+worth what the best pairs of layers inside of it are. Dynamic programming sees contradictions between neighbours; those
+far apart are settled by weight of evidence, and it runs again without the pairs that lost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .blocks import Blocks
+from .repeated_blocks import Blocks
 
-__all__ = ["Evidence", "Meets", "choose", "consistent"]
+__all__ = ["ClassPairs", "choose", "consistent"]
 
-Meets = tuple[tuple[int, int], ...]
+ClassPairs = tuple[tuple[int, int], ...]  # (base class, source class), by number
 _Key = tuple[int, int]
 _NEVER = -(2**62)
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """Class pairs of which none shares a class with another.
-
-    Attributes:
-        pairs: (base class, source class), by number.
-    """
-
-    pairs: tuple[tuple[int, int], ...]
-
-    def clash(self, meets: Meets) -> tuple[int, int] | None:
-        """The first of some meetings that is none of the pairs; None where all are."""
-        kept = set(self.pairs)
-        return next((meet for meet in meets if meet not in kept), None)
-
-
 def consistent(
-    meets: Sequence[Meets], alike: Mapping[tuple[int, int], int] | None = None
-) -> Evidence:
-    """The class pairs that most evidence speaks for, taken one by one, the heaviest first.
+    classes: Sequence[ClassPairs], overlaps: Mapping[tuple[int, int], int] | None = None
+) -> dict[int, int]:
+    """Base class -> source class: those that most evidence speaks for, one by one, the heaviest first.
 
     Args:
-        meets: of each pair of layers.
-        alike: class pair -> how much one voice for it weighs; 1 for each without it.
+        classes: that each pair of layers would pair.
+        overlaps: class pair -> how much one voice for it weighs; 1 for each without it.
 
-    >>> consistent([((0, 0),), ((0, 0), (1, 1)), ((0, 1),)]).pairs
-    ((0, 0), (1, 1))
+    >>> consistent([((0, 0),), ((0, 0), (1, 1)), ((0, 1),)])
+    {0: 0, 1: 1}
     """
     weights: dict[tuple[int, int], int] = {}
-    for each in meets:
-        for meet in each:
-            weights[meet] = weights.get(meet, 0) + (alike[meet] if alike else 1)
-    kept: list[tuple[int, int]] = []
-    for base, source in sorted(weights, key=lambda meet: (-weights[meet], meet)):
-        if all(base != b and source != s for b, s in kept):
-            kept.append((base, source))
-    return Evidence(tuple(sorted(kept)))
+    for each in classes:
+        for pair in each:
+            weights[pair] = weights.get(pair, 0) + (overlaps[pair] if overlaps else 1)
+    pairs: dict[int, int] = {}
+    for base, source in sorted(weights, key=lambda pair: (-weights[pair], pair)):
+        if base not in pairs and source not in pairs.values():
+            pairs[base] = source
+    return pairs
 
 
 def choose(
     rows: int,
     columns: int,
     worths: Mapping[_Key, int],
-    meets: Mapping[_Key, Meets],
-    alike: Mapping[tuple[int, int], int] | None = None,
+    classes: Mapping[_Key, ClassPairs],
+    overlaps: Mapping[tuple[int, int], int] | None = None,
     blocks: tuple[Sequence[Blocks], Sequence[Blocks]] | None = None,
 ) -> list[_Key]:
     """The rising pairs of largest total worth, without contradictions.
@@ -76,9 +57,9 @@ def choose(
     Args:
         rows: base layers, in order.
         columns: source layers, in order.
-        worths: (row, column) -> worth above 0, of the pairs that may be.
-        meets: (row, column) -> which classes would meet.
-        alike: class pair -> how much one voice for it weighs where classes contradict each other.
+        worths: (row, column) -> worth above 0, of the candidates.
+        classes: (row, column) -> which classes would be paired.
+        overlaps: class pair -> how much one voice for it weighs where classes contradict each other.
         blocks: of each row and of each column, the blocks that it lies in, the outer first; None: in none.
 
     >>> worths = {(i, j): 10 - abs(i - j) for i in range(2) for j in range(2)}
@@ -95,7 +76,7 @@ def choose(
     [(0, 0), (1, 1)]
     """
     ones, others = blocks or ([()] * rows, [()] * columns)
-    grid = _Grid(worths, meets, alike, ones, others)
+    grid = _Grid(worths, classes, overlaps, ones, others)
     return sorted(grid.chosen(range(rows), range(columns), 0))
 
 
@@ -105,12 +86,12 @@ class _Grid:
     def __init__(
         self,
         worths: Mapping[_Key, int],
-        meets: Mapping[_Key, Meets],
-        alike: Mapping[tuple[int, int], int] | None,
+        classes: Mapping[_Key, ClassPairs],
+        overlaps: Mapping[tuple[int, int], int] | None,
         rows: Sequence[Blocks],
         columns: Sequence[Blocks],
     ) -> None:
-        self.worths, self.meets, self.alike = worths, meets, alike
+        self.worths, self.classes, self.overlaps = worths, classes, overlaps
         self.rows, self.columns = rows, columns
 
     def chosen(
@@ -120,15 +101,15 @@ class _Grid:
         level: int,
         settled: Mapping[int, int] | None = None,
     ) -> list[_Key]:
-        """The best pairs of some rows and columns, whose blocks up to `level` meet already."""
+        """The best pairs of some rows and columns, whose blocks up to `level` are paired already."""
         forward = dict(settled or {})
         while True:
             backward = {s: b for b, s in forward.items()}
-            taken = self._best(rows, columns, level, forward, backward)
-            kept = consistent([self.meets[key] for key in taken], self.alike)
-            if all(kept.clash(self.meets[key]) is None for key in taken):
-                return taken
-            forward.update(kept.pairs)
+            chosen = self._best(rows, columns, level, forward, backward)
+            pairs = consistent([self.classes[key] for key in chosen], self.overlaps)
+            if all(pairs.get(b) == s for key in chosen for b, s in self.classes[key]):
+                return chosen
+            forward.update(pairs)
 
     def _best(
         self,
@@ -150,30 +131,30 @@ class _Grid:
                 if pairs:
                     inner[i, j] = pairs
         worths = {key: sum(self.worths[pair] for pair in pairs) for key, pairs in inner.items()}
-        meets = {
-            key: tuple(meet for pair in pairs for meet in self.meets[pair])
+        classes = {
+            key: tuple(each for pair in pairs for each in self.classes[pair])
             for key, pairs in inner.items()
         }
-        best = _rising(len(ones), len(others), worths, meets)
+        best = _rising(len(ones), len(others), worths, classes)
         return [pair for key in best for pair in inner[key]]
 
     def _fits(self, key: _Key, forward: Mapping[int, int], backward: Mapping[int, int]) -> bool:
         return key in self.worths and all(
-            forward.get(b, s) == s and backward.get(s, b) == b for b, s in self.meets[key]
+            forward.get(b, s) == s and backward.get(s, b) == b for b, s in self.classes[key]
         )
 
 
 def _units(places: Sequence[int], blocks: Sequence[Blocks], level: int) -> list[list[int]]:
     """The places of each block at a level, in the order of the first; a place in none stands alone."""
-    found: dict[Hashable, list[int]] = {}
+    units: dict[Hashable, list[int]] = {}
     for place in places:
         inside = len(blocks[place]) > level
-        found.setdefault(blocks[place][level] if inside else place, []).append(place)
-    return list(found.values())
+        units.setdefault(blocks[place][level] if inside else place, []).append(place)
+    return list(units.values())
 
 
 def _rising(
-    rows: int, columns: int, worths: Mapping[_Key, int], meets: Mapping[_Key, Meets]
+    rows: int, columns: int, worths: Mapping[_Key, int], classes: Mapping[_Key, ClassPairs]
 ) -> list[_Key]:
     """The best total that ends with each pair; a pair looks at those of the rows and columns beside it."""
     ends = np.full((rows, columns), _NEVER, dtype=np.int64)
@@ -181,7 +162,7 @@ def _rising(
     # best[i, j]: the largest end among rows < i and columns < j, and where it is.
     best = np.full((rows + 1, columns + 1), _NEVER, dtype=np.int64)
     where: dict[_Key, _Key] = {}
-    table = _Table(rows, columns, meets)
+    table = _Table(rows, columns, classes)
     for i in range(rows):
         for j in range(columns):
             if (i, j) in worths:
@@ -198,11 +179,11 @@ def _rising(
             if value > _NEVER and at is not None:
                 where[i + 1, j + 1] = at
     at = where.get((rows, columns))
-    taken = []
+    chosen = []
     while at is not None:
-        taken.append(at)
+        chosen.append(at)
         at = before[at]
-    return taken[::-1]
+    return chosen[::-1]
 
 
 def _predecessor(
@@ -234,19 +215,19 @@ def _predecessor(
 class _Table:
     """Which pairs contradict each other, looked up for a row or a column of pairs at once."""
 
-    def __init__(self, rows: int, columns: int, meets: Mapping[_Key, Meets]) -> None:
-        numbers = [{meet[k] for each in meets.values() for meet in each} for k in (0, 1)]
+    def __init__(self, rows: int, columns: int, classes: Mapping[_Key, ClassPairs]) -> None:
+        numbers = [{pair[k] for each in classes.values() for pair in each} for k in (0, 1)]
         self._tables = []
         for side in (0, 1):
             index = {number: i for i, number in enumerate(sorted(numbers[side]))}
             table = np.full((rows, columns, len(index)), -1, dtype=np.int32)
-            for (i, j), each in meets.items():
-                for meet in each:
-                    table[i, j, index[meet[side]]] = meet[1 - side]
+            for (i, j), each in classes.items():
+                for pair in each:
+                    table[i, j, index[pair[side]]] = pair[1 - side]
             self._tables.append(table)
 
     def agree(self, i: int, j: int, row: int | slice, column: int | slice) -> NDArray[np.bool_]:
-        """For each of the pairs (row, column): whether no class meets two in it and in (i, j)."""
+        """For each of the pairs (row, column): whether no class is paired twice in it and in (i, j)."""
         fine: NDArray[np.bool_] = np.array(True)
         for table in self._tables:
             mine, theirs = table[i, j], table[row, column]
