@@ -28,4 +28,4 @@ for batch in torch.randperm(len(y))[:640].split(64):
     print(f"{graft}  loss {loss.item():.2f}")
 graft.detach()  # 3
 
-assert [entry["step"] for entry in graft.history] == [0, 4, 8]
+assert [entry.step for entry in graft.history] == [0, 4, 8]

@@ -28,5 +28,5 @@ for batch in torch.randperm(len(y))[:640].split(64):
 graft.detach()
 
 for entry in graft.history:
-    for name, change in entry["receivers"].items():
-        print(f"step {entry['step']}: {name} changed by {change['size']:.2%}")
+    for name, change in entry.changes.items():
+        print(f"step {entry.step}: {name} changed by {change.size:.2%}")

@@ -26,7 +26,17 @@ from msgspec import Meta
 from .disk import named, read_whole
 from .errors import GraftError, closest, shown
 
-__all__ = ["Count", "Finite", "Record", "convert", "faults_of", "read_json", "read_yaml", "to_yaml"]
+__all__ = [
+    "Count",
+    "Finite",
+    "Record",
+    "convert",
+    "faults_of",
+    "read_json",
+    "read_yaml",
+    "to_plain",
+    "to_yaml",
+]
 
 MOST_BYTES = {"YAML": 16_000_000, "JSON": 128_000_000}
 SLOW_BYTES = 200_000
@@ -44,12 +54,12 @@ Finite = Annotated[float, Meta(ge=-1.7976931348623157e308, le=1.7976931348623157
 """A number that is neither infinite nor NaN."""
 
 
-class Record(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """What a document must be: subclass it with typed fields."""
+class Record(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """What a document or a state must be: subclass it with typed fields."""
 
 
 # A name with a lone surrogate is compared with those of the fields as UTF-8, which it is not.
-_REFUSALS = (msgspec.MsgspecError, UnicodeEncodeError, RecursionError)
+_REFUSALS = (msgspec.MsgspecError, UnicodeEncodeError, RecursionError, OverflowError)
 
 R = TypeVar("R", bound=msgspec.Struct)
 
@@ -120,6 +130,35 @@ def convert(
         fix=fix,
         faults=faults,
     ) from None
+
+
+def to_plain(value: Any) -> Any:
+    """A record, or a nest of records, dicts and lists, as dicts and lists that `convert` takes back.
+
+    What is neither, such as a tensor, stays the same object. Of a record with ``omit_defaults`` those are left out.
+
+    >>> class Point(Record):
+    ...     at: tuple[int, int]
+    >>> to_plain([Point(at=(1, 2))])
+    [{'at': [1, 2]}]
+    """
+    if isinstance(value, msgspec.Struct):
+        omitted = value.__struct_config__.omit_defaults
+        return {
+            field.name: to_plain(getattr(value, field.name))
+            for field in msgspec.structs.fields(value)
+            if not (omitted and getattr(value, field.name) == _default(field))
+        }
+    if isinstance(value, dict):
+        return {key: to_plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(one) for one in value]
+    return value
+
+
+def _default(field: msgspec.structs.FieldInfo) -> Any:
+    factory = field.default_factory
+    return field.default if factory is msgspec.NODEFAULT else factory()
 
 
 def to_yaml(values: Any) -> str:

@@ -57,7 +57,7 @@ class World:
             self.loss().backward()
             optimizer.step()
 
-    def receiver(self):
+    def written(self):
         return self.target.second.weight.detach().clone()
 
 
@@ -100,12 +100,12 @@ def test_each_adapter_trains_and_detaches(world, name):
     graft.follow(optimizer)
     world.train(optimizer, 4)
     assert graft.skipped == 0
-    assert [entry["step"] for entry in graft.history] == [0, 2, 4]
+    assert [entry.step for entry in graft.history] == [0, 2, 4]
     with graft.settled():
-        settled = world.receiver()
-    assert not torch.equal(settled, world.receiver())
+        settled = world.written()
+    assert not torch.equal(settled, world.written())
     graft.detach()
-    assert torch.equal(settled, world.receiver())
+    assert torch.equal(settled, world.written())
     assert settled.device == world.x.device
 
 
@@ -117,8 +117,8 @@ def test_each_write_and_signal_under_each_kind_of_optimizer(world, write, signal
     optimizer = torch.optim.AdamW(world.target.parameters(), 1e-2, fused=fused)
     graft.follow(optimizer)
     world.train(optimizer, 3)
-    assert min(n for e in graft.history[:3] for n in e["signal"].values()) > 0
-    assert graft.history[-1]["receivers"]["target:second.weight"]["size"] > 0
+    assert min(n for e in graft.history[:3] for n in e.signal.values()) > 0
+    assert graft.history[-1].changes["target:second.weight"].size > 0
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -155,12 +155,12 @@ def test_the_layout_of_a_written_weight_stays(world, layout):
     world.target.to(memory_format=layout)
     strides = world.target.second.weight.stride()
     graft = attach(ADAPTERS["mergenet paper"](), world.mapping, cycle=1)
-    before = world.receiver()
+    before = world.written()
     graft.follow(torch.optim.SGD(world.target.parameters(), 1e-2))
-    assert not torch.equal(world.receiver(), before)
+    assert not torch.equal(world.written(), before)
     assert world.target.second.weight.stride() == strides
     graft.detach()
-    assert torch.equal(world.receiver(), before)
+    assert torch.equal(world.written(), before)
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
@@ -174,12 +174,12 @@ def test_a_state_is_resumed_on_another_device(world, name):
         saved = torch.utils._pytree.tree_map_only(
             torch.Tensor, lambda t: t.detach().cpu().clone(), graft.state_dict()
         )
-    written = world.receiver()
+    written = world.written()
     graft.detach()
     again = attach(ADAPTERS[name](), world.mapping, cycle=2)
     again.load_state_dict(saved)
     again.follow(optimizer)
-    close(world.receiver(), written)
+    close(world.written(), written)
     world.train(optimizer, 3)
     assert again.step_count == 7
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from graftlib.graft import Link, Slot
+from graftlib.graft import Link, LinkedMatrix
 
-__all__ = ["add", "averaged", "receivers", "rms"]
+__all__ = ["add", "averaged", "rms", "targets"]
 
 
 def add(matrix: Tensor, change: Tensor) -> Tensor:
@@ -34,19 +34,21 @@ def rms(matrix: Tensor) -> Tensor:
     return peak * (matrix / peak).square().mean().sqrt()
 
 
-def receivers(slots: Sequence[Slot]) -> list[int]:
-    """Positions of the slots that a link writes to, in order."""
-    return [i for i, slot in enumerate(slots) if slot.receives]
+def targets(matrices: Sequence[LinkedMatrix]) -> list[int]:
+    """Positions of the matrices that are written, in order."""
+    return [i for i, matrix in enumerate(matrices) if matrix.written]
 
 
 def averaged(changes: Sequence[Tensor], links: Sequence[Link]) -> dict[int, Tensor]:
-    """One change per link -> one per receiver: the mean over the links that write to it.
+    """One change per link -> one per target: the mean over the links that write to it.
 
     >>> links = [Link(0, 2, "a"), Link(1, 2, "b")]
     >>> averaged([torch.tensor(1.0), torch.tensor(3.0)], links)
     {2: tensor(2.)}
     """
-    heard: dict[int, list[Tensor]] = {}
+    by_target: dict[int, list[Tensor]] = {}
     for link, change in zip(links, changes, strict=True):
-        heard.setdefault(link.receiver, []).append(change)
-    return {i: torch.stack(said).mean(0) if len(said) > 1 else said[0] for i, said in heard.items()}
+        by_target.setdefault(link.target, []).append(change)
+    return {
+        i: torch.stack(each).mean(0) if len(each) > 1 else each[0] for i, each in by_target.items()
+    }

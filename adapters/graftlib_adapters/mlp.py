@@ -1,8 +1,8 @@
-"""The paper's first, simple adapter (eq. 2): two MLPs turn the giver's matrix into the receiver's.
+"""The paper's first, simple adapter (eq. 2): two MLPs turn the source's matrix into the target's.
 
-In: one matrix per slot. Out: one new matrix per receiving slot, from W_new = f2(f1(W_giver)^T), where f1 maps the
-giver's rows (M) to the receiver's number of rows (n) and f2 the giver's number of rows (N) to the receiver's columns
-(m). Always true: of the receiver's own values only their scale has a say in the change. A baseline of the paper.
+In: one matrix per matrix. Out: one new matrix per written matrix, from W_new = f2(f1(W_giver)^T), where f1 maps the
+source's rows (M) to the target's number of rows (n) and f2 the source's number of rows (N) to the target's columns
+(m). Always true: of the target's own values only their scale has a say in the change. A baseline of the paper.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from graftlib.graft import Adapter, Link, Slot
+from graftlib.graft import Adapter, Link, LinkedMatrix
 
-from ._matrices import add, averaged, receivers, rms
+from ._matrices import add, averaged, rms, targets
 from ._options import chosen, whole_number
 
 __all__ = ["MLPAdapter"]
@@ -26,8 +26,8 @@ class MLPAdapter(Adapter):
 
     Args:
         width: hidden width of both MLPs.
-        init: ``"identity"``: the result is added to the receiver, in its own scale, by a last layer that starts at
-            zero, so that a fresh adapter changes nothing, to the bit. ``"paper"``: the result replaces the receiver.
+        init: ``"identity"``: the result is added to the target, in its own scale, by a last layer that starts at
+            zero, so that a fresh adapter changes nothing, to the bit. ``"paper"``: the result replaces the target.
         write: see `Adapter`.
         signal: see `Adapter`.
 
@@ -52,9 +52,9 @@ class MLPAdapter(Adapter):
         self.write = write
         self.signal = signal
 
-    def build(self, slots: Sequence[Slot], links: Sequence[Link]) -> nn.Module:
+    def build(self, matrices: Sequence[LinkedMatrix], links: Sequence[Link]) -> nn.Module:
         """See `Adapter.build`; the initial values are drawn from torch's global random state."""
-        return _MLPTransfer(slots, links, self.width, identity=self.init == "identity")
+        return _MLPTransfer(matrices, links, self.width, identity=self.init == "identity")
 
     def __repr__(self) -> str:
         return (
@@ -65,50 +65,52 @@ class MLPAdapter(Adapter):
 
 class _MLPTransfer(nn.Module):
     def __init__(
-        self, slots: Sequence[Slot], links: Sequence[Link], width: int, *, identity: bool
+        self, matrices: Sequence[LinkedMatrix], links: Sequence[Link], width: int, *, identity: bool
     ) -> None:
         super().__init__()
         self.links = tuple(links)
-        self.receivers = receivers(slots)
+        self.targets = targets(matrices)
         self.identity = identity
         self.generators = nn.ModuleList(
-            _Generator(slots[link.giver].shape, slots[link.receiver].shape, width, silent=identity)
+            _Generator(
+                matrices[link.source].shape, matrices[link.target].shape, width, zero=identity
+            )
             for link in links
         )
 
     def forward(self, matrices: Sequence[Tensor]) -> list[Tensor]:
-        """One (rows, columns) tensor per slot -> one per receiving slot, in the order of the slots."""
-        said = [
-            self._change(cast(_Generator, generator), matrices[link.giver], matrices[link.receiver])
+        """One (rows, columns) tensor per matrix -> one per written matrix, in the order of the matrices."""
+        each = [
+            self._change(cast(_Generator, generator), matrices[link.source], matrices[link.target])
             for generator, link in zip(self.generators, self.links, strict=True)
         ]
-        changes = averaged(said, self.links)
-        return [add(matrices[i], changes[i]) for i in self.receivers]
+        changes = averaged(each, self.links)
+        return [add(matrices[i], changes[i]) for i in self.targets]
 
-    def _change(self, generator: _Generator, giver: Tensor, receiver: Tensor) -> Tensor:
+    def _change(self, generator: _Generator, source: Tensor, target: Tensor) -> Tensor:
         dtype = next(generator.parameters()).dtype
         if not self.identity:
-            return cast(Tensor, generator(giver.to(dtype))).to(receiver.dtype) - receiver
-        unit = rms(giver)
-        giver = giver / torch.where(unit > 0, unit, torch.ones_like(unit))
-        return rms(receiver) * cast(Tensor, generator(giver.to(dtype))).to(receiver.dtype)
+            return cast(Tensor, generator(source.to(dtype))).to(target.dtype) - target
+        unit = rms(source)
+        source = source / torch.where(unit > 0, unit, torch.ones_like(unit))
+        return rms(target) * cast(Tensor, generator(source.to(dtype))).to(target.dtype)
 
 
 class _Generator(nn.Module):
-    """(N, M) -> (n, m); `silent`: it starts as the zero map."""
+    """(N, M) -> (n, m); `zero`: it starts as the zero map."""
 
     def __init__(
-        self, giver: tuple[int, int], receiver: tuple[int, int], width: int, *, silent: bool
+        self, source: tuple[int, int], target: tuple[int, int], width: int, *, zero: bool
     ) -> None:
         super().__init__()
-        self.rows = _mlp(giver[1], width, receiver[0])
-        self.columns = _mlp(giver[0], width, receiver[1])
-        if silent:
+        self.rows = _mlp(source[1], width, target[0])
+        self.columns = _mlp(source[0], width, target[1])
+        if zero:
             for parameter in self.columns[2].parameters():
                 nn.init.zeros_(parameter)
 
-    def forward(self, giver: Tensor) -> Tensor:
-        return cast(Tensor, self.columns(self.rows(giver).mT))
+    def forward(self, source: Tensor) -> Tensor:
+        return cast(Tensor, self.columns(self.rows(source).mT))
 
 
 def _mlp(width: int, hidden: int, out: int) -> nn.Sequential:

@@ -37,6 +37,7 @@ from torchvision.models import MobileNetV2
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from graftlib import Mapping, TransferCycle, attach, trace
+from graftlib.graft import AdapterOptimizer
 from graftlib_adapters import MergeNet, MLPAdapter, ParameterSharing, distillation
 
 # ----------------------------------------------------------------------------------------------------------- the data
@@ -238,7 +239,7 @@ def run(name: str, seed: int, args: argparse.Namespace, data: Data, source: nn.M
             cycle=cycle,
             total_steps=total,
             seed=seed,
-            lr=args.adapter_lr,
+            optimizer=AdapterOptimizer(lr=args.adapter_lr),
         )
         graft.follow(optimizer)
     if "distil" in arm:
@@ -265,12 +266,10 @@ def run(name: str, seed: int, args: argparse.Namespace, data: Data, source: nn.M
     result = {"arm": name, "seed": seed, "loss": float(loss.detach())}
     if graft is not None:
         graft.detach()
-        done = [entry for entry in graft.history if "skipped" not in entry]
+        done = [entry for entry in graft.history if not entry.skipped]
         result["transfers"] = len(done)
         result["skipped"] = graft.skipped
-        result["sizes"] = [
-            [e["step"], {n: r["size"] for n, r in e["receivers"].items()}] for e in done
-        ]
+        result["sizes"] = [[e.step, {n: c.size for n, c in e.changes.items()}] for e in done]
     result["cpu_seconds"] = time.process_time() - start
     result["accuracy"] = accuracy(target, *data.test)
     return result

@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from graftlib.graft.adapter import Link, Slot
+from graftlib.graft import Link, LinkedMatrix
 from graftlib_adapters import MergeNet
 
 RECEIVER, GIVER, HEADS, LAYERS = (160, 960), (100, 2048), 8, 2
@@ -63,9 +63,9 @@ class AuthorsAttention(nn.Module):
 class AuthorsLayer(nn.Module):
     """Four attentions, their mean, a feed-forward."""
 
-    def __init__(self, receiver: tuple[int, int], giver: tuple[int, int], dropout: float) -> None:
+    def __init__(self, target: tuple[int, int], source: tuple[int, int], dropout: float) -> None:
         super().__init__()
-        (n, m), (N, M) = receiver, giver
+        (n, m), (N, M) = target, source
         self.rr, self.rc = AuthorsAttention(m, M, dropout), AuthorsAttention(m, N, dropout)
         self.cr, self.cc = AuthorsAttention(n, M, dropout), AuthorsAttention(n, N, dropout)
         self.feed_forward = nn.Sequential(
@@ -73,10 +73,10 @@ class AuthorsLayer(nn.Module):
         )
         self.norm = nn.LayerNorm(m)
 
-    def forward(self, w: Tensor, giver: Tensor) -> Tensor:
+    def forward(self, w: Tensor, source: Tensor) -> Tensor:
         """(n, m) and (N, M) -> (n, m)."""
-        rows = self.rr(w, giver) + self.rc(w, giver.mT)
-        columns = self.cr(w.mT, giver) + self.cc(w.mT, giver.mT)
+        rows = self.rr(w, source) + self.rc(w, source.mT)
+        columns = self.cr(w.mT, source) + self.cc(w.mT, source.mT)
         mean = (rows + columns.mT) / 4
         return self.norm(mean + self.feed_forward(mean))
 
@@ -90,17 +90,20 @@ class Authors(nn.Module):
 
     def forward(self, matrices: Sequence[Tensor]) -> list[Tensor]:
         """[(n, m), (N, M)] -> [(n, m)]."""
-        w, giver = matrices
+        w, source = matrices
         for layer in self.layers:
-            w = layer(w, giver)
+            w = layer(w, source)
         return [w]
 
 
 def ours(rank: int | None) -> nn.Module:
     """The adapter of graftlib with its defaults, at the authors' shapes, heads and layers."""
-    slots = [Slot("target:w", RECEIVER, rank, True), Slot("source:w", GIVER, rank, False)]
+    matrices = [
+        LinkedMatrix("target:w", RECEIVER, rank, True),
+        LinkedMatrix("source:w", GIVER, rank, False),
+    ]
     adapter = MergeNet(layers=LAYERS, heads=HEADS, rank=rank)
-    return adapter.build(slots, [Link(1, 0, "w")])
+    return adapter.build(matrices, [Link(1, 0, "w")])
 
 
 CONTENDERS: dict[str, Callable[[], nn.Module]] = {
@@ -231,7 +234,7 @@ def main() -> None:
     rows = {name: row(c, contenders["authors"], matrices) for name, c in contenders.items()}
     print(table(rows))
     record = {
-        "shapes": {"receiver": RECEIVER, "giver": GIVER, "heads": HEADS, "layers": LAYERS},
+        "shapes": {"target": RECEIVER, "source": GIVER, "heads": HEADS, "layers": LAYERS},
         "authors": {"dropout": DROPOUT, "feed_forward": FEED_FORWARD},
         "repetitions": options.repetitions * options.seeds,
         "seeds": options.seeds,

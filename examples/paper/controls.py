@@ -35,8 +35,8 @@ def link(
     giving = receiving if source is target else trace(source, source_example)
     mapping = Mapping(giving, receiving)
     for one, other in graft.links:
-        giver = other if graft.aligned else one
-        mapping.link(giver, other, direction=graft.direction)  # type: ignore[arg-type]
+        source = other if graft.aligned else one
+        mapping.link(source, other, direction=graft.direction)  # type: ignore[arg-type]
     return mapping
 
 
@@ -96,7 +96,7 @@ class Noise:
     Args:
         clock: the player whose steps are counted: the graft's target.
         mapping: the graft's links between the models in training (or the frozen source).
-        sizes: (step, receiver -> size over the norm before), as the graft left them.
+        sizes: (step, target -> size over the norm before), as the graft left them.
         seed: of the noise.
     """
 

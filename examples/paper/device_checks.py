@@ -96,7 +96,7 @@ class World:
 
     def sizes(self) -> list[float]:
         """Of the transfers so far."""
-        return [row["size"] for e in self.graft.history for row in e["receivers"].values()]
+        return [row.size for e in self.graft.history for row in e.changes.values()]
 
 
 def _random_states(device: str) -> list[Tensor]:
@@ -123,7 +123,7 @@ def following_an_optimizer(device: str) -> dict[str, Any]:
     world.graft.follow(world.optimizer)
     for _ in range(4 * CYCLE):
         world.step()
-    assert [e["step"] for e in world.graft.history] == [0, 3, 6, 9, 12]
+    assert [e.step for e in world.graft.history] == [0, 3, 6, 9, 12]
     assert world.graft.skipped == 0
     assert world.graft.pending
     sizes, written = world.sizes(), world.weight()
@@ -163,7 +163,7 @@ def learning_from_the_gradient(device: str) -> dict[str, Any]:
     world.graft.follow(world.optimizer)
     for _ in range(2 * CYCLE + 1):
         world.step()
-    signals = [norm for e in world.graft.history for norm in e["signal"].values()]
+    signals = [norm for e in world.graft.history for norm in e.signal.values()]
     assert min(signals) > 0
     return {"signals": signals}
 
@@ -283,7 +283,7 @@ def a_captured_step_is_the_step(device: str) -> dict[str, Any]:
         world.graft.follow(captured)
         for _ in range(4 * CYCLE):
             captured.step()
-        assert [e["step"] for e in world.graft.history] == [0, 3, 6, 9, 12]
+        assert [e.step for e in world.graft.history] == [0, 3, 6, 9, 12]
         assert max(world.sizes()) > 0
         world.graft.detach()
         weights.append(world.weight())

@@ -28,7 +28,7 @@ from captured import Data, MobileNet, Trainer, large_resnet
 from torch import Tensor, nn
 
 from graftlib import Mapping, attach, trace
-from graftlib.graft.adapter import Adapter, Link, Slot
+from graftlib.graft import Adapter, AdapterOptimizer, Link, LinkedMatrix, Transfer
 from graftlib_adapters import MergeNet
 
 __all__ = ["CONTRASTS", "SETTINGS", "Plan", "work"]
@@ -59,9 +59,9 @@ CONTRASTS = (
 class NormReset(Adapter):
     """What the authors' closing LayerNorm does, without an adapter in front of it: rows of mean 0 and variance 1."""
 
-    def build(self, slots: list[Slot], links: list[Link]) -> nn.Module:  # type: ignore[override]
+    def build(self, matrices: list[LinkedMatrix], links: list[Link]) -> nn.Module:  # type: ignore[override]
         """See `Adapter.build`."""
-        return _Rows([slot.receives for slot in slots])
+        return _Rows([matrix.written for matrix in matrices])
 
 
 class _Rows(nn.Module):
@@ -211,7 +211,7 @@ class Student:
             target = self.trainer.model
             self.graphs = trace(self.source, (example,)), trace(target, (data.test_x[:2],))
             self.trainer.model.train()
-        self.receiver = self.trainer.model.get_submodule(MobileNet.RECEIVER).weight
+        self.target = self.trainer.model.get_submodule(MobileNet.RECEIVER).weight
 
     def on(self) -> Any:
         """See `Trainer.on`."""
@@ -235,7 +235,7 @@ class Student:
             self.teacher.load_state_dict(source)
         if name == "paper, random source":
             record = _noise_like(record, seed)
-        frozen = self.receiver.detach().clone() if name == "target layer frozen" else None
+        frozen = self.target.detach().clone() if name == "target layer frozen" else None
         weight = self.source[0].weight
         assert isinstance(weight, Tensor)
         weight.data.copy_(record[0])
@@ -246,14 +246,14 @@ class Student:
                     weight.data.copy_(record[(t + 1) // CYCLE])
                 trainer.optimizer.step()
                 if frozen is not None:
-                    self.receiver.data.copy_(frozen)
+                    self.target.data.copy_(frozen)
                 if t % CYCLE == 2:  # the next step ends in a transfer, and waits for the device
                     yield
         finally:
             if graft is not None:
                 graft.detach()
         found: dict[str, Any] = {} if graft is None else _summary(graft.history)
-        rows = self.receiver.detach().flatten(1).norm(dim=1)
+        rows = self.target.detach().flatten(1).norm(dim=1)
         return found | trainer.evaluate() | {"row norm": float(rows.mean())}
 
     def _graft(self, name: str, seed: int, steps: int) -> Any:
@@ -269,7 +269,7 @@ class Student:
             mapping,
             cycle=CYCLE,
             total_steps=steps,
-            lr=0.0 if name == "dropout only" else 1e-3,
+            optimizer=AdapterOptimizer(lr=0.0 if name == "dropout only" else 1e-3),
             seed=seed,
         )
         return graft.follow(self.trainer.optimizer)
@@ -379,7 +379,7 @@ def _speeds(sources: list[Trainer], students: list[Student], plan: Plan) -> dict
     runs = []
     for each, name in zip(students, names * len(students), strict=False):
         shape = (steps // CYCLE + 1, *each.source[0].weight.shape)
-        record = torch.randn(shape).to(each.receiver.device)
+        record = torch.randn(shape).to(each.target.device)
         state = each.teacher.state_dict() if each.teacher is not None else {}
         setting = "kd" if each.teaches else name
         runs.append((each, each.run(setting, 0, steps, record, state)))
@@ -443,11 +443,11 @@ def _facts(plan: Plan, name: str, seed: int, steps: int, epochs: float) -> dict[
     }
 
 
-def _summary(history: list[dict[str, Any]]) -> dict[str, Any]:
+def _summary(history: list[Transfer]) -> dict[str, Any]:
     """Of a graft's transfers: how many, and how much each changed its layer, in the first and the last quarter."""
-    taken = [e for e in history if "skipped" not in e]
-    rows = [row for e in taken for row in e["receivers"].values()]
-    angles = [math.degrees(math.acos(max(-1.0, min(1.0, row["cosine"])))) for row in rows]
+    taken = [e for e in history if not e.skipped]
+    rows = [row for e in taken for row in e.changes.values()]
+    angles = [math.degrees(math.acos(max(-1.0, min(1.0, row.cosine)))) for row in rows]
     quarter = max(1, len(rows) // 4)
     return {
         "transfers": len(taken),
@@ -457,5 +457,5 @@ def _summary(history: list[dict[str, Any]]) -> dict[str, Any]:
             "first quarter": statistics.mean(angles[1:quarter] or angles[:1]),
             "last quarter": statistics.mean(angles[-quarter:]),
         },
-        "size of a write": {"first": rows[0]["size"], "last": rows[-1]["size"]},
+        "size of a write": {"first": rows[0].size, "last": rows[-1].size},
     }

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from graftlib.graft.adapter import Adapter, Link, Slot
+from graftlib.graft import Adapter, Link, LinkedMatrix
 
 __all__ = ["Heard"]
 
@@ -19,7 +19,7 @@ __all__ = ["Heard"]
 class Heard(Adapter):
     """`inner`, overheard.
 
-    Of each transfer the share |W~ - W~'| / |W~ - W| is kept, where W~' is the answer to noise of the giver's root mean
+    Of each transfer the share |W~ - W~'| / |W~ - W| is kept, where W~' is the answer to noise of the source's root mean
     square: 0 for an adapter that does not listen, about 1.4 for one whose answer has nothing in common with the other.
     The first fact of a link is the mean share of all transfers that changed something, the second that of the last.
     """
@@ -32,16 +32,18 @@ class Heard(Adapter):
         """See `Adapter.rank`."""
         return self.inner.rank(matrix, limit)
 
-    def build(self, slots: Sequence[Slot], links: Sequence[Link]) -> nn.Module:
+    def build(self, matrices: Sequence[LinkedMatrix], links: Sequence[Link]) -> nn.Module:
         """See `Adapter.build`."""
-        return _Heard(self.inner.build(slots, links), slots, links)
+        return _Heard(self.inner.build(matrices, links), matrices, links)
 
 
 class _Heard(nn.Module):
-    def __init__(self, inner: nn.Module, slots: Sequence[Slot], links: Sequence[Link]) -> None:
+    def __init__(
+        self, inner: nn.Module, matrices: Sequence[LinkedMatrix], links: Sequence[Link]
+    ) -> None:
         super().__init__()
         self.inner, self.links = inner, tuple(links)
-        self.receivers = [i for i, slot in enumerate(slots) if slot.receives]
+        self.targets = [i for i, matrix in enumerate(matrices) if matrix.written]
         self.shares: dict[str, list[float]] = {link.name: [] for link in links}
 
     def forward(self, matrices: Sequence[Tensor]) -> list[Tensor]:
@@ -51,10 +53,10 @@ class _Heard(nn.Module):
             self.inner.eval()  # its bases stay what they are
             for link in self.links:
                 asked = list(matrices)
-                asked[link.giver] = _noise(matrices[link.giver])
+                asked[link.source] = _noise(matrices[link.source])
                 other = self.inner(asked)
-                place = self.receivers.index(link.receiver)
-                change = (answer[place] - matrices[link.receiver]).norm()
+                place = self.targets.index(link.target)
+                change = (answer[place] - matrices[link.target]).norm()
                 if change > 0:
                     moved = (answer[place] - other[place]).norm() / change
                     self.shares[link.name].append(float(moved))

@@ -23,6 +23,7 @@ from rivals import Rival
 from torch import Tensor, nn
 
 from graftlib import TransferCycle, attach
+from graftlib.graft import AdapterOptimizer
 from graftlib_adapters import MergeNet, MLPAdapter, ParameterSharing
 
 __all__ = ["GIVER_SEED", "Learner", "made", "run", "train_giver"]
@@ -242,8 +243,8 @@ def _noise(
 
 def _transfers(graft: Any) -> dict[str, Any]:
     """How many there were, the step and the sizes of each, and what the adapter says of itself at the last."""
-    done = [entry for entry in graft.history if "skipped" not in entry]
-    sizes = [[e["step"], {name: row["size"] for name, row in e["receivers"].items()}] for e in done]
+    done = [entry for entry in graft.history if not entry.skipped]
+    sizes = [[e.step, {name: row.size for name, row in e.changes.items()}] for e in done]
     said = done[-1]["facts"] if done else {}
     return {"transfers": len(done), "skipped": graft.skipped, "sizes": sizes, "said": said}
 
@@ -275,7 +276,7 @@ def _grafted(
         mapping,
         cycle=TransferCycle(graft.cycle, start=graft.start, stop=graft.stop),
         total_steps=target.total,
-        lr=graft.lr,
+        optimizer=AdapterOptimizer(lr=graft.lr),
         seed=seed,
     )
     writers = [target.optimizer]

@@ -56,9 +56,8 @@ class Measurement:
         runs: how many runs were timed.
         batch: rows of one run.
         threads: intra-op threads of the session.
-        memory_bytes: growth of the peak resident set of a fresh process, from just before the session is made
-            until the last run; weights, arena and activations, without Python and onnxruntime themselves. None
-            where the system does not tell.
+        memory_bytes: growth of the resident set of a fresh process, from just before the session is made
+            until the last run; weights, arena and activations, without Python and onnxruntime themselves.
     """
 
     name: str
@@ -69,13 +68,12 @@ class Measurement:
     runs: int
     batch: int
     threads: int
-    memory_bytes: int | None
+    memory_bytes: int
 
     def __str__(self) -> str:
-        memory = "unknown" if self.memory_bytes is None else _bytes(self.memory_bytes)
         return (
             f"{self.parameters:,} parameters, {_bytes(self.size_bytes)}, "
-            f"{self.median_ms:.3g} ms median, {self.p90_ms:.3g} ms p90, {memory} peak growth"
+            f"{self.median_ms:.3g} ms median, {self.p90_ms:.3g} ms p90, {_bytes(self.memory_bytes)} more memory"
         )
 
 
@@ -198,7 +196,7 @@ class ExportReport:
         t = self.target
         return (
             f"onnxruntime on CPU, {t.threads} thread, batch {t.batch}, {t.runs} runs, fresh process;\n"
-            "peak growth: rise of its peak resident memory from before the session to the last run"
+            "more memory: rise of its resident memory from before the session to the last run"
         )
 
 

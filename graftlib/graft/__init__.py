@@ -2,20 +2,24 @@
 
 from .adapter import Adapter as Adapter
 from .adapter import Link as Link
-from .adapter import Slot as Slot
+from .adapter import LinkedMatrix as LinkedMatrix
 from .attach import attach as attach
 from .cycle import TransferCycle as TransferCycle
 from .graft import Graft as Graft
 from .graft import TransferWarning as TransferWarning
+from .history import Transfer as Transfer
 from .joined import JoinedGraph as JoinedGraph
-from .live import settled as settled
+from .optimizer import AdapterOptimizer as AdapterOptimizer
+from .registry import settled as settled
 
 __all__ = [
     "Adapter",
+    "AdapterOptimizer",
     "Graft",
     "JoinedGraph",
     "Link",
-    "Slot",
+    "LinkedMatrix",
+    "Transfer",
     "TransferCycle",
     "TransferWarning",
     "attach",

@@ -6,9 +6,13 @@ depends on the count alone, so a resumed run transfers at the same steps.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Annotated
 
+from msgspec import Meta
+
+from ..arguments import Positive
+from ..documents import Count, Record, convert
 from ..errors import AttachError
 
 __all__ = ["TransferCycle"]
@@ -41,26 +45,19 @@ class TransferCycle:
     stop: int | float | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
-            raise AttachError(
-                f"a transfer cycle counts optimizer steps, so every={self.every!r} must be an int of at least 1.",
-                fix="cycle=4",
-            )
-        if isinstance(self.offset, bool) or not isinstance(self.offset, int) or self.offset < 0:
-            raise AttachError(
-                f"offset={self.offset!r} must be an int of at least 0.", fix="offset=0"
-            )
-        for name, value in (("start", self.start), ("stop", self.stop)):
-            if value is None and name == "stop":
-                continue
-            if not _is_edge(value):
-                raise AttachError(
-                    f"{name}={value!r} must be a step (an int of at least 0) or a share of training (0.0 to 1.0).",
-                    fix=f"{name}=0.8 for four fifths of training, {name}=800 for step 800",
-                )
+        values = {name: getattr(self, name) for name in _Values.__struct_fields__}
+        convert(
+            values,
+            _Values,
+            what="the TransferCycle",
+            error=AttachError,
+            fix="TransferCycle(every=4, offset=0, start=800, stop=0.8): steps are whole numbers, a float is a share "
+            "of training",
+        )
         if type(self.start) is type(self.stop) and self.stop is not None and self.stop < self.start:
             raise AttachError(
-                f"stop={self.stop} precedes start={self.start}: nothing would ever transfer."
+                f"stop={self.stop} precedes start={self.start}: nothing would ever transfer.",
+                fix="give a stop after the start, or stop=None",
             )
 
     @property
@@ -98,12 +95,14 @@ class TransferCycle:
         return max(0, -((begin - end) // self.every))
 
 
-def _is_edge(value: object) -> bool:
-    if isinstance(value, bool):
-        return False
-    if isinstance(value, float):
-        return math.isfinite(value) and 0 <= value <= 1
-    return isinstance(value, int) and value >= 0
+Edge = Annotated[int, Meta(ge=0, le=2**53)] | Annotated[float, Meta(ge=0, le=1)]
+
+
+class _Values(Record):
+    every: Positive
+    offset: Count
+    start: Edge
+    stop: Edge | None
 
 
 def _steps(edge: int | float, total_steps: int | None) -> int:

@@ -1,15 +1,15 @@
-"""A live graft: it counts the host's optimizer steps, writes before some of them, learns after those.
+"""A graft: it counts the host's optimizer steps, writes before some of them, updates the adapter after those.
 
-In: a `Plan`, a `Transferor`, and a training loop that stays the user's. Out: rewritten weights, a history, and after
-`detach` nothing. Always true: nothing is inserted into a forward pass; parameter objects and state_dict keys never
-change; a write that no optimizer step has consumed can be taken back to the bit.
+In: a `Plan`, an `AdapterRunner`, and a training loop that stays the user's. Out: rewritten weights, a history, and
+after `detach` nothing. Always true: nothing is inserted into a forward pass; parameter objects and state_dict keys
+never change; a write that no optimizer step has consumed can be taken back to the bit.
 
 The life of a transfer:
 
-    write        the adapter reads all linked weights and rewrites those of the receivers     -> pending
+    write        the adapter reads all linked weights and rewrites the targets                -> pending
     before step  a probe is taken back; the gradient is kept where it is the signal
     after step   what the step made of each write is its signal                                -> consumed
-    learn        all signals are in: one update of the adapter                                 -> done
+    update       all signals are in: one update of the adapter                                 -> done
 """
 
 from __future__ import annotations
@@ -23,22 +23,25 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ..disk import write_whole
 from ..errors import AttachError, GraftError, TransferError
-from . import live
+from . import registry
 from .cycle import TransferCycle
+from .history import Transfer
 from .joined import JoinedGraph, joined, spliced
-from .linked import LinkedTensor, TransferWarning, Write, owns
+from .linked import AbandonedWrites, LinkedTensor, TransferWarning, Write, in_place, owns
+from .missed_steps import MissedSteps
 from .plan import Plan
 from .ranks import Ranks
-from .rounds import Rounds
-from .saving import load, save
-from .silence import LeftPending, Silence
-from .transfer import Flight, Transferor
+from .report import Reported, page
+from .state import Counts, Resume, restored, state_of
+from .step_counter import StepCounter
+from .transfer import AdapterRunner, PendingTransfer
 
 __all__ = ["Graft", "TransferWarning", "check_optimizers"]
 
@@ -47,19 +50,15 @@ class Graft:
     """An adapter attached to two models. Made by `attach`; see there for the arguments.
 
     Attributes:
-        history: one entry a transfer, oldest first. Keys: ``transfer`` and ``step`` (counts from 0), ``links`` (names),
-            ``receivers`` (slot name -> ``size``, the Frobenius norm of the change over that of the weights before, and
-            ``cosine`` between the two), ``facts`` (what the adapter reports of itself, such as omega), ``signal``
-            (slot's tensor name -> norm of what it learned from; absent until learned), and ``skipped`` with the reason
-            where it did not take place. With ``record`` a receiver also has ``spectrum``: ``before`` and ``after``, its
-            largest singular values, at most 64.
+        history: one `Transfer` for each, oldest first; the record of one that is pending is replaced once the adapter
+            was updated from it.
         skipped: how many transfers were skipped because something was not finite.
     """
 
     def __init__(
         self,
         plan: Plan,
-        transferor: Transferor,
+        runner: AdapterRunner,
         cycle: TransferCycle,
         *,
         total_steps: int | None,
@@ -73,38 +72,38 @@ class Graft:
         self.nan_limit = nan_limit
         self.ranks = ranks
         self.record = int(record)
-        self.history: list[dict[str, Any]] = []
+        self.history: list[Transfer] = []
         self.skipped = 0
-        self._rounds = Rounds(plan.clock)
+        self._steps = StepCounter(plan.counted)
         self._verified = 0  # the step at which the ranks were compared last
         self._closures = False
         self._once: _Once | None = None
-        self._fact_names = transferor.fact_names()
-        self._transferor: Transferor | None = transferor
-        self._flight: Flight | None = None
+        self._fact_names = runner.fact_names()
+        self._runner: AdapterRunner | None = runner
+        self._pending: PendingTransfer | None = None
         self._decided = -1  # the step before which it was last decided whether to transfer
-        self._learned = 0
+        self._updates = 0
         self._skipped_in_a_row = 0
         self._followed: dict[Optimizer, list[tuple[LinkedTensor, nn.Parameter]]] = {}
         self._handles: list[RemovableHandle] = []
-        self._resume: dict[str, Any] | None = None
+        self._resume: Resume | None = None
         self._inside = False  # of `with graft.step():`
         self._stepping: Optimizer | None = (
             None  # between its two hooks; what it steps inside is its own affair
         )
-        self._silence = Silence(plan)
-        self._left = LeftPending()
-        weakref.finalize(self, self._left.settle).atexit = False
-        live.enter(self)
+        self._missed = MissedSteps(plan)
+        self._abandoned = AbandonedWrites()
+        weakref.finalize(self, self._abandoned.settle).atexit = False
+        registry.register(self)
 
     # ------------------------------------------------------------------------------------------ the two ways to train
 
     @contextmanager
     def step(self, *, closure: bool = False) -> Iterator[Graft]:
-        """Enclose forward, backward and optimizer step: entering writes where a transfer is due, leaving learns.
+        """Enclose forward, backward and optimizer step: entering writes where a transfer is due, leaving updates.
 
         It may also enclose less than one optimizer step, as gradient accumulation does: the write then stays until an
-        optimizer has consumed it. The steps of whatever optimizer are heard inside the ``with`` block only, through a
+        optimizer has consumed it. The steps of whatever optimizer are counted inside the ``with`` block only, through a
         pair of torch's global optimizer hooks that stays for the rest of the process and holds no graft.
 
         Args:
@@ -129,7 +128,7 @@ class Graft:
             )
         self._ready_to_train("step", closure)
         self._write_if_due()
-        self._silence.watch()
+        self._missed.watch()
         self._inside, self._stepping = True, None
         try:
             yield self
@@ -144,7 +143,7 @@ class Graft:
         the graft alive until `detach`.
 
         Args:
-            optimizers: those that step the receiving parameters; the target's steps are the ones counted. A round is
+            optimizers: those that step the written parameters; the target's steps are the ones counted. A step is
                 complete when every optimizer that owns a linked target parameter has stepped at least once.
             closure: accept that ``optimizer.step`` is handed a closure that evaluates the loss, once and before the
                 update, as some trainers do. LBFGS stays refused.
@@ -153,14 +152,14 @@ class Graft:
             The graft itself.
 
         Raises:
-            AttachError: an optimizer owns no receiving parameter, a receiving parameter has no optimizer, an optimizer
+            AttachError: an optimizer owns no written parameter, a written parameter has no optimizer, an optimizer
                 needs a closure, the graft follows optimizers already or is inside ``step()``, or
                 `torch.inference_mode` is on.
         """
         self._running()
         if self._inside:
             raise AttachError(
-                "this graft is inside `with graft.step():`, which hears the optimizer already.",
+                "this graft is inside `with graft.step():`, which counts the optimizer's steps already.",
                 fix="use either graft.follow(optimizer) or `with graft.step():`",
             )
         if self._followed:
@@ -177,7 +176,7 @@ class Graft:
             self._handles.append(optimizer.register_step_pre_hook(self._before_step))
             self._handles.append(optimizer.register_step_post_hook(self._follow_step))
         self._write_if_due()
-        self._silence.watch()
+        self._missed.watch()
         return self
 
     # -------------------------------------------------------------------------------------------------------- undoing
@@ -192,12 +191,12 @@ class Graft:
         Raises:
             TransferError: a linked parameter is gone, or on the meta device.
         """
-        flight = self._flight
-        put_back = [w for w in flight.pending if w.settle()] if flight is not None else []
+        pending = self._pending
+        put_back = [w for w in pending.pending if w.settle()] if pending is not None else []
         try:
             yield self
         finally:
-            if self._flight is flight:
+            if self._pending is pending:
                 for write in put_back:
                     write.restore()
 
@@ -207,23 +206,23 @@ class Graft:
         Calling it again does nothing. It always comes off: where a linked parameter is gone, or has no values any more,
         a `TransferWarning` says so. Not inside an optimizer's hook, where torch does not let hooks be removed.
         """
-        flight, self._flight = self._flight, None
+        pending, self._pending = self._pending, None
         handles, self._handles = self._handles, []
         self._followed.clear()
-        self._transferor = None
-        self._silence.rest()
-        self._left.forget()
-        live.leave(self)
+        self._runner = None
+        self._missed.rest()
+        self._abandoned.remember(())
+        registry.unregister(self)
         for handle in handles:
             handle.remove()
-        for write in flight.pending if flight is not None else []:
+        for write in pending.pending if pending is not None else []:
             try:
                 settled = write.settle()
             except TransferError as error:
                 _warn(f"the graft is off, but a write could not be taken back: {error}")
             else:
                 if not settled:
-                    self._silence.explain(write.tensor)
+                    self._missed.explain(write.tensor)
 
     @property
     def step_count(self) -> int:
@@ -231,17 +230,17 @@ class Graft:
 
         With GradScaler and a fused optimizer on an accelerator reading it may make the host wait for the device.
         """
-        return self._rounds.read()
+        return self._steps.read()
 
     @property
     def attached(self) -> bool:
         """Whether the graft is still on."""
-        return self._transferor is not None
+        return self._runner is not None
 
     @property
     def pending(self) -> bool:
         """Whether there is a write that no optimizer step has consumed."""
-        return self._flight is not None and bool(self._flight.pending)
+        return self._pending is not None and bool(self._pending.pending)
 
     # -------------------------------------------------------------------------------------------- looking and resuming
 
@@ -252,15 +251,15 @@ class Graft:
         return joined(self.plan)
 
     def to_fx(self) -> torch.fx.GraphModule:
-        """The target at its captured shapes, with every read of a receiving parameter passing through the adapter.
+        """The target at its captured shapes, with every read of a written parameter passing through the adapter.
 
         Returns:
-            A new `GraphModule` that shares the target's parameters, but for the receiving ones and the givers, which it
+            A new `GraphModule` that shares the target's parameters, but for the linked ones, which it
             holds as copies of their settled values. It takes the target's inputs, flattened, and gives the outputs that
             the written weights would give; it is differentiable end to end, the adapter included.
         """
         with self.settled():
-            return spliced(self.plan, self._running(), self._flight)
+            return spliced(self.plan, self._running(), self._pending)
 
     def report(self, path: str | os.PathLike[str]) -> Path:
         """Write what the adapter learned, from `history`, as one HTML page that works offline.
@@ -273,21 +272,41 @@ class Graft:
         Raises:
             GraftError: the file cannot be written.
         """
-        from .report import page  # brings jinja2, which only this needs
-
-        write_whole(path, page(self))
+        write_whole(path, page(self._reported()))
         return Path(path)
+
+    def _reported(self) -> Reported:
+        return Reported(
+            self.plan, self.cycle, self.history, self.step_count, self.skipped, self._fact_names
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs beside the models' and optimizers' own state: plain data and tensors.
 
-        Take it together with the models' under `settled`, so that no unlearned write is saved:
+        Take it together with the models' under `settled`, so that no pending write is saved:
 
             with graft.settled():
                 torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(),
                             "graft": graft.state_dict()}, path)
         """
-        return save(self, self._running())
+        runner, step = self._running(), self.step_count
+        counts = Counts(
+            step=step,
+            decided=self._decided,
+            updates=self._updates,
+            skipped=self.skipped,
+            skipped_in_a_row=self._skipped_in_a_row,
+        )
+        pending = self._pending if self.pending else None
+        return state_of(
+            self.plan,
+            runner,
+            counts,
+            self._steps.stepped,
+            self.history,
+            pending,
+            self._resume,
+        ).to_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken; load the models and optimizers first, and `follow` afterwards.
@@ -296,7 +315,18 @@ class Graft:
             CheckpointError: the state is foreign, incomplete, damaged (types, shapes, dtypes, ranges, what is not
                 finite), or of a graft with other links; nothing was changed.
         """
-        load(self, self._running(), state)
+        runner = self._running()
+        with torch.inference_mode(False):
+            saved = restored(state, self.plan, runner)
+        self._drop_pending()
+        self.plan = saved.plan
+        runner.install(saved.plan, saved.module, saved.optimizer)
+        counts = saved.state.counts
+        self._steps.start(counts.step, saved.stepped)
+        self._decided, self._verified = counts.decided, counts.step
+        self._updates, self.skipped = counts.updates, counts.skipped
+        self._skipped_in_a_row = counts.skipped_in_a_row
+        self.history, self._resume = saved.state.history, saved.state.resume
         if self._followed:
             self._write_if_due()
 
@@ -328,22 +358,22 @@ class Graft:
                 fix=f"call graft.{verb}() outside of it; settled() works inside",
             )
         self._closures = closure
-        live.listen()
+        registry.hook_optimizers()
 
-    def _running(self) -> Transferor:
-        if self._transferor is None:
+    def _running(self) -> AdapterRunner:
+        if self._runner is None:
             raise AttachError(
                 "this graft was detached.", fix="attach(adapter, mapping) makes a new one"
             )
-        return self._transferor
+        return self._runner
 
     def _write_if_due(self) -> None:
         """Perform the transfer before the coming step, unless that was decided already."""
         if self._resume is not None:
-            self._take_up(self._resume)
-        if not (self._rounds.exact or self._may_be_due()):
+            self._redo(self._resume)
+        if not (self._steps.exact or self._may_be_due()):
             return
-        step = self._rounds.read()
+        step = self._steps.read()
         if self._decided == step:
             return
         self._decided = step
@@ -356,7 +386,7 @@ class Graft:
 
     def _may_be_due(self) -> bool:
         """Whether a transfer could be due if no unread step was skipped; until then the device is not asked."""
-        end = self._rounds.at_most + 1
+        end = self._steps.at_most + 1
         return self.cycle.between(self._decided + 1, end, self.total_steps) > 0
 
     def _replicated(self) -> dict[str, Tensor]:
@@ -366,45 +396,43 @@ class Graft:
         return {**linked, **{f"adapter:{name}": value for name, value in module.items()}}
 
     def _transfer(self) -> None:
-        transferor = self._running()
-        flight = transferor.fly(transferor.read())
-        flight.entry = self._entry(flight)
-        if self._refused(flight):
-            return
-        self._skipped_in_a_row = 0
-        self._put(flight)
+        runner, number = self._running(), len(self.history)
+        spectra = self.record > 0 and number % self.record == 0
+        pending = runner.run(runner.read(), spectra=spectra)
+        record = Transfer(
+            number=number,
+            step=self._steps.known,
+            links=tuple(link.name for link in self.plan.links),
+            changes=pending.changes,
+            facts=pending.facts,
+        )
+        if self._write(pending, record):
+            self._skipped_in_a_row = 0
 
-    def _refused(self, flight: Flight) -> bool:
-        """Whether `flight` must not be written; then it is as if it had never been, but for the history."""
-        if flight.finite:
+    def _write(self, pending: PendingTransfer, record: Transfer) -> bool:
+        """Write what no optimizer step has consumed; False where it is not finite, and nothing is written."""
+        self.history.append(record)
+        if not pending.finite:
+            self._running().undo(pending)
+            self._skip("the rewritten weights are not finite")
             return False
-        self._running().put_back(flight)
-        self._skip(flight.entry, "the rewritten weights are not finite")
+        self._pending = pending
+        self._abandoned.remember(pending.pending)
+        for write in pending.pending:
+            write.write()
         return True
 
-    def _put(self, flight: Flight) -> None:
-        """Write what no optimizer step has consumed; from now on the flight is on its way."""
-        self.history.append(flight.entry)
-        self._flight = flight
-        self._left.remember(flight.pending)
-        for write in flight.pending:
-            write.write()
-
-    def _take_up(self, resume: dict[str, Any]) -> None:
+    def _redo(self, resume: Resume) -> None:
         """Redo the pending transfer of a saved state from the inputs it had."""
         self._resume = None
-        transferor = self._running()
-        flight = transferor.fly(transferor.read(), resume["inputs"])
-        flight.entry = resume["entry"]
-        if self._refused(flight):
-            return
-        for tensor, write in flight.writes.items():
-            if tensor.name in resume["signals"]:
-                signal = resume["signals"][tensor.name].to(write.settled.device)
-                write.signal = tensor.part(signal)
-        self._put(flight)
+        runner = self._running()
+        pending = runner.run(runner.read(), resume.inputs)
+        for tensor, write in pending.writes.items():
+            if pending.finite and tensor.name in resume.signals:
+                write.signal = tensor.part(resume.signals[tensor.name].to(write.settled.device))
+        self._write(pending, resume.transfer)
 
-    def _any_step_begins(
+    def before_any_step(
         self, optimizer: Optimizer, args: Any, kwargs: Any
     ) -> tuple[Any, dict[str, Any]] | None:
         """Any optimizer of the process is about to step."""
@@ -412,8 +440,8 @@ class Graft:
             return None
         return self._before_step(optimizer, args, kwargs)
 
-    def _is_strange(self, optimizer: Optimizer) -> bool:
-        """Whether a step of this optimizer should have been heard, if it steps what is written.
+    def _is_foreign(self, optimizer: Optimizer) -> bool:
+        """Whether a step of this optimizer should have been counted, if it steps what is written.
 
         Before `follow`, and between two `step` blocks with nothing pending, anybody may train the target.
         """
@@ -428,13 +456,13 @@ class Graft:
             return False
         return not set(self._owned(outer)).isdisjoint(self._owned(optimizer))
 
-    def _any_step_ended(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def after_any_step(self, optimizer: Optimizer) -> None:
         """Any optimizer of the process has stepped."""
         if self._inside:
             if self._stepping is optimizer:
-                self._after_step(optimizer, args, kwargs)
-        elif self._is_strange(optimizer):
-            self._silence.overhear(optimizer, list(self._followed))
+                self._after_step(optimizer)
+        elif self._is_foreign(optimizer):
+            self._missed.foreign_step(optimizer, list(self._followed))
 
     def _before_step(
         self, optimizer: Optimizer, args: Any, kwargs: Any
@@ -444,7 +472,7 @@ class Graft:
             return None
         self._check_identity(optimizer)
         self._stepping = optimizer
-        self._silence.hear()
+        self._missed.count()
         if not any(callable(value) for value in (*args, *kwargs.values())):
             self._before_update(optimizer)
             return None
@@ -459,12 +487,13 @@ class Graft:
         return tuple(map(once.around, args)), {k: once.around(v) for k, v in kwargs.items()}
 
     def _before_update(self, optimizer: Optimizer) -> None:
-        if not self._silence.complete:
-            self._silence.update(self._owned(optimizer))
-        for write in self._writes_of(optimizer):
-            write.before_step(optimizer)
+        if not self._missed.complete:
+            self._missed.update(self._owned(optimizer))
+        writes = self._writes_of(optimizer)
+        for write, there in zip(writes, in_place(writes), strict=True):
+            write.before_step(optimizer, in_place=there)
 
-    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _after_step(self, optimizer: Optimizer) -> None:
         self._stepping = None
         owned = self._owned(optimizer)
         if not owned:
@@ -477,79 +506,63 @@ class Graft:
             )
         # GradScaler steps a fused optimizer even when it must not move: the kernel reads this flag, and so do we.
         found_inf = getattr(optimizer, "found_inf", None)
-        self._rounds.hear(owned, found_inf)
+        self._steps.record(owned, found_inf)
         writes = self._writes_of(optimizer)
         if writes:
-            # Only a write in flight must know at once, and have the host wait for the device.
+            # Only a pending write must know at once, and have the host wait for the device.
             skipped = found_inf is not None and bool(found_inf.item())
             for write in writes:
                 write.after_step(skipped=skipped)
             if not skipped:
-                self._left.remember(self._flight.pending if self._flight is not None else [])
+                self._abandoned.remember(self._pending.pending if self._pending is not None else [])
 
     def _follow_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._after_step(optimizer, args, kwargs)
+        self._after_step(optimizer)
         self._advance()
         self._write_if_due()
 
     def _advance(self) -> None:
-        """Learn if every write is consumed."""
-        if self._flight is not None and not self._flight.pending:
+        """Update the adapter if every write is consumed."""
+        if self._pending is not None and not self._pending.pending:
             self._finish()
 
     def _finish(self) -> None:
-        """Learn from the flight that is on its way, if there is one; writes that were never consumed are settled."""
-        flight = self._drop_pending()
-        if flight is None:
+        """Update the adapter from the pending transfer, if there is one; what no step has consumed is settled."""
+        pending = self._drop_pending()
+        if pending is None:
             return
-        signals = {t: t.whole(w.signal) for t, w in flight.writes.items() if w.signal is not None}
+        signals = {t: t.whole(w.signal) for t, w in pending.writes.items() if w.signal is not None}
         if not signals:
             return
-        flight.entry["signal"] = {t.name: _norm(signal) for t, signal in signals.items()}
-        if self._running().learn(flight, signals, self._learned):
-            self._learned += 1
+        finite, norms = self._running().update(pending, signals, self._updates)
+        self.history[-1] = replace(self.history[-1], signal=norms)
+        if finite:
+            self._updates += 1
         else:
-            self._skip(flight.entry, "what the step made of the weights is not finite")
+            self._skip("what the step made of the weights is not finite")
 
-    def _drop_pending(self) -> Flight | None:
-        """Settle what is pending; the transfer, if there is one, is no longer on its way."""
-        flight = self._flight
-        for write in flight.pending if flight is not None else []:
+    def _drop_pending(self) -> PendingTransfer | None:
+        """Settle what no step has consumed; the transfer, if there is one, is pending no longer."""
+        pending = self._pending
+        for write in pending.pending if pending is not None else []:
             write.settle()
-        self._flight = None
-        self._left.forget()
-        return flight
+        self._pending = None
+        self._abandoned.remember(())
+        return pending
 
-    def _entry(self, flight: Flight) -> dict[str, Any]:
-        receivers: dict[str, dict[str, Any]] = {}
-        spectra = self.record > 0 and len(self.history) % self.record == 0 and flight.finite
-        for i, output in zip(self.plan.receivers, flight.outputs, strict=True):
-            before, after = flight.inputs[i], output.detach()
-            receivers[self.plan.slots[i].name] = entry = _change(before, after)
-            if spectra:
-                entry["spectrum"] = {"before": _spectrum(before), "after": _spectrum(after)}
-        return {
-            "transfer": len(self.history),
-            "step": self._rounds.known,
-            "links": [link.name for link in self.plan.links],
-            "receivers": receivers,
-            "facts": self._running().facts(),
-        }
-
-    def _skip(self, entry: dict[str, Any], reason: str) -> None:
-        entry["skipped"] = reason
-        if not self.history or self.history[-1] is not entry:
-            self.history.append(entry)
+    def _skip(self, reason: str) -> None:
+        """The last transfer did not take place, or did not update the adapter."""
+        self.history[-1] = record = replace(self.history[-1], skipped=reason)
         self.skipped += 1
         self._skipped_in_a_row += 1
-        names = ", ".join(entry["receivers"])
+        names = ", ".join(record.changes)
         if self._skipped_in_a_row >= self.nan_limit:
             raise TransferError(
                 f"{self._skipped_in_a_row} transfers in a row were skipped: {reason}.",
-                where={"receivers": names, "step": entry["step"]},
+                where={"written": names, "step": record.step},
                 fix="look for inf or nan in the loss and the weights; lower the learning rate, or raise nan_limit",
             )
-        _warn(f"transfer before step {entry['step']} skipped: {reason} ({names})")
+        _warn(f"transfer before step {record.step} skipped: {reason} ({names})")
 
     def _owned(self, optimizer: Optimizer) -> list[LinkedTensor]:
         if optimizer in self._followed:
@@ -557,10 +570,10 @@ class Graft:
         return [tensor for tensor in self.plan.written if owns(optimizer, tensor)]
 
     def _writes_of(self, optimizer: Optimizer) -> list[Write]:
-        if self._flight is None:
+        if self._pending is None:
             return []
         owned = self._owned(optimizer)
-        return [write for write in self._flight.pending if write.tensor in owned]
+        return [write for write in self._pending.pending if write.tensor in owned]
 
     def _check_identity(self, optimizer: Optimizer) -> None:
         """A followed optimizer steps the parameters it had at `follow`; the model must still hold those."""
@@ -611,7 +624,7 @@ def check_optimizers(optimizers: Iterable[Optimizer], plan: Plan) -> None:
         if not any(owns(optimizer, tensor) for optimizer in optimizers):
             raise AttachError(
                 f"no optimizer passed to follow() steps '{tensor.name}'.",
-                why="what the graft writes must be trained, or it would never learn from it",
+                why="what the graft writes must be trained, or the adapter would never be updated from it",
                 fix="pass its optimizer too, unfreeze it, or link only in the other direction",
             )
 
@@ -644,21 +657,3 @@ class _Once:
 
 def _warn(text: str) -> None:
     warnings.warn(text, TransferWarning, stacklevel=4)
-
-
-def _norm(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor.float()))
-
-
-def _change(before: Tensor, after: Tensor) -> dict[str, Any]:
-    size = torch.linalg.vector_norm(after - before) / torch.linalg.vector_norm(before).clamp_min(
-        1e-30
-    )
-    cosine = torch.nn.functional.cosine_similarity(before.flatten(), after.flatten(), dim=0)
-    return {"size": float(size), "cosine": float(cosine)}
-
-
-def _spectrum(matrix: Tensor) -> list[float]:
-    """The largest singular values, at most 64."""
-    values: list[float] = torch.linalg.svdvals(matrix.float())[:64].tolist()
-    return values

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..graph import LayerGraph
 from ..match import unmatrix
 from .plan import Plan
-from .transfer import Flight, Transferor
+from .transfer import AdapterRunner, PendingTransfer, set_buffers
 
 __all__ = ["JoinedGraph", "joined", "spliced"]
 
@@ -28,8 +28,8 @@ class JoinedGraph:
     """What a graft made of two layer graphs.
 
     Attributes:
-        source: the layer graph that gives.
-        target: the layer graph that receives.
+        source: the mapping's source graph.
+        target: the mapping's target graph.
         nx: nodes ``source:LAYER``, ``target:LAYER`` (attribute ``layer``) and ``adapter:I`` (attribute ``link``, its
             name); an adapter's edges carry ``parameter``, the address it reads or writes. A model linked to itself
             appears once, as the target.
@@ -62,33 +62,35 @@ def joined(plan: Plan) -> JoinedGraph:
         node = f"adapter:{i}"
         graph.add_node(node, link=link.name)
         graph.add_edge(
-            _layer(plan, link.giver), node, parameter=plan.parameters[link.giver].address
+            _layer(plan, link.source), node, parameter=plan.parameters[link.source].address
         )
         graph.add_edge(
-            _layer(plan, link.receiver), node, parameter=plan.parameters[link.receiver].address
+            _layer(plan, link.target), node, parameter=plan.parameters[link.target].address
         )
         graph.add_edge(
-            node, _layer(plan, link.receiver), parameter=plan.parameters[link.receiver].address
+            node, _layer(plan, link.target), parameter=plan.parameters[link.target].address
         )
     return JoinedGraph(source, target, graph)
 
 
-def _layer(plan: Plan, slot: int) -> str:
+def _layer(plan: Plan, position: int) -> str:
     source, target = plan.mapping.source, plan.mapping.target
-    model = plan.tensors[slot].model
+    model = plan.tensors[position].model
     side, graph = ("target", target) if model is target.model else ("source", source)
-    fqn = plan.parameters[slot].fqn
+    fqn = plan.parameters[position].fqn
     for layer in graph.layers:
         if fqn in layer.parameters:
             return f"{side}:{layer.name}"
-    return f"{side}:{plan.parameters[slot].layer}"
+    return f"{side}:{plan.parameters[position].layer}"
 
 
-def spliced(plan: Plan, transferor: Transferor, flight: Flight | None) -> torch.fx.GraphModule:
-    """The target's captured graph with its receiving parameters read through the adapter; see `Graft.to_fx`."""
+def spliced(
+    plan: Plan, runner: AdapterRunner, pending: PendingTransfer | None
+) -> torch.fx.GraphModule:
+    """The target's captured graph with its written parameters read through the adapter; see `Graft.to_fx`."""
     target = plan.mapping.target
     captured = target._runnable()
-    reading = _Reading(plan, transferor, flight)
+    reading = _Reading(plan, runner, pending)
     graph = torch.fx.Graph()
     copied: dict[torch.fx.Node, torch.fx.Node] = {}
     rewritten: torch.fx.Node | None = None
@@ -107,27 +109,26 @@ def spliced(plan: Plan, transferor: Transferor, flight: Flight | None) -> torch.
 class _Reading(nn.Module):
     """The linked tensors, settled, and the adapter between them: no inputs, the rewritten target tensors as outputs."""
 
-    def __init__(self, plan: Plan, transferor: Transferor, flight: Flight | None) -> None:
+    def __init__(self, plan: Plan, runner: AdapterRunner, pending: PendingTransfer | None) -> None:
         super().__init__()
-        self.plan, self.dtype = plan, transferor.dtype
+        self.plan, self.dtype = plan, runner.dtype
         self.tensors = list(dict.fromkeys(plan.tensors))
         self.values = nn.ParameterList(nn.Parameter(tensor.read()) for tensor in self.tensors)
         target = plan.mapping.target.model
         self.names = [tensor.fqn for tensor in plan.written if tensor.model is target]
-        device = plan.tensors[plan.receivers[0]].read().device
+        device = plan.tensors[plan.targets[0]].read().device
         self.adapter = (
-            deepcopy(transferor.module).eval().to(device)
+            deepcopy(runner.module).eval().to(device)
         )  # it follows at its first transfer otherwise
-        if flight is not None and flight.pending:
+        if pending is not None and pending.pending:
             # The pending transfer was made from the state before it; so is this one.
-            for name, buffer in self.adapter.named_buffers():
-                buffer.copy_(flight.before[name])
+            set_buffers(self.adapter, pending.buffers)
 
     def forward(self) -> tuple[Tensor, ...]:
         values = dict(zip(self.tensors, self.values, strict=True))
-        device = values[self.plan.tensors[self.plan.receivers[0]]].device
-        inputs = [m.to(device, self.dtype) for m in self.plan.matrices(values)]
-        for i, output in zip(self.plan.receivers, self.adapter(inputs), strict=True):
+        device = values[self.plan.tensors[self.plan.targets[0]]].device
+        inputs = [m.to(device, self.dtype) for m in self.plan.views(values)]
+        for i, output in zip(self.plan.targets, self.adapter(inputs), strict=True):
             tensor = self.plan.tensors[i]
             into = values[tensor]
             values[tensor] = unmatrix(

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,8 +25,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..errors import TransferError, nearest
+from .host_read import read_together
 
-__all__ = ["LinkedTensor", "TransferWarning", "Write", "owns"]
+__all__ = ["AbandonedWrites", "LinkedTensor", "TransferWarning", "Write", "in_place", "owns"]
 
 # Names under which wrappers hold the module that they wrap: torch.compile, DDP, activation checkpointing, FSDP1.
 WRAPPED = ("_orig_mod", "module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
@@ -53,13 +56,13 @@ class LinkedTensor:
         Raises:
             TransferError: the model no longer has a parameter of that name.
         """
-        chain, found = self._look_up()
+        chain, parameter = self._look_up()
         manager = _fsdp_manager(chain)
-        if manager is not None and found is not None and not _is_sharded(found):
+        if manager is not None and parameter is not None and not _is_sharded(parameter):
             # After an evaluation's forward pass FSDP2 leaves its root gathered. What is written there is lost.
             manager.reshard()
-            chain, found = self._look_up()
-        if found is None:
+            chain, parameter = self._look_up()
+        if parameter is None:
             names = [name for name, _ in self.model.named_parameters()]
             raise TransferError(
                 f"the {self.side} model has no parameter '{self.fqn}' any more.",
@@ -67,7 +70,7 @@ class LinkedTensor:
                 near=nearest(self.fqn, names),
                 fix="detach the graft before surgery, trace again, and attach to the new model",
             )
-        return found
+        return parameter
 
     def _look_up(self) -> tuple[list[nn.Module], nn.Parameter | None]:
         """The modules from the model down to the parameter's owner, and the parameter."""
@@ -75,10 +78,10 @@ class LinkedTensor:
         chain = [self.model]
         for step in path:
             chain.append(_child(chain[-1], step))
-        found = next(
+        parameter = next(
             (m._parameters[name] for m in _unwrapped(chain[-1]) if name in m._parameters), None
         )
-        return chain, found if isinstance(found, nn.Parameter) else None
+        return chain, parameter if isinstance(parameter, nn.Parameter) else None
 
     @property
     def sharded(self) -> bool:
@@ -155,9 +158,9 @@ class LinkedTensor:
 def _child(module: nn.Module, name: str) -> nn.Module:
     """The child `name` of `module`, or of what it wraps; an empty module where there is none."""
     children = (m._modules.get(name) for m in _unwrapped(module))
-    found = next((child for child in children if child is not None), None)
-    # Not `found or ...`: a module's truth is its length, and not every module has one.
-    return nn.Module() if found is None else found
+    child = next((child for child in children if child is not None), None)
+    # Not `child or ...`: a module's truth is its length, and not every module has one.
+    return nn.Module() if child is None else child
 
 
 def _unwrapped(module: nn.Module) -> Iterator[nn.Module]:
@@ -194,7 +197,7 @@ def owns(optimizer: Optimizer, tensor: LinkedTensor) -> bool:
 
 @dataclass(eq=False)
 class Write:
-    """One rewrite of one tensor: from pending, through an optimizer step, to a signal the adapter learns from.
+    """One rewrite of one tensor: from pending, through an optimizer step, to what the adapter is updated from.
 
     Attributes:
         tensor: what was written.
@@ -202,6 +205,7 @@ class Write:
         written: the values of the write, likewise.
         probe: whether the optimizer must step from `settled` instead of from `written`.
         by_gradient: whether the signal is the gradient instead of the optimizer's movement.
+        changed: whether `written` differs from `settled` in any value.
         signal: what training made of the write, set once an optimizer step has consumed it; None while pending. Of a
             sharded tensor this process's part.
     """
@@ -211,6 +215,7 @@ class Write:
     written: Tensor
     probe: bool
     by_gradient: bool
+    changed: bool = True
     signal: Tensor | None = None
     _gradient: Tensor | None = field(default=None, repr=False)
 
@@ -221,7 +226,7 @@ class Write:
 
     def write(self) -> None:
         """Put the rewritten values in place. An unchanged tensor is left alone, signed zeros included."""
-        if not torch.equal(self.settled, self.written):
+        if self.changed:
             self.tensor.put(self.written)
 
     def settle(self, *, versioned: bool = True) -> bool:
@@ -236,7 +241,7 @@ class Write:
         return True
 
     def _put_settled(self, *, versioned: bool = True) -> None:
-        if not torch.equal(self.settled, self.written):
+        if self.changed:
             self.tensor.put(self.settled, versioned=versioned)
 
     def restore(self) -> None:
@@ -245,7 +250,7 @@ class Write:
             self.write()
 
     def in_place(self) -> bool:
-        """Whether the tensor holds the write now (one comparison on the device, one host sync)."""
+        """Whether the tensor holds the write now (one host read)."""
         return self._holds(lambda: self.written)
 
     def _holds(self, values: Callable[[], Tensor]) -> bool:
@@ -263,16 +268,16 @@ class Write:
             return
         warnings.warn(
             f"'{self.tensor.name}' was cast from {self.settled.dtype} to {live.dtype} and changed while a transfer "
-            "that nobody had trained was written to it: it stays as it is, the weights before the transfer are lost",
+            "that was not trained on was written to it: it stays as it is, the weights before the transfer are lost",
             TransferWarning,
             stacklevel=4,
         )
 
-    def before_step(self, optimizer: Optimizer) -> None:
+    def before_step(self, optimizer: Optimizer, *, in_place: bool) -> None:
         """Just before the optimizer steps: keep the gradient where it is the signal, take a probe back."""
         if self.by_gradient:
             self._gradient = _unscaled_gradient(self.tensor.live(), optimizer)
-        if not self.in_place():
+        if not in_place:
             # Loaded or re-initialised between the write and the step: there is nothing of ours to learn from.
             self.signal = torch.zeros_like(self.settled)
         elif self.probe:
@@ -293,6 +298,46 @@ class Write:
         else:
             stepped_from = self.settled if self.probe else self.written
             self.signal = stepped_from - self.tensor.local()
+
+
+def in_place(writes: Sequence[Write]) -> list[bool]:
+    """For each write whether its tensor holds it now: one host read for all of them, more only where one does not."""
+    locals_ = [write.tensor.local() for write in writes]
+    same = [
+        (live == write.written).all()
+        if (live.dtype, live.device, live.shape)
+        == (write.written.dtype, write.written.device, write.written.shape)
+        else torch.zeros(())
+        for live, write in zip(locals_, writes, strict=True)
+    ]
+    return [
+        bool(equal) or write.in_place()
+        for (equal,), write in zip(read_together(*same), writes, strict=True)
+    ]
+
+
+class AbandonedWrites:
+    """The pending writes of a graft, held without the graft or its models, for when it is garbage-collected."""
+
+    def __init__(self) -> None:
+        self._writes: list[tuple[weakref.ref[nn.Module], str, str, Tensor, Tensor]] = []
+
+    def remember(self, writes: Iterable[Write]) -> None:
+        """From now on these are pending, and no others."""
+        self._writes = [
+            (weakref.ref(w.tensor.model), w.tensor.side, w.tensor.fqn, w.settled, w.written)
+            for w in writes
+        ]
+
+    def settle(self) -> None:
+        """Take back what is pending, wherever the model still lives and holds it."""
+        for reference, side, fqn, settled, written in self._writes:
+            model = reference()
+            if model is None:
+                continue
+            write = Write(LinkedTensor(side, model, fqn), settled, written, False, False)
+            with suppress(TransferError):
+                write.settle(versioned=False)
 
 
 def _casts(live: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:

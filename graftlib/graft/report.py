@@ -1,8 +1,8 @@
 """What the adapter learned, as one HTML page that needs no network and no script.
 
-In: a graft's history and plan. Out: a page: per receiver the size and cosine of each transfer and its singular values
-before and after, per link what the adapter reports of itself (omega) over time, and the transfers as a table. Always
-true: names are untrusted text and are escaped; the page's policy allows its own style and nothing else; the same
+In: a graft's history and plan. Out: a page: per written matrix the size and cosine of each transfer and its singular
+values before and after, per link what the adapter reports of itself (omega) over time, and the transfers as a table.
+Always true: names are untrusted text and are escaped; the page's policy allows its own style and nothing else; the same
 history gives the same bytes; at most `POINTS` points a line and `ROWS` transfers are shown, and the page says where it
 left some out.
 """
@@ -15,12 +15,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from .graft import Graft
+from .cycle import TransferCycle
+from .history import Change, Transfer
+from .plan import Plan
 
-__all__ = ["chart", "page"]
+__all__ = ["Reported", "chart", "page"]
 
 POINTS = 500
 ROWS = 200
@@ -52,8 +53,20 @@ class Chart:
     note: str
 
 
-def page(graft: Graft) -> str:
-    """The report of `graft`, attached or detached."""
+@dataclass(frozen=True)
+class Reported:
+    """What the report shows of a graft, attached or detached."""
+
+    plan: Plan
+    cycle: TransferCycle
+    history: Sequence[Transfer]
+    steps: int
+    skipped: int
+    fact_names: Sequence[str]
+
+
+def page(graft: Reported) -> str:
+    """The report of a graft."""
     import jinja2
     from markupsafe import Markup
 
@@ -72,7 +85,7 @@ def page(graft: Graft) -> str:
         style=Markup(style),
         title=f"{source} to {target}",
         facts=_facts(graft),
-        receivers=[_receiver(graft, i) for i in graft.plan.receivers],
+        targets=[_target(graft, i) for i in graft.plan.targets],
         rows=_rows(graft.history),
         left_out=max(0, len(graft.history) - ROWS),
         width=WIDTH,
@@ -94,7 +107,7 @@ def chart(
         lines: label -> (x, y) points, in the order of x; those that are not finite are left out.
         logarithmic: draw y on a logarithmic scale; points that are not positive are left out.
     """
-    kept = {
+    finite = {
         label: [
             (float(x), math.log10(y) if logarithmic else float(y))
             for x, y in points
@@ -102,7 +115,7 @@ def chart(
         ]
         for label, points in lines.items()
     }
-    thinned = {label: _thin(points) for label, points in kept.items() if points}
+    thinned = {label: _thin(points) for label, points in finite.items() if points}
     if not thinned:
         return None
     x_low, x_high = _span([x for points in thinned.values() for x, _ in points])
@@ -122,7 +135,7 @@ def chart(
         path = " ".join(f"{x},{y}" for x, y, _ in places)
         dots = places if len(places) <= 60 else places[-1:]
         drawn.append(Line(label, colour % 8, path, dots, text(points[-1][1])))
-    left_out = sum(len(kept[label]) - len(points) for label, points in thinned.items())
+    left_out = sum(len(finite[label]) - len(points) for label, points in thinned.items())
     return Chart(
         title,
         across,
@@ -146,59 +159,53 @@ def _ticks(
     return [(place(y), text) for y, text in zip(heights, texts, strict=True)]
 
 
-def _facts(graft: Graft) -> list[tuple[str, str]]:
+def _facts(graft: Reported) -> list[tuple[str, str]]:
     cycle = graft.cycle
     rows = [
         ("links", str(len(graft.plan.links))),
-        ("steps of the target", f"{graft.step_count:,}"),
-        ("transfers", f"{sum('skipped' not in entry for entry in graft.history):,}"),
+        ("steps of the target", f"{graft.steps:,}"),
+        ("transfers", f"{sum(not each.skipped for each in graft.history):,}"),
         ("skipped", f"{graft.skipped:,}"),
         ("cycle", f"every {cycle.every}, from {cycle.start}, to {cycle.stop or 'the end'}"),
     ]
     return rows
 
 
-def _receiver(graft: Graft, i: int) -> dict[str, Any]:
-    """All that is known of one receiving slot."""
-    slot, history = graft.plan.slots[i], graft.history
-    mine = [(e["step"], e["receivers"][slot.name]) for e in history if slot.name in e["receivers"]]
-    links = [link for link in graft.plan.links if link.receiver == i]
+def _target(graft: Reported, i: int) -> dict[str, Any]:
+    """All that is known of one matrix that is written."""
+    matrix, history = graft.plan.matrices[i], graft.history
+    mine = [(t.step, t.changes[matrix.name]) for t in history if matrix.name in t.changes]
+    links = [link for link in graft.plan.links if link.target == i]
     signal = graft.plan.tensors[i].name
     charts = [
         chart(
             "size of the change, relative to the weights",
             "step",
-            {"size": [(step, facts["size"]) for step, facts in mine]},
+            {"size": [(step, change.size) for step, change in mine]},
         ),
         chart(
             "cosine between the weights before and after",
             "step",
-            {"cosine": [(step, facts["cosine"]) for step, facts in mine]},
+            {"cosine": [(step, change.cosine) for step, change in mine]},
         ),
         chart(
-            "norm of what the adapter learned from",
+            "norm of what the adapter was updated from",
             "step",
-            {
-                "signal": [
-                    (e["step"], e["signal"][signal])
-                    for e in history
-                    if signal in e.get("signal", ())
-                ]
-            },
+            {"signal": [(t.step, t.signal[signal]) for t in history if signal in t.signal]},
         ),
         _spectra(mine),
     ]
-    recorded = any("spectrum" in facts for _, facts in mine)
+    recorded = any(change.spectrum for _, change in mine)
     return {
-        "name": slot.name,
-        "shape": " × ".join(map(str, slot.shape)),
-        "rank": "whole" if slot.rank is None else str(slot.rank),
+        "name": matrix.name,
+        "shape": " × ".join(map(str, matrix.shape)),
+        "rank": "whole" if matrix.rank is None else str(matrix.rank),
         "charts": [drawn for drawn in charts if drawn is not None],
         "recorded": recorded,
         "links": [
             {
                 "name": link.name,
-                "giver": graft.plan.slots[link.giver].name,
+                "source": graft.plan.matrices[link.source].name,
                 "chart": _learned(graft, link.name),
             }
             for link in links
@@ -206,45 +213,45 @@ def _receiver(graft: Graft, i: int) -> dict[str, Any]:
     }
 
 
-def _learned(graft: Graft, link: str) -> Chart | None:
+def _learned(graft: Reported, link: str) -> Chart | None:
     """The facts that the adapter reported of one link, over time."""
-    said = [(e["step"], e["facts"][link]) for e in graft.history if link in e.get("facts", ())]
-    count = max((len(values) for _, values in said), default=0)
-    names = graft._fact_names
+    reported = [(t.step, t.facts[link]) for t in graft.history if link in t.facts]
+    count = max((len(values) for _, values in reported), default=0)
+    names = graft.fact_names
     labels = names if len(names) == count else [f"value {k + 1}" for k in range(count)]
     lines = {
-        label: [(step, values[k]) for step, values in said if k < len(values)]
+        label: [(float(step), values[k]) for step, values in reported if k < len(values)]
         for k, label in enumerate(labels)
     }
     return chart("what the adapter reports of the link (omega)", "step", lines)
 
 
-def _spectra(mine: Sequence[tuple[int, dict[str, Any]]]) -> Chart | None:
+def _spectra(mine: Sequence[tuple[int, Change]]) -> Chart | None:
     """Singular values before the first and after the last transfer that was recorded."""
-    recorded = [(step, facts["spectrum"]) for step, facts in mine if "spectrum" in facts]
+    recorded = [(step, change.spectrum) for step, change in mine if change.spectrum]
     if not recorded:
         return None
     (first, start), (last, end) = recorded[0], recorded[-1]
     lines: dict[str, Points] = {
-        f"before step {first}": [(i, float(s)) for i, s in enumerate(start["before"], 1)],
-        f"after step {last}": [(i, float(s)) for i, s in enumerate(end["after"], 1)],
+        f"before step {first}": [(i, float(s)) for i, s in enumerate(start.before, 1)],
+        f"after step {last}": [(i, float(s)) for i, s in enumerate(end.after, 1)],
     }
     return chart("singular values, before and after", "number", lines, logarithmic=True)
 
 
-def _rows(history: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
-    """The last transfers, one row a receiver."""
+def _rows(history: Sequence[Transfer]) -> list[dict[str, str]]:
+    """The last transfers, one row a written matrix."""
     rows = []
-    for entry in history[-ROWS:]:
-        for name, facts in entry["receivers"].items():
+    for transfer in history[-ROWS:]:
+        for name, change in transfer.changes.items():
             rows.append(
                 {
-                    "transfer": str(entry["transfer"]),
-                    "step": str(entry["step"]),
-                    "receiver": name,
-                    "size": f"{facts['size']:.4g}",
-                    "cosine": f"{facts['cosine']:.6f}",
-                    "skipped": str(entry.get("skipped", "")),
+                    "transfer": str(transfer.number),
+                    "step": str(transfer.step),
+                    "matrix": name,
+                    "size": f"{change.size:.4g}",
+                    "cosine": f"{change.cosine:.6f}",
+                    "skipped": transfer.skipped or "",
                 }
             )
     return rows

@@ -1,8 +1,8 @@
-"""Run the adapter once, and teach it what training made of its output.
+"""Run the adapter once, and update it from what training made of its output.
 
-In: a `Plan` and live weights. Out: a `Flight` (one transfer on its way: written, not yet learned from), and after the
-host's optimizer step an update of the adapter: phi <- phi - eta (dW~/dphi)^T dW, one vector-Jacobian product (MergeNet,
-section on optimisation). Always true: the host's random numbers, gradients and autocast state are left alone.
+In: a `Plan` and live weights. Out: a `PendingTransfer` (written, not yet trained on), and after the host's optimizer
+step an update of the adapter: phi <- phi - eta (dW~/dphi)^T dW, one vector-Jacobian product (MergeNet, section on
+optimisation). Always true: the host's random numbers, gradients and autocast state are left alone.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,51 +23,51 @@ from ..errors import AttachError
 from ..match import matrix, unmatrix
 from ..random_state import preserved
 from .adapter import Adapter
+from .history import Change, Spectrum
+from .host_read import read_together
 from .linked import LinkedTensor, Write
+from .optimizer import AdapterOptimizer
 from .plan import Plan
 from .ranks import Ranks
 
-__all__ = ["Flight", "Transferor"]
+__all__ = ["AdapterRunner", "PendingTransfer", "set_buffers"]
 
 
 @dataclass(eq=False)
-class Flight:
-    """One transfer between its write and its lesson.
+class PendingTransfer:
+    """One transfer between its write and the adapter's update.
 
     Attributes:
-        inputs: the matrices the adapter read, copies, one per slot.
-        outputs: what it made of them, one per receiving slot, still in its autograd graph.
+        inputs: the matrices the adapter read, copies, one per linked matrix.
+        outputs: what it made of them, one per matrix that is written, still in its autograd graph.
         writes: one per written tensor.
-        before: the module's buffers before this transfer.
-        sound: 0-D bool on the device, whether every value to be written is finite in its own dtype.
-        entry: the line that goes into the history.
+        buffers: the module's before this transfer.
+        finite: whether every value to be written is finite in its own dtype.
+        changes: what was done to each written matrix, by name.
+        facts: what the module reports of itself, link name -> values.
     """
 
     inputs: list[Tensor]
     outputs: list[Tensor]
     writes: dict[LinkedTensor, Write]
-    before: dict[str, Tensor]
-    sound: Tensor
-    entry: dict[str, Any] = field(default_factory=dict)
+    buffers: dict[str, Tensor]
+    finite: bool
+    changes: dict[str, Change]
+    facts: dict[str, list[float]]
 
     @property
     def pending(self) -> list[Write]:
         """The writes that no optimizer step has consumed yet."""
         return [write for write in self.writes.values() if write.pending]
 
-    @property
-    def finite(self) -> bool:
-        """Whether everything to be written is finite (one host sync)."""
-        return bool(self.sound)
 
-
-class Transferor:
+class AdapterRunner:
     """The adapter's module, its optimizer and its learning rate.
 
     Args:
-        lr: of the adapter's own AdamW; on a cosine over `transfers` where that is given, else constant.
-        clip: the largest norm of the adapter's gradient.
+        options: of the adapter's own AdamW.
         seed: of the adapter's initial parameters; the global random state is not touched.
+        transfers: of the whole training, for a cosine of the learning rate; None for a constant one.
         ranks: the processes that share the training.
         deterministic: attention by plain products, whose sums have one order.
     """
@@ -75,35 +75,28 @@ class Transferor:
     def __init__(
         self,
         adapter: Adapter,
-        made: Plan,
+        plan: Plan,
+        options: AdapterOptimizer,
         *,
-        lr: float,
-        weight_decay: float,
-        clip: float,
         seed: int,
         transfers: int | None,
-        ranks: Ranks | None = None,
-        deterministic: bool = False,
+        ranks: Ranks,
+        deterministic: bool,
     ) -> None:
-        self.adapter, self.seed = adapter, seed
-        self.ranks, self.deterministic = ranks or Ranks(), deterministic
-        self.lr, self.weight_decay, self.clip = lr, weight_decay, clip
+        self.adapter, self.options, self.seed = adapter, options, seed
+        self.ranks, self.deterministic = ranks, deterministic
         self.transfers = transfers
-        self.plan = made
-        self.build(made)
+        self.plan = plan
+        self.install(plan, *self.prepare(plan))
 
-    def build(self, made: Plan) -> None:
-        """Make the adapter's module and its optimizer for `made`, from the seed.
+    def prepare(self, plan: Plan) -> tuple[nn.Module, AdamW | None]:
+        """A new module for `plan`, on the CPU, and its optimizer (None: nothing to learn); nothing is changed.
 
         Raises:
             AttachError: the adapter makes no module.
         """
-        self.install(made, *self.prepare(made))
-
-    def prepare(self, made: Plan) -> tuple[nn.Module, AdamW | None]:
-        """A new module for `made`, on the CPU, and its optimizer (None: nothing to learn); nothing is changed."""
         with preserved(self.seed), torch.device("cpu"), torch.inference_mode(False):
-            module: Any = self.adapter.build(made.slots, made.links)
+            module: Any = self.adapter.build(plan.matrices, plan.links)
             if not isinstance(module, nn.Module):
                 raise AttachError(
                     f"{type(self.adapter).__name__}.build returned {type(module).__name__}, not an nn.Module.",
@@ -113,15 +106,16 @@ class Transferor:
         parameters = [p for p in module.parameters() if p.requires_grad]
         if not parameters:
             return module, None
+        decay = self.options.weight_decay
         groups: list[dict[str, Any]] = [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": decay},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
-        return module, AdamW(groups, lr=self.lr)
+        return module, AdamW(groups, lr=self.options.lr)
 
-    def install(self, made: Plan, module: nn.Module, optimizer: AdamW | None) -> None:
+    def install(self, plan: Plan, module: nn.Module, optimizer: AdamW | None) -> None:
         """Go on with these instead of the present ones."""
-        self.plan, self.dtype = made, self.dtype_of_weights()
+        self.plan, self.dtype = plan, self.dtype_of_weights()
         self.module, self.optimizer = module, optimizer
 
     def dtype_of_weights(self) -> torch.dtype:
@@ -133,47 +127,54 @@ class Transferor:
         """Copies of every linked tensor's values; sharded ones are gathered."""
         return {tensor: tensor.read() for tensor in dict.fromkeys(self.plan.tensors)}
 
-    def matrices(self, values: dict[LinkedTensor, Tensor]) -> list[Tensor]:
-        """Every slot's matrix, in the adapter's dtype, on the first receiver's device."""
-        device = values[self.plan.tensors[self.plan.receivers[0]]].device
-        # A receiver's values are what `settle` puts back: the adapter gets a copy that it may spoil.
-        return [
-            m.to(device, self.dtype, copy=slot.receives)
-            for m, slot in zip(self.plan.matrices(values), self.plan.slots, strict=True)
-        ]
-
-    def fly(self, values: dict[LinkedTensor, Tensor], inputs: list[Tensor] | None = None) -> Flight:
+    def run(
+        self,
+        values: dict[LinkedTensor, Tensor],
+        inputs: list[Tensor] | None = None,
+        *,
+        spectra: bool = False,
+    ) -> PendingTransfer:
         """Run the adapter and prepare the writes; nothing is written yet.
 
         Args:
-            values: what `read` gave; owned by the flight from now on.
+            values: what `read` gave; owned by the transfer from now on.
             inputs: matrices to read instead of those in `values`, to redo a saved transfer.
+            spectra: compute singular values before and after.
         """
-        device = values[self.plan.tensors[self.plan.receivers[0]]].device
-        inputs = self.matrices(values) if inputs is None else [m.to(device) for m in inputs]
-        self._move_to(inputs[0].device)
-        before = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+        device = values[self.plan.tensors[self.plan.targets[0]]].device
+        inputs = self._inputs(values, device) if inputs is None else [m.to(device) for m in inputs]
+        self._move_to(device)
+        buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
         self.module.train()
-        with _own_world(inputs[0].device, deterministic=self.deterministic):
+        with _own_modes(device, deterministic=self.deterministic):
             outputs = self._outputs(inputs)
         written = self._rewritten(values, outputs)
         self.ranks.broadcast(written.values())
-        sound = torch.stack([w.isfinite().all().to(inputs[0].device) for w in written.values()])
-        return Flight(inputs, outputs, self._writes(values, written), before, sound.all())
+        writes = self._writes(values, written)
+        finite, changes, facts = self._measured(inputs, outputs, written, writes, spectra)
+        return PendingTransfer(inputs, outputs, writes, buffers, finite, changes, facts)
+
+    def _inputs(self, values: dict[LinkedTensor, Tensor], device: torch.device) -> list[Tensor]:
+        """Every linked matrix, in the adapter's dtype."""
+        # A target's values are what `settle` puts back: the adapter gets a copy that it may spoil.
+        return [
+            m.to(device, self.dtype, copy=linked.written)
+            for m, linked in zip(self.plan.views(values), self.plan.matrices, strict=True)
+        ]
 
     def _outputs(self, inputs: list[Tensor]) -> list[Tensor]:
         try:
             return list(self.module(inputs))
         except LinAlgError:
             # A decomposition of what is not finite, or overflowed on the way: not finite, like any other answer.
-            return [torch.full_like(inputs[i], math.nan) for i in self.plan.receivers]
+            return [torch.full_like(inputs[i], math.nan) for i in self.plan.targets]
 
     def _rewritten(
         self, values: dict[LinkedTensor, Tensor], outputs: list[Tensor]
     ) -> dict[LinkedTensor, Tensor]:
         """The whole values to write, in each tensor's own dtype."""
         written: dict[LinkedTensor, Tensor] = {}
-        for i, output in zip(self.plan.receivers, outputs, strict=True):
+        for i, output in zip(self.plan.targets, outputs, strict=True):
             tensor = self.plan.tensors[i]
             into = written.get(tensor, values[tensor])
             rewritten = output.detach().to(into.device, into.dtype)
@@ -189,51 +190,87 @@ class Transferor:
             t: Write(t, t.part(values[t]), t.part(written[t]), probe, by_gradient) for t in written
         }
 
-    def put_back(self, flight: Flight) -> None:
-        """Forget that a flight took place: the module's buffers are as before it."""
-        for name, buffer in self.module.named_buffers():
-            buffer.copy_(flight.before[name])
+    def _measured(
+        self,
+        inputs: list[Tensor],
+        outputs: list[Tensor],
+        written: dict[LinkedTensor, Tensor],
+        writes: dict[LinkedTensor, Write],
+        spectra: bool,
+    ) -> tuple[bool, dict[str, Change], dict[str, list[float]]]:
+        """Whether all is finite, what changed, and the module's facts: one host read, and one more for spectra."""
+        device = inputs[0].device
+        finite = torch.stack([value.isfinite().all().to(device) for value in written.values()])
+        changed = [(write.settled != write.written).any() for write in writes.values()]
+        pairs = [
+            (inputs[i], output.detach())
+            for i, output in zip(self.plan.targets, outputs, strict=True)
+        ]
+        sizes = [torch.stack(_size_and_cosine(*pair)) for pair in pairs]
+        report = getattr(self.module, "facts", None)
+        facts = {
+            link: values
+            if isinstance(values, Tensor)
+            else torch.tensor(values, dtype=torch.float64)
+            for link, values in (report() if callable(report) else {}).items()
+        }
+        (all_finite,), *rest = read_together(finite.all(), *changed, *sizes, *facts.values())
+        for write, (answer,) in zip(writes.values(), rest, strict=False):
+            write.changed = bool(answer)
+        rest = rest[len(writes) :]
+        records = {}
+        for i, pair, (size, cosine) in zip(self.plan.targets, pairs, rest, strict=False):
+            spectrum = _spectrum(*pair) if spectra and all_finite else None
+            records[self.plan.matrices[i].name] = Change(
+                size=size, cosine=cosine, spectrum=spectrum
+            )
+        return bool(all_finite), records, dict(zip(facts, rest[len(pairs) :], strict=True))
 
-    def learn(self, flight: Flight, signals: dict[LinkedTensor, Tensor], count: int) -> bool:
-        """One update of the adapter from the whole signals of a flight; it has learned `count` times before.
+    def undo(self, transfer: PendingTransfer) -> None:
+        """Forget that a transfer took place: the module's buffers are as before it."""
+        set_buffers(self.module, transfer.buffers)
+
+    def update(
+        self, transfer: PendingTransfer, signals: dict[LinkedTensor, Tensor], count: int
+    ) -> tuple[bool, dict[str, float]]:
+        """Update the adapter from the whole signals of a transfer; it has been updated `count` times before.
 
         Returns:
-            Whether the signals were finite; otherwise nothing is learned.
+            Whether the signals were finite, otherwise nothing is updated; and the norm of each signal, by the name of
+            its tensor. One host read.
         """
-        if self.optimizer is None:
-            return True
-        outputs, lessons = [], []
-        for i, output in zip(self.plan.receivers, flight.outputs, strict=True):
+        norms = [torch.linalg.vector_norm(signal.float()) for signal in signals.values()]
+        outputs, gradients = [], []
+        for i, output in zip(self.plan.targets, transfer.outputs, strict=True):
             signal = signals.get(self.plan.tensors[i])
             if signal is not None and output.requires_grad:
                 outputs.append(output)
-                lessons.append(
+                gradients.append(
                     matrix(self.plan.parameters[i], signal).to(output.device, output.dtype)
                 )
-        if not outputs:
-            return True
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        with _own_world(outputs[0].device, deterministic=self.deterministic):
-            torch.autograd.backward(outputs, lessons, inputs=parameters)
-            norm = nn.utils.clip_grad_norm_(parameters, self.clip)
-            finite = bool(norm.isfinite())
-            if finite:
-                for group in self.optimizer.param_groups:
-                    group["lr"] = self.learning_rate(count)
-                self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-        return finite
+        finite = True
+        if self.optimizer is None or not outputs:
+            numbers = read_together(*norms)
+        else:
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            with _own_modes(outputs[0].device, deterministic=self.deterministic):
+                torch.autograd.backward(outputs, gradients, inputs=parameters)
+                norm = nn.utils.clip_grad_norm_(parameters, self.options.clip)
+                (of_gradient,), *numbers = read_together(norm, *norms)
+                finite = math.isfinite(of_gradient)
+                if finite:
+                    for group in self.optimizer.param_groups:
+                        group["lr"] = self.learning_rate(count)
+                    self.optimizer.step()
+                self.optimizer.zero_grad(set_to_none=True)
+        names = [tensor.name for tensor in signals]
+        return finite, {name: norm for name, (norm,) in zip(names, numbers, strict=True)}
 
     def learning_rate(self, count: int) -> float:
         """The adapter's learning rate for its update number `count` (the first is 0)."""
         if not self.transfers:
-            return self.lr
-        return self.lr * (1 + math.cos(math.pi * min(count / self.transfers, 1.0))) / 2
-
-    def facts(self) -> dict[str, list[float]]:
-        """What the module reports of itself, link name -> values; empty where it reports nothing."""
-        report = getattr(self.module, "facts", None)
-        return dict(report()) if callable(report) else {}
+            return self.options.lr
+        return self.options.lr * (1 + math.cos(math.pi * min(count / self.transfers, 1.0))) / 2
 
     def fact_names(self) -> list[str]:
         """What the numbers of one link's facts are called; empty where the module does not say."""
@@ -249,13 +286,36 @@ class Transferor:
             self.optimizer.load_state_dict(self.optimizer.state_dict())
 
 
+def set_buffers(module: nn.Module, buffers: dict[str, Tensor]) -> None:
+    """Set a module's buffers to these values, in place; persistent ones through ``load_state_dict``."""
+    persistent = module.state_dict().keys()
+    module.load_state_dict({n: b for n, b in buffers.items() if n in persistent}, strict=False)
+    for name, buffer in module.named_buffers():
+        if name not in persistent:
+            buffer.copy_(buffers[name])
+
+
 @contextmanager
-def _own_world(device: torch.device, *, deterministic: bool) -> Iterator[None]:
+def _own_modes(device: torch.device, *, deterministic: bool) -> Iterator[None]:
     """Gradients on, autocast off, outside inference mode: whatever the host has entered around us."""
-    with ExitStack() as world:
-        world.enter_context(torch.inference_mode(False))
-        world.enter_context(torch.enable_grad())
-        world.enter_context(torch.autocast(device.type, enabled=False))
+    with ExitStack() as modes:
+        modes.enter_context(torch.inference_mode(False))
+        modes.enter_context(torch.enable_grad())
+        modes.enter_context(torch.autocast(device.type, enabled=False))
         if deterministic:
-            world.enter_context(sdpa_kernel(SDPBackend.MATH))
+            modes.enter_context(sdpa_kernel(SDPBackend.MATH))
         yield
+
+
+def _size_and_cosine(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+    size = torch.linalg.vector_norm(after - before) / torch.linalg.vector_norm(before).clamp_min(
+        1e-30
+    )
+    cosine = torch.nn.functional.cosine_similarity(before.flatten(), after.flatten(), dim=0)
+    return size, cosine
+
+
+def _spectrum(before: Tensor, after: Tensor) -> Spectrum:
+    values = [torch.linalg.svdvals(matrix.float())[:64] for matrix in (before, after)]
+    first, last = read_together(*values)
+    return Spectrum(before=first, after=last)

@@ -3,7 +3,7 @@
 In: an attached graft, an accelerator, optimizers as `prepare` gave them back. Out: the graft, following them. Always
 true: the weights are those of the plain loop, to the bit; ``accelerator.save_state`` writes settled weights and
 ``graft.safetensors``, and ``accelerator.load_state`` goes on from them. Evaluate inside ``with graft.settled():``, and
-save in there too where the accelerator shards the models (FSDP, DeepSpeed): it writes those before it tells anybody.
+save in there too where the accelerator shards the models (FSDP, DeepSpeed): it writes those before it calls a hook.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from ..errors import CheckpointError, MissingExtraError
 from ..graft import Graft
 from . import files
-from .between import unwrapped
+from .callback_state import unwrapped
 
 try:
     from accelerate import Accelerator
@@ -36,7 +36,7 @@ def follow(graft: Graft, accelerator: Accelerator, *optimizers: Optimizer) -> Gr
     Args:
         graft: attached; call this after ``accelerator.prepare``.
         accelerator: its ``save_state`` and ``load_state`` carry the graft until it is detached.
-        optimizers: those that step the receiving parameters, as ``prepare`` gave them back.
+        optimizers: those that step the written parameters, as ``prepare`` gave them back.
 
     Returns:
         The graft itself; the loop does not change. ``graft.detach()`` at the end.
@@ -50,14 +50,14 @@ def follow(graft: Graft, accelerator: Accelerator, *optimizers: Optimizer) -> Gr
         follow(attach(MergeNet(), mapping, cycle=4), accelerator, optimizer)
     """
     graft.follow(*(unwrapped(optimizer) for optimizer in optimizers))
-    kept = _Kept(graft, accelerator)
-    accelerator.register_save_state_pre_hook(kept.save)
-    accelerator.register_load_state_pre_hook(kept.load)
-    accelerator.register_for_checkpointing(kept)
+    checkpointed = _Checkpointed(graft, accelerator)
+    accelerator.register_save_state_pre_hook(checkpointed.save)
+    accelerator.register_load_state_pre_hook(checkpointed.load)
+    accelerator.register_for_checkpointing(checkpointed)
     return graft
 
 
-class _Kept:
+class _Checkpointed:
     """Saves the graft beside the accelerator's files, and loads it once those are loaded.
 
     Accelerate calls the hooks before it saves and loads, and `load_state_dict` of what is registered after everything
@@ -74,16 +74,16 @@ class _Kept:
             return
         if not weights and files.pending(self.graft):
             raise CheckpointError(
-                "the accelerator has saved a transfer that nobody has trained yet.",
-                why="with sharded models it writes the weights before anybody is asked",
+                "the accelerator has saved a transfer that was not trained on yet.",
+                why="with sharded models it writes the weights before any hook is called",
                 fix="with graft.settled(): accelerator.save_state(folder)",
             )
         with self.graft.settled():
             for state in weights:
                 _copy_written(state, self.graft)
-            held = files.bound(self.graft)
+            state = files.bound(self.graft)
         if self.accelerator.is_main_process:
-            files.save(held, Path(folder, files.NAME))
+            files.save(state, Path(folder, files.NAME))
 
     def load(self, models: list[nn.Module], folder: str) -> None:
         """Before ``load_state`` reads: remember from where."""

@@ -15,6 +15,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from ..disk import write_whole
+from ..documents import Record, convert
 from ..errors import CheckpointError
 from ..graft import Graft
 from ..graft.ranks import fingerprint
@@ -37,6 +38,13 @@ _DAMAGED = (
 HEADER = "graftlib"
 
 
+class _Bound(Record):
+    """A graft's state, and the fingerprints of the settled weights that it was taken beside."""
+
+    graft: dict[str, Any]
+    weights: dict[str, int]
+
+
 def bound(graft: Graft) -> dict[str, Any]:
     """The graft's state, bound to the settled weights that it was taken beside. Every rank takes part."""
     with graft.settled():
@@ -49,31 +57,24 @@ def take_up(graft: Graft, state: dict[str, Any], *, where: str) -> None:
     Raises:
         CheckpointError: the state is foreign or incomplete, or the models hold other weights than those beside it.
     """
-    if (
-        not isinstance(state, dict)
-        or not isinstance(state.get("weights"), dict)
-        or "graft" not in state
-    ):
-        raise CheckpointError(
-            "this is not the state of a graft in a trainer.",
-            where={"found in": where},
-            fix="resume from a checkpoint that was saved with the graft attached",
-        )
+    bound = convert(
+        state,
+        _Bound,
+        what=f"the state of a graft in {where}",
+        error=CheckpointError,
+        fix="resume from a checkpoint that was saved with the graft attached",
+    )
     with graft.settled():
         mine = _weights(graft)
-    saved = state["weights"]
-    # Compared by type as well: a tensor or an array, compared with an int, is no answer.
-    odd = [
-        n for n, v in mine.items() if n in saved and (type(saved[n]) is not int or saved[n] != v)
-    ]
+    odd = [n for n, v in mine.items() if bound.weights.get(n, v) != v]
     if odd:
         raise CheckpointError(
             "the graft's state was saved beside other weights than those the models hold now.",
-            where={"found in": where, "differing": ", ".join(odd[:8])},
+            where={"file": where, "differing": ", ".join(odd[:8])},
             why="another run's checkpoint was resumed, or a trained source was not loaded",
             fix="load every model from the same checkpoint as the graft; name its folder where the trainer cannot",
         )
-    graft.load_state_dict(state["graft"])
+    graft.load_state_dict(bound.graft)
 
 
 def save(state: dict[str, Any], path: Path) -> None:
@@ -153,13 +154,13 @@ def unpacked(text: str, tensors: dict[str, Tensor]) -> Any:
             return [rich(one) for one in value]
         if not isinstance(value, dict):
             return value
-        ((kind, held),) = value.items()
+        ((kind, content),) = value.items()
         if kind == "tensor":
-            return tensors[held]
+            return tensors[content]
         if kind == "tuple":
-            return tuple(rich(one) for one in held)
+            return tuple(rich(one) for one in content)
         if kind == "items":
-            return {key: rich(one) for key, one in held}
+            return {key: rich(one) for key, one in content}
         raise ValueError(f"unknown kind of data: {kind!r}")
 
     return rich(json.loads(text))

@@ -13,7 +13,7 @@ from ..errors import MissingExtraError
 from ..graft import Graft
 from ..graft.graft import check_optimizers
 from . import files
-from .between import Steps
+from .callback_state import Steps
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -29,7 +29,7 @@ class GraftCallback(Callback):
     """Performs a graft's transfers inside ``trainer.fit()``, saves it with the checkpoints, takes it off at the end.
 
     Args:
-        graft: attached, following no optimizer: the callback tells it of every step.
+        graft: attached, following no optimizer: the callback reports every step to it.
 
     Example::
 
@@ -96,5 +96,5 @@ class GraftCallback(Callback):
 
 
 def _owns_any(optimizer: Any, graft: Graft) -> bool:
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    return any(id(tensor.live()) in held for tensor in graft.plan.written)
+    mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return any(id(tensor.live()) in mine for tensor in graft.plan.written)

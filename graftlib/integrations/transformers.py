@@ -15,7 +15,7 @@ from ..errors import MissingExtraError
 from ..graft import Graft
 from ..graft.graft import check_optimizers
 from . import files
-from .between import Steps, unwrapped
+from .callback_state import Steps, unwrapped
 
 try:
     from transformers import (
@@ -37,7 +37,7 @@ class GraftCallback(TrainerCallback):
     """Performs a graft's transfers inside ``trainer.train()``, saves it with the checkpoints, takes it off at the end.
 
     Args:
-        graft: attached, following no optimizer: the callback tells it of every step.
+        graft: attached, following no optimizer: the callback reports every step to it.
         resume: the checkpoint folder that the run resumes from, where it is not
             ``{args.output_dir}/checkpoint-{step}``: a callback is not told.
 
@@ -85,9 +85,9 @@ class GraftCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """The trainer has written a checkpoint folder: put the graft's state into it."""
-        held = files.bound(self.graft)
+        bound = files.bound(self.graft)
         if args.should_save:
-            files.save(held, _checkpoint(args, state) / files.NAME)
+            files.save(bound, _checkpoint(args, state) / files.NAME)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

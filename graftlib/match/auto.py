@@ -1,8 +1,8 @@
-"""Find pairs by score: every compatible pair is scored, and the best assignment that keeps depth order is taken.
+"""Find pairs by similarity: that of every compatible pair, and the best assignment that keeps depth order.
 
-In: two graphs and what is linked already. Out: a `Rule` whose pairs explain their scores.
-Always true: only parameters of one family of kinds meet, attention roles agree, every parameter has at most one
-partner, and of two pairs the one that is deeper in the source is not shallower in the target; the total score is
+In: two graphs and what is linked already. Out: a `Rule` whose pairs explain their similarity.
+Always true: only parameters of one family of kinds pair, attention roles agree, every parameter has at most one
+partner, and of two pairs the one that is deeper in the source is not shallower in the target; the total similarity is
 the largest that this allows, and the result depends on nothing but the graphs and the options.
 """
 
@@ -32,14 +32,12 @@ __all__ = ["Options", "assign", "find"]
 
 MEASURES = ("kind", "shape", "depth", "spectrum")
 _CONVOLUTIONS = ("conv", "depthwise", "grouped", "transposed_conv")
-_RELATED = 0.5  # score of two kinds of one family, such as conv and depthwise
-_UNIT = (
-    1_000_000  # scores are compared as millionths, so that equal ones are equal on every machine
-)
+_RELATED = 0.5  # similarity of two kinds of one family, such as conv and depthwise
+_UNIT = 1_000_000  # similarities are compared as millionths, so that equal ones are equal on every machine
 # Query, key and value run side by side: at equal depth they need one order in every model.
 _ROLE_ORDER = ("attention.fused", "attention.query", "attention.key", "attention.value")
 
-_Scores = NDArray[np.float64]
+_Matrix = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -49,16 +47,16 @@ class Options:
     kind: str | None
     role: str | None
     limit: int | None
-    min_score: float
+    min_similarity: float
     spectrum: bool
     weights: dict[str, float]
 
     @property
     def text(self) -> str:
         """The call in one line."""
-        said = [("kind", self.kind), ("role", self.role), ("limit", self.limit)]
-        words = [f"{name}={value!r}" for name, value in said if value is not None]
-        words += [f"min_score={self.min_score:g}"]
+        options = [("kind", self.kind), ("role", self.role), ("limit", self.limit)]
+        words = [f"{name}={value!r}" for name, value in options if value is not None]
+        words += [f"min_similarity={self.min_similarity:g}"]
         words += ["spectrum=True"] if self.spectrum else []
         words += [f"weights={self.weights!r}"] if self.weights else []
         return f"auto({', '.join(words)})"
@@ -87,10 +85,10 @@ class Options:
                 f"weights={self.weights!r} cannot be averaged.",
                 fix="use finite weights of 0 and more, with one above 0",
             )
-        if not 0 <= self.min_score <= 1:
+        if not 0 <= self.min_similarity <= 1:
             raise MatchError(
-                f"min_score={self.min_score!r} is not a score.",
-                fix="use a number from 0 to 1, for example min_score=0.6",
+                f"min_similarity={self.min_similarity!r} is not a similarity.",
+                fix="use a number from 0 to 1, for example min_similarity=0.6",
             )
         if self.limit is not None and self.limit < 1:
             raise MatchError(
@@ -104,37 +102,39 @@ def find(
     """The pairs of the best assignment, as a rule that explains each.
 
     Args:
-        source: the graph that gives, unless `direction` says otherwise.
-        target: the graph that receives.
+        source: of the mapping.
+        target: likewise.
         linked: pairs that are there already; what they hold takes no part.
         direction: of every new pair.
         options: the arguments of `Mapping.auto`.
 
     Raises:
-        MatchError: an option is out of range, or no pair scores high enough.
+        MatchError: an option is out of range, or no pair is similar enough.
     """
     options.check()
-    givers, takers, notes = _candidates(source, target, linked, options)
-    measured = _measure(source, target, givers, takers, options)
-    score = _weighted(measured, options)
-    allowed = _compatible(givers, takers) & ~_same(source, target, givers, takers)
+    sources, targets, notes = _candidates(source, target, linked, options)
+    measured = _measure(source, target, sources, targets, options)
+    similarity = _weighted(measured, options)
+    allowed = _compatible(sources, targets) & ~_same(source, target, sources, targets)
     if not allowed.any():
-        raise _nothing_compatible(source, target, givers, takers, options)
-    worth = np.where(allowed & (score >= options.min_score), np.rint(score * _UNIT), -1)
+        raise _nothing_compatible(source, target, sources, targets, options)
+    worth = np.where(
+        allowed & (similarity >= options.min_similarity), np.rint(similarity * _UNIT), -1
+    )
     chosen = assign(worth.astype(np.int64))
     if not chosen:
-        raise _nothing_good_enough(givers, takers, np.where(allowed, score, -1.0), options)
-    chosen = _best(chosen, score, options.limit)
+        raise _nothing_good_enough(sources, targets, np.where(allowed, similarity, -1.0), options)
+    chosen = _best(chosen, similarity, options.limit)
     pairs = tuple(
-        Pair(givers[i], takers[j], direction, _explained(score[i, j], i, j, measured))
+        Pair(sources[i], targets[j], direction, _explained(similarity[i, j], i, j, measured))
         for i, j in chosen
     )
-    for refused in exclude((*linked, *pairs), source, target):
-        raise MatchError(refused.what, why=refused.why, fix=refused.otherwise)
-    notes += _partnerless("source", givers, [i for i, _ in chosen])
-    notes += _partnerless("target", takers, [j for _, j in chosen])
+    for failure in exclude((*linked, *pairs), source, target):
+        raise MatchError(failure.what, why=failure.why, fix=failure.hint)
+    notes += _partnerless("source", sources, [i for i, _ in chosen])
+    notes += _partnerless("target", targets, [j for _, j in chosen])
     arrow = "" if direction == "forward" else f" {ARROWS[direction]}"
-    return Rule(options.text + arrow, pairs, tuple(notes), (len(givers), len(takers)))
+    return Rule(options.text + arrow, pairs, tuple(notes), (len(sources), len(targets)))
 
 
 def assign(worth: NDArray[np.int64]) -> list[tuple[int, int]]:
@@ -176,35 +176,37 @@ def assign(worth: NDArray[np.int64]) -> list[tuple[int, int]]:
 def _candidates(
     source: LayerGraph, target: LayerGraph, linked: Sequence[Pair], options: Options
 ) -> tuple[list[Parameter], list[Parameter], list[str]]:
-    givers, takers = viewable(source), viewable(target)
-    if not (_packed(givers) and _packed(takers)):
-        # One model packs query, key and value and the other does not: they meet part by part.
-        givers, takers = _unpacked(givers), _unpacked(takers)
+    sources, targets = viewable(source), viewable(target)
+    if not (_packed(sources) and _packed(targets)):
+        # One model packs query, key and value and the other does not: they pair part by part.
+        sources, targets = _unpacked(sources), _unpacked(targets)
     notes: list[str] = []
-    taken = {
+    linked_already = {
         "source": [pair.source for pair in linked],
         "target": [pair.target for pair in linked],
     }
     sides = []
-    for side, parameters in (("source", givers), ("target", takers)):
-        asked = [parameter for parameter in parameters if _asked_for(parameter, options)]
-        free = [parameter for parameter in asked if not _held(parameter, taken[side])]
+    for side, parameters in (("source", sources), ("target", targets)):
+        requested = [parameter for parameter in parameters if _requested(parameter, options)]
+        free = [
+            parameter for parameter in requested if not _is_linked(parameter, linked_already[side])
+        ]
         read = [parameter for parameter in free if parameter.depth is not None]
-        if len(free) < len(asked):
-            notes.append(f"{side}: {len(asked) - len(free)} passed over: linked already")
+        if len(free) < len(requested):
+            notes.append(f"{side}: {len(requested) - len(free)} skipped: linked already")
         if len(read) < len(free):
             unread = [parameter.address for parameter in free if parameter.depth is None]
-            notes.append(f"{side}: {len(unread)} passed over: never read ({listed(unread)})")
+            notes.append(f"{side}: {len(unread)} skipped: never read ({listed(unread)})")
         sides.append(sorted(read, key=_place))
     return sides[0], sides[1], notes
 
 
-def _asked_for(parameter: Parameter, options: Options) -> bool:
+def _requested(parameter: Parameter, options: Options) -> bool:
     right_kind = options.kind is None or parameter.kind == options.kind
     return right_kind and (options.role is None or fnmatchcase(parameter.role, options.role))
 
 
-def _held(parameter: Parameter, by: Sequence[Parameter]) -> bool:
+def _is_linked(parameter: Parameter, by: Sequence[Parameter]) -> bool:
     return any(
         parameter.fqn == other.fqn and overlap(parameter.selection, other.selection) for other in by
     )
@@ -215,12 +217,12 @@ def _packed(parameters: Sequence[Parameter]) -> bool:
 
 
 def _unpacked(parameters: Sequence[Parameter]) -> list[Parameter]:
-    found: list[Parameter] = []
+    parts: list[Parameter] = []
     for parameter in parameters:
         names = [name for name, part in parameter.parts.items() if part.role]
         packed = parameter.role == "attention.fused" and names
-        found += [parameter.select(name) for name in names] if packed else [parameter]
-    return found
+        parts += [parameter.select(name) for name in names] if packed else [parameter]
+    return parts
 
 
 def _place(parameter: Parameter) -> tuple[float, int]:
@@ -230,12 +232,14 @@ def _place(parameter: Parameter) -> tuple[float, int]:
     return round(parameter.depth or 0.0, 9), rank
 
 
-def _compatible(givers: Sequence[Parameter], takers: Sequence[Parameter]) -> NDArray[np.bool_]:
-    return _equal([_company(one) for one in givers], [_company(other) for other in takers])
+def _compatible(sources: Sequence[Parameter], targets: Sequence[Parameter]) -> NDArray[np.bool_]:
+    return _equal(
+        [_compatibility(one) for one in sources], [_compatibility(other) for other in targets]
+    )
 
 
-def _company(parameter: Parameter) -> tuple[object, ...]:
-    """Two parameters may meet where this is equal."""
+def _compatibility(parameter: Parameter) -> tuple[object, ...]:
+    """Two parameters are compatible where this is equal."""
     family = "conv" if parameter.kind in _CONVOLUTIONS else parameter.kind
     role = parameter.role if parameter.role.startswith("attention.") else "weight"
     if parameter.kind != "recurrent":
@@ -247,11 +251,14 @@ def _company(parameter: Parameter) -> tuple[object, ...]:
 
 
 def _same(
-    source: LayerGraph, target: LayerGraph, givers: Sequence[Parameter], takers: Sequence[Parameter]
+    source: LayerGraph,
+    target: LayerGraph,
+    sources: Sequence[Parameter],
+    targets: Sequence[Parameter],
 ) -> NDArray[np.bool_]:
     """Pairs of one and the same tensor."""
-    left = [id(source.tensor(parameter.fqn)) for parameter in givers]
-    right = [id(target.tensor(parameter.fqn)) for parameter in takers]
+    left = [id(source.tensor(parameter.fqn)) for parameter in sources]
+    right = [id(target.tensor(parameter.fqn)) for parameter in targets]
     return _equal(left, right)
 
 
@@ -269,55 +276,57 @@ def _equal(left: Sequence[object], right: Sequence[object]) -> NDArray[np.bool_]
 def _measure(
     source: LayerGraph,
     target: LayerGraph,
-    givers: Sequence[Parameter],
-    takers: Sequence[Parameter],
+    sources: Sequence[Parameter],
+    targets: Sequence[Parameter],
     options: Options,
-) -> dict[str, _Scores]:
+) -> dict[str, _Matrix]:
     measured = {
-        "kind": _kind_score(givers, takers),
-        "shape": _shape_score(givers, takers),
-        "depth": _depth_score(givers, takers),
+        "kind": _kind_similarity(sources, targets),
+        "shape": _shape_similarity(sources, targets),
+        "depth": _depth_similarity(sources, targets),
     }
     if options.spectrum:
-        left = np.array([_energy(source, parameter, "source") for parameter in givers])
-        right = np.array([_energy(target, parameter, "target") for parameter in takers])
-        measured["spectrum"] = _spectrum_score(left, right)
+        left = np.array([_energy(source, parameter, "source") for parameter in sources])
+        right = np.array([_energy(target, parameter, "target") for parameter in targets])
+        measured["spectrum"] = _spectrum_similarity(left, right)
     return measured
 
 
-def _kind_score(givers: Sequence[Parameter], takers: Sequence[Parameter]) -> _Scores:
+def _kind_similarity(sources: Sequence[Parameter], targets: Sequence[Parameter]) -> _Matrix:
     """1 for the same kind, 0.5 for two kinds of one family."""
-    same = _equal([one.kind for one in givers], [other.kind for other in takers])
+    same = _equal([one.kind for one in sources], [other.kind for other in targets])
     return np.where(same, 1.0, _RELATED)
 
 
-def _shape_score(givers: Sequence[Parameter], takers: Sequence[Parameter]) -> _Scores:
+def _shape_similarity(sources: Sequence[Parameter], targets: Sequence[Parameter]) -> _Matrix:
     """exp(-(|ln rows/rows'| + |ln columns/columns'|) / 2): the geometric mean of the two ratios."""
-    left = np.log(np.array([matrix_shape(one) for one in givers], dtype=np.float64).reshape(-1, 2))
-    right = np.log(np.array([matrix_shape(one) for one in takers], dtype=np.float64).reshape(-1, 2))
-    ratios: _Scores = np.abs(left[:, None, :] - right[None, :, :])
-    score: _Scores = np.exp(-ratios.mean(axis=-1))
-    return score
+    left = np.log(np.array([matrix_shape(one) for one in sources], dtype=np.float64).reshape(-1, 2))
+    right = np.log(
+        np.array([matrix_shape(one) for one in targets], dtype=np.float64).reshape(-1, 2)
+    )
+    ratios: _Matrix = np.abs(left[:, None, :] - right[None, :, :])
+    similarity: _Matrix = np.exp(-ratios.mean(axis=-1))
+    return similarity
 
 
-def _depth_score(givers: Sequence[Parameter], takers: Sequence[Parameter]) -> _Scores:
+def _depth_similarity(sources: Sequence[Parameter], targets: Sequence[Parameter]) -> _Matrix:
     """1 - |depth - depth'|."""
-    left = np.array([one.depth for one in givers], dtype=np.float64)
-    right = np.array([other.depth for other in takers], dtype=np.float64)
-    score: _Scores = 1.0 - np.abs(left[:, None] - right[None, :])
-    return score
+    left = np.array([one.depth for one in sources], dtype=np.float64)
+    right = np.array([other.depth for other in targets], dtype=np.float64)
+    similarity: _Matrix = 1.0 - np.abs(left[:, None] - right[None, :])
+    return similarity
 
 
 _GRID = np.linspace(0.0, 1.0, 65)
 
 
-def _spectrum_score(left: _Scores, right: _Scores) -> _Scores:
+def _spectrum_similarity(left: _Matrix, right: _Matrix) -> _Matrix:
     """1 - the largest gap between two shares of energy at one share of rank; 1 for a matrix and its multiples."""
     gaps = [np.abs(row[None, :] - right).max(axis=-1) for row in left] if len(right) else []
     return 1.0 - np.array(gaps, dtype=np.float64).reshape(len(left), len(right))
 
 
-def _energy(graph: LayerGraph, parameter: Parameter, side: str) -> _Scores:
+def _energy(graph: LayerGraph, parameter: Parameter, side: str) -> _Matrix:
     """(65,) the share of squared singular values held by the largest ones, at 0, 1/64, … 1 of the rank."""
     tensor = graph.tensor(parameter.fqn).detach()
     if tensor.is_meta:
@@ -329,8 +338,8 @@ def _energy(graph: LayerGraph, parameter: Parameter, side: str) -> _Scores:
     total = float(values.sum())
     # A matrix of zeros has no direction to prefer: its energy counts as evenly spread.
     shares = values / total if total > 0 else torch.full_like(values, 1 / len(values))
-    held = np.concatenate([[0.0], np.cumsum(shares.cpu().numpy())])
-    energy: _Scores = np.interp(_GRID, np.linspace(0.0, 1.0, len(held)), held)
+    cumulative = np.concatenate([[0.0], np.cumsum(shares.cpu().numpy())])
+    energy: _Matrix = np.interp(_GRID, np.linspace(0.0, 1.0, len(cumulative)), cumulative)
     return energy
 
 
@@ -344,28 +353,28 @@ def _finite(values: torch.Tensor, parameter: Parameter, side: str) -> torch.Tens
     return values
 
 
-def _weighted(measured: dict[str, _Scores], options: Options) -> _Scores:
+def _weighted(measured: dict[str, _Matrix], options: Options) -> _Matrix:
     weights = {name: options.weights.get(name, 1.0) for name in measured}
     stacked = np.stack([measured[name] for name in measured])
-    score: _Scores = np.average(stacked, axis=0, weights=[weights[name] for name in measured])
-    return score
+    similarity: _Matrix = np.average(stacked, axis=0, weights=[weights[name] for name in measured])
+    return similarity
 
 
 # --- the outcome --------------------------------------------------------------------------------------------------
 
 
 def _best(
-    chosen: list[tuple[int, int]], score: _Scores, limit: int | None
+    chosen: list[tuple[int, int]], similarity: _Matrix, limit: int | None
 ) -> list[tuple[int, int]]:
     if limit is None:
         return chosen
-    ranked = sorted(chosen, key=lambda pair: -round(float(score[pair]) * _UNIT))
+    ranked = sorted(chosen, key=lambda pair: -round(float(similarity[pair]) * _UNIT))
     return sorted(ranked[:limit])
 
 
-def _explained(score: float, i: int, j: int, measured: dict[str, _Scores]) -> str:
+def _explained(similarity: float, i: int, j: int, measured: dict[str, _Matrix]) -> str:
     parts = ", ".join(f"{name} {values[i, j]:.2f}" for name, values in measured.items())
-    return f"auto (score {score:.2f}: {parts})"
+    return f"auto (similarity {similarity:.2f}: {parts})"
 
 
 def _partnerless(side: str, parameters: Sequence[Parameter], chosen: Sequence[int]) -> list[str]:
@@ -375,36 +384,39 @@ def _partnerless(side: str, parameters: Sequence[Parameter], chosen: Sequence[in
 
 
 def _nothing_good_enough(
-    givers: Sequence[Parameter], takers: Sequence[Parameter], score: _Scores, options: Options
+    sources: Sequence[Parameter],
+    targets: Sequence[Parameter],
+    similarity: _Matrix,
+    options: Options,
 ) -> MatchError:
-    i, j = np.unravel_index(int(score.argmax()), score.shape)
-    best = float(score[i, j])
+    i, j = np.unravel_index(int(similarity.argmax()), similarity.shape)
+    best = float(similarity[i, j])
     return MatchError(
-        f"no pair scores {options.min_score:g} or more; the best scores {best:.2f}.",
+        f"no pair is similar to {options.min_similarity:g} or more; the best is to {best:.2f}.",
         where={
-            "source": shown(givers[int(i)].address),
-            "target": shown(takers[int(j)].address),
+            "source": shown(sources[int(i)].address),
+            "target": shown(targets[int(j)].address),
         },
-        fix=f"use min_score={math.floor(best * 100) / 100:g}, or link them by name",
-        score=best,
+        fix=f"use min_similarity={math.floor(best * 100) / 100:g}, or link them by name",
+        similarity=best,
     )
 
 
 def _nothing_compatible(
     source: LayerGraph,
     target: LayerGraph,
-    givers: Sequence[Parameter],
-    takers: Sequence[Parameter],
+    sources: Sequence[Parameter],
+    targets: Sequence[Parameter],
     options: Options,
 ) -> MatchError:
     kinds = [
         sorted({f"{one.kind} ({one.role})" for one in parameters}) or ["nothing"]
-        for parameters in (givers, takers)
+        for parameters in (sources, targets)
     ]
     return MatchError(
-        f"{options.text} finds no two parameters that may meet.",
+        f"{options.text} finds no two compatible parameters.",
         where={"source": ", ".join(kinds[0]), "target": ", ".join(kinds[1])},
-        why="only one family of kinds meets, with equal roles in attention; what is linked "
+        why="only one family of kinds pairs, with equal roles in attention; what is linked "
         "already takes no part",
         fix=f"name them: mapping.link({_first(source)}, {_first(target)})",
     )

@@ -67,7 +67,7 @@ def load(path: str | Path, source: LayerGraph, target: LayerGraph) -> Rule:
             "load it with the models it was made for, or link these two anew",
         )
     pairs, faults = _pairs(content.pairs, source, target)
-    faults += [refused.what for refused in exclude(pairs, source, target)]
+    faults += [failure.what for failure in exclude(pairs, source, target)]
     if faults:
         raise _refusal(path, "holds pairs that cannot be", faults, "take them out of the file")
     return Rule(f"loaded from {Path(path).name}", tuple(pairs))

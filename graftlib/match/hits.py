@@ -1,7 +1,7 @@
-"""What a pattern hits in one graph: parameters with a 2-D view, and why the others were passed over.
+"""What a pattern hits in one graph: parameters with a 2-D view, and why the others were skipped.
 
 In: a graph, a pattern (a glob whose ``*`` crosses dots, ``{i}`` captures, ``re:``, a module's name for its weight, a
-``::part`` for every hit) and filters. Out: `Hits`, or `Refused` with the ways out.
+``::part`` for every hit) and filters. Out: `Hits`, or `RuleFailure` with repairs and a hint.
 Always true: of tied parameters only the first in the model is taken; nothing is left out without being counted.
 """
 
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 __all__ = [
     "Filters",
     "Hits",
-    "Refused",
-    "Taken",
+    "Match",
+    "RuleFailure",
     "alike",
     "hits_of",
     "listed",
-    "passed_text",
+    "skipped_text",
     "viewable",
 ]
 
 
-class Refused(Exception):  # noqa: N818 - not an error yet: `Mapping` adds a fix that was tried, and raises it
+class RuleFailure(Exception):  # noqa: N818 - not an error yet: `Mapping` adds a fix that was tried, and raises it
     """A rule cannot be followed: the bare facts, and changes to the call that may mend it.
 
     Args:
         what, where, why, near: as in `GraftError`.
-        ways: changes to the arguments of the call, best first; the first that works becomes the fix.
-        otherwise: the fix in words, where no way works.
+        repairs: changes to the arguments of the call, best first; the first that works becomes the fix.
+        hint: the fix in words, where no repair works.
         error: the class to raise in the end.
     """
 
@@ -52,13 +52,13 @@ class Refused(Exception):  # noqa: N818 - not an error yet: `Mapping` adds a fix
         where: dict[str, object] | None = None,
         why: str | None = None,
         near: Iterable[str] = (),
-        ways: Iterable[Mapping[str, object]] = (),
-        otherwise: str,
+        repairs: Iterable[Mapping[str, object]] = (),
+        hint: str,
         error: type[GraftError] = MatchError,
     ) -> None:
         super().__init__(what)
         self.what, self.where, self.why = what, dict(where or {}), why
-        self.near, self.ways, self.otherwise, self.error = tuple(near), list(ways), otherwise, error
+        self.near, self.repairs, self.hint, self.error = tuple(near), list(repairs), hint, error
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ class Filters:
 
 
 @dataclass(frozen=True)
-class Taken:
-    """One hit that takes part, and what the pattern captured in its name."""
+class Match:
+    """One hit that matches, and what the pattern captured in its name."""
 
     parameter: Parameter
     captures: Mapping[str, str]
@@ -98,25 +98,25 @@ class Hits:
 
     Attributes:
         pattern: as it was given.
-        taken: the parameters that take part, in the model's order.
-        passed: reason -> how many hits were passed over for it.
+        matches: the parameters that take part, in the model's order.
+        skipped: reason -> how many hits were skipped for it.
         notes: what else the reader should know (tied parameters).
     """
 
     pattern: str
-    taken: tuple[Taken, ...]
-    passed: Mapping[str, int]
+    matches: tuple[Match, ...]
+    skipped: Mapping[str, int]
     notes: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:
-        """How many parameters the pattern named, before any was passed over."""
-        return len(self.taken) + sum(self.passed.values())
+        """How many parameters the pattern named, before any was skipped."""
+        return len(self.matches) + sum(self.skipped.values())
 
     @property
     def captured(self) -> set[str]:
         """The names that the pattern captures."""
-        return {name for taken in self.taken for name in taken.captures}
+        return {name for match in self.matches for name in match.captures}
 
 
 def hits_of(graph: LayerGraph, pattern: str, filters: Filters, side: str) -> Hits:
@@ -129,19 +129,19 @@ def hits_of(graph: LayerGraph, pattern: str, filters: Filters, side: str) -> Hit
         side: ``"source"`` or ``"target"``, for the message.
 
     Raises:
-        Refused: nothing is named, or nothing of it is left; an exact name without a 2-D view.
+        RuleFailure: nothing is named, or nothing of it is left; an exact name without a 2-D view.
         MatchError: the pattern is not well formed.
     """
     known = {parameter.fqn: parameter for parameter in graph.parameters()}
     base, part = split_pattern(pattern, known)
-    found = select(base, known)
-    if not found:
+    named = select(base, known)
+    if not named:
         raise _nothing_named(graph, pattern, base, part, side)
-    hits, objection = _sorted_out(pattern, part, found, known, filters)
-    exact = any(hit.name in (base, f"{base}.weight") for hit in found)
-    if not hits.taken and exact and objection is not None:
+    hits, objection = _sorted_out(pattern, part, named, known, filters)
+    exact = any(hit.name in (base, f"{base}.weight") for hit in named)
+    if not hits.matches and exact and objection is not None:
         raise _no_view(graph, objection, side)
-    if not hits.taken:
+    if not hits.matches:
         raise _nothing_left(graph, hits, objection, filters, side)
     return hits
 
@@ -149,41 +149,41 @@ def hits_of(graph: LayerGraph, pattern: str, filters: Filters, side: str) -> Hit
 def _sorted_out(
     pattern: str,
     part: str | None,
-    found: Iterable[Hit],
+    named: Iterable[Hit],
     known: Mapping[str, Parameter],
     filters: Filters,
 ) -> tuple[Hits, ViewError | None]:
-    """What takes part and what is passed over, and the last objection to a view."""
-    taken: dict[str, Taken] = {}
-    passed: Counter[str] = Counter()
+    """What takes part and what is skipped, and the last objection to a view."""
+    matches: dict[str, Match] = {}
+    skipped: Counter[str] = Counter()
     notes: list[str] = []
     objection: ViewError | None = None
-    for hit in found:
+    for hit in named:
         parameter = known[known[hit.name].tied_to or hit.name]
         reason: str | None
         try:
-            parameter = _narrowed(parameter, part)
+            parameter = _part_of(parameter, part)
         except ViewError as error:
             objection = error
             reason = f"no part {part!r}" if hasattr(error, "part") else _kind_of(parameter)
         else:
             reason = filters.against(parameter)
-        if reason is None and parameter.fqn in taken:
+        if reason is None and parameter.fqn in matches:
             reason = "tied to another hit"
         if reason is not None:
-            passed[reason] += 1
+            skipped[reason] += 1
             continue
-        taken[parameter.fqn] = Taken(parameter, hit.captures)
+        matches[parameter.fqn] = Match(parameter, hit.captures)
         if parameter.fqn != hit.name:
             notes.append(f"{shown(parameter.fqn)} stands for {shown(hit.name)}, tied to it")
-    return Hits(pattern, tuple(taken.values()), dict(passed), tuple(notes)), objection
+    return Hits(pattern, tuple(matches.values()), dict(skipped), tuple(notes)), objection
 
 
-def _narrowed(parameter: Parameter, part: str | None) -> Parameter:
+def _part_of(parameter: Parameter, part: str | None) -> Parameter:
     """The part of a parameter, or the whole; ViewError where that is no matrix."""
-    narrowed = parameter if part is None else parameter.select(part)
-    matrix_shape(narrowed)
-    return narrowed
+    result = parameter if part is None else parameter.select(part)
+    matrix_shape(result)
+    return result
 
 
 def viewable(graph: LayerGraph) -> list[Parameter]:
@@ -208,10 +208,10 @@ def listed(names: Iterable[str], *, most: int = 6) -> str:
     return ", ".join(names[:most]) + more
 
 
-def passed_text(passed: Mapping[str, int]) -> str:
-    """``4 passed over: 3 bias, 1 norm``."""
-    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(passed.items()))
-    return f"{sum(passed.values())} passed over: {reasons}"
+def skipped_text(skipped: Mapping[str, int]) -> str:
+    """``4 skipped: 3 bias, 1 norm``."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
+    return f"{sum(skipped.values())} skipped: {reasons}"
 
 
 def _has_view(parameter: Parameter) -> bool:
@@ -223,7 +223,7 @@ def _has_view(parameter: Parameter) -> bool:
 
 
 def _kind_of(parameter: Parameter) -> str:
-    """Why a parameter is passed over: its kind says it, or its number of axes."""
+    """Why a parameter is skipped: its kind says it, or its number of axes."""
     if parameter.kind in ("bias", "norm"):
         return f"{parameter.kind} (no 2-D view)"
     return f"{parameter.kind} with {len(parameter.shape)} axes (no 2-D view)"
@@ -231,22 +231,22 @@ def _kind_of(parameter: Parameter) -> str:
 
 def _nothing_named(
     graph: LayerGraph, pattern: str, base: str, part: str | None, side: str
-) -> Refused:
+) -> RuleFailure:
     names = [parameter.fqn for parameter in viewable(graph)]
     near = alike(base, names)
     suffix = "" if part is None else f"::{part}"
-    repaired = [_repaired(base, name) for name in near]
-    ways = [{side: name + suffix} for name in dict.fromkeys([*repaired, *near])]
-    ways += [{side: name} for name in near] if part else []
-    return Refused(
+    patterns = [_as_pattern(base, name) for name in near]
+    repairs = [{side: name + suffix} for name in dict.fromkeys([*patterns, *near])]
+    repairs += [{side: name} for name in near] if part else []
+    return RuleFailure(
         f"the {side} pattern {shown(pattern)} matches nothing in {graph.name}.",
         near=map(shown, near),
-        ways=ways,
-        otherwise=f"see print({side}) for the names of {graph.name}",
+        repairs=repairs,
+        hint=f"see print({side}) for the names of {graph.name}",
     )
 
 
-def _repaired(pattern: str, name: str) -> str:
+def _as_pattern(pattern: str, name: str) -> str:
     """`pattern` with its words taken from `name` and its wildcards kept, where they run side by side."""
     words, named = pattern.split("."), name.split(".")
     if pattern.startswith("re:") or len(named) - len(words) not in (0, 1):
@@ -256,40 +256,40 @@ def _repaired(pattern: str, name: str) -> str:
     return ".".join(kept + named[len(words) :])
 
 
-def _no_view(graph: LayerGraph, objection: ViewError, side: str) -> Refused:
+def _no_view(graph: LayerGraph, objection: ViewError, side: str) -> RuleFailure:
     fqn = str(getattr(objection.parameter, "fqn", getattr(objection, "parameter", "")))  # type: ignore[attr-defined]
     names = [parameter.fqn for parameter in viewable(graph) if parameter.fqn != fqn]
     near = objection.near or map(shown, alike(fqn, names))
     part = getattr(objection, "part", None)
-    return Refused(
+    return RuleFailure(
         objection.what,
         where=objection.where,
         why=objection.why,
         near=near,
-        ways=[{side: name} for name in ([fqn] if part else []) + alike(fqn, names)],
-        otherwise=objection.fix or f"see print({side})",
+        repairs=[{side: name} for name in ([fqn] if part else []) + alike(fqn, names)],
+        hint=objection.fix or f"see print({side})",
         error=ViewError,
     )
 
 
 def _nothing_left(
     graph: LayerGraph, hits: Hits, objection: ViewError | None, filters: Filters, side: str
-) -> Refused:
+) -> RuleFailure:
     base, part = split_pattern(hits.pattern, [p.fqn for p in graph.parameters()])
     asked = {"kind": filters.kind, "role": filters.role, "depth": filters.depth}
     used = [name for name, value in asked.items() if value is not None]
-    ways: list[Mapping[str, object]] = [{name: None} for name in used]
-    ways += [dict.fromkeys(used)] if len(used) > 1 else []
+    repairs: list[Mapping[str, object]] = [{name: None} for name in used]
+    repairs += [dict.fromkeys(used)] if len(used) > 1 else []
     if part is not None:
-        ways += [{side: base}]
-    ways += [{side: name} for name in alike(base, [found.fqn for found in viewable(graph)])]
-    if any(" is " in reason for reason in hits.passed):
+        repairs += [{side: base}]
+    repairs += [{side: name} for name in alike(base, [each.fqn for each in viewable(graph)])]
+    if any(" is " in reason for reason in hits.skipped):
         objection = None  # a filter took some, so the lack of a view is not why nothing is left
-    return Refused(
+    return RuleFailure(
         f"the {side} pattern {shown(hits.pattern)} leaves no parameter to link in {graph.name}.",
-        where={side: passed_text(hits.passed)},
+        where={side: skipped_text(hits.skipped)},
         why=None if objection is None else objection.why,
         near=() if objection is None else objection.near,
-        ways=ways,
-        otherwise="use another pattern, or fewer filters",
+        repairs=repairs,
+        hint="use another pattern, or fewer filters",
     )

@@ -1,10 +1,10 @@
-"""Pairs of parameters of two models, declared by rules or found by score.
+"""Pairs of parameters of two models, declared by rules or found by similarity.
 
 In: two layer graphs, and rules (`link`) or a request to find pairs (`auto`). Out: `Mapping.pairs`, a report when
 printed, a YAML file.
 Always true: a call adds all of its pairs or none; no pair is there twice, none links a parameter to itself, and no
 unit is written through two different addresses.
-Where the rest is: patterns in `hits.py`, coupling and exclusion in `pairing.py`, scores in `auto.py`, the file in
+Where the rest is: patterns in `hits.py`, pairing and exclusion in `pairing.py`, similarities in `auto.py`, the file in
 `files.py`, the text in `report.py`.
 """
 
@@ -20,7 +20,7 @@ from ..errors import GraftError, MatchError, nearest, shown
 from ..graph.parameter import KINDS
 from . import auto as _auto
 from . import files as _files
-from .hits import Filters, Refused, hits_of, passed_text
+from .hits import Filters, RuleFailure, hits_of, skipped_text
 from .pairing import ARROWS, DIRECTIONS, PAIRINGS, Direction, Pair, exclude, pair_up
 from .report import Rule, report
 
@@ -34,8 +34,8 @@ class Mapping:
     """Which parameters of `source` and `target` exchange knowledge.
 
     Args:
-        source: the graph that gives, unless a link says otherwise.
-        target: the graph that receives; the same graph as `source` for links inside one model.
+        source: the graph whose weights are read, unless a link runs backward.
+        target: the graph whose weights are written; the same graph as `source` for links inside one model.
 
     Raises:
         MatchError: an argument is not a layer graph.
@@ -100,11 +100,11 @@ class Mapping:
                 fix is a call that was tried on this mapping. Nothing was added.
             ViewError: an exact name has no 2-D view, or not the part that was asked for.
         """
-        asked = _Asked(source, target, direction, role, kind, depth, pair)
+        call = _LinkCall(source, target, direction, role, kind, depth, pair)
         try:
-            rule = self._follow(asked)
-        except Refused as refused:
-            raise self._explained(refused, asked) from None
+            rule = self._follow(call)
+        except RuleFailure as failure:
+            raise self._explained(failure, call) from None
         self._rules.append(rule)
         return self
 
@@ -114,33 +114,33 @@ class Mapping:
         kind: str | None = None,
         role: str | None = None,
         limit: int | None = None,
-        min_score: float = 0.6,
+        min_similarity: float = 0.6,
         spectrum: bool = False,
         direction: Direction = "forward",
         weights: Weights[str, float] | None = None,
     ) -> Mapping:
-        """Find pairs by score: kind, 2-D shape, relative depth and, if wanted, spectrum.
+        """Find pairs by similarity: kind, 2-D shape, relative depth and, if wanted, spectrum.
 
-        All compatible pairs are scored, each part between 0 and 1, and the assignment of largest total score is
-        taken among those that keep the order of depth, where every parameter has at most one partner. Equal totals
-        go to the earlier parameters. Parameters that are linked already, or that the forward pass never reads, take
-        no part.
+        The similarity of all compatible pairs is measured, each part between 0 and 1, and the assignment of largest
+        total is taken among those that keep the order of depth, where every parameter has at most one partner.
+        Equal totals go to the earlier parameters. Parameters that are linked already, or that the forward pass never
+        reads, take no part.
 
         Args:
             kind: only parameters of this kind on both sides.
             role: only parameters of this role, a glob.
-            limit: keep this many pairs of the assignment, those of highest score; None keeps all.
-            min_score: pairs that score less are not considered; 0 to 1.
+            limit: keep this many pairs of the assignment, those of highest similarity; None keeps all.
+            min_similarity: pairs of less similarity are not considered; 0 to 1.
             spectrum: also compare singular values, which needs real weights on both sides.
             direction: as in `link`.
             weights: how much each of ``"kind"``, ``"shape"``, ``"depth"``, ``"spectrum"`` counts; 1 for each that
                 is absent.
 
         Returns:
-            This mapping, so that calls chain. Each pair's `rule` explains its score.
+            This mapping, so that calls chain. Each pair's `rule` explains its similarity.
 
         Raises:
-            MatchError: nothing scores high enough, an argument is out of range, or `spectrum` meets weights that
+            MatchError: nothing is similar enough, an argument is out of range, or `spectrum` meets weights that
                 are on the meta device or not finite. Nothing was added.
         """
         _check_words(direction, None, kind)
@@ -148,7 +148,7 @@ class Mapping:
             MatchError,
             role=(role, str | None),
             limit=(limit, int | None),
-            min_score=(min_score, float),
+            min_similarity=(min_similarity, float),
             spectrum=(spectrum, bool),
             weights=(weights, dict[str, float] | None),
         )
@@ -156,7 +156,7 @@ class Mapping:
             kind,
             role,
             None if limit is None else int(limit),
-            float(min_score),
+            float(min_similarity),
             spectrum,
             {name: float(weight) for name, weight in (weights or {}).items()},
         )
@@ -199,79 +199,79 @@ class Mapping:
     def __repr__(self) -> str:
         return f"<Mapping {self.source.name} -> {self.target.name}: {len(self)} pairs>"
 
-    def _follow(self, asked: _Asked) -> Rule:
+    def _follow(self, call: _LinkCall) -> Rule:
         """The rule with its pairs, checked against all that is there; nothing is added."""
-        _check_words(asked.direction, asked.pair, asked.kind)
+        _check_words(call.direction, call.pair, call.kind)
         check(
             MatchError,
-            source=(asked.source, str),
-            target=(asked.target, str),
-            role=(asked.role, str | None),
+            source=(call.source, str),
+            target=(call.target, str),
+            role=(call.role, str | None),
         )
-        filters = Filters(asked.kind, asked.role, _checked_depth(asked.depth))
-        sources, targets = self._both_sides(asked, filters)
-        couples, notes = pair_up(sources, targets, asked.pair)
-        pairs = tuple(Pair(one, other, asked.direction, asked.rule) for one, other in couples)
-        for refused in exclude((*self.pairs, *pairs), self.source, self.target):
-            raise refused
+        filters = Filters(call.kind, call.role, _checked_depth(call.depth))
+        sources, targets = self._both_sides(call, filters)
+        paired, notes = pair_up(sources, targets, call.pair)
+        pairs = tuple(Pair(one, other, call.direction, call.rule) for one, other in paired)
+        for failure in exclude((*self.pairs, *pairs), self.source, self.target):
+            raise failure
         for side, hits in (("source", sources), ("target", targets)):
             notes += [f"{side}: {note}" for note in hits.notes]
-            notes += [f"{side}: {passed_text(hits.passed)}"] if hits.passed else []
-        return Rule(asked.rule, pairs, tuple(notes), (sources.count, targets.count))
+            notes += [f"{side}: {skipped_text(hits.skipped)}"] if hits.skipped else []
+        return Rule(call.rule, pairs, tuple(notes), (sources.count, targets.count))
 
-    def _both_sides(self, asked: _Asked, filters: Filters) -> tuple[Any, Any]:
-        hits, refusals = [], []
+    def _both_sides(self, call: _LinkCall, filters: Filters) -> tuple[Any, Any]:
+        hits, failures = [], []
         for side, graph in (("source", self.source), ("target", self.target)):
             try:
-                hits.append(hits_of(graph, getattr(asked, side), filters, side))
-            except Refused as refused:
-                refusals.append(refused)
-        if len(refusals) == 2:
-            raise _joined(*refusals)
-        if refusals:
-            raise refusals[0]
+                hits.append(hits_of(graph, getattr(call, side), filters, side))
+            except RuleFailure as failure:
+                failures.append(failure)
+        if len(failures) == 2:
+            raise _joined(*failures)
+        if failures:
+            raise failures[0]
         return hits[0], hits[1]
 
-    def _explained(self, refused: Refused, asked: _Asked) -> GraftError:
+    def _explained(self, failure: RuleFailure, call: _LinkCall) -> GraftError:
         """The refusal as an error whose fix, where it is a call, was tried."""
-        return refused.error(
-            refused.what,
-            where=refused.where,
-            why=refused.why,
-            near=refused.near,
-            fix=self._working(refused, asked) or refused.otherwise,
-            rule=asked.rule,
+        return failure.error(
+            failure.what,
+            where=failure.where,
+            why=failure.why,
+            near=failure.near,
+            fix=self._working(failure, call) or failure.hint,
+            rule=call.rule,
         )
 
-    def _working(self, refused: Refused, asked: _Asked) -> str | None:
-        changes = [replace(asked, **way) for way in refused.ways]  # type: ignore[arg-type]
+    def _working(self, failure: RuleFailure, call: _LinkCall) -> str | None:
+        changes = [replace(call, **repair) for repair in failure.repairs]  # type: ignore[arg-type]
         tried = [
-            way
+            variant
             for changed in changes
-            for way in (changed, *([] if changed.pair else [replace(changed, pair="nearest")]))
+            for variant in (changed, *([] if changed.pair else [replace(changed, pair="nearest")]))
         ]
         for changed in (*tried, *self._with_one_source(changes)):
             try:
                 self._follow(changed)
-            except (Refused, GraftError):
+            except (RuleFailure, GraftError):
                 continue
             return changed.call
         return None
 
-    def _with_one_source(self, changes: list[_Asked]) -> list[_Asked]:
+    def _with_one_source(self, changes: list[_LinkCall]) -> list[_LinkCall]:
         """The same calls with the first parameter that the source pattern hits: one source fits any target."""
-        narrowed = []
+        narrower = []
         for changed in changes:
             try:
                 hits = hits_of(self.source, changed.source, Filters(), "source")
-            except (Refused, GraftError):
+            except (RuleFailure, GraftError):
                 continue
-            narrowed.append(replace(changed, source=hits.taken[0].parameter.address))
-        return narrowed
+            narrower.append(replace(changed, source=hits.matches[0].parameter.address))
+        return narrower
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _LinkCall:
     """The arguments of one `link`."""
 
     source: str
@@ -304,15 +304,17 @@ class _Asked:
 _UNSAID = {"direction": "forward", "role": None, "kind": None, "depth": None, "pair": None}
 
 
-def _joined(one: Refused, other: Refused) -> Refused:
-    return Refused(
+def _joined(one: RuleFailure, other: RuleFailure) -> RuleFailure:
+    return RuleFailure(
         f"{one.what}\n{other.what}",
         where={**one.where, **other.where},
         why="; ".join(why for why in (one.why, other.why) if why) or None,
         near=[*one.near, *other.near],
         # The smallest change first: one filter that mends both sides before two that mend one each.
-        ways=sorted(({**way, **more} for way in one.ways for more in other.ways), key=len),
-        otherwise=f"{one.otherwise}; {other.otherwise}",
+        repairs=sorted(
+            ({**this, **that} for this in one.repairs for that in other.repairs), key=len
+        ),
+        hint=f"{one.hint}; {other.hint}",
         error=one.error,
     )
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from ..errors import shown
 from ..graph.parameter import Parameter, Part
-from .hits import Hits, Refused, Taken, listed
+from .hits import Hits, Match, RuleFailure, listed
 
 if TYPE_CHECKING:
     from ..graph import LayerGraph
@@ -34,8 +34,8 @@ class Pair:
     Attributes:
         source: a parameter of the mapping's source graph.
         target: a parameter of its target graph.
-        direction: ``"forward"``: the source gives, the target is written. ``"backward"``: the target gives, the
-            source is written. ``"both"``: each is written from the other.
+        direction: ``"forward"``: the target is written from the source. ``"backward"``: the source is written from
+            the target. ``"both"``: each is written from the other.
         rule: the words that made the pair, for the reader.
     """
 
@@ -49,10 +49,10 @@ class Pair:
         return f"{shown(self.source.address)} {arrow} {shown(self.target.address)}"
 
 
-_Couple = tuple[Parameter, Parameter]
+Two = tuple[Parameter, Parameter]
 
 
-def pair_up(sources: Hits, targets: Hits, how: str | None) -> tuple[list[_Couple], list[str]]:
+def pair_up(sources: Hits, targets: Hits, how: str | None) -> tuple[list[Two], list[str]]:
     """Pair the hits of two patterns.
 
     Args:
@@ -63,56 +63,54 @@ def pair_up(sources: Hits, targets: Hits, how: str | None) -> tuple[list[_Couple
             equal captures.
 
     Returns:
-        The couples, in the order of the targets' groups, and notes on hits that found no partner.
+        The pairs, in the order of the targets' groups, and notes on hits that found no partner.
 
     Raises:
-        Refused: no equal captures, or counts that `how` cannot pair.
+        RuleFailure: no equal captures, or counts that `how` cannot pair.
     """
-    couples: list[_Couple] = []
+    pairs: list[Two] = []
     read: list[str] = []
     if how == "nearest":
         sources, targets, read = _with_depth(sources, targets)
     groups, notes = _by_captures(sources, targets)
     notes = [*read, *notes]
     for some, others in groups:
-        couples += _COUPLE[how](some, others, sources, targets)
-    return couples, notes
+        pairs += _PAIR[how](some, others, sources, targets)
+    return pairs, notes
 
 
 def _with_depth(sources: Hits, targets: Hits) -> tuple[Hits, Hits, list[str]]:
     """The hits that the forward pass reads, and so have a depth; notes on the others."""
-    kept: list[Hits] = []
+    with_depth: list[Hits] = []
     notes: list[str] = []
     for side, hits in (("source", sources), ("target", targets)):
-        read = tuple(taken for taken in hits.taken if taken.parameter.depth is not None)
-        unread = [taken.parameter.address for taken in hits.taken if taken not in read]
+        read = tuple(match for match in hits.matches if match.parameter.depth is not None)
+        unread = [match.parameter.address for match in hits.matches if match not in read]
         if not read:
-            raise Refused(
+            raise RuleFailure(
                 f"pair='nearest' needs a depth, and nothing that {hits.pattern!r} hits has one.",
                 where={"no depth": listed(unread)},
                 why="the forward pass never reads it",
-                ways=[{"pair": None}, {"pair": "all"}],
-                otherwise="name parameters that the forward pass reads",
+                repairs=[{"pair": None}, {"pair": "all"}],
+                hint="name parameters that the forward pass reads",
             )
         if unread:
-            notes.append(
-                f"{len(unread)} passed over on the {side} side, never read: {listed(unread)}"
-            )
-        kept.append(replace(hits, taken=read))
-    return kept[0], kept[1], notes
+            notes.append(f"{len(unread)} skipped on the {side} side, never read: {listed(unread)}")
+        with_depth.append(replace(hits, matches=read))
+    return with_depth[0], with_depth[1], notes
 
 
 def _by_captures(
     sources: Hits, targets: Hits
-) -> tuple[list[tuple[list[Taken], list[Taken]]], list[str]]:
+) -> tuple[list[tuple[list[Match], list[Match]]], list[str]]:
     """Hits with equal captures together; one group of everything where no name is captured on both sides."""
     shared = sorted(sources.captured & targets.captured)
     if not shared:
-        return [([*sources.taken], [*targets.taken])], []
+        return [([*sources.matches], [*targets.matches])], []
     left, right = _grouped(sources, shared), _grouped(targets, shared)
     groups = [(left[key], right[key]) for key in left if key in right]
     if not groups:
-        raise Refused(
+        raise RuleFailure(
             f"rule {sources.pattern!r} -> {targets.pattern!r} captures nothing equal on both sides.",
             where={
                 "source": _captures_text(shared, left),
@@ -121,29 +119,29 @@ def _by_captures(
             why="hits are paired where "
             + " and ".join(f"{{{name}}}" for name in shared)
             + " agree",
-            ways=[
+            repairs=[
                 {"source": _globbed(sources.pattern), "target": _globbed(targets.pattern)} | more
                 for more in ({}, {"pair": "nearest"}, {"pair": "all"})
             ],
-            otherwise="write '*' instead of the captures, and say pair='order', 'nearest' or 'all'",
+            hint="write '*' instead of the captures, and say pair='order', 'nearest' or 'all'",
         )
     return groups, [*_alone("source", left, right), *_alone("target", right, left)]
 
 
-def _grouped(hits: Hits, names: Sequence[str]) -> dict[tuple[str, ...], list[Taken]]:
-    groups: dict[tuple[str, ...], list[Taken]] = {}
-    for taken in hits.taken:
-        groups.setdefault(tuple(taken.captures[name] for name in names), []).append(taken)
+def _grouped(hits: Hits, names: Sequence[str]) -> dict[tuple[str, ...], list[Match]]:
+    groups: dict[tuple[str, ...], list[Match]] = {}
+    for match in hits.matches:
+        groups.setdefault(tuple(match.captures[name] for name in names), []).append(match)
     return groups
 
 
 def _alone(
     label: str,
-    groups: dict[tuple[str, ...], list[Taken]],
-    others: dict[tuple[str, ...], list[Taken]],
+    groups: dict[tuple[str, ...], list[Match]],
+    others: dict[tuple[str, ...], list[Match]],
 ) -> Iterator[str]:
     alone = [
-        taken.parameter.address for key in groups if key not in others for taken in groups[key]
+        match.parameter.address for key in groups if key not in others for match in groups[key]
     ]
     if alone:
         yield f"no partner for {len(alone)} on the {label} side: {listed(alone)}"
@@ -159,12 +157,10 @@ def _globbed(pattern: str) -> str:
     return re.sub(r"\{\w+\}", "*", pattern)
 
 
-# --- how a group of sources and a group of targets are coupled ----------------------------------------------------
+# --- how a group of sources and a group of targets are paired ----------------------------------------------------
 
 
-def _only_answer(
-    some: list[Taken], others: list[Taken], sources: Hits, targets: Hits
-) -> list[_Couple]:
+def _only_answer(some: list[Match], others: list[Match], sources: Hits, targets: Hits) -> list[Two]:
     if len(some) == 1:
         return _every(some, others, sources, targets)
     if len(some) == len(others):
@@ -172,22 +168,20 @@ def _only_answer(
     raise _uneven(some, others, sources, targets, ["nearest", "all"])
 
 
-def _in_order(
-    some: list[Taken], others: list[Taken], sources: Hits, targets: Hits
-) -> list[_Couple]:
+def _in_order(some: list[Match], others: list[Match], sources: Hits, targets: Hits) -> list[Two]:
     if len(some) != len(others):
         raise _uneven(some, others, sources, targets, ["nearest", "all"])
     return [(one.parameter, other.parameter) for one, other in zip(some, others, strict=True)]
 
 
-def _every(some: list[Taken], others: list[Taken], sources: Hits, targets: Hits) -> list[_Couple]:
+def _every(some: list[Match], others: list[Match], sources: Hits, targets: Hits) -> list[Two]:
     return [(one.parameter, other.parameter) for other in others for one in some]
 
 
-def _nearest(some: list[Taken], others: list[Taken], sources: Hits, targets: Hits) -> list[_Couple]:
+def _nearest(some: list[Match], others: list[Match], sources: Hits, targets: Hits) -> list[Two]:
     """Every target with the source nearest in relative depth; the first of several as near."""
 
-    def gap(one: Taken, other: Taken) -> float:
+    def gap(one: Match, other: Match) -> float:
         return abs((one.parameter.depth or 0.0) - (other.parameter.depth or 0.0))
 
     return [
@@ -195,7 +189,7 @@ def _nearest(some: list[Taken], others: list[Taken], sources: Hits, targets: Hit
     ]
 
 
-_COUPLE: dict[str | None, Callable[[list[Taken], list[Taken], Hits, Hits], list[_Couple]]] = {
+_PAIR: dict[str | None, Callable[[list[Match], list[Match], Hits, Hits], list[Two]]] = {
     None: _only_answer,
     "order": _in_order,
     "nearest": _nearest,
@@ -204,26 +198,26 @@ _COUPLE: dict[str | None, Callable[[list[Taken], list[Taken], Hits, Hits], list[
 
 
 def _uneven(
-    some: list[Taken], others: list[Taken], sources: Hits, targets: Hits, ways: Iterable[str]
-) -> Refused:
-    return Refused(
+    some: list[Match], others: list[Match], sources: Hits, targets: Hits, repairs: Iterable[str]
+) -> RuleFailure:
+    return RuleFailure(
         f"rule {sources.pattern!r} -> {targets.pattern!r} meets {len(some)} source and "
         f"{len(others)} target parameters, and nothing says who belongs to whom.",
         where={
-            "source": listed([taken.parameter.address for taken in some]),
-            "target": listed([taken.parameter.address for taken in others]),
+            "source": listed([match.parameter.address for match in some]),
+            "target": listed([match.parameter.address for match in others]),
         },
         why="one source may serve many targets, and equal counts pair in order; anything else needs a word: "
         "pair='nearest' (in depth), pair='all', captures such as '{i}' on both sides, or narrower patterns",
-        ways=[{"pair": way} for way in ways],
-        otherwise="narrow the patterns until both sides hit equally many",
+        repairs=[{"pair": how} for how in repairs],
+        hint="narrow the patterns until both sides hit equally many",
     )
 
 
 # --- which pairs exclude each other -------------------------------------------------------------------------------
 
 
-def exclude(pairs: Sequence[Pair], source: LayerGraph, target: LayerGraph) -> Iterator[Refused]:
+def exclude(pairs: Sequence[Pair], source: LayerGraph, target: LayerGraph) -> Iterator[RuleFailure]:
     """Every reason why these pairs cannot stand together; nothing where they can."""
     yield from _from_itself(pairs, source, target)
     yield from _twice(pairs)
@@ -232,36 +226,36 @@ def exclude(pairs: Sequence[Pair], source: LayerGraph, target: LayerGraph) -> It
 
 def _from_itself(
     pairs: Sequence[Pair], source: LayerGraph, target: LayerGraph
-) -> Iterator[Refused]:
+) -> Iterator[RuleFailure]:
     for pair in pairs:
         same = source.tensor(pair.source.fqn) is target.tensor(pair.target.fqn)
         if same and overlap(pair.source.selection, pair.target.selection):
-            yield Refused(
+            yield RuleFailure(
                 f"{pair} links a parameter to itself.",
                 why="a parameter has nothing to learn from its own values",
-                otherwise="link two different parameters, or parts that share no unit",
+                hint="link two different parameters, or parts that share no unit",
             )
 
 
-def _twice(pairs: Sequence[Pair]) -> Iterator[Refused]:
+def _twice(pairs: Sequence[Pair]) -> Iterator[RuleFailure]:
     seen: dict[tuple[str, str], Pair] = {}
     for pair in pairs:
         first = seen.setdefault((pair.source.address, pair.target.address), pair)
         if first is not pair:
             both = "" if first.direction == pair.direction else ", with direction='both'"
-            yield Refused(
+            yield RuleFailure(
                 f"{pair} is there twice.",
                 where={"first": first.rule, "again": pair.rule},
-                otherwise=f"link it once{both}",
+                hint=f"link it once{both}",
             )
 
 
 def _overlapping(
     pairs: Sequence[Pair], source: LayerGraph, target: LayerGraph
-) -> Iterator[Refused]:
+) -> Iterator[RuleFailure]:
     written: dict[int, list[Parameter]] = {}
     for pair in pairs:
-        for parameter, graph in _receivers(pair, source, target):
+        for parameter, graph in _targets(pair, source, target):
             # By tensor, not by name: two graphs may be the same model, or share a part of it.
             before = written.setdefault(id(graph.tensor(parameter.fqn)), [])
             if any(_units(parameter) == _units(other) for other in before):
@@ -269,18 +263,18 @@ def _overlapping(
             for other in before:
                 if overlap(parameter.selection, other.selection):
                     side = "target" if parameter is pair.target else "source"
-                    yield Refused(
+                    yield RuleFailure(
                         f"{shown(parameter.address)} and {shown(other.address)} would both be written, "
                         "and they share units.",
                         where={"pair": str(pair)},
                         why="two writes to one unit have no order",
-                        ways=[{side: other.address}],
-                        otherwise="write the whole parameter, or parts that share no unit",
+                        repairs=[{side: other.address}],
+                        hint="write the whole parameter, or parts that share no unit",
                     )
             before.append(parameter)
 
 
-def _receivers(
+def _targets(
     pair: Pair, source: LayerGraph, target: LayerGraph
 ) -> Iterator[tuple[Parameter, LayerGraph]]:
     if pair.direction in ("forward", "both"):

@@ -22,7 +22,7 @@ class Rule:
     Attributes:
         text: the call in one line.
         pairs: what it made.
-        notes: what it passed over, and what found no partner.
+        notes: what it skipped, and what found no partner.
         hits: how many parameters it hit (source, target); None where that is not known, as after loading.
     """
 

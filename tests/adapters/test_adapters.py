@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graftlib.graft.adapter import Link, Slot
+from graftlib.graft import Link, LinkedMatrix
 from graftlib_adapters import MergeNet, MLPAdapter, ParameterSharing
 
 ADAPTERS = {
@@ -28,14 +28,14 @@ IDENTITY = [name for name, adapter in ADAPTERS.items() if vars(adapter).get("ini
 sizes = st.integers(1, 10)
 
 
-def built(adapter, matrices, links):
+def built(adapter, values, links):
     """The adapter's module for these matrices, as `attach` builds it."""
-    receives = {link.receiver for link in links}
-    slots = [
-        Slot(f"slot{i}", tuple(w.shape), adapter.rank(w, min(w.shape)), i in receives)
-        for i, w in enumerate(matrices)
+    receives = {link.target for link in links}
+    matrices = [
+        LinkedMatrix(f"matrix{i}", tuple(w.shape), adapter.rank(w, min(w.shape)), i in receives)
+        for i, w in enumerate(values)
     ]
-    return adapter.build(slots, links).to(matrices[0].dtype)
+    return adapter.build(matrices, links).to(values[0].dtype)
 
 
 def one_way():
@@ -61,7 +61,7 @@ def learn(module, matrices, rate=1e-2):
 
 @st.composite
 def graphs(draw):
-    """Some matrices of any sizes and links between them: both ways, many to one, self links of one slot."""
+    """Some matrices of any sizes and links between them: both ways, many to one, self links of one matrix."""
     shapes = draw(st.lists(st.tuples(sizes, sizes), min_size=1, max_size=4))
     ends = st.integers(0, len(shapes) - 1)
     pairs = draw(st.lists(st.tuples(ends, ends), min_size=1, max_size=5, unique=True))
@@ -77,9 +77,9 @@ def test_one_new_matrix_per_receiver_in_the_order_of_the_slots(name, graph):
     matrices, links = graph
     before = [w.clone() for w in matrices]
     new = built(ADAPTERS[name], matrices, links)(matrices)
-    receivers = sorted({link.receiver for link in links})
-    assert [w.shape for w in new] == [matrices[i].shape for i in receivers]
-    assert [w.dtype for w in new] == [matrices[i].dtype for i in receivers]
+    targets = sorted({link.target for link in links})
+    assert [w.shape for w in new] == [matrices[i].shape for i in targets]
+    assert [w.dtype for w in new] == [matrices[i].dtype for i in targets]
     assert all(torch.isfinite(w).all() for w in new)
     assert all(torch.equal(w, was) for w, was in zip(matrices, before, strict=True))
 
@@ -91,7 +91,7 @@ def test_an_identity_start_changes_no_bit(name, graph):
     matrices, links = graph
     matrices[0].view(-1)[0] = -0.0
     new = built(ADAPTERS[name], matrices, links)(matrices)
-    for i, w in zip(sorted({link.receiver for link in links}), new, strict=True):
+    for i, w in zip(sorted({link.target for link in links}), new, strict=True):
         assert torch.equal(w, matrices[i])
         assert torch.equal(torch.signbit(w), torch.signbit(matrices[i]))
 
@@ -102,7 +102,7 @@ def test_after_one_update_every_receiver_changes(name, graph):
     matrices, links = graph()
     module = built(ADAPTERS[name], matrices, links)
     learn(module, matrices)
-    for i, w in zip(sorted({link.receiver for link in links}), module(matrices), strict=True):
+    for i, w in zip(sorted({link.target for link in links}), module(matrices), strict=True):
         assert (w - matrices[i]).abs().max() > 1e-4
 
 
@@ -137,12 +137,12 @@ def test_gradients_reach_the_inputs(name):
     matrices = [w.requires_grad_() for w in matrices]
     module(matrices)[0].square().sum().backward()
     assert matrices[1].grad.any()
-    assert matrices[0].grad.any() != (name == "mlp paper")  # which forgets the receiver
+    assert matrices[0].grad.any() != (name == "mlp paper")  # which forgets the target
 
 
 @pytest.mark.parametrize("name", IDENTITY)
 @pytest.mark.parametrize("exponent", [-40, -3, 5, 40])
-def test_the_change_is_in_the_receivers_own_scale(name, exponent):
+def test_the_change_is_in_the_targets_own_scale(name, exponent):
     """f(c W, d V) = c f(W, V): exactly so for powers of two."""
     (w, v), links = one_way()
     module = built(ADAPTERS[name], [w, v], links)

@@ -16,16 +16,16 @@ some_pairings = st.sampled_from(
 )
 
 
-def identity(receiver, giver, pairings=PAIRINGS, *, heads=2, width=8, learned=True, plain=False):
+def identity(target, source, pairings=PAIRINGS, *, heads=2, width=8, learned=True, plain=False):
     return IdentityLPKA(
-        receiver, giver, pairings, heads, width=width, learned=learned, deterministic=plain
+        target, source, pairings, heads, width=width, learned=learned, deterministic=plain
     ).double()
 
 
-def paper(receiver, giver, pairings=PAIRINGS, *, heads=2, learned=True, plain=False):
+def paper(target, source, pairings=PAIRINGS, *, heads=2, learned=True, plain=False):
     """In evaluation mode: no power iteration between two calls."""
     return (
-        PaperLPKA(receiver, giver, pairings, heads, learned=learned, deterministic=plain)
+        PaperLPKA(target, source, pairings, heads, learned=learned, deterministic=plain)
         .double()
         .eval()
     )
@@ -40,8 +40,8 @@ def awake(module):
     return module
 
 
-def codes(receiver, giver):
-    return torch.randn(receiver, dtype=torch.float64), torch.randn(giver, dtype=torch.float64)
+def codes(target, source):
+    return torch.randn(target, dtype=torch.float64), torch.randn(source, dtype=torch.float64)
 
 
 @given(sizes, sizes, sizes, sizes, some_pairings)
@@ -62,8 +62,8 @@ def test_the_change_is_written_out_as_a_sum_of_attentions(r, m, s, M, pairings):
     total = torch.zeros_like(a)
     asked, given_ = {"r": 0, "c": 0}, {"r": 0, "c": 0}
     for omega, (t, g) in zip(module.omega, pairings, strict=True):
-        tokens = module.ask_norm[t](a if t == "r" else a.T)
-        others = module.give_norm[g](b if g == "r" else b.T)
+        tokens = module.query_norm[t](a if t == "r" else a.T)
+        others = module.key_norm[g](b if g == "r" else b.T)
         at, of = 8 * asked[t], 16 * given_[g]
         q = tokens @ module.query[t].weight[at : at + 8].T
         k = others @ module.key_value[g].weight[of : of + 8].T
@@ -83,7 +83,7 @@ def test_the_change_is_written_out_as_a_sum_of_attentions(r, m, s, M, pairings):
 
 @pytest.mark.parametrize("pairing", PAIRINGS)
 @pytest.mark.parametrize("size", [(8, 12), (64, 640)])
-def test_a_large_giver_is_heard_as_loudly_as_a_small_one(pairing, size):
+def test_a_large_source_counts_as_much_as_a_small_one(pairing, size):
     """The mean of many tokens is faint; what is written of it is not."""
     module = identity((48, 64), size, (pairing,), width=64)
     with torch.no_grad():
@@ -95,7 +95,7 @@ def test_a_large_giver_is_heard_as_loudly_as_a_small_one(pairing, size):
 
 
 @pytest.mark.parametrize("pairing", PAIRINGS)
-def test_a_giver_of_zeros_is_silent(pairing):
+def test_a_source_of_zeros_changes_nothing(pairing):
     module = awake(identity((4, 6), (5, 7), (pairing,)))
     a = codes((4, 6), (5, 7))[0]
     assert torch.equal(module(a, torch.zeros(5, 7).double()), module.feed_forward(a))
@@ -103,7 +103,7 @@ def test_a_giver_of_zeros_is_silent(pairing):
 
 @pytest.mark.parametrize("form", [identity, paper])
 @pytest.mark.parametrize("pairing", PAIRINGS)
-def test_the_order_of_the_givers_tokens_is_immaterial(form, pairing):
+def test_the_order_of_the_sources_tokens_is_immaterial(form, pairing):
     """ "*r" reads rows as a set, "*c" reads columns as a set..."""
     module = awake(form((4, 6), (5, 7), (pairing,)))
     a, b = codes((4, 6), (5, 7))
@@ -124,7 +124,7 @@ def test_the_order_inside_a_token_is_not(form, pairing):
 @pytest.mark.parametrize("form", [identity, paper])
 @pytest.mark.parametrize("pairing", ["rr", "rc"])
 def test_receiver_rows_answer_each_for_itself(form, pairing):
-    """A permutation of the receiver's row tokens permutes the change..."""
+    """A permutation of the target's row tokens permutes the change..."""
     module = awake(form((4, 6), (5, 7), (pairing,)))
     a, b = codes((4, 6), (5, 7))
     order = torch.tensor([2, 0, 3, 1])
@@ -167,7 +167,7 @@ def test_the_mean_has_no_omega_to_learn(form):
 
 @given(st.integers(1, 6), st.integers(8, 16), sizes, sizes, st.floats(1e-2, 1e2))
 def test_the_papers_form_wipes_the_scale(r, m, s, M, scale):
-    """Rows of the new code have mean 0 and variance 1, whatever the receiver's scale was."""
+    """Rows of the new code have mean 0 and variance 1, whatever the target's scale was."""
     a, b = codes((r, m), (s, M))
     module = paper((r, m), (s, M))
     new = scale * a + module(scale * a, b)

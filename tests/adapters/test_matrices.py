@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graftlib.graft.adapter import Link
+from graftlib.graft import Link
 from graftlib_adapters._matrices import add, averaged, rms
 
 
@@ -52,5 +52,5 @@ def test_links_into_one_receiver_are_averaged(written):
     mean = averaged(changes, links)
     assert set(mean) == set(written)
     for i, change in mean.items():
-        said = [c for c, link in zip(changes, links, strict=True) if link.receiver == i]
+        said = [c for c, link in zip(changes, links, strict=True) if link.target == i]
         torch.testing.assert_close(change, sum(said) / len(said))

@@ -1,4 +1,4 @@
-"""Transfers of MergeNet as a whole: layers, directions, several givers, ranks, facts."""
+"""Transfers of MergeNet as a whole: layers, directions, several sources, ranks, facts."""
 
 import itertools
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graftlib.graft.adapter import Link, Slot
+from graftlib.graft import Link, LinkedMatrix
 from graftlib_adapters import MergeNet
 from graftlib_adapters.mergenet.encoding import Encoding
 from graftlib_adapters.mergenet.transfer import _bounded
@@ -16,12 +16,14 @@ SMALL = {"heads": 2, "width": 8, "trust": None}
 
 
 def built(adapter, shapes, links, dtype=torch.float64):
-    receives = {link.receiver for link in links}
-    slots = [
-        Slot(f"slot{i}", shape, adapter.rank(torch.randn(shape), min(shape)), i in receives)
+    receives = {link.target for link in links}
+    matrices = [
+        LinkedMatrix(
+            f"matrix{i}", shape, adapter.rank(torch.randn(shape), min(shape)), i in receives
+        )
         for i, shape in enumerate(shapes)
     ]
-    return awake(adapter.build(slots, links)).to(dtype)
+    return awake(adapter.build(matrices, links)).to(dtype)
 
 
 def awake(module):
@@ -49,7 +51,7 @@ BOTH = [Link(1, 0, "there"), Link(0, 1, "back")]
 
 
 def test_both_directions_act_at_once():
-    """Layer 1 of a link hears its giver as it was, in whichever order the links are listed."""
+    """Layer 1 of a link reads its source as it was, in whichever order the links are listed."""
     shapes = [(4, 6), (5, 7)]
     module = built(MergeNet(layers=1, rank=None, **SMALL), shapes, BOTH)
     alone = built(MergeNet(layers=1, rank=None, **SMALL), shapes, BOTH[:1])
@@ -81,7 +83,7 @@ def test_layers_are_applied_in_turn():
 
 
 @pytest.mark.parametrize("init", ["identity", "paper"])
-def test_several_givers_are_averaged(init):
+def test_several_sources_are_averaged(init):
     shapes = [(4, 6), (5, 7), (3, 8)]
     links = [Link(1, 0, "one"), Link(2, 0, "two")]
     adapter = MergeNet(layers=1, rank=None, init=init, **SMALL)
@@ -118,7 +120,7 @@ def test_the_rest_stays():
 @pytest.mark.parametrize(
     ("side", "shape"), [("longer", (9, 10)), ("longer", (10, 9)), ("rows", (9, 10))]
 )
-def test_the_giver_may_be_renumbered_on_the_side_that_is_replaced(side, shape):
+def test_the_source_may_be_renumbered_on_the_side_that_is_replaced(side, shape):
     """There its units are no tokens but the basis; on the other side they are."""
     module = built(MergeNet(rank=4, compress=side, **SMALL), [(8, 12), shape], BOTH[:1]).eval()
     w, v = halving(8, 12), halving(*shape)
@@ -130,7 +132,7 @@ def test_the_giver_may_be_renumbered_on_the_side_that_is_replaced(side, shape):
     assert (module([w, v.roll(1, 1 - replaced)])[0] - said).abs().max() > 1e-4
 
 
-def test_a_whole_giver_may_be_renumbered_where_its_units_are_the_tokens():
+def test_a_whole_source_may_be_renumbered_where_its_units_are_the_tokens():
     module = built(
         MergeNet(rank=None, pairings=("rc", "cc"), **SMALL), [(8, 12), (9, 10)], BOTH[:1]
     )
@@ -174,7 +176,7 @@ def test_any_scale_of_the_receiver(rows, columns, scale, rank):
 
 def test_the_papers_form_gives_unit_rows():
     module = MergeNet(rank=None, init="paper", heads=2).build(
-        [Slot("w", (6, 20), None, True), Slot("v", (5, 7), None, False)], BOTH[:1]
+        [LinkedMatrix("w", (6, 20), None, True), LinkedMatrix("v", (5, 7), None, False)], BOTH[:1]
     )
     w = 0.02 * torch.randn(6, 20)
     new = module([w, torch.randn(5, 7)])[0]
@@ -254,8 +256,8 @@ def test_facts_are_the_omegas_layer_by_layer():
 def test_a_fraction_of_the_authors_parameters(side, times):
     """Beside the authors' 38.6 million, at their own shapes."""
     adapter = MergeNet(compress=side)
-    slots = [Slot("w", (160, 960), 32, True), Slot("v", (100, 2048), 32, False)]
-    module = adapter.build(slots, BOTH[:1])
+    matrices = [LinkedMatrix("w", (160, 960), 32, True), LinkedMatrix("v", (100, 2048), 32, False)]
+    module = adapter.build(matrices, BOTH[:1])
     assert sum(p.numel() for p in module.parameters()) * times <= 38_600_000
 
 

@@ -2,10 +2,10 @@
 
 import torch
 
-from graftlib.graft.adapter import Link, Slot
+from graftlib.graft import Link, LinkedMatrix
 from graftlib_adapters import MLPAdapter
 
-SLOTS = [Slot("w", (3, 4), None, True), Slot("v", (5, 6), None, False)]
+SLOTS = [LinkedMatrix("w", (3, 4), None, True), LinkedMatrix("v", (5, 6), None, False)]
 
 
 def test_the_papers_form_is_equation_2():

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from graftlib import GraftError
-from graftlib.graft.adapter import Link, Slot
+from graftlib.graft import Link, LinkedMatrix
 from graftlib_adapters import MergeNet
 from graftlib_adapters.mergenet.lpka import PAIRINGS, PaperLPKA
 
@@ -16,10 +16,10 @@ LINK = [Link(1, 0, "link")]
 RECEIVER, GIVER = (6, 10), (5, 8)
 
 
-def built(receiver=RECEIVER, giver=GIVER, **options):
-    slots = [Slot("w", receiver, None, True), Slot("v", giver, None, False)]
+def built(target=RECEIVER, source=GIVER, **options):
+    matrices = [LinkedMatrix("w", target, None, True), LinkedMatrix("v", source, None, False)]
     options = {"init": "paper", "rank": None, "heads": 2} | options
-    return MergeNet(**options).build(slots, LINK).double()
+    return MergeNet(**options).build(matrices, LINK).double()
 
 
 def matrices():
@@ -72,11 +72,11 @@ class Described:
             answer = answer * self.masks(answer.shape, 0.2) / 0.8
         return self.norm(f"norm.{pairing}", tokens + answer)
 
-    def __call__(self, w, giver):
+    def __call__(self, w, source):
         mixed = 0
         for i, pairing in enumerate(PAIRINGS):
             tokens = w if pairing[0] == "r" else w.T
-            answer = self.attention(pairing, tokens, giver if pairing[1] == "r" else giver.T)
+            answer = self.attention(pairing, tokens, source if pairing[1] == "r" else source.T)
             mixed = mixed + self.p["omega"][i] * (answer if pairing[0] == "r" else answer.T)
         inner = self.spectral("0", mixed)
         cubic = inner + 0.044715 * inner**3
@@ -104,11 +104,11 @@ def test_two_layers_are_the_description_to_rounding(dropout):
         def masks(shape, p):
             return torch.empty(shape, dtype=torch.float64).bernoulli_(1 - p, generator=noise)
 
-    w, giver = matrices()
+    w, source = matrices()
     expected = w
     for layer in described.layers:
-        expected = Described(layer[0], masks)(expected, giver)
-    torch.testing.assert_close(module([w, giver])[0], expected, rtol=1e-9, atol=1e-9)
+        expected = Described(layer[0], masks)(expected, source)
+    torch.testing.assert_close(module([w, source])[0], expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -119,9 +119,9 @@ def test_the_oracle_sees_a_changed_parameter(part):
     described = copy.deepcopy(module)
     with torch.no_grad():
         dict(module.layers[0][0].named_parameters())[part].view(-1)[0].add_(0.5)
-    w, giver = matrices()
-    expected = Described(described.layers[0][0])(w, giver)
-    assert (module([w, giver])[0] - expected).abs().max() > 1e-3
+    w, source = matrices()
+    expected = Described(described.layers[0][0])(w, source)
+    assert (module([w, source])[0] - expected).abs().max() > 1e-3
 
 
 def test_the_feed_forward_is_twice_as_wide_and_has_spectral_norm_one():

@@ -4,17 +4,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graftlib.graft.adapter import Link, Slot
+from graftlib.graft import Link, LinkedMatrix
 from graftlib_adapters import ParameterSharing
 from graftlib_adapters.sharing import shared
 
 sizes = st.integers(1, 6)
 
 
-def transfer(matrices, links):
-    receives = {link.receiver for link in links}
-    slots = [Slot(str(i), tuple(w.shape), None, i in receives) for i, w in enumerate(matrices)]
-    return ParameterSharing().build(slots, links)(matrices)
+def transfer(values, links):
+    written = {link.target for link in links}
+    matrices = [
+        LinkedMatrix(str(i), tuple(w.shape), None, i in written) for i, w in enumerate(values)
+    ]
+    return ParameterSharing().build(matrices, links)(values)
 
 
 @given(sizes, sizes, sizes, sizes)
@@ -30,7 +32,7 @@ def test_both_ways_the_blocks_become_one(n, m, N, M):
         assert torch.equal(new[outside], old[outside])
 
 
-def test_one_way_the_giver_stays():
+def test_one_way_the_source_stays():
     w, v = torch.zeros(2, 3), torch.ones(3, 2)
     new = transfer([w, v], [Link(1, 0, "l")])
     assert len(new) == 1
@@ -39,7 +41,7 @@ def test_one_way_the_giver_stays():
     assert torch.equal(w, torch.zeros(2, 3))
 
 
-def test_several_givers_count_where_they_reach():
+def test_several_sources_count_where_they_reach():
     new = shared(torch.zeros(2, 2), [torch.full((1, 2), 3.0), torch.full((1, 1), 6.0)])
     assert torch.equal(new, torch.tensor([[3.0, 1.5], [0.0, 0.0]]))
 

@@ -23,7 +23,7 @@ from hearing import Heard  # noqa: E402
 from pull import Pull  # noqa: E402
 
 from graftlib import attach  # noqa: E402
-from graftlib.graft.adapter import Adapter, Link, Slot  # noqa: E402
+from graftlib.graft import Adapter, AdapterOptimizer, Link, LinkedMatrix  # noqa: E402
 from graftlib_adapters import MergeNet  # noqa: E402
 
 from .toy import CPU, GRAFT, Halves, build, perceptron  # noqa: E402
@@ -33,7 +33,7 @@ ALIGNED = Graft("R", "M", PAIR, method="pull", cycle=1, lr=0.1, aligned=True)
 
 
 def networks() -> tuple[nn.Module, nn.Module]:
-    """A giver of width 12 and a receiver of width 8 with other weights, in training mode."""
+    """A source of width 12 and a target of width 8 with other weights, in training mode."""
     torch.manual_seed(0)
     return perceptron(12), perceptron(8)
 
@@ -96,33 +96,33 @@ def test_noise_stands_for_an_aligned_graft_too():
     assert found["loss"] != run_of(Arm("plain", ("M",)))["loss"]
 
 
-def slots(rows: int = 3, columns: int = 2) -> list[Slot]:
+def matrices(rows: int = 3, columns: int = 2) -> list[LinkedMatrix]:
     return [
-        Slot("source:w", (rows, columns), None, receives=False),
-        Slot("target:w", (3, 2), None, receives=True),
+        LinkedMatrix("source:w", (rows, columns), None, written=False),
+        LinkedMatrix("target:w", (3, 2), None, written=True),
     ]
 
 
 def test_pull_begins_as_no_change_and_goes_where_the_loss_falls():
-    module = Pull().build(slots(), [Link(0, 1, "w")])
-    giver, receiver = torch.ones(3, 2), torch.zeros(3, 2)
-    (answer,) = module([giver, receiver])
-    assert torch.equal(answer, receiver)
+    module = Pull().build(matrices(), [Link(0, 1, "w")])
+    source, target = torch.ones(3, 2), torch.zeros(3, 2)
+    (answer,) = module([source, target])
+    assert torch.equal(answer, target)
     signal = torch.tensor(
         [[-1.0, 0.0], [0.0, 0.0], [1.0, 1.0]]
     )  # of the loss with respect to the answer
     answer.backward(signal)
     torch.optim.SGD(module.parameters(), lr=0.5).step()
-    (answer,) = module([giver, receiver])
+    (answer,) = module([source, target])
     assert answer.tolist() == [[0.5, 0.5], [0.0, 0.0], [-1.0, -1.0]]
     assert module.facts()["w"] == [pytest.approx(-0.5 / 3)]
 
 
 def test_pull_refuses_what_is_not_aligned():
     with pytest.raises(ValueError, match="pull is for aligned layers"):
-        Pull().build(slots(4), [Link(0, 1, "w")])
-    with pytest.raises(ValueError, match="several givers"):
-        Pull().build(slots(), [Link(0, 1, "w"), Link(0, 1, "again")])
+        Pull().build(matrices(4), [Link(0, 1, "w")])
+    with pytest.raises(ValueError, match="several sources"):
+        Pull().build(matrices(), [Link(0, 1, "w"), Link(0, 1, "again")])
 
 
 def test_an_overheard_graft_is_the_same_graft():
@@ -135,9 +135,9 @@ def test_an_overheard_graft_is_the_same_graft():
 
 
 class Deaf(Adapter):
-    """Moves its receiver without a look at the giver."""
+    """Moves its target without a look at the source."""
 
-    def build(self, slots, links):
+    def build(self, matrices, links):
         return _Deaf()
 
 
@@ -151,7 +151,7 @@ class _Deaf(nn.Module):
 
 
 def test_a_deaf_adapter_is_found_out():
-    module = Heard(Deaf()).build(slots(), [Link(0, 1, "w")])
+    module = Heard(Deaf()).build(matrices(), [Link(0, 1, "w")])
     module([torch.ones(3, 2), torch.zeros(3, 2)])
     assert module.facts() == {"w": [0.0, 0.0]}
 
@@ -161,7 +161,11 @@ def test_asking_twice_leaves_the_bases_alone():
     example = Halves("M").example()
     kept = []
     for adapter in (MergeNet(heads=2, rank=3, width=8), Heard(MergeNet(heads=2, rank=3, width=8))):
-        graft = attach(adapter, link(GRAFT, source, target, example, example), lr=0.1)
+        graft = attach(
+            adapter,
+            link(GRAFT, source, target, example, example),
+            optimizer=AdapterOptimizer(lr=0.1),
+        )
         transferor = graft._running()
         transferor.fly(transferor.read())
         kept.append([buffer.clone() for buffer in transferor.module.buffers()])
@@ -187,11 +191,11 @@ def test_the_strong_source_learns_from_more_and_sees_no_held_out_image():
 def test_residual_links_end_where_a_shortcut_does(scale):
     form = {"classes": 10, "channels": 3, "stride": 2}
     with torch.device("meta"):
-        giver, slim = images.resnet(scale, **form), images.mobilenet(scale, **form)
+        source, slim = images.resnet(scale, **form), images.mobilenet(scale, **form)
     one, to = images.last_convolutions(scale)
     convolutions = [name for name, m in slim.named_modules() if isinstance(m, nn.Conv2d)]
     assert convolutions[-1] == to
-    assert giver.get_submodule(one).out_channels == giver.fc.in_features
+    assert source.get_submodule(one).out_channels == source.fc.in_features
     links = images.residual_links(scale)
     shortcuts = {
         name for name, block in slim.named_modules() if getattr(block, "use_res_connect", False)
@@ -199,7 +203,7 @@ def test_residual_links_end_where_a_shortcut_does(scale):
     assert {to.rpartition(".conv.")[0] for _, to in links} == shortcuts
     assert shortcuts
     for one, to in links:
-        assert isinstance(giver.get_submodule(one), nn.Conv2d)
+        assert isinstance(source.get_submodule(one), nn.Conv2d)
         assert slim.get_submodule(to).kernel_size == (1, 1)
 
 

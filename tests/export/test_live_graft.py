@@ -13,13 +13,13 @@ from graftlib.match import Mapping
 
 
 class Doubles(Adapter):
-    """Writes twice the giver's matrix."""
+    """Writes twice the source's matrix."""
 
-    def build(self, slots, links):
+    def build(self, matrices, links):
         class Module(nn.Module):
-            def forward(self, matrices):
-                given = {link.receiver: 2 * matrices[link.giver] for link in links}
-                return [given[i] for i, slot in enumerate(slots) if slot.receives]
+            def forward(self, values):
+                doubled = {link.target: 2 * values[link.source] for link in links}
+                return [doubled[i] for i, matrix in enumerate(matrices) if matrix.written]
 
         return Module()
 

@@ -319,7 +319,7 @@ def test_the_report_prints_measures_and_leaves_a_card(models, tmp_path):
         "relative",
         "top-1",
         "ms median",
-        "peak growth",
+        "more memory",
         "faster",
         "[batch, 3, 8, 8]",
     ):

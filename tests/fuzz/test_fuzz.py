@@ -320,7 +320,7 @@ def calls(tmp_path: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]
         ),
         "auto": (
             lambda **k: new().auto(**k),
-            {"kind": None, "role": None, "limit": 1, "min_score": 0.1, "spectrum": False, "direction": "both",
+            {"kind": None, "role": None, "limit": 1, "min_similarity": 0.1, "spectrum": False, "direction": "both",
              "weights": {}},
         ),
         "save": (mapping.save, {"path": tmp_path / "again.yaml"}),

@@ -41,19 +41,19 @@ class Pupil(nn.Module):
 
 
 class Nudge(Adapter):
-    """W + gate * (the overlapping leading block of the giver): an identity until its gate has learned."""
+    """W + gate * (the overlapping leading block of the source): an identity until its gate has learned."""
 
     def __init__(self, write="replace", signal="trajectory", gate=0.0):
         self.write, self.signal, self.gate = write, signal, gate
 
-    def build(self, slots, links):
-        return _Nudge(slots, links, self.gate)
+    def build(self, matrices, links):
+        return _Nudge(matrices, links, self.gate)
 
 
 class _Nudge(nn.Module):
-    def __init__(self, slots, links, gate):
+    def __init__(self, matrices, links, gate):
         super().__init__()
-        self.slots, self.links = slots, links
+        self.matrices, self.links = matrices, links
         self.gates = nn.Parameter(torch.full((len(links),), float(gate)))
         self.register_buffer("calls", torch.zeros(1))
 
@@ -62,12 +62,12 @@ class _Nudge(nn.Module):
             self.calls += 1
         new = dict(enumerate(matrices))
         for gate, link in zip(self.gates, self.links, strict=True):
-            into, giver = matrices[link.receiver], matrices[link.giver]
-            rows, columns = min(into.shape[0], giver.shape[0]), min(into.shape[1], giver.shape[1])
+            into, source = matrices[link.target], matrices[link.source]
+            rows, columns = min(into.shape[0], source.shape[0]), min(into.shape[1], source.shape[1])
             block = torch.zeros_like(into)
-            block[:rows, :columns] = giver[:rows, :columns]
-            new[link.receiver] = new[link.receiver] + gate * block
-        return [new[i] for i, slot in enumerate(self.slots) if slot.receives]
+            block[:rows, :columns] = source[:rows, :columns]
+            new[link.target] = new[link.target] + gate * block
+        return [new[i] for i, matrix in enumerate(self.matrices) if matrix.written]
 
     def facts(self):
         return {

@@ -104,7 +104,7 @@ def ddp(*, grafted=True, spoil=0.0, **options):
     facts["calls"] = calls() - before
     if graft is not None:
         facts["deterministic"] = graft._running().deterministic
-        facts["sizes"] = [sum(r["size"] for r in e["receivers"].values()) for e in graft.history]
+        facts["sizes"] = [sum(c.size for c in e.changes.values()) for e in graft.history]
         graft.detach()
     return {**facts, "prints": prints(target)}
 

@@ -9,16 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graftlib import GraftError, attach
-from graftlib.graft import TransferCycle
-from graftlib.graft.live import grafts_of
+from graftlib.graft import AdapterOptimizer, TransferCycle
+from graftlib.graft.registry import grafts_of
 from graftlib_adapters import MergeNet
 
 NAN, INF = math.nan, math.inf
 NO_NUMBERS = ["x", b"x", [], {}, (1,), 1j, torch.ones(()), Fraction(1, 2), object()]
-WRONG = {
+WRONG_FOR_THE_OPTIMIZER = {
     "lr": [-1, NAN, INF, 10**400, None, True, *NO_NUMBERS],
     "weight_decay": [-1e-9, NAN, INF, None, True, *NO_NUMBERS],
     "clip": [-1, 0, 0.0, NAN, -INF, None, True, *NO_NUMBERS],
+}
+WRONG = {
+    "optimizer": [3, "x", {}, True],
     "seed": [2**70, -(2**70), 1.0, None, True, *NO_NUMBERS],
     "nan_limit": [0, -1, 1.5, 10**30, None, True, *NO_NUMBERS],
     "total_steps": [0, -5, 1.5, 10**30, True, *NO_NUMBERS],
@@ -28,6 +31,19 @@ WRONG = {
     "verify_every": [-1, 1.5, None, "x"],
     "sync": ["", "verifi", None, 3, ["verify"]],
 }
+
+
+@pytest.mark.parametrize("name", WRONG_FOR_THE_OPTIMIZER)
+def test_a_wrong_option_of_the_adapters_optimizer_is_named(name):
+    for value in WRONG_FOR_THE_OPTIMIZER[name]:
+        with pytest.raises(GraftError, match=name):
+            AdapterOptimizer(**{name: value})
+
+
+def test_the_models_optimizer_is_not_taken_for_the_adapters(world, nudge):
+    optimizer = torch.optim.SGD(world.target.parameters(), lr=0.1)
+    with pytest.raises(GraftError, match="takes an AdapterOptimizer, not SGD"):
+        attach(nudge(), world.mapping, optimizer=optimizer)
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -41,7 +57,8 @@ def test_a_wrong_option_of_attach_is_named(world, nudge, name):
 
 def test_the_right_options_are_taken(world, nudge):
     """The negative control, with the values at the edges."""
-    edges = {"lr": 0, "weight_decay": 0, "clip": INF, "seed": -(2**63), "nan_limit": 1}
+    optimizer = AdapterOptimizer(lr=0, weight_decay=0, clip=INF)
+    edges = {"optimizer": optimizer, "seed": -(2**63), "nan_limit": 1, "record": True}
     attach(nudge(), world.mapping, total_steps=2**53, **edges).detach()
 
 
@@ -67,7 +84,7 @@ def test_an_adapter_with_a_wrong_rank_is_named(world, nudge, monkeypatch, rank):
 def test_an_adapter_that_writes_otherwise_or_builds_nothing_is_named(world, nudge, monkeypatch):
     with pytest.raises(GraftError, match="write='scribble'"):
         attach(nudge(write="scribble"), world.mapping)
-    monkeypatch.setattr(nudge, "build", lambda self, slots, links: None)
+    monkeypatch.setattr(nudge, "build", lambda self, matrices, links: None)
     with pytest.raises(GraftError, match=r"not an nn\.Module"):
         attach(nudge(), world.mapping)
 

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from graftlib import GraftError, attach
-from graftlib.graft import TransferCycle, TransferWarning, settled
+from graftlib.graft import AdapterOptimizer, TransferCycle, TransferWarning, settled
 from graftlib_adapters import MergeNet, MLPAdapter, ParameterSharing
 
 WRITES = ("replace", "probe")
 SIGNALS = ("trajectory", "gradient")
+FROZEN = AdapterOptimizer(lr=0.0, weight_decay=0.0)
 
 
 def sgd(world, **kwargs):
@@ -48,7 +49,7 @@ def test_and_after_its_first_update_a_transfer_changes_the_target(world, adapter
     optimizer = sgd(world)
     graft = attach(adapter(write=write, signal=signal), world.mapping, cycle=1).follow(optimizer)
     world.train(optimizer, 1)
-    assert graft.history[1]["receivers"]["target:hidden.weight"]["size"] > 0
+    assert graft.history[1].changes["target:hidden.weight"].size > 0
     pending = world.target.hidden.weight.clone()
     with graft.settled():
         assert not torch.equal(world.target.hidden.weight, pending)
@@ -59,7 +60,7 @@ def test_an_adapter_that_never_learns_leaves_training_bit_identical(make_world, 
     plain, grafted = make_world(), make_world()
     plain.train(sgd(plain, momentum=0.9), 11)
     optimizer = sgd(grafted, momentum=0.9)
-    graft = attach(nudge(), grafted.mapping, cycle=2, lr=0.0, weight_decay=0.0).follow(optimizer)
+    graft = attach(nudge(), grafted.mapping, cycle=2, optimizer=FROZEN).follow(optimizer)
     grafted.train(optimizer, 11)
     graft.detach()
     assert same(plain.weights(), grafted.weights())
@@ -88,7 +89,7 @@ def test_the_adapter_learns_from_exactly_what_the_step_made_of_the_weights(
     world, nudge, write, signal
 ):
     """By hand: one SGD step of lr 0.1 moves a weight by 0.1 g, whichever weights it is applied to."""
-    graft = attach(nudge(write, signal, gate=0.5), world.mapping, cycle=1, lr=0.0, weight_decay=0.0)
+    graft = attach(nudge(write, signal, gate=0.5), world.mapping, cycle=1, optimizer=FROZEN)
     before = world.target.hidden.weight.detach().clone()
     optimizer = sgd(world)
     seen = {}
@@ -96,17 +97,17 @@ def test_the_adapter_learns_from_exactly_what_the_step_made_of_the_weights(
         written = world.target.hidden.weight.detach().clone()
         world.loss(0).backward()
         gradient = world.target.hidden.weight.grad.clone()
-        transferor = graft._running()
-        step = transferor.optimizer.step
-        transferor.optimizer.step = lambda: (
-            seen.update(g=transferor.module.gates.grad.clone()),
+        runner = graft._running()
+        step = runner.optimizer.step
+        runner.optimizer.step = lambda: (
+            seen.update(g=runner.module.gates.grad.clone()),
             step(),
         )
         optimizer.step()
     assert not torch.equal(written, before)
     block = torch.zeros_like(before)
-    giver = world.source.conv2.weight.detach().reshape(12, -1)
-    block[:7, :6] = giver[:7, :6]
+    source = world.source.conv2.weight.detach().reshape(12, -1)
+    block[:7, :6] = source[:7, :6]
     expected = (gradient * block).sum() * (0.1 if signal == "trajectory" else 1.0)
     torch.testing.assert_close(seen["g"], expected[None], rtol=1e-4, atol=1e-6)
     stepped_from = written if write == "replace" else before
@@ -130,11 +131,13 @@ def test_a_probe_is_stepped_from_the_very_bits_before_it(world, nudge):
 
 @pytest.mark.parametrize("clip", [1e-8, 1e3])
 def test_the_adapters_gradient_is_clipped(world, nudge, clip):
-    graft = attach(nudge(signal="gradient"), world.mapping, cycle=1, clip=clip).follow(sgd(world))
-    transferor = graft._running()
-    step, norms = transferor.optimizer.step, []
-    transferor.optimizer.step = lambda: (
-        norms.append(transferor.module.gates.grad.norm().item()),
+    graft = attach(
+        nudge(signal="gradient"), world.mapping, cycle=1, optimizer=AdapterOptimizer(clip=clip)
+    ).follow(sgd(world))
+    runner = graft._running()
+    step, norms = runner.optimizer.step, []
+    runner.optimizer.step = lambda: (
+        norms.append(runner.module.gates.grad.norm().item()),
         step(),
     )
     world.train(next(iter(graft._followed)), 1)
@@ -157,7 +160,7 @@ def test_step_and_follow_train_alike(make_world, nudge, write):
             steps.loss(i).backward()
             optimizer.step()
     assert same(follows.weights(), steps.weights())
-    assert [e["step"] for e in other.history] == [e["step"] for e in graft.history] == [0, 3, 6, 9]
+    assert [e.step for e in other.history] == [e.step for e in graft.history] == [0, 3, 6, 9]
 
 
 @pytest.mark.parametrize("follow", [True, False])
@@ -173,7 +176,7 @@ def test_gradient_accumulation_counts_optimizer_steps(world, nudge, follow):
                 optimizer.step()
                 optimizer.zero_grad()
     assert graft.step_count == 4
-    assert [e["step"] for e in graft.history] == [0, 2, 4][: 3 if follow else 2]
+    assert [e.step for e in graft.history] == [0, 2, 4][: 3 if follow else 2]
 
 
 def test_steps_in_a_share_of_training_need_the_total_and_the_last_stretch_is_free(world, nudge):
@@ -183,7 +186,7 @@ def test_steps_in_a_share_of_training_need_the_total_and_the_last_stretch_is_fre
     optimizer = sgd(world)
     graft = attach(nudge(), world.mapping, cycle=cycle, total_steps=8).follow(optimizer)
     world.train(optimizer, 8)
-    assert [e["step"] for e in graft.history] == [0, 1, 2, 3]
+    assert [e.step for e in graft.history] == [0, 1, 2, 3]
     assert not graft.pending
 
 
@@ -225,7 +228,7 @@ def test_under_gradscaler_the_gradient_signal_is_unscaled(make_world, nudge, fus
         graft = attach(nudge(signal="gradient"), world.mapping, cycle=1).follow(optimizer)
         scaler.scale(world.loss(0)).backward()
         scaler.step(optimizer)
-        norms.append(graft.history[0]["signal"]["target:hidden.weight"])
+        norms.append(graft.history[0].signal["target:hidden.weight"])
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 
@@ -235,7 +238,7 @@ def test_gradient_clipping_is_seen_by_the_gradient_signal(world, nudge):
     world.loss(0).backward()
     nn.utils.clip_grad_norm_(world.target.parameters(), 1e-3)
     optimizer.step()
-    assert graft.history[0]["signal"]["target:hidden.weight"] <= 1e-3
+    assert graft.history[0].signal["target:hidden.weight"] <= 1e-3
 
 
 @pytest.mark.parametrize("write", WRITES)
@@ -279,8 +282,8 @@ def test_a_source_with_its_own_loop_is_written_too_and_only_the_targets_steps_co
         world.loss(i).backward()
         target.step()
     assert graft.step_count == 8
-    assert [e["step"] for e in graft.history] == [0, 2, 4, 6, 8]
-    assert set(graft.history[0]["signal"]) == {"target:hidden.weight", "source:conv2.weight"}
+    assert [e.step for e in graft.history] == [0, 2, 4, 6, 8]
+    assert set(graft.history[0].signal) == {"target:hidden.weight", "source:conv2.weight"}
     assert not torch.equal(before, world.source.conv2.weight)
 
 
@@ -479,9 +482,9 @@ def test_ranks_from_an_energy_share_are_kept_by_a_resumed_run(make_world):
     with torch.no_grad():
         other.source.conv2.weight[:, 1:].zero_()
     graft = attach(MergeNet(rank=0.9), other.mapping)
-    assert graft.state_dict()["slots"] != state["slots"]
+    assert graft.state_dict()["matrices"] != state["matrices"]
     graft.load_state_dict(state)
-    assert graft.state_dict()["slots"] == state["slots"]
+    assert graft.state_dict()["matrices"] == state["matrices"]
     with graft.step():
         pass
 
@@ -491,9 +494,16 @@ def test_ranks_from_an_energy_share_are_kept_by_a_resumed_run(make_world):
     [
         lambda s: [],
         lambda s: {**s, "format": 99},
+        lambda s: {**s, "format": 2},
         lambda s: {k: v for k, v in s.items() if k != "module"},
         lambda s: {**s, "links": ["elsewhere -> nowhere"]},
-        lambda s: {**s, "slots": {**s["slots"], "target:hidden.weight": [9, 9, 4]}},
+        lambda s: {
+            **s,
+            "matrices": {
+                **s["matrices"],
+                "target:hidden.weight": {"rows": 9, "columns": 9, "rank": 4},
+            },
+        },
         lambda s: {**s, "module": {}},
     ],
 )
@@ -575,7 +585,7 @@ def test_a_transfer_that_is_not_finite_is_skipped_counted_and_in_the_end_an_erro
         graft.follow(optimizer)
     assert same(before, world.weights())
     assert graft.skipped == 1
-    assert "finite" in graft.history[0]["skipped"]
+    assert "finite" in graft.history[0].skipped
     with pytest.warns(TransferWarning):
         world.train(optimizer, 1)
     with pytest.raises(GraftError, match="3 transfers in a row"):
@@ -650,6 +660,6 @@ def test_a_graft_goes_where_its_target_is(world, device, source_too):
     graft.follow(optimizer)
     world.train(optimizer, 3)
     assert {p.device.type for p in graft._running().module.parameters()} == {device}
-    assert graft.history[-1]["receivers"]["target:hidden.weight"]["size"] > 0
+    assert graft.history[-1].changes["target:hidden.weight"].size > 0
     graft.detach()
     assert world.target.hidden.weight.device.type == device

@@ -10,7 +10,7 @@ from torch._dynamo.utils import counters
 from graftlib import GraftError, attach
 from graftlib.graft import TransferWarning
 from graftlib.graft.linked import LinkedTensor
-from graftlib.graft.rounds import UNREAD, Rounds
+from graftlib.graft.step_counter import UNREAD, StepCounter
 from graftlib_adapters import MergeNet
 
 
@@ -88,7 +88,7 @@ def test_a_layer_that_is_wrapped_after_attaching_is_still_found(world, nudge, wr
     optimizer = sgd(world)
     graft.follow(optimizer)
     world.train(optimizer, 2)
-    assert graft.history[1]["receivers"]["target:hidden.weight"]["size"] > 0
+    assert graft.history[1].changes["target:hidden.weight"].size > 0
     graft.detach()
 
 
@@ -199,7 +199,7 @@ def test_flags_are_read_at_transfers_only(world, nudge):
     # Step 0 consumes a transfer. The skipped step 2 is only found out where a transfer could have been due.
     asked = [i for i in range(9) if reads[i] > (reads[i - 1] if i else 0)]
     assert asked == [0, 3, 4, 5, 8]
-    assert [e["step"] for e in graft.history] == [0, 4, 8]
+    assert [e.step for e in graft.history] == [0, 4, 8]
     del optimizer.found_inf
     assert graft.step_count == 8
     graft.detach()
@@ -211,23 +211,23 @@ names = st.sets(st.sampled_from("ab"), min_size=1)
 @given(st.lists(st.tuples(names, st.one_of(st.none(), st.booleans()), st.booleans()), max_size=30))
 def test_the_count_is_that_of_reading_every_flag_at_once(steps):
     """Whenever it is read; and until then it is never more than promised."""
-    clock = frozenset("ab")
-    lazy, stepped, rounds = Rounds(clock), set(), 0
+    counted = frozenset("ab")
+    lazy, stepped, count = StepCounter(counted), set(), 0
     for owned, skipped, look in steps:
-        lazy.hear(owned, None if skipped is None else torch.tensor(float(skipped)))
+        lazy.record(owned, None if skipped is None else torch.tensor(float(skipped)))
         if not skipped:
             stepped |= owned
-        if stepped >= clock:
-            stepped, rounds = set(), rounds + 1
-        assert lazy.known <= rounds <= lazy.at_most
+        if stepped >= counted:
+            stepped, count = set(), count + 1
+        assert lazy.known <= count <= lazy.at_most
         if look:
-            assert lazy.read() == rounds == lazy.at_most
-    assert lazy.read() == rounds
+            assert lazy.read() == count == lazy.at_most
+    assert lazy.read() == count
     assert lazy.stepped == stepped
 
 
 def test_unread_flags_do_not_pile_up():
-    rounds = Rounds(frozenset("a"))
+    counter = StepCounter(frozenset("a"))
     for _ in range(UNREAD + 5):
-        rounds.hear("a", torch.zeros(1))
-    assert (rounds.known, rounds.at_most, rounds.exact) == (UNREAD, UNREAD + 5, False)
+        counter.record("a", torch.zeros(1))
+    assert (counter.known, counter.at_most, counter.exact) == (UNREAD, UNREAD + 5, False)

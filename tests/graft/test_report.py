@@ -11,11 +11,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from graftlib import Mapping, attach, trace
-from graftlib.graft import TransferWarning
-from graftlib.graft.report import POINTS, chart, page
+from graftlib.graft import TransferWarning, report
+from graftlib.graft.report import POINTS, chart
 from graftlib_adapters import MergeNet
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&"
+
+
+def page(graft):
+    return report.page(graft._reported())
 
 
 def trained(world, adapter, steps=9, **options):
@@ -63,7 +67,7 @@ def hostile():
 # ------------------------------------------------------------------------------------------------------- what it says
 
 
-def test_every_receiver_and_link_has_its_charts(make_world):
+def test_every_matrix_and_link_has_its_charts(make_world):
     world = make_world(source=("conv2", "fc"), target=("hidden", "head"))
     graft = trained(world, MergeNet(rank=3), record=True)
     html = page(graft)
@@ -73,9 +77,9 @@ def test_every_receiver_and_link_has_its_charts(make_world):
     assert html.count("cosine between") >= 2
     assert html.count("(omega)</figcaption>") == 2
     assert html.count("singular values, before and after</figcaption>") == 2
-    last = graft.history[-1]["receivers"]["target:hidden.weight"]
-    assert f"{last['size']:.4g}" in html
-    omega = graft.history[-1]["facts"]["conv2.weight -> hidden.weight"]
+    last = graft.history[-1].changes["target:hidden.weight"]
+    assert f"{last.size:.4g}" in html
+    omega = graft.history[-1].facts["conv2.weight -> hidden.weight"]
     assert len(omega) == 8
     assert all(f">{value:.4g}</span>" in html for value in omega)
     assert "were not recorded" not in html
@@ -112,13 +116,13 @@ def test_a_skipped_transfer_is_in_the_table_and_in_no_line(world, nudge):
 def test_spectra_are_recorded_when_asked_for_and_match_torch(make_world):
     world = make_world()
     graft = trained(world, MergeNet(rank=3), record=2)
-    kept = ["spectrum" in e["receivers"]["target:hidden.weight"] for e in graft.history]
+    kept = [bool(e.changes["target:hidden.weight"].spectrum) for e in graft.history]
     assert kept == [True, False, True, False, True]
     other = make_world()
     expected = torch.linalg.svdvals(other.target.hidden.weight.detach())
-    found = graft.history[0]["receivers"]["target:hidden.weight"]["spectrum"]["before"]
+    found = graft.history[0].changes["target:hidden.weight"].spectrum.before
     torch.testing.assert_close(torch.tensor(found), expected)
-    assert not any("spectrum" in str(e) for e in trained(other, MergeNet(rank=3)).history)
+    assert not any("spectrum" in str(e.to_dict()) for e in trained(other, MergeNet(rank=3)).history)
 
 
 @given(st.lists(st.floats(-1e6, 1e6) | st.just(float("nan")), min_size=0, max_size=1300))

@@ -113,7 +113,7 @@ def test_a_model_that_was_cast_trains_on(world, nudge, write):
     world.x = world.x.double()
     optimizer.zero_grad()
     world.train(optimizer, 2, start=2)
-    assert graft.history[2]["signal"]["target:hidden.weight"] > 0
+    assert graft.history[2].signal["target:hidden.weight"] > 0
     graft.detach()
     assert world.target.hidden.weight.dtype == torch.float64
 
@@ -142,7 +142,7 @@ def test_weights_on_the_meta_device_are_said(world, pending):
 def test_a_settled_tensor_with_nan_is_put_back_and_written_again(world, pending):
     """NaN in the user's own weights: values are compared with NaN equal to NaN."""
     graft, _ = pending
-    (write,) = graft._flight.pending
+    (write,) = graft._pending.pending
     write.settled[0, 0] = float("nan")
     written = world.weights()
     with graft.settled():
@@ -289,7 +289,7 @@ def test_inference_mode_is_refused_where_nothing_could_be_trained(world, make_wo
     optimizer = sgd(other)
     late.follow(optimizer)
     other.train(optimizer, 3)
-    assert late.history[-2]["signal"]["target:hidden.weight"] > 0
+    assert late.history[-2].signal["target:hidden.weight"] > 0
 
 
 def test_two_threads_may_step_their_own_grafts(make_world, nudge):
@@ -348,7 +348,7 @@ def test_every_verb_looks_through_a_wrapper(make_world, nudge, wrap):
         assert same(before, world.weights())
     with graft.settled():
         state = graft.state_dict()
-    assert set(state["slots"]) == {"source:conv2.weight", "target:hidden.weight"}
+    assert set(state["matrices"]) == {"source:conv2.weight", "target:hidden.weight"}
     graft.load_state_dict(state)
     assert graft.to_fx() is not None
     graft.detach()

@@ -64,7 +64,7 @@ def test_a_trainer_gives_the_plain_loops_weights_to_the_bit(loops, expected, tra
     assert len(world.seen) == loops.STEPS
     assert all(map(same, world.seen, expected[adapter].seen)), "evaluations see settled weights"
     if grafted:
-        assert [entry["step"] for entry in world.graft.history] == [0, 3, 6, 9]
+        assert [entry.step for entry in world.graft.history] == [0, 3, 6, 9]
         assert world.graft.history == expected[adapter].graft.history
         assert not world.graft.attached
         hooks = (

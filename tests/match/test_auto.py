@@ -75,7 +75,7 @@ def test_a_greedy_choice_is_seen():
     assert assign(worth) == [(0, 0), (2, 1)]
 
 
-# --- who meets whom ------------------------------------------------------------------------------------------------
+# --- who pairs with whom ---------------------------------------------------------------------------------------------
 
 
 @given(st.data())
@@ -93,7 +93,7 @@ def test_depth_order_is_kept_and_every_parameter_has_one_partner(make, data):
         return records
 
     try:
-        mapping = pairs_of(make, side("a"), side("b"), min_score=0.0)
+        mapping = pairs_of(make, side("a"), side("b"), min_similarity=0.0)
     except MatchError:
         return
     for one, other in itertools.combinations(mapping.pairs, 2):
@@ -107,7 +107,7 @@ def test_depth_order_is_kept_and_every_parameter_has_one_partner(make, data):
         assert pair.source.role == pair.target.role
 
 
-def test_like_blocks_meet(make):
+def test_like_blocks_pair(make):
     mapping = pairs_of(make, make.blocks(4, 8), make.blocks(2, 4))
     assert len(mapping) == 4
     for pair in mapping.pairs:
@@ -123,19 +123,19 @@ def test_attention_roles_agree_in_whatever_order_they_are_declared(make):
     ]
 
 
-def test_a_packed_projection_meets_separate_ones_part_by_part(make):
+def test_a_packed_projection_pairs_with_separate_ones_part_by_part(make):
     mapping = pairs_of(make, [make.packed("a.weight", 8, 2)], make.separate("b", 4))
     assert addresses(mapping) == [
         (f"a.weight::{name}", f"b.{name}.weight") for name in ("query", "key", "value")
     ]
 
 
-def test_two_packed_projections_meet_whole(make):
+def test_two_packed_projections_pair_whole(make):
     mapping = pairs_of(make, [make.packed("a.weight", 8, 2)], [make.packed("b.weight", 4, 2)])
     assert addresses(mapping) == [("a.weight", "b.weight")]
 
 
-def test_recurrent_weights_meet_their_like(make):
+def test_recurrent_weights_pair_with_their_like(make):
     def lstm(prefix, gates=4):
         parts = {str(i): Part(0, range(i, i + 1)) for i in range(gates)}
         return [
@@ -146,7 +146,7 @@ def test_recurrent_weights_meet_their_like(make):
     mapping = pairs_of(make, lstm("a"), lstm("b")[::-1][:2])
     for source, target in addresses(mapping):
         assert source[2:] == target[2:]
-    with pytest.raises(MatchError, match="no two parameters that may meet"):
+    with pytest.raises(MatchError, match="no two compatible parameters"):
         pairs_of(make, lstm("a"), lstm("b", gates=3))
 
 
@@ -174,9 +174,9 @@ def test_what_is_linked_already_takes_no_part(make):
     source, target = make.graph("A", make.blocks(2, 4)), make.graph("B", make.blocks(2, 4))
     mapping = Mapping(source, target).link("blocks.1.fc2", "blocks.0.fc1").auto()
     assert len(mapping) == 4
-    assert "source: 1 passed over: linked already" in str(mapping)
+    assert "source: 1 skipped: linked already" in str(mapping)
     again = Mapping(source, target).auto()
-    with pytest.raises(MatchError, match="may meet"):
+    with pytest.raises(MatchError, match="compatible"):
         again.auto()
     assert len(again) == 4
 
@@ -188,9 +188,9 @@ def test_a_half_linked_packed_projection_gives_its_other_parts(make):
     assert [pair[0] for pair in addresses(mapping)[1:]] == ["a.weight::key", "a.weight::value"]
 
 
-def test_a_model_never_meets_itself_head_on(make):
+def test_a_model_never_pairs_with_itself(make):
     graph = make.graph("A", make.blocks(3, 4))
-    mapping = Mapping(graph, graph).auto(min_score=0.1)
+    mapping = Mapping(graph, graph).auto(min_similarity=0.1)
     assert len(mapping) > 0
     assert all(source != target for source, target in addresses(mapping))
 
@@ -205,11 +205,11 @@ def test_tied_unread_and_viewless_parameters_take_no_part(make):
     target = [make.weight(f"{name}.weight", (4, 4), depth=i / 3) for i, name in enumerate("wxyz")]
     mapping = pairs_of(make, source, target)
     assert addresses(mapping) == [("a.weight", "w.weight")]
-    assert "source: 1 passed over: never read ('c.weight')" in str(mapping)
+    assert "source: 1 skipped: never read ('c.weight')" in str(mapping)
     assert "target: 3 without a partner: 'x.weight', 'y.weight', 'z.weight'" in str(mapping)
 
 
-# --- the score -----------------------------------------------------------------------------------------------------
+# --- the similarity --------------------------------------------------------------------------------------------------
 
 
 def rule_of(make, one, other, **options):
@@ -217,34 +217,34 @@ def rule_of(make, one, other, **options):
     return pair.rule
 
 
-def test_the_rule_explains_the_score(make):
+def test_the_rule_explains_the_similarity(make):
     one, other = (
         make.weight("a.weight", (8, 4), depth=0.5),
         make.weight("b.weight", (4, 4), depth=0.48),
     )
     rule = rule_of(make, one, other)
-    assert rule == "auto (score 0.90: kind 1.00, shape 0.71, depth 0.98)"
+    assert rule == "auto (similarity 0.90: kind 1.00, shape 0.71, depth 0.98)"
     rule = rule_of(make, one, other, weights={"shape": 0, "depth": 3})
-    assert rule == "auto (score 0.98: kind 1.00, shape 0.71, depth 0.98)"
+    assert rule == "auto (similarity 0.98: kind 1.00, shape 0.71, depth 0.98)"
 
 
-def test_related_kinds_score_half(make):
+def test_related_kinds_are_half_similar(make):
     one = make.weight("a.weight", (4, 4, 3, 3), "conv")
     other = make.weight("b.weight", (4, 4, 3, 3), "grouped")
     assert "kind 0.50, shape 1.00" in rule_of(make, one, other)
 
 
 @given(st.tuples(*[st.integers(1, 64)] * 4), st.floats(0, 1), st.floats(0, 1))
-def test_scores_lie_between_0_and_1_and_do_not_depend_on_the_side(make, sizes, near, far):
+def test_similarities_lie_between_0_and_1_and_do_not_depend_on_the_side(make, sizes, near, far):
     one = make.weight("a.weight", sizes[:2], depth=near)
     other = make.weight("a.weight", sizes[2:], depth=far)
-    rule = rule_of(make, one, other, min_score=0.0)
-    assert rule == rule_of(make, other, one, min_score=0.0)
+    rule = rule_of(make, one, other, min_similarity=0.0)
+    assert rule == rule_of(make, other, one, min_similarity=0.0)
     assert all(0 <= float(number) <= 1 for number in re.findall(r"\d\.\d\d", rule))
 
 
 def test_the_spectrum_tells_weights_apart(make):
-    """A multiple of the same matrix scores 1, a matrix of rank one less."""
+    """A multiple of the same matrix has similarity 1, a matrix of rank one less."""
     torch.manual_seed(0)
     source = make.graph("A", [make.weight("a.weight", (6, 6))])
     target = make.graph(
@@ -290,16 +290,16 @@ def test_the_same_question_has_the_same_answer(make):
 # --- what is refused -----------------------------------------------------------------------------------------------
 
 
-def test_scores_that_are_too_low_name_the_best(make):
+def test_similarities_that_are_too_low_name_the_best(make):
     one, other = (
         make.weight("a.weight", (64, 64), depth=0.0),
         make.weight("b.weight", (1, 1), depth=1.0),
     )
-    with pytest.raises(MatchError, match="no pair scores") as error:
+    with pytest.raises(MatchError, match="no pair is similar") as error:
         pairs_of(make, [one], [other])
     assert error.value.where == {"source": "'a.weight'", "target": "'b.weight'"}
-    found = float(re.search(r"min_score=([\d.]+)", error.value.fix)[1])
-    assert len(pairs_of(make, [one], [other], min_score=found)) == 1
+    found = float(re.search(r"min_similarity=([\d.]+)", error.value.fix)[1])
+    assert len(pairs_of(make, [one], [other], min_similarity=found)) == 1
 
 
 def test_nothing_compatible_names_both_sides(make):
@@ -318,8 +318,8 @@ def test_nothing_compatible_names_both_sides(make):
         {"direction": "sideways"},
         {"kind": "conv2d"},
         {"limit": 0},
-        {"min_score": 1.5},
-        {"min_score": float("nan")},
+        {"min_similarity": 1.5},
+        {"min_similarity": float("nan")},
         {"weights": {"shpe": 1.0}},
         {"weights": {"shape": -1.0}},
         {"weights": {"shape": float("inf")}},

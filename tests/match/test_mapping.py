@@ -193,8 +193,8 @@ def test_the_report_shows_every_rule_pair_and_passed_over_hit(mapping):
     assert str(mapping).splitlines() == [
         "Teacher -> Student: 3 pairs",
         "  blocks.3.* <-> layers.1.*  (5 source hits, 5 target hits, 2 pairs)",
-        "    source: 3 passed over: 2 bias (no 2-D view), 1 norm (no 2-D view)",
-        "    target: 3 passed over: 2 bias (no 2-D view), 1 norm (no 2-D view)",
+        "    source: 3 skipped: 2 bias (no 2-D view), 1 norm (no 2-D view)",
+        "    target: 3 skipped: 2 bias (no 2-D view), 1 norm (no 2-D view)",
         "    blocks.3.fc1.weight  32×8  as 32×8  <->  layers.1.fc1.weight  16×4  as 16×4",
         "    blocks.3.fc2.weight  8×32  as 8×32  <->  layers.1.fc2.weight  4×16  as 4×16",
         "  blocks.0.fc1 -> stem  (1 source hit, 1 target hit, 1 pair)",
@@ -290,7 +290,7 @@ def test_a_pattern_that_is_not_well_formed_is_refused(mapping):
         ("blocks.{i}.fc*", "layers.{i}.fc1"),
     ],
 )
-def test_counts_that_nobody_can_pair_list_both_sides_and_the_ways_out(mapping, source, target):
+def test_counts_that_cannot_be_paired_list_both_sides_and_repairs(mapping, source, target):
     error = refused(mapping, source, target)
     assert "'blocks.0.fc1.weight'" in error.where["source"]
     assert ".weight'" in error.where["target"]
@@ -314,7 +314,7 @@ def test_captures_without_an_equal_pair_are_listed(mapping):
 def test_nearest_passes_over_what_is_never_read(mapping):
     mapping.link("re:(unused|blocks.0.fc1)", "layers.*.fc1", pair="nearest")
     assert [source for source, _ in addresses(mapping)] == ["blocks.0.fc1.weight"] * 2
-    assert "1 passed over on the source side, never read: 'unused.weight'" in str(mapping)
+    assert "1 skipped on the source side, never read: 'unused.weight'" in str(mapping)
 
 
 def test_nearest_needs_a_depth(mapping):
@@ -340,7 +340,7 @@ def test_an_exact_name_without_the_part_lists_the_parts(mapping):
 
 def test_wildcards_that_hit_no_matrix_say_what_they_hit(mapping):
     error = refused(mapping, "blocks.*.bias", "head")
-    assert error.where["source"] == "8 passed over: 8 bias (no 2-D view)"
+    assert error.where["source"] == "8 skipped: 8 bias (no 2-D view)"
     assert "one number per unit" in error.why
     apply(error.fix, mapping)
 

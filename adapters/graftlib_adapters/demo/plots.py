@@ -102,9 +102,9 @@ def _draw_sizes(axes: Any, history: Sequence[Mapping[str, Any]]) -> None:
     axes.set(
         title="size of each transfer", xlabel="optimizer steps", ylabel="change / weights, percent"
     )
-    for i, name in enumerate(history[0]["receivers"] if history else ()):
+    for i, name in enumerate(history[0]["changes"] if history else ()):
         done = [
-            (e["step"], 100 * e["receivers"][name]["size"]) for e in history if "skipped" not in e
+            (e["step"], 100 * e["changes"][name]["size"]) for e in history if "skipped" not in e
         ]
         colour = PAIRING_COLOURS[i % len(PAIRING_COLOURS)]
         label = name.removeprefix("target:").replace("$", r"\$")

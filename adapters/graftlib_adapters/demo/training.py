@@ -72,7 +72,7 @@ class Curve:
         accuracy: share of the held-out images named rightly, 0.0 to 1.0; the last entry, on all of them, is
             the result; those before it are counted on the first 2,000.
         batches: SHA-256 over the positions of every image of every batch, in order.
-        history: one entry a transfer (see `graftlib.Graft`); empty for a plain training.
+        history: each transfer as plain data (`graftlib.graft.Transfer.to_dict`); empty for a plain training.
     """
 
     steps: list[int] = field(default_factory=list)
@@ -96,7 +96,7 @@ def train_grafted(model: nn.Module, mapping: Mapping, lesson: Lesson) -> Curve:
     graft.follow(optimizer)  # 2: from here on, the optimizer's hooks do the work
     curve = _loop(model, optimizer, lesson)
     graft.detach()  # 3: off, without a trace
-    curve.history = graft.history
+    curve.history = [transfer.to_dict() for transfer in graft.history]
     return curve
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 from torch import Tensor
 
 from graftlib.errors import GraftError
-from graftlib.graft import Adapter, Link, Slot
+from graftlib.graft import Adapter, Link, LinkedMatrix
 
 from .._options import chosen, flag, whole_number
 from .encoding import energy_rank
@@ -33,16 +33,16 @@ class MergeNet(Adapter):
         compress: which side of a matrix the rank replaces. ``"longer"``: the code is (rows, rank) or (rank, columns),
             whichever is smaller, so that its tokens are few and the adapter is small; a rank of min(rows, columns)
             leaves the matrix as it is. ``"rows"``: always (rank, columns), the paper's A.
-        residual: keep the part of the receiver that the rank leaves out. False is the paper's literal form: what is
+        residual: keep the part of the target that the rank leaves out. False is the paper's literal form: what is
             written is B A, and the rest is lost.
         init: ``"identity"``: a fresh adapter changes nothing, to the bit. ``"paper"``: the authors' form, whose
-            LayerNorms give the receiver's code unit row variance at the first transfer.
+            LayerNorms give the target's code unit row variance at the first transfer.
         write: see `Adapter`.
         signal: see `Adapter`.
-        pairings: which of ``"rr", "rc", "cr", "cc"`` (receiver, then giver, by rows or by columns) take part.
+        pairings: which of ``"rr", "rc", "cr", "cc"`` (target, then source, by rows or by columns) take part.
         omega: ``"learned"`` weights of the pairings, or their plain ``"mean"`` (as in the authors' code).
         width: total width of one pairing's heads for ``init="identity"``, rounded up to whole heads. The paper's
-            form follows the authors' rule, max((receiver + giver token width) / 2, 128).
+            form follows the authors' rule, max((target + source token width) / 2, 128).
         dropout: for ``init="paper"``, the probabilities that an attention weight and that an attention's output is
             dropped, in every transfer; drawn from a generator of the adapter's own. (0, 0) for none.
         trust: for ``init="identity"``, one transfer changes a matrix by less than this share of its norm, however
@@ -124,10 +124,10 @@ class MergeNet(Adapter):
             return energy_rank(matrix, self.code_rank, min(self.max_rank, limit))
         return min(self.code_rank, limit)
 
-    def build(self, slots: Sequence[Slot], links: Sequence[Link]) -> Transfer:
+    def build(self, matrices: Sequence[LinkedMatrix], links: Sequence[Link]) -> Transfer:
         """See `Adapter.build`; the initial values are drawn from torch's global random state."""
         return Transfer(
-            slots,
+            matrices,
             links,
             layers=self.layers,
             lpka=self._lpka,
@@ -138,9 +138,9 @@ class MergeNet(Adapter):
             dropout=self.init == "paper" and any(self.dropout),
         )
 
-    def _lpka(self, receiver: tuple[int, int], giver: tuple[int, int]) -> LPKA:
+    def _lpka(self, target: tuple[int, int], source: tuple[int, int]) -> LPKA:
         learned, plain = self.omega == "learned", self.deterministic
-        shared = (receiver, giver, self.pairings, self.heads)
+        shared = (target, source, self.pairings, self.heads)
         if self.init == "paper":
             return PaperLPKA(*shared, learned=learned, deterministic=plain, dropout=self.dropout)
         return IdentityLPKA(*shared, width=self.width, learned=learned, deterministic=plain)

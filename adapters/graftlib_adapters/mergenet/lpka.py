@@ -1,9 +1,9 @@
 """LPKA, the low-rank parametric knowledge adapter (eq. 6): one link, one layer, up to four attentions.
 
-In: the receiver's code (r, m) and the giver's (s, M). Out: the change of the receiver's code, (r, m).
-A pairing names how each side is unfolded into tokens: "rc" reads the receiver by rows (r tokens of width m) and the
-giver by columns (M tokens of width s). Queries come from the receiver, keys and values from the giver.
-Always true: the order of the giver's tokens does not matter, and the receiver's tokens answer each for itself.
+In: the target's code (r, m) and the source's (s, M). Out: the change of the target's code, (r, m).
+A pairing names how each side is unfolded into tokens: "rc" reads the target by rows (r tokens of width m) and the
+source by columns (M tokens of width s). Queries come from the target, keys and values from the source.
+Always true: the order of the source's tokens does not matter, and each of the target's tokens is changed on its own.
 Two forms: `IdentityLPKA` starts as no change at all; `PaperLPKA` normalises its output, as the paper's authors do.
 """
 
@@ -29,8 +29,8 @@ class LPKA(nn.Module):
     """What both forms share: the pairings, their weights omega, and the attention itself.
 
     Args:
-        receiver: (r, m), shape of the receiver's code.
-        giver: (s, M), shape of the giver's code.
+        target: (r, m), shape of the target's code.
+        source: (s, M), shape of the source's code.
         pairings: some of `PAIRINGS`, in the order that `omega` counts them.
         heads: attention heads of each pairing.
         learned: whether omega is learned. It starts, and else stays, at 1 / number of pairings.
@@ -41,8 +41,8 @@ class LPKA(nn.Module):
 
     def __init__(
         self,
-        receiver: tuple[int, int],
-        giver: tuple[int, int],
+        target: tuple[int, int],
+        source: tuple[int, int],
         pairings: Sequence[str],
         heads: int,
         *,
@@ -53,8 +53,8 @@ class LPKA(nn.Module):
         self.pairings = tuple(pairings)
         self.heads = heads
         self.deterministic = deterministic
-        self.asks = {"r": receiver[1], "c": receiver[0]}  # unfolding -> token width
-        self.gives = {"r": giver[1], "c": giver[0]}
+        self.query_width = {"r": target[1], "c": target[0]}  # side -> token width
+        self.key_width = {"r": source[1], "c": source[0]}
         omega = torch.full((len(pairings),), 1 / len(pairings))
         if learned:
             self.omega = nn.Parameter(omega)
@@ -99,10 +99,10 @@ class LPKA(nn.Module):
 class IdentityLPKA(LPKA):
     """Pre-norm, and zero-initialised where it writes: a fresh one changes nothing.
 
-    What an attention hands on is brought to a root mean square of one before it is weighted: near-uniform attention
-    gives the mean of many tokens, which is faint beside the feed-forward's reading of the receiver.
+    An attention's output is RMS-normalised before it is weighted: near-uniform attention
+    gives the mean of many tokens, which is faint beside the feed-forward's reading of the target.
 
-    Pairings that read one side alike share one matrix product: a projection per unfolding holds the queries (or keys
+    Pairings that read one side alike share one matrix product: a projection per side holds the queries (or keys
     and values) of each of its pairings side by side. Writing, sum_i omega_i W_i h_i is one product as well, of
     (W_1, W_2) with (omega_1 h_1, omega_2 h_2).
 
@@ -112,8 +112,8 @@ class IdentityLPKA(LPKA):
 
     def __init__(
         self,
-        receiver: tuple[int, int],
-        giver: tuple[int, int],
+        target: tuple[int, int],
+        source: tuple[int, int],
         pairings: Sequence[str],
         heads: int,
         *,
@@ -122,58 +122,71 @@ class IdentityLPKA(LPKA):
         deterministic: bool,
     ) -> None:
         super().__init__(
-            receiver, giver, pairings, heads, learned=learned, deterministic=deterministic
+            target, source, pairings, heads, learned=learned, deterministic=deterministic
         )
         inner = -(-width // heads) * heads
-        asked = {way: n for way in "rc" if (n := sum(p[0] == way for p in self.pairings))}
-        given = {way: n for way in "rc" if (n := sum(p[1] == way for p in self.pairings))}
-        self.ask_norm = nn.ModuleDict({way: _norm(self.asks[way]) for way in asked})
-        self.give_norm = nn.ModuleDict({way: _norm(self.gives[way]) for way in given})
+        queries = {side: n for side in "rc" if (n := sum(p[0] == side for p in self.pairings))}
+        keys = {side: n for side in "rc" if (n := sum(p[1] == side for p in self.pairings))}
+        self.query_norm = nn.ModuleDict({side: _norm(self.query_width[side]) for side in queries})
+        self.key_norm = nn.ModuleDict({side: _norm(self.key_width[side]) for side in keys})
         self.query = nn.ModuleDict(
-            {way: nn.Linear(self.asks[way], n * inner, bias=False) for way, n in asked.items()}
+            {
+                side: nn.Linear(self.query_width[side], n * inner, bias=False)
+                for side, n in queries.items()
+            }
         )
         self.key_value = nn.ModuleDict(
-            {way: nn.Linear(self.gives[way], 2 * n * inner, bias=False) for way, n in given.items()}
+            {
+                side: nn.Linear(self.key_width[side], 2 * n * inner, bias=False)
+                for side, n in keys.items()
+            }
         )
         self.output = nn.ModuleDict(
-            {way: _silent(n * inner, self.asks[way], bias=False) for way, n in asked.items()}
+            {
+                side: _zero_initialised(n * inner, self.query_width[side], bias=False)
+                for side, n in queries.items()
+            }
         )
-        columns = receiver[1]
+        columns = target[1]
         self.feed_forward = nn.Sequential(
-            _norm(columns), nn.Linear(columns, inner), nn.GELU(), _silent(inner, columns)
+            _norm(columns), nn.Linear(columns, inner), nn.GELU(), _zero_initialised(inner, columns)
         )
 
-    def forward(self, receiver: Tensor, giver: Tensor, noise: Generator | None = None) -> Tensor:
-        """The change of `receiver`; both codes are in units of their own root mean square. Nothing is dropped."""
-        questions = {p: q for way in self.query for p, q in self._questions(way, receiver)}
-        knowledge = {p: kv for way in self.key_value for p, kv in self._knowledge(way, giver)}
-        heard = {
-            p: self.omega[i] * _loud(self.attend(questions[p], *knowledge[p]))
+    def forward(self, target: Tensor, source: Tensor, noise: Generator | None = None) -> Tensor:
+        """The change of `target`; both codes are in units of their own root mean square. Nothing is dropped."""
+        queries = {p: q for side in self.query for p, q in self._queries(side, target)}
+        keys_values = {
+            p: kv for side in self.key_value for p, kv in self._keys_values(side, source)
+        }
+        outputs = {
+            p: self.omega[i] * _rms_normalised(self.attend(queries[p], *keys_values[p]))
             for i, p in enumerate(self.pairings)
         }
-        change = torch.zeros_like(receiver)
-        for way, write in self.output.items():
-            answers = torch.cat([heard[p] for p in self.pairings if p[0] == way], dim=1)
-            change = change + _unfold(write(answers), way)
-        correction: Tensor = self.feed_forward(receiver + change)
+        change = torch.zeros_like(target)
+        for side, write in self.output.items():
+            mixed = torch.cat([outputs[p] for p in self.pairings if p[0] == side], dim=1)
+            change = change + _unfold(write(mixed), side)
+        correction: Tensor = self.feed_forward(target + change)
         return change + correction
 
-    def _questions(self, way: str, receiver: Tensor) -> list[tuple[str, Tensor]]:
-        asking = [p for p in self.pairings if p[0] == way]
-        tokens = self.ask_norm[way](_unfold(receiver, way))
-        return list(zip(asking, self.query[way](tokens).chunk(len(asking), dim=1), strict=True))
+    def _queries(self, side: str, target: Tensor) -> list[tuple[str, Tensor]]:
+        pairings = [p for p in self.pairings if p[0] == side]
+        tokens = self.query_norm[side](_unfold(target, side))
+        return list(
+            zip(pairings, self.query[side](tokens).chunk(len(pairings), dim=1), strict=True)
+        )
 
-    def _knowledge(self, way: str, giver: Tensor) -> list[tuple[str, tuple[Tensor, Tensor]]]:
-        giving = [p for p in self.pairings if p[1] == way]
-        tokens = self.give_norm[way](_unfold(giver, way))
-        known = self.key_value[way](tokens).chunk(2 * len(giving), dim=1)
-        return [(p, (known[2 * i], known[2 * i + 1])) for i, p in enumerate(giving)]
+    def _keys_values(self, side: str, source: Tensor) -> list[tuple[str, tuple[Tensor, Tensor]]]:
+        pairings = [p for p in self.pairings if p[1] == side]
+        tokens = self.key_norm[side](_unfold(source, side))
+        projected = self.key_value[side](tokens).chunk(2 * len(pairings), dim=1)
+        return [(p, (projected[2 * i], projected[2 * i + 1])) for i, p in enumerate(pairings)]
 
 
 class PaperLPKA(LPKA):
     """The authors' form: projections of its own for each attention, and a LayerNorm after every step.
 
-    Its result has rows of mean 0 and variance 1 whatever the receiver's scale was. The weights of the feed-forward
+    Its result has rows of mean 0 and variance 1 whatever the target's scale was. The weights of the feed-forward
     have spectral norm 1, by one power iteration per call in training mode.
 
     Args:
@@ -182,8 +195,8 @@ class PaperLPKA(LPKA):
 
     def __init__(
         self,
-        receiver: tuple[int, int],
-        giver: tuple[int, int],
+        target: tuple[int, int],
+        source: tuple[int, int],
         pairings: Sequence[str],
         heads: int,
         *,
@@ -192,20 +205,20 @@ class PaperLPKA(LPKA):
         dropout: tuple[float, float] = (0.0, 0.0),
     ) -> None:
         super().__init__(
-            receiver, giver, pairings, heads, learned=learned, deterministic=deterministic
+            target, source, pairings, heads, learned=learned, deterministic=deterministic
         )
         self.dropout = dropout
         self.query, self.key, self.value = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         self.output, self.norm = nn.ModuleDict(), nn.ModuleDict()
         for p in self.pairings:
-            asks, gives = self.asks[p[0]], self.gives[p[1]]
-            inner = max(max((asks + gives) // 2, 128) // heads, 1) * heads
-            self.query[p] = nn.Linear(asks, inner)
-            self.key[p] = nn.Linear(gives, inner)
-            self.value[p] = nn.Linear(gives, inner)
-            self.output[p] = nn.Linear(inner, asks)
-            self.norm[p] = nn.LayerNorm(asks, eps=PAPER_EPS)
-        columns = receiver[1]
+            queries, keys = self.query_width[p[0]], self.key_width[p[1]]
+            inner = max(max((queries + keys) // 2, 128) // heads, 1) * heads
+            self.query[p] = nn.Linear(queries, inner)
+            self.key[p] = nn.Linear(keys, inner)
+            self.value[p] = nn.Linear(keys, inner)
+            self.output[p] = nn.Linear(inner, queries)
+            self.norm[p] = nn.LayerNorm(queries, eps=PAPER_EPS)
+        columns = target[1]
         self.feed_forward = nn.Sequential(
             spectral_norm(nn.Linear(columns, 2 * columns)),
             nn.GELU(approximate="tanh"),
@@ -213,41 +226,41 @@ class PaperLPKA(LPKA):
         )
         self.last_norm = nn.LayerNorm(columns, eps=PAPER_EPS)
 
-    def forward(self, receiver: Tensor, giver: Tensor, noise: Generator | None = None) -> Tensor:
-        """The change of `receiver`: the new code minus the old.
+    def forward(self, target: Tensor, source: Tensor, noise: Generator | None = None) -> Tensor:
+        """The change of `target`: the new code minus the old.
 
         Args:
-            receiver: (r, m).
-            giver: (s, M).
+            target: (r, m).
+            source: (s, M).
             noise: what dropout draws from, on the codes' device; None for no dropout.
         """
-        mixed = torch.zeros_like(receiver)
+        mixed = torch.zeros_like(target)
         for i, p in enumerate(self.pairings):
-            mixed = mixed + self.omega[i] * self._answer(p, receiver, giver, noise)
+            mixed = mixed + self.omega[i] * self._attended(p, target, source, noise)
         new: Tensor = self.last_norm(mixed + self.feed_forward(mixed))
-        return new - receiver
+        return new - target
 
-    def _answer(self, p: str, receiver: Tensor, giver: Tensor, noise: Generator | None) -> Tensor:
-        tokens, others = _unfold(receiver, p[0]), _unfold(giver, p[1])
+    def _attended(self, p: str, target: Tensor, source: Tensor, noise: Generator | None) -> Tensor:
+        tokens, others = _unfold(target, p[0]), _unfold(source, p[1])
         of_weights, of_output = self.dropout
         heads = self.attend(
             self.query[p](tokens), self.key[p](others), self.value[p](others), of_weights, noise
         )
-        answer = _dropped(self.output[p](heads), of_output, noise)
-        return _unfold(self.norm[p](tokens + answer), p[0])
+        output = _dropped(self.output[p](heads), of_output, noise)
+        return _unfold(self.norm[p](tokens + output), p[0])
 
 
-def _unfold(code: Tensor, way: str) -> Tensor:
+def _unfold(code: Tensor, side: str) -> Tensor:
     """phi: rows as tokens, or columns as tokens; its own inverse."""
-    return code.mT if way == "c" else code
+    return code.mT if side == "c" else code
 
 
 def _dropped(x: Tensor, probability: float, noise: Generator | None) -> Tensor:
     """Dropout that draws from `noise` and from no global random state."""
     if noise is None or not probability:
         return x
-    kept = torch.empty_like(x).bernoulli_(1 - probability, generator=noise)
-    return x * kept / (1 - probability)
+    mask = torch.empty_like(x).bernoulli_(1 - probability, generator=noise)
+    return x * mask / (1 - probability)
 
 
 def _norm(width: int) -> nn.RMSNorm:
@@ -256,12 +269,12 @@ def _norm(width: int) -> nn.RMSNorm:
     return nn.RMSNorm(width, eps=EPS)
 
 
-def _loud(heard: Tensor) -> Tensor:
-    """Each token (tokens, width) at unit root mean square; silence stays silence."""
-    return rms_norm(heard, heard.shape[1:], eps=EPS)
+def _rms_normalised(tokens: Tensor) -> Tensor:
+    """Each token (tokens, width) at unit root mean square; a zero token stays zero."""
+    return rms_norm(tokens, tokens.shape[1:], eps=EPS)
 
 
-def _silent(width: int, out: int, *, bias: bool = True) -> nn.Linear:
+def _zero_initialised(width: int, out: int, *, bias: bool = True) -> nn.Linear:
     """A linear layer that starts as the zero map."""
     layer = nn.Linear(width, out, bias=bias)
     for parameter in layer.parameters():

@@ -1,8 +1,8 @@
 """The module of one MergeNet transfer: encode once, let L layers act on the codes, decode once.
 
-In: one matrix per slot. Out: one new matrix per receiving slot. Always true: within a layer all receivers are written
+In: one matrix per matrix. Out: one new matrix per written matrix. Always true: within a layer all targets are written
 at once from what the layer before produced (eq. 3), so that both directions of a link hear each other; several links
-into one receiver are averaged.
+into one target are averaged.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from graftlib.graft import Link, Slot
+from graftlib.graft import Link, LinkedMatrix
 
-from .._matrices import averaged, receivers, rms
+from .._matrices import averaged, rms, targets
 from .encoding import Encoding
 from .lpka import LPKA
 
@@ -25,13 +25,13 @@ MakeLPKA = Callable[[tuple[int, int], tuple[int, int]], LPKA]
 
 
 class Transfer(nn.Module):
-    """Maps the slots' matrices to the receivers' new ones.
+    """Maps the matrices' matrices to the targets' new ones.
 
     Args:
-        slots: the matrices, with their ranks.
+        matrices: the matrices, with their ranks.
         links: who gives to whom.
         layers: L, the number of knowledge-transfer layers.
-        lpka: makes the adapter of one link and layer from the shapes of the receiver's and the giver's code.
+        lpka: makes the adapter of one link and layer from the shapes of the target's and the source's code.
         relative: hand the codes over in units of their own root mean square, and take changes in that unit.
         residual: keep what the rank leaves out; without it the new matrix is B A_new.
         compress: see `Encoding`.
@@ -45,7 +45,7 @@ class Transfer(nn.Module):
 
     def __init__(
         self,
-        slots: Sequence[Slot],
+        matrices: Sequence[LinkedMatrix],
         links: Sequence[Link],
         *,
         layers: int,
@@ -58,15 +58,17 @@ class Transfer(nn.Module):
     ) -> None:
         super().__init__()
         self.links = tuple(links)
-        self.receivers = receivers(slots)
+        self.targets = targets(matrices)
         self.relative = relative
         self.residual = residual
         self.trust = trust
-        self.encodings = nn.ModuleList(Encoding(slot.shape, slot.rank, compress) for slot in slots)
+        self.encodings = nn.ModuleList(
+            Encoding(matrix.shape, matrix.rank, compress) for matrix in matrices
+        )
         shapes = [cast(Encoding, encoding).shape for encoding in self.encodings]
         self.register_buffer("draw", torch.randint(2**62, ()) if dropout else None)
         self.layers = nn.ModuleList(
-            nn.ModuleList(lpka(shapes[link.receiver], shapes[link.giver]) for link in links)
+            nn.ModuleList(lpka(shapes[link.target], shapes[link.source]) for link in links)
             for _ in range(layers)
         )
         self.fact_names = [
@@ -76,14 +78,14 @@ class Transfer(nn.Module):
         ]
 
     def forward(self, matrices: Sequence[Tensor]) -> list[Tensor]:
-        """One (rows, columns) tensor per slot -> one per receiving slot, in the order of the slots."""
+        """One (rows, columns) tensor per matrix -> one per written matrix, in the order of the matrices."""
         encodings = [cast(Encoding, encoding) for encoding in self.encodings]
         bases = [encoding(w) for encoding, w in zip(encodings, matrices, strict=True)]
         codes = [e.encode(w, b) for e, w, b in zip(encodings, matrices, bases, strict=True)]
         units = [rms(code) if self.relative else code.new_ones(()) for code in codes]
         changes = self._exchange([_divide(a, unit) for a, unit in zip(codes, units, strict=True)])
         new = []
-        for i in self.receivers:
+        for i in self.targets:
             change = units[i] * _bounded(changes[i], self.trust).to(matrices[i].dtype)
             if self.residual or bases[i] is None:
                 new.append(encodings[i].decode(matrices[i], bases[i], change))
@@ -92,17 +94,17 @@ class Transfer(nn.Module):
         return new
 
     def _exchange(self, codes: list[Tensor]) -> dict[int, Tensor]:
-        """The L layers: receiver -> what all of them together change in its code."""
+        """The L layers: target -> what all of them together change in its code."""
         dtype = next(self.layers.parameters()).dtype
         state = [code.to(dtype) for code in codes]
         noise = self._noise(state[0].device)
         total: dict[int, Tensor] = {}
         for layer in self.layers:
-            said = [
-                lpka(state[link.receiver], state[link.giver], noise)
+            each = [
+                lpka(state[link.target], state[link.source], noise)
                 for lpka, link in zip(cast(nn.ModuleList, layer), self.links, strict=True)
             ]
-            for i, change in averaged(said, self.links).items():
+            for i, change in averaged(each, self.links).items():
                 total[i] = total[i] + change if i in total else change
                 state[i] = state[i] + change
         return total

@@ -52,5 +52,5 @@ def unwrapped(optimizer: Any) -> Optimizer:
     """The torch optimizer inside a trainer's wrapper."""
     while hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
-    found: Optimizer = optimizer
-    return found
+    inner: Optimizer = optimizer
+    return inner

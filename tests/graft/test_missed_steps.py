@@ -83,7 +83,7 @@ def test_steps_by_hand_are_noticed_by_their_gradients(world, nudge, follow):
                 for parameter in world.target.parameters():
                     parameter.data -= 0.1 * parameter.grad
 
-    with pytest.warns(TransferWarning, match="no optimizer step is heard") as told:
+    with pytest.warns(TransferWarning, match="no optimizer step is counted") as told:
         train()
     assert len(told) == 1
     graft.detach()
@@ -97,7 +97,7 @@ def test_steps_by_hand_after_the_optimizer_was_dropped_are_said_at_detach(world,
     world.loss(0).backward()
     for parameter in world.target.parameters():
         parameter.data -= 0.1 * parameter.grad
-    with pytest.warns(TransferWarning, match="no optimizer step is heard"):
+    with pytest.warns(TransferWarning, match="no optimizer step is counted"):
         graft.detach()
 
 
@@ -162,7 +162,7 @@ def test_optimizers_of_other_parameters_and_other_times_are_nobodys_business(mak
     world.train(sgd(world), 2)
 
 
-def test_accumulation_a_late_checkpoint_and_idle_layers_are_not_silence(world, nudge):
+def test_accumulation_a_late_checkpoint_and_idle_layers_are_no_missed_steps(world, nudge):
     optimizer = sgd(world)
     graft = attach(nudge(gate=0.2), world.mapping, cycle=2).follow(optimizer)
     world.loss(0).backward()
