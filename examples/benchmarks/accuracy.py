@@ -3,8 +3,8 @@
 One strong source (a ResNet, trained once on far more images) stays frozen; slim targets (a MobileNetV2 family) are
 trained from scratch on few images. Every arm shares, seed by seed, its initial weights and its batches with `plain`.
 
-    python examples/benchmarks/accuracy.py --data digits
-    python examples/benchmarks/accuracy.py --data fashion-mnist --root DIR --train-size 2000
+    python -m examples.benchmarks.accuracy --data digits
+    python -m examples.benchmarks.accuracy --data fashion-mnist --root DIR --train-size 2000
 
 Accuracy is that of the last epoch on test images nobody chose anything by; `--split validation` holds out part of the
 training images instead, to choose settings by. Results are kept one file a run under `--cache`, so a killed benchmark
@@ -27,7 +27,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from intervals import interval
 from joblib import Parallel, delayed
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -38,6 +37,9 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from graftlib import Mapping, TransferCycle, attach, trace
 from graftlib_adapters import MergeNet, MLPAdapter, ParameterSharing, distillation
+
+from ..common import results
+from ..common.intervals import interval
 
 # ----------------------------------------------------------------------------------------------------------- the data
 
@@ -388,12 +390,12 @@ def main() -> None:
     # The noise control repeats the sizes of the like-seeded graft, so it runs after it.
     first = [(name, seed) for seed in seeds for name in args.arms if "noise" not in ARMS[name]]
     second = [(name, seed) for seed in seeds for name in args.arms if "noise" in ARMS[name]]
-    results = []
+    runs = []
     for batch in (first, second):
         jobs = (delayed(cached)(name, seed, args, data, source) for name, seed in batch)
-        results += Parallel(n_jobs=args.jobs, verbose=5)(jobs)
+        runs += Parallel(n_jobs=args.jobs, verbose=5)(jobs)
     order = {name: i for i, name in enumerate(args.arms)}
-    table = summary(sorted(results, key=lambda r: (order[r["arm"]], r["seed"])))
+    table = summary(sorted(runs, key=lambda r: (order[r["arm"]], r["seed"])))
     print(f"source {strength:.2f} %\n{show(table)}")
     if args.out:
         settings = {
@@ -411,7 +413,7 @@ def main() -> None:
             "arms": table,
         }
         report |= {"versions": versions, "wall_seconds": time.time() - start}
-        Path(args.out).write_text(json.dumps(report, indent=1) + "\n")
+        results.save(args.out, report)
 
 
 if __name__ == "__main__":

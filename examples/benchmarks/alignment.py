@@ -1,6 +1,6 @@
 """What it takes to align two networks of one architecture, next to `rebasin` in the same run.
 
-    python examples/benchmarks/alignment.py --limit 120 -o alignment.json
+    python -m examples.benchmarks.alignment --limit 120 -o alignment.json
 
 Two networks of torchvision with random weights (seeds 0 and 1), one thread. Each row is a process of its own: processor
 seconds of the matching alone (tracing beside it), the peak of resident memory during it above what was resident right
@@ -30,6 +30,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ..common import results
 
 NETS = ("resnet18", "vgg11", "resnet50")
 
@@ -186,7 +188,7 @@ def child(row: str, name: str, limit: int) -> dict[str, Any]:
     def bound() -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
 
-    command = [sys.executable, __file__, "--row", row, "--net", name]
+    command = [sys.executable, "-m", __spec__.name, "--row", row, "--net", name]
     done = subprocess.run(command, capture_output=True, text=True, preexec_fn=bound)
     if done.returncode:
         stopped = done.returncode < 0
@@ -208,7 +210,7 @@ def main() -> None:
     if given.row:
         print(json.dumps(ROWS[given.row](given.net)))
         return
-    report = json.loads(given.out.read_text()) if given.out.exists() else {"rows": {}}
+    report = results.load(given.out) if given.out.exists() else {"rows": {}}
     report.update(torch=torch.__version__, python=platform.python_version(), threads=1)
     report["machine"] = platform.machine()
     for name in given.nets:
@@ -218,10 +220,10 @@ def main() -> None:
                 continue
             rows[row] = child(row, name, given.limit)
             print(name, row, rows[row], flush=True)
-            given.out.write_text(json.dumps(report, indent=1) + "\n")
+            results.save(given.out, report)
         if rows.get("rebasin", {}).get("cpu_s") and rows["graftlib"].get("cpu_s"):
             rows["times_faster"] = round(rows["rebasin"]["cpu_s"] / rows["graftlib"]["cpu_s"], 1)
-        given.out.write_text(json.dumps(report, indent=1) + "\n")
+        results.save(given.out, report)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How high the barrier is between two MLPs that were aligned, next to published ways to align them in the same run.
 
-    python examples/benchmarks/barrier.py --root DIR --cache out/barrier --pairs 3 -o docs/benchmarks/barrier.json
+    python -m examples.benchmarks.barrier --root DIR --cache out/barrier --pairs 3 -o docs/benchmarks/barrier.json
 
 Pairs of MLPs (784-512-512-512-10 by default) are trained on all images of MNIST from other initial weights, with other
 batches. One network of a pair is aligned to the other, both are interpolated at 21 factors, and the barrier is the
@@ -44,6 +44,8 @@ from torch.nn import functional as F
 from graftlib import trace
 from graftlib_adapters.assembly import Permutation, align, problem
 from graftlib_adapters.assembly.activations import costs
+
+from ..common import results
 
 POINTS = 21
 BATCH = 256
@@ -322,7 +324,7 @@ def main(argv: list[str] | None = None) -> None:
         "verdict": verdict(rows),
     }  # fmt: skip
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=1) + "\n")
+    results.save(args.out, report)
     print(json.dumps(report["verdict"]))
 
 

@@ -1,6 +1,6 @@
 """Planted permutations: how often is a hidden renaming of units found again?
 
-    python examples/benchmarks/planted.py --nets 100 -o planted.json
+    python -m examples.benchmarks.planted --nets 100 -o planted.json
 
 A random net is traced, all of its free axis classes are permuted at random (`surgery.permute`), noise is added to the
 copy's weights (a share of each tensor's standard deviation), and the two are aligned. Recovered: every class of units
@@ -30,6 +30,8 @@ from graftlib import surgery, trace
 from graftlib_adapters.assembly.matching import align
 from graftlib_adapters.assembly.pairing import problem
 from graftlib_adapters.assembly.permutation import Permutation
+
+from ..common import results
 
 NARROW, WIDE, INPUTS, OUTPUTS = 30, 50, 16, 10
 
@@ -150,7 +152,7 @@ def main() -> None:
         "python": platform.python_version(),
         "machine": platform.machine(),
     }
-    given.out.write_text(json.dumps(report, indent=1) + "\n")
+    results.save(given.out, report)
     print(json.dumps(rows, indent=1))
 
 

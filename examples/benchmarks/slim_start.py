@@ -3,7 +3,7 @@
 A source is trained; a target of half its width then starts from some of the source's units, and is trained on few
 images. Every start shares, seed by seed, the target's batches with random weights.
 
-    python examples/benchmarks/slim_start.py --root DIR --out docs/benchmarks/slim_start.json
+    python -m examples.benchmarks.slim_start --root DIR --out docs/benchmarks/slim_start.json
 
 Starts: ``random weights``; ``per tensor``: every tensor takes evenly spaced elements along each axis, whatever belongs
 together (weight selection, Xu et al. 2023); and units by axis class: ``random units``, ``uniform units``,
@@ -33,12 +33,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from intervals import interval
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.datasets import FashionMNIST
 
 from graftlib import surgery, trace
+
+from ..common import results
+from ..common.intervals import interval
 
 Set = tuple[Tensor, Tensor]
 
@@ -429,7 +431,7 @@ def main() -> None:
             "tables": tables,
             "versions": versions,
         }
-        Path(args.out).write_text(json.dumps(report, indent=1) + "\n")
+        results.save(args.out, report)
 
 
 if __name__ == "__main__":

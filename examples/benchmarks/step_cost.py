@@ -4,7 +4,7 @@ The paper's pair at its own shapes: ResNet-50's classifier (100 x 2048) into a 1
 (160 x 960), one link, frozen source, a transfer every fourth step, 32 x 32 images, the stride-1 CIFAR form of
 both networks.
 
-    python examples/benchmarks/step_cost.py --out docs/benchmarks/step_cost.json
+    python -m examples.benchmarks.step_cost --out docs/benchmarks/step_cost.json
 
 Time: the arms take turns, one cycle of steps each, in one process; the ratio is taken within a round, and the table
 gives the median over rounds with its quartiles. Memory (Linux): the largest resident set of a process of its own for
@@ -15,7 +15,6 @@ is large, so its memory is also counted: parameters, moments, and what the graph
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import subprocess
@@ -30,6 +29,8 @@ from torchvision.models import mobilenet_v2, resnet50
 
 from graftlib import Mapping, attach, trace
 from graftlib_adapters import MergeNet, distillation
+
+from ..common import results
 
 ARMS = ("plain", "grafted", "distilled")
 CYCLE = 4
@@ -171,7 +172,15 @@ def main() -> None:
         return
     peaks = {}
     for name in args.arms:
-        command = [sys.executable, __file__, "--memory-of", name, "--batch", str(args.batch)]
+        command = [
+            sys.executable,
+            "-m",
+            __spec__.name,
+            "--memory-of",
+            name,
+            "--batch",
+            str(args.batch),
+        ]
         command += ["--rank", str(args.rank), "--threads", str(args.threads)]
         peaks[name] = int(subprocess.check_output(command, text=True))
     table = measure_time(args)
@@ -200,7 +209,7 @@ def main() -> None:
             "counted": {str(rank): row for rank, row in memory.items()},
             "versions": versions,
         }
-        Path(args.out).write_text(json.dumps(report, indent=1) + "\n")
+        results.save(args.out, report)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ the steps of `random, all steps`, with the same seed, batches and schedule shape
     graft                     fresh weights, with a MergeNet graft from the source while training
     transplant + graft        both
 
-    python examples/benchmarks/transplant.py --root DIR --cache out/transplant --seeds 8
+    python -m examples.benchmarks.transplant --root DIR --cache out/transplant --seeds 8
 
 The bar: `transplant` in half of the steps minus `random, all steps` has its 95 % interval above zero, and so has
 `transplant` minus `per tensor`. Test images chose nothing. Results are kept one file a run under `--cache`.
@@ -31,7 +31,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from intervals import interval
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -40,6 +39,9 @@ from torchvision.datasets import FashionMNIST
 from graftlib import Mapping, attach, trace
 from graftlib_adapters import MergeNet
 from graftlib_adapters.assembly import transplant
+
+from ..common import results
+from ..common.intervals import interval
 
 WIDTH, DEPTH, BATCH = 24, 2, 64
 SOURCE_EPOCHS = {"cifar10": 8, "fashion-mnist": 5}
@@ -310,7 +312,7 @@ def main() -> None:
             "settings": found,
         }
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
+        results.save(args.out, report)
     for title, each in found.items():
         print(f"\n{title}")
         for arm, row in each["arms"].items():

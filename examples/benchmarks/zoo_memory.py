@@ -1,6 +1,6 @@
 """What an assembly over many checkpoints takes in memory: as much as over two of them.
 
-    python examples/benchmarks/zoo_memory.py --repeats 3 -o zoo_memory.json
+    python -m examples.benchmarks.zoo_memory --repeats 3 -o zoo_memory.json
 
 A base and 2, then 20 safetensors files of one architecture, with random weights of seeds of their own. Each figure is a
 process of its own: the peak of resident memory during `assemble` above what was resident right before, when the
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import json
 import platform
 import statistics
 import subprocess
@@ -25,6 +24,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from ..common import results
 
 SIZES = (2, 20)
 EXAMPLE = (torch.zeros(1, 3, 32, 32),)
@@ -85,7 +86,15 @@ def measured(folder: Path, count: int, held: bool) -> float:
 
 
 def child(folder: Path, count: int, held: bool) -> float:
-    command = [sys.executable, __file__, "--child", str(folder), str(count), str(int(held))]
+    command = [
+        sys.executable,
+        "-m",
+        __spec__.name,
+        "--child",
+        str(folder),
+        str(count),
+        str(int(held)),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout.splitlines()[-1])
 
@@ -111,7 +120,7 @@ def main() -> None:
     if given.child:
         print(measured(Path(given.child[0]), int(given.child[1]), given.child[2] == "1"))
         return
-    report = json.loads(given.out.read_text()) if given.out.exists() else {"rows": {}}
+    report = results.load(given.out) if given.out.exists() else {"rows": {}}
     report.update(torch=torch.__version__, python=platform.python_version(), threads=1)
     report.update(machine=platform.machine(), source_mb=round(weights_mb(), 1))
     with tempfile.TemporaryDirectory() as where:
@@ -123,12 +132,12 @@ def main() -> None:
                     peaks = [child(Path(where), count, held) for _ in range(given.repeats)]
                     report["rows"][key] = row(peaks)
                     print(key, report["rows"][key], flush=True)
-                    given.out.write_text(json.dumps(report, indent=1) + "\n")
+                    results.save(given.out, report)
     rows = report["rows"]
     for name in ("files", "held at once"):
         few, many = (rows[f"{name}: {count} sources"]["median_mb"] for count in SIZES)
         report[f"{name}: {SIZES[1]} by {SIZES[0]}"] = round(many / few, 3)
-    given.out.write_text(json.dumps(report, indent=1) + "\n")
+    results.save(given.out, report)
 
 
 if __name__ == "__main__":

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from experiment import Player, Setup
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 from torchvision.models import MobileNetV2
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import Conv2dNormActivation
 
-from graftlib_adapters.demo.data import load
+from ..common.datasets import load
+from .experiment import Player, Setup
 
 __all__ = [
     "BLOCKS",

@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from experiment import Arm, Experiment, Setup, facts_of
 from safetensors.torch import load_file, save
 from torch import nn
-from training import GIVER_SEED, digest, made, run, train_giver
 
 import graftlib
 import graftlib_adapters
 from graftlib.disk import write_whole
+
+from .experiment import Arm, Experiment, Setup, facts_of
+from .training import GIVER_SEED, digest, made, run, train_giver
 
 __all__ = ["Ledger"]
 

@@ -19,10 +19,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import zoo
 from torch import nn
 
 from graftlib_adapters.assembly import AssemblyError, Curve, ZooEntry, controls
+
+from . import zoo
 
 MATCHED = ("matched, zero", "matched, keep")
 ARMS = (*MATCHED, "random, zero", "random, keep", "shrink, zero", "shrink, keep")

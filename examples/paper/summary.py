@@ -11,8 +11,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from experiment import Experiment
 from scipy import stats
+
+from .experiment import Experiment
 
 __all__ = ["MismatchError", "check", "interval", "show", "summarise"]
 
@@ -55,8 +56,8 @@ def check(runs: Runs) -> dict[str, dict[str, dict[int, str]]]:
         for seed, record in seeds.items():
             for what, seen in found.items():
                 for player, digest in record[what].items():
-                    first = seen.setdefault(player, {}).setdefault(seed, digest)
-                    if first != digest:
+                    first = seen.setdefault(player, {}).setdefault(seed, digest[:12])
+                    if first != digest[:12]:
                         raise MismatchError(
                             f"arm {name!r}, seed {seed}: the {what} of {player!r} are not those of the other arms"
                         )

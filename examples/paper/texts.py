@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from experiment import Player, Setup
-from squad import Reading, exact_and_f1
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+
+from .experiment import Player, Setup
+from .squad import Reading, exact_and_f1
 
 __all__ = ["layer", "question_player", "sentiment_player", "text_rounds", "value"]
 
@@ -292,7 +293,7 @@ def _moved(tensors: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor
 
 
 def _questions(setup: Setup, prefix: str, size: str, trained: int) -> Texts:
-    import squad
+    from . import squad
 
     length = LENGTH[setup.scale]
     if setup.scale == "smoke":

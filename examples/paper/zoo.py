@@ -1,6 +1,6 @@
 """A zoo of 30 architectures in 5 families, trained here: what the laws of assembly are measured on.
 
-    python examples/paper/zoo.py --scale small --root DIR --cache out/zoo --data mnist fashion-mnist cifar10
+    python -m examples.paper.zoo --scale small --root DIR --cache out/zoo --data mnist fashion-mnist cifar10
 
 Families: `mlp`, `cnn` (plain, no norm, kernels of 3 and 5), `vgg` and `resnet` (batch norm), `vit` (a transformer); six
 members each, in widths and depths. `smoke` trains one of each on scikit-learn's digits; `small` takes 20,000 images of

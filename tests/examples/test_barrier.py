@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 FOLDER = Path(__file__).parents[2] / "examples" / "benchmarks"
-sys.path.insert(0, str(FOLDER))
 
-barrier = importlib.import_module("barrier")
+barrier = importlib.import_module("examples.benchmarks.barrier")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,18 +11,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from examples.benchmarks import paper_tables
+from examples.paper import common_ancestor, downhill, training
+from examples.paper.experiment import Arm, Setup
+from examples.paper.harness import main
+from examples.paper.ledger import Ledger
+
+from .toy import CPU, build
+
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / "examples" / "paper"), str(ROOT / "examples" / "benchmarks")]
-
-import common_ancestor  # noqa: E402
-import downhill  # noqa: E402
-import paper_tables  # noqa: E402
-import training  # noqa: E402
-from experiment import Arm, Setup  # noqa: E402
-from harness import main  # noqa: E402
-from ledger import Ledger  # noqa: E402
-
-from .toy import CPU, build  # noqa: E402
 
 
 def family(**ancestor):

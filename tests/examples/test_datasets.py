@@ -8,8 +8,8 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from examples.common.datasets import load, stratified
 from graftlib import GraftError
-from graftlib_adapters.demo.data import load, stratified
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.integers(1, 180), st.integers(0, 9))

@@ -2,15 +2,13 @@
 
 import copy
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "examples" / "benchmarks"))
+from examples.benchmarks import gpu_tables
 
-import gpu_tables  # noqa: E402
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -11,11 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-FOLDER = Path(__file__).parents[2] / "examples" / "paper"
-sys.path.insert(0, str(FOLDER))
+from examples.paper import mal_checkpoints as checkpoints
+from examples.paper import squad
 
-import mal_checkpoints as checkpoints  # noqa: E402
-import squad  # noqa: E402
+FOLDER = Path(__file__).parents[2] / "examples" / "paper"
 
 pytest.importorskip("transformers")
 pytest.importorskip("torchvision")

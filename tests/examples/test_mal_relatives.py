@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from examples.paper import mal_relatives as relatives
+from examples.paper import zoo
+from graftlib import trace
+from graftlib_adapters.assembly import align, problem
+
 FOLDER = Path(__file__).parents[2] / "examples" / "paper"
-sys.path.insert(0, str(FOLDER))
-
-import mal_relatives as relatives  # noqa: E402
-import zoo  # noqa: E402
-
-from graftlib import trace  # noqa: E402
-from graftlib_adapters.assembly import align, problem  # noqa: E402
 
 SMALL = relatives.SETTINGS["smoke"]["mlp"]
 

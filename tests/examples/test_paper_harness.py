@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import doctest
 import json
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,26 +14,21 @@ import pytest
 import torch
 from scipy import stats
 
-FOLDER = Path(__file__).parents[2] / "examples" / "paper"
-sys.path.insert(0, str(FOLDER))
-
-import harness  # noqa: E402
-import ledger as ledgers  # noqa: E402
-import pictures  # noqa: E402
-import squad  # noqa: E402
-import summary  # noqa: E402
-import vqa  # noqa: E402
-from controls import Noise, link, spoiled  # noqa: E402
-from experiment import (  # noqa: E402
+from examples.paper import harness, pictures, squad, summary, vqa
+from examples.paper import ledger as ledgers
+from examples.paper.controls import Noise, link, spoiled
+from examples.paper.experiment import (
     Arm,
     Experiment,
     Setup,
     facts_of,
     setup_as,
 )
-from training import digest, made  # noqa: E402
+from examples.paper.training import digest, made
 
-from .toy import BOTH, CPU, GRAFT, Halves, build, perceptron  # noqa: E402
+from .toy import BOTH, CPU, GRAFT, Halves, build, perceptron
+
+FOLDER = Path(__file__).parents[2] / "examples" / "paper"
 
 
 def report_in(folder: Path, *, tell=lambda line: None, **options) -> dict[str, Any]:

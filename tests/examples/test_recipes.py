@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import re
 import statistics
-import sys
 from pathlib import Path
 
 import pytest
+
+from examples.common.intervals import interval
+from examples.common.markdown import signed
 
 ROOT = Path(__file__).parents[2]
 RECIPES = (ROOT / "docs" / "recipes.md").read_text()
 SAID = re.sub(r"\s+", " ", RECIPES)
 BENCHMARKS = ROOT / "docs" / "benchmarks"
-sys.path.insert(0, str(ROOT / "examples" / "benchmarks"))
-
-from intervals import interval  # noqa: E402
-from markdown_tables import signed  # noqa: E402
 
 
 def test_every_file_that_is_named_is_there():
