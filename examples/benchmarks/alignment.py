@@ -14,12 +14,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-import ctypes
-import gc
 import importlib.util
 import json
-import math
-import platform
 import resource
 import subprocess
 import sys
@@ -31,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..common import results
+from ..common import memory, results
 
 NETS = ("resnet18", "vgg11", "resnet50")
 
@@ -57,21 +53,6 @@ def pair(name: str) -> tuple[nn.Module, nn.Module, Tensor]:
             2, 3, 224 if name.startswith("vgg") else 64, 224 if name.startswith("vgg") else 64
         ),
     )
-
-
-def memory(field: str) -> float:
-    """A figure of this process' memory in MB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) / 1024
-    return math.nan
-
-
-def reset_peak() -> None:
-    """From here on the peak counts; what is free is given back first, or its use again would be seen by nobody."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def outputs(model: nn.Module, x: Tensor) -> Tensor:
@@ -121,11 +102,10 @@ def ours(name: str) -> dict[str, Any]:
     traced = time.process_time() - start
     base_state, source_state = base.state_dict(), source.state_dict()
     weights = sum(t.numel() * t.element_size() for t in base_state.values()) / 2**20
-    reset_peak()
-    before, start, wall = memory("VmRSS"), time.process_time(), time.perf_counter()
+    before, start, wall = memory.reset(), time.process_time(), time.perf_counter()
     aligned = align(task, base_state, source_state)
     seconds, waited = time.process_time() - start, time.perf_counter() - wall
-    extra = memory("VmHWM") - before
+    extra = (memory.peak() - before) / 2**20
     state = {**source_state, **aligned.transported(source_state)}
     return {
         "cpu_s": round(seconds, 2),
@@ -211,8 +191,7 @@ def main() -> None:
         print(json.dumps(ROWS[given.row](given.net)))
         return
     report = results.load(given.out) if given.out.exists() else {"rows": {}}
-    report.update(torch=torch.__version__, python=platform.python_version(), threads=1)
-    report["machine"] = platform.machine()
+    report.update(threads=1, versions=results.versions())
     for name in given.nets:
         rows = report["rows"].setdefault(name, {})
         for row in ROWS:

@@ -28,7 +28,6 @@ import os
 import platform
 import queue
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -42,7 +41,7 @@ from typing import Any
 
 from graftlib.disk import write_whole
 
-from ..common import results
+from ..common import memory, results
 
 Row = dict[str, Any]
 
@@ -92,8 +91,6 @@ def _run_before(model: Any, args: Any, kwargs: Any) -> Row:
 
 def _pruned(model: Any, graph: Any, args: Any, kwargs: Any) -> Row:
     """Half of every class: what came out and what it cost."""
-    import gc
-
     import torch
 
     from graftlib.surgery import SurgeryWarning, narrow
@@ -101,8 +98,7 @@ def _pruned(model: Any, graph: Any, args: Any, kwargs: Any) -> Row:
     size = max(sum(t.numel() * t.element_size() for t in model.state_dict().values()), 1)
     count = sum(p.numel() for p in model.parameters())
     assert graph.axis_classes is not None
-    gc.collect()
-    start, resident = time.process_time(), _reset_peak()
+    start, resident = time.process_time(), memory.reset()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:
@@ -110,7 +106,7 @@ def _pruned(model: Any, graph: Any, args: Any, kwargs: Any) -> Row:
         except Exception as error:
             return {"done": False, "error": _words(error), "cpu_s": _since(start)}
     row: Row = {"done": True, "cpu_s": _since(start)}
-    row["peak_by_model"] = round((_peak() - resident) / size, 2)
+    row["peak_by_model"] = round((memory.peak() - resident) / size, 2)
     row["left"] = round(sum(p.numel() for p in slim.parameters()) / max(count, 1), 4)
     texts = [str(one.message) for one in said if issubclass(one.category, SurgeryWarning)]
     row |= _counts(texts)
@@ -168,25 +164,6 @@ def _leaves(out: Any) -> list[Any]:
 
 def _since(start: float) -> float:
     return round(time.process_time() - start, 2)
-
-
-def _reset_peak() -> int:
-    """Bytes resident now, from where the peak is counted."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
-
-
-def _peak() -> int:
-    return _status("VmHWM")
-
-
-def _status(word: str) -> int:
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(word)), 0)
 
 
 def digest() -> str:

@@ -15,12 +15,10 @@ is large, so its memory is also counted: parameters, moments, and what the graph
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -30,7 +28,7 @@ from torchvision.models import mobilenet_v2, resnet50
 from graftlib import Mapping, attach, trace
 from graftlib_adapters import MergeNet, distillation
 
-from ..common import results
+from ..common import memory, results
 
 ARMS = ("plain", "grafted", "distilled")
 CYCLE = 4
@@ -113,20 +111,14 @@ def measure_time(args: argparse.Namespace) -> dict[str, dict]:
     return table
 
 
-def resident(field: str) -> int:
-    """Bytes: ``VmRSS`` now, ``VmHWM`` at most since the process began (ru_maxrss starts at the parent's)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
-
-
 def measure_memory(name: str, args: argparse.Namespace) -> None:
     """Runs in a process of its own; prints bytes."""
     arm = Arm(name, args.batch, args.rank)
-    before = resident("VmRSS")
+    before = memory.resident()
     arm.begin()
     for _ in range(CYCLE + 1):
         arm.step()
-    print(resident("VmHWM") - before)
+    print(memory.peak() - before)
 
 
 def counted(rank: int | None) -> dict[str, int]:
@@ -193,21 +185,20 @@ def main() -> None:
             f"| {name} | {row['cpu_ratio']:.3f}x | {low:.3f} to {high:.3f} | {row['wall_ratio']:.3f}x "
             f"| {row['memory_ratio']:.3f}x ({row['peak_bytes'] / 2**20:.0f} MiB) |"
         )
-    memory = {}
+    kept = {}
     for rank in args.count_ranks:
-        memory[rank] = parts = counted(rank)
+        kept[rank] = parts = counted(rank)
         share = sum(parts.values()) / peaks["plain"]
         text = ", ".join(f"{part} {size / 2**20:.1f}" for part, size in parts.items())
         print(f"rank {rank}: {text} MiB, {share:.1%} of the plain step's peak")
         parts["share_of_peak"] = share
     if args.out:
         settings = {k: v for k, v in vars(args).items() if k not in {"out", "memory_of"}}
-        versions = {"torch": torch.__version__, "python": platform.python_version()}
         report = {
             "settings": settings | {"cycle": CYCLE, "seed": 0},
             "arms": table,
-            "counted": {str(rank): row for rank, row in memory.items()},
-            "versions": versions,
+            "counted": {str(rank): row for rank, row in kept.items()},
+            "versions": results.versions(),
         }
         results.save(args.out, report)
 

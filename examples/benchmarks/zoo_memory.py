@@ -12,9 +12,6 @@ the file already are not measured again.
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
-import platform
 import statistics
 import subprocess
 import sys
@@ -25,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..common import results
+from ..common import memory, results
 
 SIZES = (2, 20)
 EXAMPLE = (torch.zeros(1, 3, 32, 32),)
@@ -61,14 +58,6 @@ def write_zoo(folder: Path, count: int) -> None:
             save_file(net(1 + i).state_dict(), path)
 
 
-def memory(field: str) -> float:
-    """A figure of this process' memory in MB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) / 1024
-    raise LookupError(field)
-
-
 def measured(folder: Path, count: int, held: bool) -> float:
     """MB of the peak during an assembly above what was resident before it."""
     from graftlib_adapters.assembly import ZooEntry, assemble
@@ -76,13 +65,10 @@ def measured(folder: Path, count: int, held: bool) -> float:
     entries = [ZooEntry(net, folder / f"{i:02d}.safetensors") for i in range(count)]
     base = net()
     assemble(base, entries[:1], args=EXAMPLE, merge_factor=0.1)  # loads what is loaded once
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = memory("VmRSS")
+    before = memory.reset()
     sources: list[Any] = [entry.model() for entry in entries] if held else entries
     assemble(base, sources, args=EXAMPLE, merge_factor=0.1)
-    return memory("VmHWM") - before
+    return (memory.peak() - before) / 2**20
 
 
 def child(folder: Path, count: int, held: bool) -> float:
@@ -121,8 +107,7 @@ def main() -> None:
         print(measured(Path(given.child[0]), int(given.child[1]), given.child[2] == "1"))
         return
     report = results.load(given.out) if given.out.exists() else {"rows": {}}
-    report.update(torch=torch.__version__, python=platform.python_version(), threads=1)
-    report.update(machine=platform.machine(), source_mb=round(weights_mb(), 1))
+    report.update(threads=1, versions=results.versions(), source_mb=round(weights_mb(), 1))
     with tempfile.TemporaryDirectory() as where:
         write_zoo(Path(where), max(SIZES))
         for name, held in (("files", False), ("held at once", True)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 
@@ -11,10 +10,14 @@ from scipy import stats
 __all__ = ["interval"]
 
 
-def interval(differences: Sequence[float]) -> list[float]:
-    """[mean, low, high] of paired differences, 95 % by Student's t; the ends are NaN where there is but one."""
-    n, mean = len(differences), statistics.mean(differences)
-    if n < 2:
-        return [mean, math.nan, math.nan]
-    half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
+def interval(differences: Sequence[float]) -> list[float | None]:
+    """[mean, low, high]: Student's t, 95 %, two-sided; without at least two differences no bounds.
+
+    >>> [round(x, 3) for x in interval([1.0, 2.0, 3.0])]
+    [2.0, -0.484, 4.484]
+    """
+    mean = statistics.mean(differences)
+    if len(differences) < 2:
+        return [mean, None, None]
+    half = float(stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences))
     return [mean, mean - half, mean + half]

@@ -1,64 +1,66 @@
 """What a run costs: processor time, wall clock and the growth of memory.
 
-In: a device. Out: numbers. Always true: on the CPU the peak is that of the resident set above the set at the start, by
-the kernel's own high-water mark, which is reset first (Linux; elsewhere None); on CUDA it is that of the allocator.
+Always true: on the CPU the peak is the kernel's own high-water mark of the resident set, counted from `reset` on
+(Linux; elsewhere `peak` is 0); what is free is given back first, or its use again would be seen by nobody. psutil has
+no such mark, hence /proc. On CUDA it is that of the allocator.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import time
 from pathlib import Path
 
+import psutil
 import torch
 
-__all__ = ["Meter"]
+__all__ = ["Meter", "peak", "reset", "resident"]
+
+
+def reset(generation: int = 2) -> int:
+    """From here on the peak counts; bytes resident now. `generation` is that of the garbage collection."""
+    gc.collect(generation)
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    return resident()
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak() -> int:
+    """The most bytes that were resident since `reset`, or since the process began."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 class Meter:
     """Starts when it is made."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.base = self._reset()
+        self.cuda = device.type == "cuda"
+        if self.cuda:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        # The young alone: a full collection costs more than a smoke run.
+        self.base = torch.cuda.memory_allocated() if self.cuda else reset(1)
         self.wall, self.cpu = time.perf_counter(), time.process_time()
 
     def read(self) -> dict[str, float | None]:
-        """``cpu_seconds``, ``wall_seconds`` and ``peak_mib`` since the start."""
-        if self.device.type == "cuda":
+        """``cpu_seconds``, ``wall_seconds`` and ``peak_mib`` since the start; the last is None where it is unknown."""
+        if self.cuda:
             torch.cuda.synchronize()
-        peak = self._peak()
+        most = torch.cuda.max_memory_allocated() if self.cuda else peak()
         return {
             "cpu_seconds": time.process_time() - self.cpu,
             "wall_seconds": time.perf_counter() - self.wall,
-            "peak_mib": None if peak is None else (peak - self.base) / 2**20,
+            "peak_mib": (most - self.base) / 2**20 if most else None,
         }
-
-    def _reset(self) -> int:
-        gc.collect(1)  # the young: a full collection costs more than a smoke run
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            return torch.cuda.memory_allocated()
-        try:
-            # What earlier runs freed goes back to the system, or this one's growth would hide in it.
-            ctypes.CDLL(None).malloc_trim(0)
-            Path("/proc/self/clear_refs").write_text("5")
-        except (OSError, AttributeError):
-            return 0
-        return _status("VmRSS")
-
-    def _peak(self) -> int | None:
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated()
-        return _status("VmHWM") if self.base else None
-
-
-def _status(key: str) -> int:
-    """A line of the kernel's account of this process, in bytes; 0 where there is none."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key)), 0)

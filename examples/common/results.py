@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import json
 import math
+import platform
+from collections.abc import Callable
 from graphlib import CycleError, TopologicalSorter
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from graftlib.disk import write_whole
 
-__all__ = ["dumps", "load", "save"]
+__all__ = ["dumps", "load", "once", "save", "versions"]
 
 ABSENT = "absent"
 PACKED = {"names", "same", "columns"}
@@ -30,6 +33,25 @@ def save(path: Path | str, report: dict[str, Any]) -> None:
 def load(path: Path | str) -> Any:
     """What was saved at `path`; plain JSON is read as it is."""
     return _unpacked(json.loads(Path(path).read_text("utf-8")))
+
+
+def once(path: Path | str, work: Callable[[], Any]) -> Any:
+    """What `work` gave, plain data: from `path` where it was done before, to every digit."""
+    path = Path(path)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(work()))
+    return json.loads(path.read_text("utf-8"))
+
+
+def versions() -> dict[str, str]:
+    """Of what decides a figure."""
+    return {
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "numpy": version("numpy"),
+        "machine": platform.machine(),
+    }
 
 
 def dumps(report: dict[str, Any]) -> str:

@@ -30,12 +30,12 @@ import torch
 from torch import Tensor, nn
 
 from ..common import results
+from ..common.intervals import interval
 from .controls import aligned
 from .experiment import Experiment, Player, Setup, setup_as
 from .harness import shared_arguments
 from .images import layers_of, mobilenet_player, rounds_of, strong_player, stronger
 from .ledger import Ledger
-from .summary import interval
 from .training import Learner
 
 __all__ = ["PHASES", "angles", "main"]

@@ -40,7 +40,7 @@ from graftlib_adapters.assembly import Curve, align, merged, problem, transplant
 
 from ..common import results
 from ..common.intervals import interval
-from . import mal, squad, zoo
+from . import squad, zoo
 from .mal_lambda import emptied
 
 FACTORS = {
@@ -192,7 +192,7 @@ class Desk:
         folder = self.args.cache / self.args.scale / "checkpoints"
         path = folder / f"{re.sub('[^a-z0-9]+', '-', name.lower())}.json"
         new = not path.exists()
-        found = mal.kept(path, work)
+        found = results.once(path, work)
         if new:
             shown = {k: v for k, v in found.items() if k != "read"}
             print(name, json.dumps(shown), flush=True)

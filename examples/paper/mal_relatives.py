@@ -44,7 +44,7 @@ from graftlib_adapters.assembly.repair import repair
 
 from ..common import results
 from ..common.intervals import interval
-from . import mal, zoo
+from . import zoo
 from .mal_lambda import emptied, scrambled
 
 CONTROLS = ("identity", "random", "nothing", "scrambled", "initialisation", "equal compute")
@@ -439,7 +439,7 @@ def ran(
     safe = name.replace(": ", "-").replace(", ", "-").replace(" ", "-")
     path = folder / kind / f"{safe}-{setting.digest}-{seed}.json"
     new = not path.exists()
-    found = mal.kept(path, work)
+    found = results.once(path, work)
     if new:
         shown = {arm: round(row["accuracy"], 2) for arm, row in found["arms"].items()}
         print(kind, name, seed, shown, flush=True)

@@ -15,6 +15,7 @@ import shutil
 from pathlib import Path
 
 from ..common import results
+from ..common.markdown import signed, table
 
 DOCS = Path(__file__).parents[2] / "docs"
 REPORTS = ("heatmaps", "positions", "lambda")
@@ -26,17 +27,12 @@ def read(name: str) -> dict:
     return results.load(path) if path.exists() else {}
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def interval(found: dict | None, which: str = "mean", digits: int = 2) -> str:
     """``+0.12 [+0.08, +0.16]``; in bold where zero lies outside."""
     if not found:
         return ""
     low, high = found[f"{which}_low"], found[f"{which}_high"]
-    text = f"{found[which]:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+    text = signed([found[which], low, high], digits)
     return f"**{text}**" if low > 0 or high < 0 else text
 
 

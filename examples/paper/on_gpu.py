@@ -174,12 +174,12 @@ def images(path: Path, dataset: str, train: int, held_out: int) -> tuple[torch.T
     with np.load(path, allow_pickle=False) as file:
         x = torch.from_numpy(_summed(file[f"{dataset} x"]))
         y = torch.from_numpy(file[f"{dataset} y"]).long()
-    order = stratified(y, train, seed=0)
+    order = stratified(y, 0, train)
     rest = torch.ones(len(y), dtype=torch.bool)
     rest[order] = False
     test_x, test_y = x[rest], y[rest]
     if len(test_y) > held_out:
-        few = stratified(test_y, held_out, seed=0)
+        few = stratified(test_y, 0, held_out)
         test_x, test_y = test_x[few], test_y[few]
     return x[order], y[order], test_x, test_y
 

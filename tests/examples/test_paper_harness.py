@@ -14,6 +14,7 @@ import pytest
 import torch
 from scipy import stats
 
+from examples.common.intervals import interval
 from examples.paper import harness, pictures, squad, summary, vqa
 from examples.paper import ledger as ledgers
 from examples.paper.controls import Noise, link, spoiled
@@ -165,10 +166,10 @@ def test_settings_of_the_command_line_reach_every_graft():
 def test_the_interval_is_scipys():
     generator = torch.Generator().manual_seed(0)
     ours, theirs = torch.randn(2, 8, generator=generator).tolist()
-    found = summary.interval([a - b for a, b in zip(ours, theirs, strict=True)])
+    found = interval([a - b for a, b in zip(ours, theirs, strict=True)])
     scipys = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
     assert found[1:] == pytest.approx([scipys.low, scipys.high])
-    assert summary.interval([1.5]) == [1.5, None, None]
+    assert interval([1.5]) == [1.5, None, None]
 
 
 def test_differences_are_taken_seed_by_seed(finished):
@@ -178,7 +179,7 @@ def test_differences_are_taken_seed_by_seed(finished):
         records["kd", seed]["metrics"]["M right"] - records["plain", seed]["metrics"]["M right"]
         for seed in (0, 1)
     ]
-    assert row["minus plain"] == summary.interval(expected)
+    assert row["minus plain"] == interval(expected)
     assert report["metrics"]["M right"]["plain"]["paper"] == 50.0
 
 
