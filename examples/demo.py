@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from graftlib import Mapping, TransferCycle, attach, export_onnx, surgery, trace, view
+from graftlib.graft import settled
 from graftlib_adapters import MergeNet, ParameterSharing, distillation, transplant
 
 PIXELS, LABELS = load_digits(return_X_y=True)
@@ -53,35 +54,28 @@ def linked(source, target, layers=LAYERS):
     return mapping
 
 
-# A way to begin: (source, slim network with random weights, steps, seed) -> what `train` takes.
-
-
 def random_start(source, slim, steps, seed):
+    """As every start: the source, the slim network with random weights, … -> what `train` takes."""
     return {"model": slim}
 
 
 def slim_start(source, slim, steps, seed):
     """The stronger half of the source's channels."""
-    pruned = surgery.narrow(source, trace(source, EXAMPLE), 0.5)
-    return {"model": pruned.requires_grad_(True)}
+    return {"model": surgery.narrow(source, trace(source, EXAMPLE), 0.5).requires_grad_(True)}
 
 
 def mergenet(source, slim, steps, seed):
     """A small network reads one layer of the source and rewrites one of the target, every fourth step."""
-    cycle = TransferCycle(every=4, stop=0.8)
+    when = {"cycle": TransferCycle(every=4, stop=0.8), "total_steps": steps}
     mapping = linked(source, slim, ["conv3"])
-    graft = attach(MergeNet(), mapping, cycle=cycle, total_steps=steps, seed=seed)
-    return {"model": slim, "graft": graft}
+    return {"model": slim, "graft": attach(MergeNet(), mapping, seed=seed, **when)}
 
 
 def sharing(source, slim, steps, seed):
     """The source's weights in the order of the target's channels, averaged into its own at first."""
     aligned = linked(transplant(linked(source, slim)).model, slim)
-    cycle = TransferCycle(every=1, stop=0.1)
-    return {
-        "model": slim,
-        "graft": attach(ParameterSharing(), aligned, cycle=cycle, total_steps=steps),
-    }
+    when = {"cycle": TransferCycle(every=1, stop=0.1), "total_steps": steps}
+    return {"model": slim, "graft": attach(ParameterSharing(), aligned, **when)}
 
 
 def distilled(source, slim, steps, seed):
@@ -118,7 +112,7 @@ def train(images, test, steps, seed, model, graft=None, teacher=None):
         if step == steps and graft is not None:
             graft.detach()
         if step in marks:
-            with torch.no_grad():
+            with settled(model), torch.no_grad():
                 right = model.eval()(X[test]).argmax(1) == Y[test]
             curve.append(100 * right.double().mean().item())
     return curve

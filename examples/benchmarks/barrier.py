@@ -62,7 +62,7 @@ def load(name: str, root: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         parts = [x[:1397], y[:1397], x[1397:], y[1397:]]
     else:
         x, y, test_x, test_y = datasets.halves(name, root)
-        parts = [255 * x.flatten(1), y, 255 * test_x.flatten(1), test_y]
+        parts = [(255 * x).round().flatten(1), y, (255 * test_x).round().flatten(1), test_y]
     mean, std = parts[0].mean(), parts[0].std()
     return (parts[0] - mean) / std, parts[1], (parts[2] - mean) / std, parts[3]
 
