@@ -2,7 +2,8 @@
 
 In: plain data. Out: a file with a line for each key of the report. A list or a dict of records stands there as
 ``{"names": [name, …] or their number, "same": {key: value of all}, "columns": {key: [value, …]}}``, with `ABSENT`
-where a record lacks the key. Always true: `load` gives what `save` was given, but for digits.
+where a record lacks the key. Always true: `load` gives what `save` was given, but for digits; what is no
+number comes back as None.
 """
 
 from __future__ import annotations
@@ -71,12 +72,14 @@ def dumps(report: dict[str, Any]) -> str:
 
 
 def _text(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=str)
+    return json.dumps(
+        value, separators=(",", ":"), ensure_ascii=False, default=str, allow_nan=False
+    )
 
 
 def _rounded(value: Any) -> Any:
-    if isinstance(value, float) and math.isfinite(value):
-        return _short(value)
+    if isinstance(value, float):
+        return _short(value) if math.isfinite(value) else None
     if isinstance(value, list | tuple):
         return [_rounded(each) for each in value]
     if isinstance(value, dict):

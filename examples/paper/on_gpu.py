@@ -375,17 +375,8 @@ def write_report(args: argparse.Namespace, log: Path) -> None:
         "errors": [r for records in found.values() for r in records if r["kind"] == "error"],
         "ends": [r for records in found.values() for r in records if r["kind"] == "end"],
     }
-    results.save(args.out, _finite(report))
+    results.save(args.out, report)
     write_whole(Path(args.out).with_suffix(".md"), "\n".join(_markdown(report)) + "\n")
-
-
-def _finite(thing: Any) -> Any:
-    """With None where JSON has no number."""
-    if isinstance(thing, dict):
-        return {key: _finite(value) for key, value in thing.items()}
-    if isinstance(thing, list | tuple):
-        return [_finite(value) for value in thing]
-    return None if isinstance(thing, float) and not math.isfinite(thing) else thing
 
 
 def table(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

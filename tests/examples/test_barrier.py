@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import json
 from pathlib import Path
 
 import pytest
 import torch
+
+from examples.common import results
 
 FOLDER = Path(__file__).parents[2] / "examples" / "benchmarks"
 
@@ -85,7 +86,7 @@ def test_it_runs_once(tmp_path, monkeypatch):
     line = ["--data", "digits", "--width", "8", "--epochs", "1", "--pairs", "2"]
     line += ["--cache", str(tmp_path), "-o", str(out)]
     barrier.main(line)
-    first = json.loads(out.read_text())
+    first = results.load(out)
     assert set(ALIGNED) < set(first["rows"])
 
     def never(*args, **options):
@@ -94,4 +95,4 @@ def test_it_runs_once(tmp_path, monkeypatch):
     monkeypatch.setattr(barrier, "row", never)
     monkeypatch.setattr(barrier, "trained", never)
     barrier.main(line)
-    assert json.loads(out.read_text()) == first
+    assert results.load(out) == first

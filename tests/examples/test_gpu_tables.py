@@ -1,19 +1,19 @@
 """What docs/measurements.md says of a GPU: made from the report, and no claim where an interval holds zero."""
 
 import copy
-import json
 from pathlib import Path
 
 import pytest
 
 from examples.benchmarks import gpu_tables
+from examples.common import results
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def report():
-    return json.loads((ROOT / "docs" / "benchmarks" / "on_gpu.json").read_text("utf-8"))
+    return results.load(ROOT / "docs" / "benchmarks" / "on_gpu.json")
 
 
 def test_the_page_holds_the_section_that_the_report_makes(report):

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from examples.common import results
 from examples.paper import mal, mal_heatmaps, mal_lambda, mal_positions, zoo
 from graftlib_adapters.assembly import Curve
 
@@ -42,10 +43,7 @@ def ran(script, folder, monkeypatch) -> dict:
     monkeypatch.setattr(sys, "argv", line)
     module.main()
 
-    def strict(word):
-        raise AssertionError(f"{word} is no JSON")
-
-    return json.loads((out / f"{script}.json").read_text(), parse_constant=strict)
+    return results.load(out / f"{script}.json")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import json
 from pathlib import Path
 
 import pytest
+
+from examples.common import results
 
 FOLDER = Path(__file__).parents[2] / "examples" / "paper"
 
@@ -30,7 +31,7 @@ def smoke(name, folder, printed):
     out = folder / f"{name}.json"
     arguments = ["--scale", "smoke", "--cache", str(folder / "cache"), "--out", str(out)]
     harness.main(module.experiment, module.__doc__, arguments)
-    report, text = json.loads(out.read_text()), printed.readouterr().out
+    report, text = results.load(out), printed.readouterr().out
     assert report["experiment"] == name
     assert report["result"] is (name not in STANDIN)
     assert ("THE DATA IS A STAND-IN" in text) is (name in STANDIN)
