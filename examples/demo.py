@@ -127,9 +127,9 @@ def run(seed, images, steps):
     source.requires_grad_(False)
     models = {}
     for name, start in STARTS.items():
-        begun = start(source, deepcopy(slim), steps, seed)
-        curves[name] = train(many[:images], test, steps, seed, **begun)
-        models[name] = begun["model"]
+        setup = start(source, deepcopy(slim), steps, seed)
+        curves[name] = train(many[:images], test, steps, seed, **setup)
+        models[name] = setup["model"]
     return curves, source, models
 
 
@@ -144,13 +144,13 @@ def sentence(low, high):
 
 def table(ends):
     """A line for each row of `ends`: name -> last accuracies by seed, in percent."""
-    said = {"source": "twice as wide, and taught by 1,200 digits"}
-    said["random start"] = f"the slim network alone; mean of {len(ends['source'])} seeds, as below"
+    text = {"source": "twice as wide, and taught by 1,200 digits"}
+    text["random start"] = f"the slim network alone; mean of {len(ends['source'])} seeds, as below"
     for name in list(STARTS)[1:]:
         gains = [a - b for a, b in zip(ends[name], ends["random start"], strict=True)]
         mean, half = sum(gains) / len(gains), stats.t.ppf(0.975, len(gains) - 1) * stats.sem(gains)
-        said[name] = sentence(mean - half, mean + half)
-    return [f"{name:26} {sum(ends[name]) / len(ends[name]):5.1f} %  {said[name]}" for name in said]
+        text[name] = sentence(mean - half, mean + half)
+    return [f"{name:26} {sum(ends[name]) / len(ends[name]):5.1f} %  {text[name]}" for name in text]
 
 
 def draw(curves, steps, path):
@@ -174,7 +174,7 @@ def main(arguments=None):
     parser.add_argument("--out", type=Path, default=Path("out"))
     parser.add_argument("--seeds", type=int, default=5, help="two or more")
     parser.add_argument("--images", type=int, default=100, help="digits that the slim network sees")
-    parser.add_argument("--steps", type=int, default=60, help="of a slim training; 12 or more")
+    parser.add_argument("--steps", type=int, default=150, help="of a slim training; 12 or more")
     parser.add_argument("--threads", type=int, default=1)
     args, began = parser.parse_args(arguments), time.perf_counter()
     if args.seeds < 2 or args.steps < POINTS:

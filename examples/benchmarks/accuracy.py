@@ -38,7 +38,7 @@ from graftlib_adapters import MergeNet, MLPAdapter, ParameterSharing, distillati
 from ..common import datasets, results
 from ..common.intervals import interval
 from ..common.markdown import signed, table
-from ..common.training import accuracy, kept
+from ..common.training import accuracy, load_or_train
 
 # ----------------------------------------------------------------------------------------------------------- the data
 
@@ -114,7 +114,7 @@ def trained_source(args: argparse.Namespace, data: Data) -> nn.Module:
                 optimizer.step()
                 schedule.step()
 
-    return kept(make_source(data.test[0].shape[-1]), Path(args.cache) / name, train)
+    return load_or_train(make_source(data.test[0].shape[-1]), Path(args.cache) / name, train)
 
 
 # ----------------------------------------------------------------------------------------------------------- the arms
@@ -364,7 +364,7 @@ def main() -> None:
     runs = []
     for batch in (first, second):
         jobs = (
-            delayed(results.once)(
+            delayed(results.cached)(
                 _file(args, name, seed), partial(run, name, seed, args, data, source)
             )
             for name, seed in batch

@@ -16,9 +16,6 @@ import argparse
 import copy
 import importlib.util
 import json
-import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common import memory, results
+from ..common.processes import ProcessError, apart
 
 NETS = ("resnet18", "vgg11", "resnet50")
 
@@ -164,17 +162,10 @@ ROWS = {"graftlib": ours, "share": share, "rebasin": peer}
 
 def child(row: str, name: str, limit: int) -> dict[str, Any]:
     """One row in a process of its own, stopped after `limit` processor seconds."""
-
-    def bound() -> None:
-        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
-
-    command = [sys.executable, "-m", __spec__.name, "--row", row, "--net", name]
-    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=bound)
-    if done.returncode:
-        stopped = done.returncode < 0
-        last = done.stderr.strip().splitlines()[-1:] or [""]
-        return {"stopped_after_cpu_s": limit} if stopped else {"failed": last[0][:200]}
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    try:
+        found: dict[str, Any] = apart(__spec__.name, "--row", row, "--net", name, limit=limit)
+    except ProcessError as error:
+        return {"stopped_after_cpu_s": limit} if error.stopped else {"failed": str(error)}
     return found
 
 

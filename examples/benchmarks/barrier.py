@@ -45,7 +45,7 @@ from graftlib_adapters.assembly import Permutation, align, problem
 from graftlib_adapters.assembly.activations import costs
 
 from ..common import datasets, results
-from ..common.training import kept
+from ..common.training import load_or_train
 
 POINTS = 21
 BATCH = 256
@@ -233,7 +233,7 @@ def network(args: argparse.Namespace, data: tuple[Tensor, ...], seed: int) -> nn
     sizes = [data[0].shape[1], *[args.width] * args.depth, 10]
     path = args.cache / f"{args.data}-{args.width}-{args.depth}-{args.epochs}-{seed}.safetensors"
     torch.manual_seed(seed)
-    return kept(mlp(sizes), path, lambda model: train(model, *data[:2], args.epochs))
+    return load_or_train(mlp(sizes), path, lambda model: train(model, *data[:2], args.epochs))
 
 
 def summary(rows: list[dict[str, float]]) -> dict[str, list[float]]:
@@ -285,7 +285,7 @@ def main(argv: list[str] | None = None) -> None:
                 args.cache
                 / f"{args.data}-{args.width}-{args.depth}-{args.epochs}-pair{number}-{name}.json"
             )
-            found.setdefault(name, []).append(results.once(done, partial(row, way, pair, data)))
+            found.setdefault(name, []).append(results.cached(done, partial(row, way, pair, data)))
             print(number, name, {k: round(v, 4) for k, v in found[name][-1].items()}, flush=True)
     rows = {name: summary(each) for name, each in found.items()}
     report = {

@@ -39,7 +39,7 @@ from graftlib import surgery, trace
 from ..common import datasets, results
 from ..common.intervals import interval
 from ..common.markdown import signed, table
-from ..common.training import accuracy, kept
+from ..common.training import accuracy, load_or_train
 
 Set = tuple[Tensor, Tensor]
 
@@ -199,7 +199,9 @@ def source_of(data: str, model: str, number: int, few: Set, args: argparse.Names
     path = Path(args.cache) / f"source-{number}-{_digest(facts)}.safetensors"
     some, seed = (few[0][:images], few[1][:images]), 1000 + number
     torch.manual_seed(seed)
-    return kept(made(model, few[0]), path, lambda net: train(net, model, some, epochs, seed))
+    return load_or_train(
+        made(model, few[0]), path, lambda net: train(net, model, some, epochs, seed)
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- the starts
@@ -289,7 +291,7 @@ def cached(
     path = (
         Path(args.cache) / f"{data}-{model}-{start.replace(' ', '_')}-{seed}-{_digest(facts)}.json"
     )
-    found = results.once(path, lambda: run(data, model, start, seed, *sets, args))
+    found = results.cached(path, lambda: run(data, model, start, seed, *sets, args))
     print(f"{data} {model} {start} {seed}: {found['accuracy']:.2f}", flush=True)
     return found
 

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
-import sys
 import time
 
 import torch
@@ -29,6 +27,7 @@ from graftlib import Mapping, attach, trace
 from graftlib_adapters import MergeNet, distillation
 
 from ..common import memory, results
+from ..common.processes import apart
 
 ARMS = ("plain", "grafted", "distilled")
 CYCLE = 4
@@ -164,17 +163,8 @@ def main() -> None:
         return
     peaks = {}
     for name in args.arms:
-        command = [
-            sys.executable,
-            "-m",
-            __spec__.name,
-            "--memory-of",
-            name,
-            "--batch",
-            str(args.batch),
-        ]
-        command += ["--rank", str(args.rank), "--threads", str(args.threads)]
-        peaks[name] = int(subprocess.check_output(command, text=True))
+        words = ("--batch", args.batch, "--rank", args.rank, "--threads", args.threads)
+        peaks[name] = apart(__spec__.name, "--memory-of", name, *words)
     table = measure_time(args)
     for name in args.arms:
         table[name] |= {"peak_bytes": peaks[name], "memory_ratio": peaks[name] / peaks["plain"]}

@@ -38,7 +38,7 @@ from graftlib_adapters.assembly import transplant
 
 from ..common import datasets, results
 from ..common.intervals import interval
-from ..common.training import accuracy, kept
+from ..common.training import accuracy, load_or_train
 
 WIDTH, DEPTH, BATCH = 24, 2, 64
 SOURCE_EPOCHS = {"cifar10": 8, "fashion-mnist": 5}
@@ -206,7 +206,7 @@ def trained_source(name: str, data, cache: Path) -> tuple[nn.Module, nn.Module]:
     fresh = Net(x.shape[1], WIDTH, DEPTH)
     steps = SOURCE_EPOCHS[name] * (len(x) // BATCH)
     path = cache / f"source-{name}.safetensors"
-    source = kept(copy.deepcopy(fresh), path, lambda net: train(net, x, y, steps, 1000))
+    source = load_or_train(copy.deepcopy(fresh), path, lambda net: train(net, x, y, steps, 1000))
     return source, fresh.eval()
 
 
@@ -257,7 +257,7 @@ def main() -> None:
             for name in args.data:
                 for arm in [a for a in args.arms if a in FEW.get(target, ARMS)]:
                     path = args.cache / f"{name}-{target}-{arm}-{seed}.json".replace(" ", "_")
-                    known = results.once(
+                    known = results.cached(
                         path,
                         partial(run, arm, TARGETS[target], seed, loaded[name], *sources[name]),
                     )

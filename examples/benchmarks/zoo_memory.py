@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ import torch
 from torch import nn
 
 from ..common import memory, results
+from ..common.processes import apart
 
 SIZES = (2, 20)
 EXAMPLE = (torch.zeros(1, 3, 32, 32),)
@@ -71,20 +70,6 @@ def measured(folder: Path, count: int, held: bool) -> float:
     return (memory.peak() - before) / 2**20
 
 
-def child(folder: Path, count: int, held: bool) -> float:
-    command = [
-        sys.executable,
-        "-m",
-        __spec__.name,
-        "--child",
-        str(folder),
-        str(count),
-        str(int(held)),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(done.stdout.splitlines()[-1])
-
-
 def row(peaks: list[float]) -> dict[str, Any]:
     size = weights_mb()
     return {
@@ -114,7 +99,10 @@ def main() -> None:
             for count in SIZES:
                 key = f"{name}: {count} sources"
                 if key not in report["rows"]:
-                    peaks = [child(Path(where), count, held) for _ in range(given.repeats)]
+                    peaks = [
+                        apart(__spec__.name, "--child", where, count, int(held))
+                        for _ in range(given.repeats)
+                    ]
                     report["rows"][key] = row(peaks)
                     print(key, report["rows"][key], flush=True)
                     results.save(given.out, report)

@@ -19,7 +19,7 @@ from typing import Any
 
 from graftlib.disk import write_whole
 
-__all__ = ["dumps", "load", "once", "save", "versions"]
+__all__ = ["cached", "dumps", "load", "save", "versions"]
 
 ABSENT = "absent"
 PACKED = {"names", "same", "columns"}
@@ -36,7 +36,7 @@ def load(path: Path | str) -> Any:
     return _unpacked(json.loads(Path(path).read_text("utf-8")))
 
 
-def once(path: Path | str, work: Callable[[], Any]) -> Any:
+def cached(path: Path | str, work: Callable[[], Any]) -> Any:
     """What `work` gave, plain data: from `path` where it was done before, to every digit."""
     path = Path(path)
     if not path.exists():

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-__all__ = ["accuracy", "kept"]
+__all__ = ["accuracy", "load_or_train"]
 
 
 @torch.no_grad()
@@ -23,7 +23,7 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
     return 100 * hits / len(y)
 
 
-def kept(model: nn.Module, path: Path, train: Callable[[nn.Module], object]) -> nn.Module:
+def load_or_train(model: nn.Module, path: Path, train: Callable[[nn.Module], object]) -> nn.Module:
     """`model` in eval mode with the weights that lie at `path`; where there are none, trained and saved first."""
     if not path.exists():
         train(model)

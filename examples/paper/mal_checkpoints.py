@@ -192,7 +192,7 @@ class Desk:
         folder = self.args.cache / self.args.scale / "checkpoints"
         path = folder / f"{re.sub('[^a-z0-9]+', '-', name.lower())}.json"
         new = not path.exists()
-        found = results.once(path, work)
+        found = results.cached(path, work)
         if new:
             shown = {k: v for k, v in found.items() if k != "read"}
             print(name, json.dumps(shown), flush=True)

@@ -42,7 +42,7 @@ def measured(setup: mal.Setting, of_base: str, of_source: str, minutes: float) -
         path = setup.cached("pairs", of_base, of_source, base.name, source.name)
         if path.exists() or time.process_time() - began < 60 * minutes:
             arms = mal.ARMS if of_base == of_source else mal.MATCHED
-            found[base.name, source.name] = results.once(
+            found[base.name, source.name] = results.cached(
                 path,
                 lambda b=base, s=source, a=arms: mal.walked(b, s, setup.data, setup.scale, arms=a),
             )

@@ -67,7 +67,7 @@ def walk(setup: mal.Setting, name: str, base: zoo.Member, source: zoo.Member) ->
     points = [
         i / (2 * (mal.POINTS[setup.scale] - 1)) for i in range(2 * mal.POINTS[setup.scale] - 1)
     ]
-    result = results.once(
+    result = results.cached(
         setup.cached("lambda", name, base.name, source.name),
         lambda: mal.walked(base, source, setup.data, setup.scale, arms=CONTROLS, factors=points),
     )
@@ -90,7 +90,7 @@ def assembled(setup: mal.Setting, name: str, base: zoo.Member) -> dict:
     found = {}
     for arm, spoil in (("zoo", None), ("scrambled", scrambled), ("nothing", emptied)):
         path = setup.cached("assemblies", name, base.name, arm, str(len(others)))
-        found[arm] = results.once(
+        found[arm] = results.cached(
             path, lambda s=spoil: once(setup, base, [spoiled(m, images, s) for m in others], images)
         )
     return found

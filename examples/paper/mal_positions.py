@@ -68,7 +68,7 @@ def positions(setup: mal.Setting, name: str):
                 path = setup.cached("positions", name, base.name, source.name, str(i))
                 if not path.exists() and time.process_time() - began > 60 * setup.args.minutes:
                     continue
-                result = results.once(
+                result = results.cached(
                     path,
                     lambda b=base, s=source, w=layers: mal.walked(
                         b, s, setup.data, setup.scale, arms=ARMS, layers=w

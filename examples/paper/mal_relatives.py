@@ -439,7 +439,7 @@ def ran(
     safe = name.replace(": ", "-").replace(", ", "-").replace(" ", "-")
     path = folder / kind / f"{safe}-{setting.digest}-{seed}.json"
     new = not path.exists()
-    found = results.once(path, work)
+    found = results.cached(path, work)
     if new:
         shown = {arm: round(row["accuracy"], 2) for arm, row in found["arms"].items()}
         print(kind, name, seed, shown, flush=True)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from examples.common import datasets, memory, results
 from examples.common.datasets import stratified
-from examples.common.training import accuracy, kept
+from examples.common.processes import ProcessError, apart
+from examples.common.training import accuracy, load_or_train
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.integers(1, 180), st.integers(0, 9))
@@ -103,15 +104,15 @@ def test_records_take_less_than_plain_text():
 def test_work_is_done_once(tmp_path):
     done = []
     path = tmp_path / "new" / "run.json"
-    assert results.once(path, lambda: done.append(1) or {"x": 1 / 3}) == {"x": 1 / 3}
-    assert results.once(path, lambda: done.append(2)) == {"x": 1 / 3}
+    assert results.cached(path, lambda: done.append(1) or {"x": 1 / 3}) == {"x": 1 / 3}
+    assert results.cached(path, lambda: done.append(2)) == {"x": 1 / 3}
     assert done == [1]
 
 
 def test_trained_weights_are_kept(tmp_path):
     path, calls = tmp_path / "new" / "net.safetensors", []
-    first = kept(torch.nn.Linear(2, 2), path, calls.append)
-    again = kept(torch.nn.Linear(2, 2), path, calls.append)
+    first = load_or_train(torch.nn.Linear(2, 2), path, calls.append)
+    again = load_or_train(torch.nn.Linear(2, 2), path, calls.append)
     assert len(calls) == 1
     assert torch.equal(first.weight, again.weight)
 
@@ -134,3 +135,14 @@ def test_a_peak_is_seen_after_it_is_over():
     assert grown > 50 * 2**20
     memory.reset()
     assert memory.peak() - memory.resident() < 30 * 2**20
+
+
+def test_a_process_of_its_own_gives_back_its_last_line(tmp_path):
+    (tmp_path / "x.json").write_text('{"a": [1, 2.5]}')
+    assert apart("json.tool", "--compact", tmp_path / "x.json") == {"a": [1, 2.5]}
+    with pytest.raises(ProcessError, match="absent") as failed:
+        apart("json.tool", tmp_path / "absent.json")
+    assert not failed.value.stopped
+    with pytest.raises(ProcessError) as failed:
+        apart("timeit", "while True: pass", limit=1)
+    assert failed.value.stopped
