@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest
 WORKERS ?= 2
 
-.PHONY: help demo test slow doctest style format check docs clean
+.PHONY: help demo test examples slow doctest style format check docs clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -35,17 +35,20 @@ $(VENV)/.docs: $(VENV)/.made pyproject.toml
 	$(PIP) install --editable '.[docs]'
 	@touch $@
 
-demo: $(VENV)/.demo ## train, graft, ship and draw on real digits; writes out/
-	$(BIN)/graftlib demo $(ARGS)
+demo: $(VENV)/.demo ## five ways to begin a slim network, on real digits; writes out/
+	$(BIN)/python examples/demo.py $(ARGS)
 
-test: $(VENV)/.dev ## tests and doctests, all but the slow ones
-	$(PYTEST) -n $(WORKERS) -m "not slow" $(ARGS)
+test: $(VENV)/.dev ## tests and doctests, all but the slow ones and those of the experiments
+	$(PYTEST) -n $(WORKERS) -m "not slow" --ignore tests/examples $(ARGS)
+
+examples: $(VENV)/.dev ## the tests of the experiments and benchmarks, and every short example
+	$(PYTEST) -n $(WORKERS) -m "not slow" tests/examples $(ARGS)
 
 slow: $(VENV)/.dev ## the tests that take minutes
 	$(PYTEST) -m slow $(ARGS)
 
 doctest: $(VENV)/.dev ## the examples in docstrings alone
-	$(PYTEST) graftlib adapters $(ARGS)
+	$(PYTEST) graftlib adapters examples/common $(ARGS)
 
 style: $(VENV)/.dev ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .
@@ -57,7 +60,7 @@ format: $(VENV)/.dev ## let ruff rewrite the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-check: style test ## what a pull request must pass
+check: style test examples ## what a pull request must pass
 
 docs: $(VENV)/.docs ## build the site into site/; warnings and unlisted public names are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict # --quiet would keep warnings from being counted

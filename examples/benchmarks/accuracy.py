@@ -3,8 +3,8 @@
 One strong source (a ResNet, trained once on far more images) stays frozen; slim targets (a MobileNetV2 family) are
 trained from scratch on few images. Every arm shares, seed by seed, its initial weights and its batches with `plain`.
 
-    python examples/benchmarks/accuracy.py --data digits
-    python examples/benchmarks/accuracy.py --data fashion-mnist --root DIR --train-size 2000
+    python -m examples.benchmarks.accuracy --data digits
+    python -m examples.benchmarks.accuracy --data fashion-mnist --root DIR --train-size 2000
 
 Accuracy is that of the last epoch on test images nobody chose anything by; `--split validation` holds out part of the
 training images instead, to choose settings by. Results are kept one file a run under `--cache`, so a killed benchmark
@@ -19,26 +19,27 @@ import copy
 import hashlib
 import json
 import math
-import platform
 import statistics
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from intervals import interval
 from joblib import Parallel, delayed
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.datasets import FashionMNIST
 from torchvision.models import MobileNetV2
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from graftlib import Mapping, TransferCycle, attach, trace
 from graftlib.graft import AdapterOptimizer
 from graftlib_adapters import MergeNet, MLPAdapter, ParameterSharing, distillation
+
+from ..common import datasets, results
+from ..common.intervals import interval
+from ..common.markdown import signed, table
+from ..common.training import accuracy, load_or_train
 
 # ----------------------------------------------------------------------------------------------------------- the data
 
@@ -54,18 +55,14 @@ class Data:
 
 def load(args: argparse.Namespace) -> Data:
     if args.data == "digits":
-        digits = load_digits()
-        x = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
-        y = torch.tensor(digits.target)
+        x, y = datasets.read("digits")
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
         train, test = order[:1297], order[1297:]
-        x, test = (x - x[train].mean()) / x[train].std(), test
+        x = (x - x[train].mean()) / x[train].std()
         everything, held_out = (x[train], y[train]), (x[test], y[test])
     else:
-        sets = [FashionMNIST(args.root, train=train) for train in (True, False)]
-        everything, held_out = [
-            ((s.data[:, None].float() / 255 - 0.286) / 0.353, s.targets) for s in sets
-        ]
+        x, y, test_x, test_y = datasets.halves(args.data, args.root)
+        everything, held_out = ((x - 0.286) / 0.353, y), ((test_x - 0.286) / 0.353, test_y)
     if args.split == "validation":
         cut = len(everything[0]) * 4 // 5
         held_out = tuple(t[cut:][:5000] for t in everything)
@@ -99,42 +96,26 @@ def shrink(x: Tensor) -> Tensor:
     return F.avg_pool2d(x, 2) if x.shape[-1] == 28 else x
 
 
-def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    model.eval()
-    with torch.no_grad():
-        hits = sum(
-            (model(a).argmax(1) == b).sum() for a, b in zip(x.split(500), y.split(500), strict=True)
-        )
-    model.train()
-    return 100 * float(hits) / len(y)
-
-
 def trained_source(args: argparse.Namespace, data: Data) -> nn.Module:
     """The one source of a benchmark, from the cache where it was trained before."""
-    path = (
-        Path(args.cache)
-        / f"source-{args.data}-{args.split}-{args.source_size}-{args.source_epochs}.pt"
-    )
+    name = f"source-{args.data}-{args.split}-{args.source_size}-{args.source_epochs}.safetensors"
     torch.manual_seed(1000)
-    model = make_source(data.test[0].shape[-1])
-    if path.exists():
-        model.load_state_dict(torch.load(path, weights_only=True))
-        return model.eval()
     x, y = data.source
-    optimizer = torch.optim.SGD(
-        model.parameters(), 0.05, momentum=0.9, weight_decay=5e-4, nesterov=True
-    )
-    steps = args.source_epochs * (len(x) // 128)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(args.source_epochs):
-        for batch in torch.randperm(len(x))[: len(x) // 128 * 128].split(128):
-            optimizer.zero_grad()
-            F.cross_entropy(model(x[batch]), y[batch]).backward()
-            optimizer.step()
-            schedule.step()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(model.state_dict(), path)
-    return model.eval()
+
+    def train(model: nn.Module) -> None:
+        optimizer = torch.optim.SGD(
+            model.parameters(), 0.05, momentum=0.9, weight_decay=5e-4, nesterov=True
+        )
+        steps = args.source_epochs * (len(x) // 128)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        for _ in range(args.source_epochs):
+            for batch in torch.randperm(len(x))[: len(x) // 128 * 128].split(128):
+                optimizer.zero_grad()
+                F.cross_entropy(model(x[batch]), y[batch]).backward()
+                optimizer.step()
+                schedule.step()
+
+    return load_or_train(make_source(data.test[0].shape[-1]), Path(args.cache) / name, train)
 
 
 # ----------------------------------------------------------------------------------------------------------- the arms
@@ -302,16 +283,6 @@ def _file(args: argparse.Namespace, name: str, seed: int) -> Path:
     return Path(args.cache) / f"{args.data}-{name.replace(' ', '_')}-{seed}-{digest}.json"
 
 
-def cached(name: str, seed: int, args: argparse.Namespace, data: Data, source: nn.Module) -> dict:
-    path = _file(args, name, seed)
-    if not path.exists():
-        result = run(name, seed, args, data, source)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(result))
-        temporary.replace(path)
-    return json.loads(path.read_text())
-
-
 def summary(results: list[dict]) -> dict[str, dict]:
     by_arm: dict[str, dict[int, dict]] = {}
     for result in results:
@@ -337,15 +308,19 @@ def summary(results: list[dict]) -> dict[str, dict]:
     return table
 
 
-def show(table: dict[str, dict]) -> str:
-    lines = ["| arm | accuracy | sd | minus plain [95 %] | CPU s |", "|---|---|---|---|---|"]
-    for name, row in table.items():
-        gap = row.get("minus plain")
-        text = "" if gap is None else f"{gap[0]:+.2f} [{gap[1]:+.2f}, {gap[2]:+.2f}]"
-        lines.append(
-            f"| {name} | {row['mean']:.2f} | {row['sd']:.2f} | {text} | {row['cpu_seconds']:.1f} |"
-        )
-    return "\n".join(lines)
+def show(arms: dict[str, dict]) -> str:
+    head = ["arm", "accuracy", "sd", "minus plain [95 %]", "CPU s"]
+    rows = [
+        [
+            name,
+            f"{row['mean']:.2f}",
+            f"{row['sd']:.2f}",
+            signed(row.get("minus plain")),
+            f"{row['cpu_seconds']:.1f}",
+        ]
+        for name, row in arms.items()
+    ]
+    return table(head, rows)
 
 
 def main() -> None:
@@ -375,42 +350,40 @@ def main() -> None:
     parser.add_argument("--out")
     args = parser.parse_args()
     torch.set_num_threads(args.jobs)
-    Path(args.cache).mkdir(parents=True, exist_ok=True)
     data = load(args)
     if args.data == "fashion-mnist":
         data = Data(*((shrink(x), y) for x, y in (data.source, data.target, data.test)))
     start = time.time()
     source = trained_source(args, data)
     strength = accuracy(source, *data.test)
-    source.eval()
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     # The noise control repeats the sizes of the like-seeded graft, so it runs after it.
     first = [(name, seed) for seed in seeds for name in args.arms if "noise" not in ARMS[name]]
     second = [(name, seed) for seed in seeds for name in args.arms if "noise" in ARMS[name]]
-    results = []
+    runs = []
     for batch in (first, second):
-        jobs = (delayed(cached)(name, seed, args, data, source) for name, seed in batch)
-        results += Parallel(n_jobs=args.jobs, verbose=5)(jobs)
+        jobs = (
+            delayed(results.cached)(
+                _file(args, name, seed), partial(run, name, seed, args, data, source)
+            )
+            for name, seed in batch
+        )
+        runs += Parallel(n_jobs=args.jobs, verbose=5)(jobs)
     order = {name: i for i, name in enumerate(args.arms)}
-    table = summary(sorted(results, key=lambda r: (order[r["arm"]], r["seed"])))
-    print(f"source {strength:.2f} %\n{show(table)}")
+    arms = summary(sorted(runs, key=lambda r: (order[r["arm"]], r["seed"])))
+    print(f"source {strength:.2f} %\n{show(arms)}")
     if args.out:
         settings = {
             k: v for k, v in vars(args).items() if k not in {"root", "cache", "out", "jobs"}
-        }
-        versions = {
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
         }
         report = {
             "settings": settings,
             "links": LINKS[args.links],
             "source_accuracy": strength,
-            "arms": table,
+            "arms": arms,
         }
-        report |= {"versions": versions, "wall_seconds": time.time() - start}
-        Path(args.out).write_text(json.dumps(report, indent=1) + "\n")
+        report |= {"versions": results.versions(), "wall_seconds": time.time() - start}
+        results.save(args.out, report)
 
 
 if __name__ == "__main__":

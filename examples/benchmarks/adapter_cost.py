@@ -1,6 +1,6 @@
 """What one transfer and its update cost: graftlib's MergeNet against the arithmetic of the paper's authors.
 
-    python examples/benchmarks/adapter_cost.py                  # table, and docs/benchmarks/adapter_cost.json
+    python -m examples.benchmarks.adapter_cost                  # table, and docs/benchmarks/adapter_cost.json
 
 One repetition is what a transfer costs a training loop beyond its own step: the adapter's forward pass, one
 vector-Jacobian product with a random change of the weights, and one AdamW step. Both sides run at the authors' own
@@ -17,7 +17,6 @@ mean of the four, a GELU feed-forward with LayerNorm. The width of that feed-for
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import time
@@ -29,6 +28,8 @@ from torch import Tensor, nn
 
 from graftlib.graft import Link, LinkedMatrix
 from graftlib_adapters import MergeNet
+
+from ..common import results
 
 RECEIVER, GIVER, HEADS, LAYERS = (160, 960), (100, 2048), 8, 2
 FEED_FORWARD, DROPOUT = 2184, 0.1
@@ -245,9 +246,7 @@ def main() -> None:
         "rows": rows,
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    draft = options.out.with_name(options.out.name + ".part")
-    draft.write_text(json.dumps(record, indent=1) + "\n")
-    draft.replace(options.out)
+    results.save(options.out, record)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What it takes to align two networks of one architecture, next to `rebasin` in the same run.
 
-    python examples/benchmarks/alignment.py --limit 120 -o alignment.json
+    python -m examples.benchmarks.alignment --limit 120 -o alignment.json
 
 Two networks of torchvision with random weights (seeds 0 and 1), one thread. Each row is a process of its own: processor
 seconds of the matching alone (tracing beside it), the peak of resident memory during it above what was resident right
@@ -15,15 +15,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-import ctypes
-import gc
 import importlib.util
 import json
-import math
-import platform
-import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +24,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ..common import memory, results
+from ..common.processes import ProcessError, apart
 
 NETS = ("resnet18", "vgg11", "resnet50")
 
@@ -56,21 +52,6 @@ def pair(name: str) -> tuple[nn.Module, nn.Module, Tensor]:
             2, 3, 224 if name.startswith("vgg") else 64, 224 if name.startswith("vgg") else 64
         ),
     )
-
-
-def memory(field: str) -> float:
-    """A figure of this process' memory in MB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) / 1024
-    return math.nan
-
-
-def reset_peak() -> None:
-    """From here on the peak counts; what is free is given back first, or its use again would be seen by nobody."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def outputs(model: nn.Module, x: Tensor) -> Tensor:
@@ -117,11 +98,10 @@ def ours(name: str) -> dict[str, Any]:
     traced = time.process_time() - start
     base_state, source_state = base.state_dict(), source.state_dict()
     weights = sum(t.numel() * t.element_size() for t in base_state.values()) / 2**20
-    reset_peak()
-    before, start, wall = memory("VmRSS"), time.process_time(), time.perf_counter()
+    before, start, wall = memory.reset(), time.process_time(), time.perf_counter()
     aligned = align(task, base_state, source_state)
     seconds, waited = time.process_time() - start, time.perf_counter() - wall
-    extra = memory("VmHWM") - before
+    extra = (memory.peak() - before) / 2**20
     state = {**source_state, **aligned.transported(source_state)}
     return {
         "cpu_s": round(seconds, 2),
@@ -200,17 +180,10 @@ ROWS = {
 
 def child(row: str, name: str, limit: int) -> dict[str, Any]:
     """One row in a process of its own, stopped after `limit` processor seconds."""
-
-    def bound() -> None:
-        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
-
-    command = [sys.executable, __file__, "--row", row, "--net", name]
-    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=bound)
-    if done.returncode:
-        stopped = done.returncode < 0
-        last = done.stderr.strip().splitlines()[-1:] or [""]
-        return {"stopped_after_cpu_s": limit} if stopped else {"failed": last[0][:200]}
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    try:
+        found: dict[str, Any] = apart(__spec__.name, "--row", row, "--net", name, limit=limit)
+    except ProcessError as error:
+        return {"stopped_after_cpu_s": limit} if error.stopped else {"failed": str(error)}
     return found
 
 
@@ -226,9 +199,8 @@ def main() -> None:
     if given.row:
         print(json.dumps(ROWS[given.row](given.net)))
         return
-    report = json.loads(given.out.read_text()) if given.out.exists() else {"rows": {}}
-    report.update(torch=torch.__version__, python=platform.python_version(), threads=1)
-    report["machine"] = platform.machine()
+    report = results.load(given.out) if given.out.exists() else {"rows": {}}
+    report.update(threads=1, versions=results.versions())
     for name in given.nets:
         rows = report["rows"].setdefault(name, {})
         for row in ROWS:
@@ -236,10 +208,10 @@ def main() -> None:
                 continue
             rows[row] = child(row, name, given.limit)
             print(name, row, rows[row], flush=True)
-            given.out.write_text(json.dumps(report, indent=1) + "\n")
+            results.save(given.out, report)
         if rows.get("rebasin", {}).get("cpu_s") and rows["graftlib"].get("cpu_s"):
             rows["times_faster"] = round(rows["rebasin"]["cpu_s"] / rows["graftlib"]["cpu_s"], 1)
-        given.out.write_text(json.dumps(report, indent=1) + "\n")
+        results.save(given.out, report)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How high the barrier is between two MLPs that were aligned, next to published ways to align them in the same run.
 
-    python examples/benchmarks/barrier.py --root DIR --cache out/barrier --pairs 3 -o docs/benchmarks/barrier.json
+    python -m examples.benchmarks.barrier --root DIR --cache out/barrier --pairs 3 -o docs/benchmarks/barrier.json
 
 Pairs of MLPs (784-512-512-512-10 by default) are trained on all images of MNIST from other initial weights, with other
 batches. One network of a pair is aligned to the other, both are interpolated at 21 factors, and the barrier is the
@@ -27,23 +27,25 @@ import copy
 import importlib.util
 import itertools
 import json
-import platform
 import statistics
 import sys
 import time
 import types
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graftlib import trace
 from graftlib_adapters.assembly import Permutation, align, problem
 from graftlib_adapters.assembly.activations import costs
+
+from ..common import datasets, results
+from ..common.training import load_or_train
 
 POINTS = 21
 BATCH = 256
@@ -54,18 +56,13 @@ State = dict[str, Tensor]
 def load(name: str, root: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Training and test images as rows, standardised as one number, with labels."""
     if name == "digits":
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        x, y = torch.tensor(digits.data, dtype=torch.float32), torch.tensor(digits.target)
+        x, y = datasets.read(name)
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-        x, y = x[order], y[order]
+        x, y = 16 * x[order].flatten(1), y[order]
         parts = [x[:1397], y[:1397], x[1397:], y[1397:]]
     else:
-        from torchvision.datasets import MNIST
-
-        halves = [MNIST(root, train=train) for train in (True, False)]
-        parts = [t for h in halves for t in (h.data.flatten(1).float(), h.targets)]
+        x, y, test_x, test_y = datasets.halves(name, root)
+        parts = [(255 * x).round().flatten(1), y, (255 * test_x).round().flatten(1), test_y]
     mean, std = parts[0].mean(), parts[0].std()
     return (parts[0] - mean) / std, parts[1], (parts[2] - mean) / std, parts[3]
 
@@ -77,10 +74,8 @@ def mlp(sizes: list[int]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def trained(sizes: list[int], x: Tensor, y: Tensor, epochs: int, seed: int) -> nn.Sequential:
+def train(model: nn.Module, x: Tensor, y: Tensor, epochs: int) -> None:
     """Adam, rate falling to nothing along a cosine."""
-    torch.manual_seed(seed)
-    model = mlp(sizes)
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
     steps = epochs * (len(x) // BATCH)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -90,7 +85,6 @@ def trained(sizes: list[int], x: Tensor, y: Tensor, epochs: int, seed: int) -> n
             F.cross_entropy(model(x[batch]), y[batch]).backward()
             optimizer.step()
             schedule.step()
-    return model.eval()
 
 
 @torch.no_grad()
@@ -238,15 +232,8 @@ def row(
 def network(args: argparse.Namespace, data: tuple[Tensor, ...], seed: int) -> nn.Module:
     sizes = [data[0].shape[1], *[args.width] * args.depth, 10]
     path = args.cache / f"{args.data}-{args.width}-{args.depth}-{args.epochs}-{seed}.safetensors"
-    if path.exists():
-        model = mlp(sizes).eval()
-        model.load_state_dict(load_file(path))
-        return model
-    model = trained(sizes, *data[:2], args.epochs, seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(model.state_dict(), path.with_suffix(".partial"))
-    path.with_suffix(".partial").replace(path)
-    return model
+    torch.manual_seed(seed)
+    return load_or_train(mlp(sizes), path, lambda model: train(model, *data[:2], args.epochs))
 
 
 def summary(rows: list[dict[str, float]]) -> dict[str, list[float]]:
@@ -294,17 +281,12 @@ def main(argv: list[str] | None = None) -> None:
         pair = tuple(network(args, data, 2 * number + i) for i in (0, 1))
         ends += [measure(each, *data[2:]) for each in pair]
         for name, way in ways(args.git_re_basin).items():
-            kept = (
+            done = (
                 args.cache
                 / f"{args.data}-{args.width}-{args.depth}-{args.epochs}-pair{number}-{name}.json"
             )
-            if not kept.exists():
-                made = row(way, pair, data)
-                partial = kept.with_suffix(".partial")
-                partial.write_text(json.dumps(made))
-                partial.replace(kept)
-                print(number, name, {k: round(v, 4) for k, v in made.items()}, flush=True)
-            found.setdefault(name, []).append(json.loads(kept.read_text()))
+            found.setdefault(name, []).append(results.cached(done, partial(row, way, pair, data)))
+            print(number, name, {k: round(v, 4) for k, v in found[name][-1].items()}, flush=True)
     rows = {name: summary(each) for name, each in found.items()}
     report = {
         "settings": {
@@ -312,8 +294,7 @@ def main(argv: list[str] | None = None) -> None:
             "pairs": args.pairs, "train_images": len(data[1]), "test_images": len(data[3]),
             "points": POINTS, "threads": 1,
         },
-        "torch": torch.__version__,
-        "python": platform.python_version(),
+        "versions": results.versions(),
         "networks": {
             "test_loss": statistics.fmean(loss for loss, _ in ends),
             "test_accuracy": statistics.fmean(accuracy for _, accuracy in ends),
@@ -321,8 +302,7 @@ def main(argv: list[str] | None = None) -> None:
         "rows": rows,
         "verdict": verdict(rows),
     }  # fmt: skip
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=1) + "\n")
+    results.save(args.out, report)
     print(json.dumps(report["verdict"]))
 
 

@@ -1,7 +1,7 @@
 """Does the permutation check see what is wrong, and is every axis class as narrow as it can be?
 
-    python examples/benchmarks/breaks.py --out docs/benchmarks/breaks.json
-    python examples/benchmarks/breaks.py --models "mlp" "resnet18" --seed 1 --widen
+    python -m examples.benchmarks.breaks --out docs/benchmarks/breaks.json
+    python -m examples.benchmarks.breaks --models "mlp" "resnet18" --seed 1 --widen
 
 Controls over twelve models with random weights (nothing is downloaded), every single break and no sample:
 
@@ -34,6 +34,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from ..common import results
 
 Built = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 
@@ -320,7 +322,7 @@ def main() -> None:
         return
     rows: dict[str, dict[str, Any]] = {}
     if asked.out and asked.out.exists():
-        before = json.loads(asked.out.read_text())
+        before = results.load(asked.out)
         if before["seed"] == asked.seed:
             rows = {
                 row["model"]: row for row in before["rows"] if "widened" in row or not asked.widen
@@ -335,7 +337,7 @@ def main() -> None:
         kept = [rows[each] for each in MODELS if each in rows]
         found = {"seed": asked.seed, "total": total(kept), "rows": kept, "machine": machine()}
         if asked.out:
-            asked.out.write_text(json.dumps(found, indent=2) + "\n")
+            results.save(asked.out, found)
     asked_for = [rows[name] for name in asked.models]
     print(table(asked_for))
     print(json.dumps(total(asked_for), indent=2))

@@ -2,9 +2,9 @@
 
 Every model of a family is traced, its axis classes are found and the permutation check is run on it:
 
-    python examples/benchmarks/coverage.py --family torchvision --subset nightly
-    python examples/benchmarks/coverage.py --family hf --out docs/benchmarks
-    python examples/benchmarks/coverage.py --family timm --all --no-check   # every one below 100 M parameters
+    python -m examples.benchmarks.coverage --family torchvision --subset nightly
+    python -m examples.benchmarks.coverage --family hf --out docs/benchmarks
+    python -m examples.benchmarks.coverage --family timm --all --no-check   # every one below 100 M parameters
 
 With `--prune`, and with `--all`, half of every class is pruned as well, in a copy of a model that has run before; then
 each model has a process of its own, and its row says whether the slim model ran and gave the traced shapes, the share
@@ -28,7 +28,6 @@ import os
 import platform
 import queue
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -40,14 +39,18 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from graftlib.disk import write_whole
+
+from ..common import memory, results
+
 Row = dict[str, Any]
 
 
 def measure(family: str, name: str, prune: bool = False, checked: bool = True) -> Row:
     """Look at one model; `prune` half of it, too; leave the permutation check out where not `checked`."""
-    from coverage_zoo import build, room
-
     from graftlib import trace
+
+    from .coverage_zoo import build, room
 
     row: Row = {"name": name, "kind": room(family, name), "code": digest()}
     try:
@@ -88,8 +91,6 @@ def _run_before(model: Any, args: Any, kwargs: Any) -> Row:
 
 def _pruned(model: Any, graph: Any, args: Any, kwargs: Any) -> Row:
     """Half of every class: what came out and what it cost."""
-    import gc
-
     import torch
 
     from graftlib.surgery import SurgeryWarning, narrow
@@ -97,8 +98,7 @@ def _pruned(model: Any, graph: Any, args: Any, kwargs: Any) -> Row:
     size = max(sum(t.numel() * t.element_size() for t in model.state_dict().values()), 1)
     count = sum(p.numel() for p in model.parameters())
     assert graph.axis_classes is not None
-    gc.collect()
-    start, resident = time.process_time(), _reset_peak()
+    start, resident = time.process_time(), memory.reset()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:
@@ -106,7 +106,7 @@ def _pruned(model: Any, graph: Any, args: Any, kwargs: Any) -> Row:
         except Exception as error:
             return {"done": False, "error": _words(error), "cpu_s": _since(start)}
     row: Row = {"done": True, "cpu_s": _since(start)}
-    row["peak_by_model"] = round((_peak() - resident) / size, 2)
+    row["peak_by_model"] = round((memory.peak() - resident) / size, 2)
     row["left"] = round(sum(p.numel() for p in slim.parameters()) / max(count, 1), 4)
     texts = [str(one.message) for one in said if issubclass(one.category, SurgeryWarning)]
     row |= _counts(texts)
@@ -166,25 +166,6 @@ def _since(start: float) -> float:
     return round(time.process_time() - start, 2)
 
 
-def _reset_peak() -> int:
-    """Bytes resident now, from where the peak is counted."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
-
-
-def _peak() -> int:
-    return _status("VmHWM")
-
-
-def _status(word: str) -> int:
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(word)), 0)
-
-
 def digest() -> str:
     """Of the code that the rows tell of."""
     import graftlib.graph
@@ -234,7 +215,7 @@ def _checked(graph: Any, example: Any, checked: bool) -> Row:
         "classes": sum(each.free for each in classes),
         "freedom": round(freedom(graph), 4),
         "frozen_ops": frozen_ops(graph),
-        "frozen_by": {why: round(n, 4) for why, n in [*frozen_shares(graph).items()][:4]},
+        "frozen_by": {why: n for why, n in [*frozen_shares(graph).items()][:4] if n >= 0.01},
     }
     if not checked:
         return row | {"passed": None}
@@ -284,7 +265,7 @@ def run(
 
 
 def _rows(family: str, names: list[str], limit: float, flags: list[str]) -> Any:
-    command = [sys.executable, __file__, "--family", family, *flags, "--worker", *names]
+    command = [sys.executable, "-m", __spec__.name, "--family", family, *flags, "--worker", *names]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env
@@ -488,7 +469,7 @@ def write(folder: Path, family: str, done: dict[str, Row]) -> None:
     facts = {"python": platform.python_version(), "machine": platform.machine(), **_versions()}
     document = {"family": family, "facts": facts, "summary": summary(rows), "rows": rows}
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / f"coverage_{family}.json", _compact(document) + "\n")
+    results.save(folder / f"coverage_{family}.json", document)
     lines = [f"# Axis classes: {family}", "", *NOTES[family]]
     lines += [f"- {key}: {value}" for key, value in summary(rows).items()]
     lines += [f"- {key}: {value}" for key, value in facts.items()]
@@ -496,14 +477,7 @@ def write(folder: Path, family: str, done: dict[str, Row]) -> None:
     lines += [
         "| " + " | ".join(cell.replace("|", "\\|") for cell in _cells(row)) + " |" for row in rows
     ]
-    _replace(folder / f"coverage_{family}.md", "\n".join(lines) + "\n")
-
-
-def _compact(document: Row) -> str:
-    """JSON with one row a line."""
-    rows = ",\n  ".join(json.dumps(row) for row in document["rows"])
-    head = json.dumps({key: value for key, value in document.items() if key != "rows"}, indent=1)
-    return f'{head[:-2]},\n "rows": [\n  {rows}\n ]\n}}'
+    write_whole(folder / f"coverage_{family}.md", "\n".join(lines) + "\n")
 
 
 def _versions() -> dict[str, str]:
@@ -512,12 +486,6 @@ def _versions() -> dict[str, str]:
     return {
         name: metadata.version(name) for name in ("torch", "torchvision", "transformers", "timm")
     }
-
-
-def _replace(path: Path, text: str) -> None:
-    draft = path.with_suffix(path.suffix + ".part")
-    draft.write_text(text)
-    draft.replace(path)
 
 
 def _asked(name: str, only: list[str], skip: list[str]) -> bool:
@@ -550,7 +518,7 @@ def main() -> None:
     if options.worker is not None:
         work(options.family, options.worker, options.prune, not options.no_check)
         return
-    from coverage_zoo import FAMILIES, NIGHTLY
+    from .coverage_zoo import FAMILIES, NIGHTLY
 
     names = (
         NIGHTLY[options.family.partition("_")[0]]
@@ -561,7 +529,7 @@ def main() -> None:
     found = options.out / f"coverage_{options.family}.json"
     done: dict[str, Row] = {}
     if found.exists() and not options.fresh:
-        done = {row["name"]: row for row in json.loads(found.read_text())["rows"]}
+        done = {row["name"]: row for row in results.load(found)["rows"]}
     run(
         options.family,
         names,

@@ -1,7 +1,7 @@
 """What it costs to prune half of a model, beside Torch-Pruning.
 
     pip install torch-pruning==1.6.1        # the peer; without it its column stays empty
-    python examples/benchmarks/cut_cost.py --out docs/benchmarks/cut_cost.json
+    python -m examples.benchmarks.cut_cost --out docs/benchmarks/cut_cost.json
 
 Processor seconds of one process, one thread, models with random weights on the CPU:
 
@@ -32,8 +32,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from trace_cost import MODELS as TRACED
-from trace_cost import Built, OutOfTime, limited, machine, spread
+
+from ..common import results
+from .trace_cost import MODELS as TRACED
+from .trace_cost import Built, OutOfTime, limited, machine, spread
 
 Row = dict[str, Any]
 
@@ -166,20 +168,22 @@ def main() -> None:
         parser.error("--rounds must be at least 2: one run has no spread")
     rows: list[Row] = []
     if asked.out and asked.out.exists():
-        rows = json.loads(asked.out.read_text())["models"]
+        rows = results.load(asked.out)["models"]
     for name in asked.models:
         if name in [row["model"] for row in rows]:
             continue
         flags = ["--rounds", str(asked.rounds), "--limit", str(asked.limit), "--one", name]
         done = subprocess.run(
-            [sys.executable, __file__, *flags], check=True, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", __spec__.name, *flags],
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(_line(rows[-1]), flush=True)
         if asked.out:
-            lines = ",\n  ".join(json.dumps(row) for row in rows)
-            facts = json.dumps(machine() | {"rounds": asked.rounds, "limit": asked.limit})
-            asked.out.write_text(f'{{"machine": {facts}, "models": [\n  {lines}\n]}}\n')
+            facts = machine() | {"rounds": asked.rounds, "limit": asked.limit}
+            results.save(asked.out, {"machine": facts, "models": rows})
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 A frozen ResNet-50 into MobileNetV2 (one 1x1 convolution, a transfer every fourth step), 224 x 224 images, channels
 last, fused AdamW, autocast; eager, compiled, and compiled with CUDA graphs; bfloat16, and float16 with GradScaler.
 
-    python examples/benchmarks/gpu.py --out gpu.json
-    python examples/benchmarks/gpu.py --device cpu --small      a dry run of the same logic; its times mean nothing
+    python -m examples.benchmarks.gpu --out gpu.json
+    python -m examples.benchmarks.gpu --device cpu --small      a dry run of the same logic; its times mean nothing
 
 Time: plain and grafted take turns, some cycles of steps each, in one process; the ratio is taken within a round; the
 table gives the median over rounds with its quartiles. Memory: the most that was allocated on the device during a
@@ -16,7 +16,6 @@ A step is "outside" if it neither ends in a transfer nor teaches the adapter: th
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import sys
@@ -24,7 +23,6 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -34,6 +32,8 @@ from torchvision.models import mobilenet_v2, resnet18, resnet50
 
 from graftlib import Mapping, attach, trace
 from graftlib_adapters import MergeNet
+
+from ..common import results
 
 CYCLE = 4
 LINK = ("fc", "features.16.conv.2")
@@ -242,7 +242,7 @@ def main() -> None:
             "rows": rows,
             "versions": {"torch": torch.__version__, "python": platform.python_version()},
         }
-        Path(args.out).write_text(json.dumps(report, indent=1) + "\n")
+        results.save(args.out, report)
 
 
 if __name__ == "__main__":

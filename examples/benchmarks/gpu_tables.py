@@ -5,7 +5,7 @@ In: the report. Out: Markdown. Always true: which differences are said to leave 
 
 from __future__ import annotations
 
-from markdown_tables import paragraph, signed, table
+from ..common.markdown import paragraph, signed, table
 
 __all__ = ["gpu", "unequal"]
 
@@ -36,8 +36,8 @@ def gpu(report: dict) -> str:
 
 {about}
 
-    python examples/paper/on_gpu.py --make-data .gpu/images.npz --root DIR
-    python examples/paper/on_gpu.py {" ".join(arguments)}
+    python -m examples.paper.on_gpu --make-data .gpu/images.npz --root DIR
+    python -m examples.paper.on_gpu {" ".join(arguments)}
 
 {body}"""
 

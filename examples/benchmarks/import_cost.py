@@ -1,6 +1,6 @@
 """What ``import graftlib`` costs next to ``import torch``, in fresh processes.
 
-    python examples/benchmarks/import_cost.py --repeats 15 -o import_cost.json
+    python -m examples.benchmarks.import_cost --repeats 15 -o import_cost.json
 
 Both statements are run in turn, each in an interpreter of its own, so that a machine that slows down slows both. What
 counts is the median of the ratios within a round; their spread says how far to trust it, and processor time is shown
@@ -11,7 +11,6 @@ a room that loads late would hide its cost from the second.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import resource
@@ -22,6 +21,8 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from ..common import results
 
 AIM = 1.15
 ROWS = {
@@ -115,7 +116,7 @@ def main() -> None:
             print(f"{name:<24}{clock:<11}{median:>8}{spread:>17}{row['ratio']:>7.3f}{ratios:>13}")
     print(f"aim {AIM}: {'holds' if found['holds'] else 'MISSED'}")
     if asked.output:
-        asked.output.write_text(json.dumps(found, indent=2) + "\n")
+        results.save(asked.output, found)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from markdown_tables import paragraph, signed, table
+from ..common.markdown import paragraph, signed, table
 
 __all__ = ["experiments", "gains"]
 
@@ -120,7 +120,7 @@ def _section(name: str, script: str, title: str, found: dict) -> str:
 
 {about}
 
-    python examples/paper/{script}.py {flags} --out docs/benchmarks/{name}.json
+    python -m examples.paper.{script} {flags} --out docs/benchmarks/{name}.json
 
 {table(head, rows)}
 """
@@ -145,7 +145,7 @@ def _downhill(found: dict) -> str:
 
 {about}
 
-    python examples/paper/downhill.py {flags} --out docs/benchmarks/paper_downhill.json
+    python -m examples.paper.downhill {flags} --out docs/benchmarks/paper_downhill.json
 
 {table(["start", "the way to", "first quarter", "second", "third", "last"], rows)}
 """
@@ -182,7 +182,7 @@ def _search(found: dict) -> str:
 
 {about}
 
-    python examples/paper/search.py {flags} --out docs/benchmarks/paper_search.json
+    python -m examples.paper.search {flags} --out docs/benchmarks/paper_search.json
 
 {body}
 

@@ -1,6 +1,6 @@
 """Planted permutations: how often is a hidden renaming of units found again?
 
-    python examples/benchmarks/planted.py --nets 100 -o planted.json
+    python -m examples.benchmarks.planted --nets 100 -o planted.json
 
 A random net is traced, all of its free axis classes are permuted at random (`surgery.permute`), noise is added to the
 copy's weights (a share of each tensor's standard deviation), and the two are aligned. Recovered: every class of units
@@ -28,6 +28,8 @@ from torch import Tensor, nn
 
 from graftlib import surgery, trace
 from graftlib_adapters.assembly import Permutation, align, problem
+
+from ..common import results
 
 NARROW, WIDE, INPUTS, OUTPUTS = 30, 50, 16, 10
 
@@ -148,7 +150,7 @@ def main() -> None:
         "python": platform.python_version(),
         "machine": platform.machine(),
     }
-    given.out.write_text(json.dumps(report, indent=1) + "\n")
+    results.save(given.out, report)
     print(json.dumps(rows, indent=1))
 
 

@@ -4,7 +4,7 @@ Each model is narrowed to half of every free class, once as it is and once fitte
 then compared with the model as it was, on inputs that neither saw: squared error relative to the squared results, and
 the mean cosine of the results. A run harms where the error grew or the cosine fell.
 
-    python examples/benchmarks/restoration.py --root DIR --out docs/benchmarks/restoration.json
+    python -m examples.benchmarks.restoration --root DIR --out docs/benchmarks/restoration.json
 
 Models: MiniLM with 6 and 3 layers on IMDb reviews of 64 tokens (`DIR/../models`, or `--models`), MobileNetV2 with its
 ImageNet weights on CIFAR-10 images at 96 x 96; six small ones trained on scikit-learn's digits; three with random
@@ -30,6 +30,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graftlib import surgery, trace
+
+from ..common import results
 
 # A model, held-out inputs, and all inputs that data may be drawn from (each with its samples along the first axis).
 Case = tuple[nn.Module, Any, Any]
@@ -250,7 +252,7 @@ def _length(inputs: Any) -> int:
 
 
 @torch.no_grad()
-def results(model: nn.Module, inputs: Any) -> Tensor:
+def outputs(model: nn.Module, inputs: Any) -> Tensor:
     if not isinstance(inputs, dict):
         return model(inputs)
     hidden = model(**inputs).last_hidden_state
@@ -258,7 +260,7 @@ def results(model: nn.Module, inputs: Any) -> Tensor:
 
 
 def fidelity(model: nn.Module, inputs: Any, wanted: Tensor) -> dict[str, float]:
-    given = results(model, inputs).double()
+    given = outputs(model, inputs).double()
     wanted = wanted.double()
     error = float((given - wanted).square().sum() / wanted.square().sum())
     cosine = float(F.cosine_similarity(given, wanted, dim=-1).mean())
@@ -272,7 +274,7 @@ def run(case: Case, samples: int, seed: int) -> dict[str, Any]:
     graph = trace(model, (), example) if isinstance(example, dict) else trace(model, example)
     order = torch.randperm(_length(pool), generator=torch.Generator().manual_seed(seed))[:samples]
     data = [_rows(pool, rows) for rows in order.split(16)]
-    wanted = results(model, unseen)
+    wanted = outputs(model, unseen)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         start = time.process_time()
@@ -312,7 +314,7 @@ def main() -> None:
         parser.error("--root, or GRAFTLIB_DATA, names the folder of the data")
     models = args.models or args.root.parent / "models"
     torch.set_num_threads(1)
-    report = json.loads(args.out.read_text()) if args.out.exists() else {"models": {}}
+    report = results.load(args.out) if args.out.exists() else {"models": {}}
     report |= {"share": 0.5, "torch": torch.__version__}
     for name in args.only:
         build, amounts = CASES[name]
@@ -323,10 +325,7 @@ def main() -> None:
         for samples, seed in wanted:
             rows.append(run(case, samples, seed))
             print(name, json.dumps(rows[-1]), flush=True)
-            temporary = args.out.with_suffix(".tmp")
-            text = json.dumps(report, indent=1)
-            temporary.write_text(text + "\n")
-            temporary.replace(args.out)
+            results.save(args.out, report)
     harms = [(name, row) for name, rows in report["models"].items() for row in rows if row["harm"]]
     print(f"{sum(map(len, report['models'].values()))} runs, {len(harms)} with harm")
 

@@ -3,7 +3,7 @@
 A source is trained; a target of half its width then starts from some of the source's units, and is trained on few
 images. Every start shares, seed by seed, the target's batches with random weights.
 
-    python examples/benchmarks/slim_start.py --root DIR --out docs/benchmarks/slim_start.json
+    python -m examples.benchmarks.slim_start --root DIR --out docs/benchmarks/slim_start.json
 
 Starts: ``random weights``; ``per tensor``: every tensor takes evenly spaced elements along each axis, whatever belongs
 together (weight selection, Xu et al. 2023); and units by axis class: ``random units``, ``uniform units``,
@@ -25,20 +25,21 @@ import hashlib
 import json
 import math
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
-from intervals import interval
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.datasets import FashionMNIST
 
 from graftlib import surgery, trace
+
+from ..common import datasets, results
+from ..common.intervals import interval
+from ..common.markdown import signed, table
+from ..common.training import accuracy, load_or_train
 
 Set = tuple[Tensor, Tensor]
 
@@ -55,8 +56,7 @@ SIZES = {
 def load(name: str, root: str, validation: bool) -> tuple[Set, Set]:
     """((images (n, channels, side, side), labels (n,)) to train on, and to test on), at half resolution."""
     if name.startswith("cifar10"):
-        file = np.load(Path(root) / "cifar10" / "cifar10_10k.npz")
-        x, y = torch.tensor(file["x"]).permute(0, 3, 1, 2).float() / 255, torch.tensor(file["y"])
+        x, y = datasets.read("cifar10", root)
         x = (x - 0.47) / 0.25
         random = torch.Generator().manual_seed(0)
         mixed = [(y == c).nonzero().flatten() for c in range(10)]
@@ -69,9 +69,9 @@ def load(name: str, root: str, validation: bool) -> tuple[Set, Set]:
         test = test[torch.randperm(len(test), generator=random)]
         few, held = (x[train], y[train]), (x[test], y[test])
     else:
-        sets = [FashionMNIST(root, train=train) for train in (True, False)]
-        few, held = [((s.data[:, None].float() / 255 - 0.286) / 0.353, s.targets) for s in sets]
-        few, held = (few[0][:22000], few[1][:22000]), (held[0][:5000], held[1][:5000])
+        x, y, test_x, test_y = datasets.halves("fashion-mnist", root)
+        few = (x[:22000] - 0.286) / 0.353, y[:22000]
+        held = (test_x[:5000] - 0.286) / 0.353, test_y[:5000]
     if validation:
         held, few = (few[0][-2000:], few[1][-2000:]), (few[0][:-2000], few[1][:-2000])
     return (F.avg_pool2d(few[0], 2), few[1]), (F.avg_pool2d(held[0], 2), held[1])
@@ -155,17 +155,6 @@ def made(model: str, x: Tensor, share: float = 1.0) -> nn.Module:
 # -------------------------------------------------------------------------------------------------------- the training
 
 
-def accuracy(model: nn.Module, test: Set) -> float:
-    model.eval()
-    with torch.no_grad():
-        hits = sum(
-            int((model(x).argmax(1) == y).sum())
-            for x, y in zip(test[0].split(500), test[1].split(500), strict=True)
-        )
-    model.train()
-    return 100 * hits / len(test[1])
-
-
 def train(
     model: nn.Module,
     name: str,
@@ -207,16 +196,12 @@ def source_of(data: str, model: str, number: int, few: Set, args: argparse.Names
     """A trained source; from the cache where it was trained before."""
     images, epochs, *_ = SIZES[data]
     facts = [data.partition("_")[0], model, images, epochs, MODELS[model][2], args.validation]
-    path = Path(args.cache) / f"source-{number}-{_digest(facts)}.pt"
-    torch.manual_seed(1000 + number)
-    source = made(model, few[0])
-    if not path.exists():
-        train(source, model, (few[0][:images], few[1][:images]), epochs, 1000 + number)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        torch.save(source.state_dict(), temporary)
-        temporary.replace(path)
-    source.load_state_dict(torch.load(path, weights_only=True))
-    return source.eval()
+    path = Path(args.cache) / f"source-{number}-{_digest(facts)}.safetensors"
+    some, seed = (few[0][:images], few[1][:images]), 1000 + number
+    torch.manual_seed(seed)
+    return load_or_train(
+        made(model, few[0]), path, lambda net: train(net, model, some, epochs, seed)
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- the starts
@@ -280,12 +265,12 @@ def run(
     curve: list[list[float]] = []
 
     def watch(step: int) -> None:
-        curve.append([step, accuracy(target, few_tests)])
+        curve.append([step, accuracy(target, *few_tests)])
 
     begin = time.process_time()
     watch(train(target, model, few, epochs, seed, watch))
     return {
-        "accuracy": accuracy(target, test),
+        "accuracy": accuracy(target, *test),
         "curve": curve,
         "start_seconds": spent,
         "train_seconds": time.process_time() - begin,
@@ -306,13 +291,9 @@ def cached(
     path = (
         Path(args.cache) / f"{data}-{model}-{start.replace(' ', '_')}-{seed}-{_digest(facts)}.json"
     )
-    if not path.exists():
-        found = run(data, model, start, seed, *sets, args)
-        print(f"{data} {model} {start} {seed}: {found['accuracy']:.2f}", flush=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(found))
-        temporary.replace(path)
-    return json.loads(path.read_text())
+    found = results.cached(path, lambda: run(data, model, start, seed, *sets, args))
+    print(f"{data} {model} {start} {seed}: {found['accuracy']:.2f}", flush=True)
+    return found
 
 
 def reached(curve: list[list[float]], level: float) -> float | None:
@@ -349,21 +330,17 @@ def summary(runs: dict[str, dict[int, dict]]) -> dict[str, dict]:
     return table
 
 
-def show(name: str, table: dict[str, dict]) -> str:
-    lines = [
-        f"\n{name}",
-        "| start | accuracy | sd | untrained | minus random | minus uniform | at random's |",
-    ]
-    lines += ["|---" * 7 + "|"]
-    for start, row in table.items():
-        gaps = [row.get("minus random weights"), row.get("minus uniform units")]
-        texts = ["" if g is None else f"{g[0]:+.2f} [{g[1]:+.2f}, {g[2]:+.2f}]" for g in gaps]
+def show(name: str, starts: dict[str, dict]) -> str:
+    rows = []
+    for start, row in starts.items():
+        gaps = [signed(row.get(f"minus {other}")) for other in ("random weights", "uniform units")]
         at = row.get("reaches random's accuracy", {})
         share = at.get("median share of steps")
         where = "" if share is None else f"{share:.0%} ({at['seeds']})"
-        scores = f"{row['mean']:.2f} | {row['sd']:.2f} | {row['untrained']:.1f}"
-        lines.append(f"| {start} | {scores} | {' | '.join(texts)} | {where} |")
-    return "\n".join(lines)
+        scores = [f"{row['mean']:.2f}", f"{row['sd']:.2f}", f"{row['untrained']:.1f}"]
+        rows.append([start, *scores, *gaps, where])
+    head = ["start", "accuracy", "sd", "untrained", "minus random", "minus uniform", "at random's"]
+    return f"\n{name}\n{table(head, rows)}"
 
 
 def main() -> None:
@@ -388,7 +365,6 @@ def main() -> None:
     if args.root is None:
         parser.error("--root, or GRAFTLIB_DATA, names the folder of the data")
     torch.set_num_threads(1)
-    Path(args.cache).mkdir(parents=True, exist_ok=True)
     sets = {data: load(data, args.root, args.validation) for data in args.data}
     runs: dict[str, dict[str, dict[int, dict]]] = {}
     # Seed by seed, so that a benchmark that was stopped has something to say.
@@ -404,9 +380,9 @@ def main() -> None:
         for model in args.models:
             few, test = sets[data]
             nets = [source_of(data, model, i, few, args) for i in range(args.sources)]
-            sources[f"{data}, {model}"] = [accuracy(net, test) for net in nets]
-    for name, table in tables.items():
-        print(show(f"{name}; sources {', '.join(f'{s:.1f}' for s in sources[name])}", table))
+            sources[f"{data}, {model}"] = [accuracy(net, *test) for net in nets]
+    for name, starts in tables.items():
+        print(show(f"{name}; sources {', '.join(f'{s:.1f}' for s in sources[name])}", starts))
     if args.out:
         facts = {k: v for k, v in vars(args).items() if k not in {"root", "cache", "out"}}
         sizes = {
@@ -417,19 +393,14 @@ def main() -> None:
             )
             for name in args.data
         }
-        versions = {
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        }
         report = {
             "settings": facts,
             "sizes": sizes,
             "sources": sources,
             "tables": tables,
-            "versions": versions,
+            "versions": results.versions(),
         }
-        Path(args.out).write_text(json.dumps(report, indent=1) + "\n")
+        results.save(args.out, report)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ The paper's pair at its own shapes: ResNet-50's classifier (100 x 2048) into a 1
 (160 x 960), one link, frozen source, a transfer every fourth step, 32 x 32 images, the stride-1 CIFAR form of
 both networks.
 
-    python examples/benchmarks/step_cost.py --out docs/benchmarks/step_cost.json
+    python -m examples.benchmarks.step_cost --out docs/benchmarks/step_cost.json
 
 Time: the arms take turns, one cycle of steps each, in one process; the ratio is taken within a round, and the table
 gives the median over rounds with its quartiles. Memory (Linux): the largest resident set of a process of its own for
@@ -15,13 +15,8 @@ is large, so its memory is also counted: parameters, moments, and what the graph
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -30,6 +25,9 @@ from torchvision.models import mobilenet_v2, resnet50
 
 from graftlib import Mapping, attach, trace
 from graftlib_adapters import MergeNet, distillation
+
+from ..common import memory, results
+from ..common.processes import apart
 
 ARMS = ("plain", "grafted", "distilled")
 CYCLE = 4
@@ -112,20 +110,14 @@ def measure_time(args: argparse.Namespace) -> dict[str, dict]:
     return table
 
 
-def resident(field: str) -> int:
-    """Bytes: ``VmRSS`` now, ``VmHWM`` at most since the process began (ru_maxrss starts at the parent's)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
-
-
 def measure_memory(name: str, args: argparse.Namespace) -> None:
     """Runs in a process of its own; prints bytes."""
     arm = Arm(name, args.batch, args.rank)
-    before = resident("VmRSS")
+    before = memory.resident()
     arm.begin()
     for _ in range(CYCLE + 1):
         arm.step()
-    print(resident("VmHWM") - before)
+    print(memory.peak() - before)
 
 
 def counted(rank: int | None) -> dict[str, int]:
@@ -171,9 +163,8 @@ def main() -> None:
         return
     peaks = {}
     for name in args.arms:
-        command = [sys.executable, __file__, "--memory-of", name, "--batch", str(args.batch)]
-        command += ["--rank", str(args.rank), "--threads", str(args.threads)]
-        peaks[name] = int(subprocess.check_output(command, text=True))
+        words = ("--batch", args.batch, "--rank", args.rank, "--threads", args.threads)
+        peaks[name] = apart(__spec__.name, "--memory-of", name, *words)
     table = measure_time(args)
     for name in args.arms:
         table[name] |= {"peak_bytes": peaks[name], "memory_ratio": peaks[name] / peaks["plain"]}
@@ -184,23 +175,22 @@ def main() -> None:
             f"| {name} | {row['cpu_ratio']:.3f}x | {low:.3f} to {high:.3f} | {row['wall_ratio']:.3f}x "
             f"| {row['memory_ratio']:.3f}x ({row['peak_bytes'] / 2**20:.0f} MiB) |"
         )
-    memory = {}
+    kept = {}
     for rank in args.count_ranks:
-        memory[rank] = parts = counted(rank)
+        kept[rank] = parts = counted(rank)
         share = sum(parts.values()) / peaks["plain"]
         text = ", ".join(f"{part} {size / 2**20:.1f}" for part, size in parts.items())
         print(f"rank {rank}: {text} MiB, {share:.1%} of the plain step's peak")
         parts["share_of_peak"] = share
     if args.out:
         settings = {k: v for k, v in vars(args).items() if k not in {"out", "memory_of"}}
-        versions = {"torch": torch.__version__, "python": platform.python_version()}
         report = {
             "settings": settings | {"cycle": CYCLE, "seed": 0},
             "arms": table,
-            "counted": {str(rank): row for rank, row in memory.items()},
-            "versions": versions,
+            "counted": {str(rank): row for rank, row in kept.items()},
+            "versions": results.versions(),
         }
-        Path(args.out).write_text(json.dumps(report, indent=1) + "\n")
+        results.save(args.out, report)
 
 
 if __name__ == "__main__":

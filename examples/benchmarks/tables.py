@@ -1,31 +1,31 @@
 """Write docs/measurements.md from the JSON that the other benchmarks left in docs/benchmarks: no figure by hand.
 
-python examples/benchmarks/tables.py
+python -m examples.benchmarks.tables
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from gpu_tables import gpu
-from markdown_tables import table
-from paper_tables import experiments
+from ..common import results
+from ..common.markdown import table
+from .gpu_tables import gpu
+from .paper_tables import experiments
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 HEAD = """# Measurements
 
-Every table is made from a JSON file in `docs/benchmarks/` by `python examples/benchmarks/tables.py`, and every JSON
-file by the command above its table. Times are those of one machine (2 cores, no GPU) that was busy with other work:
-compare ratios, not seconds. What was measured on CUDA is in one section, "On a GPU"; the cost of DDP and FSDP2 is not
-measured.
+Every table is made from a JSON file in `docs/benchmarks/` by `python -m examples.benchmarks.tables`, and every JSON
+file by the command above its table; `examples.common.results.load` reads one. Times are those of one machine (2 cores,
+no GPU) that was busy with other work: compare ratios, not seconds. What was measured on CUDA is in one section, "On a
+GPU"; the cost of DDP and FSDP2 is not measured.
 """
 
 
 def read(name: str) -> dict | None:
     path = DOCS / "benchmarks" / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return results.load(path) if path.exists() else None
 
 
 def step_cost(found: dict) -> str:
@@ -49,7 +49,7 @@ classifier, a transfer every fourth step, rank {settings["rank"]}; beside it dis
 teacher. Ratios to the plain step, amortised over a cycle, within a round; median and quartiles of
 {settings["rounds"]} rounds, {settings["threads"]} thread. Memory is the growth of a process's largest resident set.
 
-    python examples/benchmarks/step_cost.py {flags} --out docs/benchmarks/step_cost.json
+    python -m examples.benchmarks.step_cost {flags} --out docs/benchmarks/step_cost.json
 
 {table(["step", "CPU time", "quartiles", "wall", "peak memory"], rows)}
 
@@ -76,7 +76,7 @@ feed-forward sized so that the parameters come to their 38.6 M. Median and quart
 interleaved repetitions over {found["seeds"]} seeds, {found["threads"]} thread. A part of the gain is their dropout, so
 the second row leaves it out.
 
-    python examples/benchmarks/adapter_cost.py {flags} --out docs/benchmarks/adapter_cost.json
+    python -m examples.benchmarks.adapter_cost {flags} --out docs/benchmarks/adapter_cost.json
 
 {table(["adapter", "parameters", "graph held", "transfer + update", "faster than the authors'"], rows)}
 """
@@ -93,7 +93,7 @@ def import_cost(found: dict) -> str:
 
 Against `import torch`, {found["repeats"]} interleaved repetitions in fresh interpreters.
 
-    python examples/benchmarks/import_cost.py -o docs/benchmarks/import_cost.json
+    python -m examples.benchmarks.import_cost -o docs/benchmarks/import_cost.json
 
 {table(["statement", "CPU time", "quartiles", "wall"], rows)}
 """
@@ -121,7 +121,7 @@ def accuracy(title: str, name: str, found: dict) -> str:
 Source {found["source_accuracy"]:.2f} %. Accuracy of the last epoch in per cent, mean ± standard deviation of
 n = {n} seeds; paired differences in points with their 95 % interval.
 
-    python examples/benchmarks/accuracy.py {" ".join(flags)} --out docs/benchmarks/{name}.json
+    python -m examples.benchmarks.accuracy {" ".join(flags)} --out docs/benchmarks/{name}.json
 
 {table(["arm", "accuracy", "minus plain", "minus random source", "CPU s"], rows)}
 """
@@ -154,7 +154,7 @@ By a profile, which slows calls, most of BERT's time goes into asking whether it
 The cores were not idle.
 
     pip install torch-pruning==1.6.1
-    python examples/benchmarks/cut_cost.py {flags} --out docs/benchmarks/cut_cost.json
+    python -m examples.benchmarks.cut_cost {flags} --out docs/benchmarks/cut_cost.json
 
 {table(head, rows)}
 """
@@ -196,7 +196,7 @@ permutation check must fail. `blind` members are those on which the function pro
 under softmax); `seen` is of the others; `smallest` is the smallest relative change of an output that a seen break made
 (the check fails from 1e-9 on). Random weights, seed {found["seed"]}, no sample: all single breaks.
 
-    python examples/benchmarks/breaks.py --out docs/benchmarks/breaks.json
+    python -m examples.benchmarks.breaks --out docs/benchmarks/breaks.json
 
 {table(head, rows)}
 """
@@ -242,7 +242,7 @@ classes are groups of coupled channels. `make_fx` and `torch.export` make a grap
 the ratios within a round: above 1 graftlib is faster.
 
     pip install torch-pruning
-    python examples/benchmarks/trace_cost.py --limit {found["limit"]:.0f} --out docs/benchmarks/trace_cost.json
+    python -m examples.benchmarks.trace_cost --limit {found["limit"]:.0f} --out docs/benchmarks/trace_cost.json
 
 {table(head, rows)}
 
@@ -294,7 +294,7 @@ turn); paired differences with 95 % t intervals, not corrected for their number.
 accuracy that random weights ended with (checked every tenth of the training; the seeds that got there). CIFAR-10 is
 8,000 / 2,000 images of its test half.
 
-    python examples/benchmarks/slim_start.py --root DIR --out docs/benchmarks/slim_start.json
+    python -m examples.benchmarks.slim_start --root DIR --out docs/benchmarks/slim_start.json
 
 **Every start from the source beats random weights, in all six settings.** Uniform units, taken class by class, are not
 better than per-tensor selection, which ignores classes; what helps beyond that is the choice of units and, mostly, the
@@ -340,7 +340,7 @@ inputs had fits taken back, and how many left the model further off than without
 text of 64 tokens. The rules of taking back were set after harm in runs of this benchmark, so it is no independent test
 of them. Some models are missing yet, and the runs are older than the last changes to what they measure.
 
-    python examples/benchmarks/restoration.py --root DIR --seeds {seeds} --out docs/benchmarks/restoration.json
+    python -m examples.benchmarks.restoration --root DIR --seeds {seeds} --out docs/benchmarks/restoration.json
 
 {table(head, rows)}
 """
@@ -369,7 +369,7 @@ Random weights, nothing downloaded; every row, with its frozen ops, is in `docs/
 torchvision is every model but the quantised ones. Freedom is the share of the weights that some class may move
 (median by kind).
 
-    python examples/benchmarks/coverage.py --family FAMILY --fresh --limit 600 --out docs/benchmarks
+    python -m examples.benchmarks.coverage --family FAMILY --fresh --limit 600 --out docs/benchmarks
 """
 
 
@@ -386,7 +386,7 @@ A network, and a copy whose units were renamed by a random permutation in every 
 of each tensor's standard deviation); widths 30 and 50. Recovered: all classes, to the unit. "Grown
 start" is the default.
 
-    python examples/benchmarks/planted.py --nets {found["nets"]} -o docs/benchmarks/planted.json
+    python -m examples.benchmarks.planted --nets {found["nets"]} -o docs/benchmarks/planted.json
 
 {table(["nets", "noise", "method", "recovered", "CPU a net"], rows)}
 """
@@ -416,7 +416,7 @@ differences over seeds with 95 % t intervals. `transplant, no knowledge` comes f
 The two grafted rows are of an earlier adapter, whose rank replaced the rows and which hardly read its source. All rows
 are older than an importance that counts what scales a channel, and than blocks that stay together.
 
-    python examples/benchmarks/transplant.py --root DIR --out docs/benchmarks/transplant.json
+    python -m examples.benchmarks.transplant --root DIR --out docs/benchmarks/transplant.json
 
 {shown}
 """
@@ -449,7 +449,7 @@ products and the assignment solver, peak memory by the weights of both, the obje
 change of the renamed network's function, each ours / the peer's.
 
     pip install rebasin
-    python examples/benchmarks/alignment.py --limit 200 -o docs/benchmarks/alignment.json
+    python -m examples.benchmarks.alignment --limit 200 -o docs/benchmarks/alignment.json
 
 {table([*head, "objective", "function error"], rows)}
 """
@@ -484,7 +484,7 @@ def barrier(found: dict) -> str:
 {found["networks"]["test_accuracy"]:.2f} %), aligned in several ways and interpolated at {settings["points"]} factors.
 Mean and standard deviation over pairs; the barrier is the largest height above the chord, on
 {settings["test_images"]:,} test images. `git-re-basin` is the authors' weight matching, run under jax. {said}
-    python examples/benchmarks/barrier.py --root DIR {flags} -o docs/benchmarks/barrier.json
+    python -m examples.benchmarks.barrier --root DIR {flags} -o docs/benchmarks/barrier.json
 
 {table(head, rows)}
 """
@@ -502,7 +502,7 @@ def zoo_memory(found: dict) -> str:
 process grew. Below it the control, the same sources given as models. From 2 to 20 sources: {by[0]}x, and
 {by[1]}x where all are held.
 
-    python examples/benchmarks/zoo_memory.py -o docs/benchmarks/zoo_memory.json
+    python -m examples.benchmarks.zoo_memory -o docs/benchmarks/zoo_memory.json
 
 {table(["sources", "n", "median", "spread"], rows)}
 """

@@ -1,7 +1,7 @@
 """What it costs to find the axis classes of a model, beside what others need for less.
 
     pip install torch-pruning        # the peer; without it its column stays empty
-    python examples/benchmarks/trace_cost.py --out docs/benchmarks/trace_cost.json
+    python -m examples.benchmarks.trace_cost --out docs/benchmarks/trace_cost.json
 
 Processor seconds of one process, one thread, models with random weights on the CPU:
 
@@ -42,6 +42,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ..common import results
 
 Built = tuple[nn.Module, tuple[Tensor, ...]]
 Row = dict[str, Any]
@@ -368,12 +370,12 @@ def main() -> None:
         parser.error("--rounds must be at least 2: one run has no spread")
     found: Row = {"models": [], "curves": [], "large": None}
     if asked.out and asked.out.exists():
-        found = json.loads(asked.out.read_text())
+        found = results.load(asked.out)
     found |= {"rounds": asked.rounds, "limit": asked.limit, "machine": machine()}
 
     def keep() -> None:
         if asked.out:
-            asked.out.write_text(json.dumps(found, indent=2) + "\n")
+            results.save(asked.out, found)
 
     for name in asked.models:
         if name not in [row["model"] for row in found["models"]]:

@@ -12,7 +12,7 @@ the steps of `random, all steps`, with the same seed, batches and schedule shape
     graft                     fresh weights, with a MergeNet graft from the source while training
     transplant + graft        both
 
-    python examples/benchmarks/transplant.py --root DIR --cache out/transplant --seeds 8
+    python -m examples.benchmarks.transplant --root DIR --cache out/transplant --seeds 8
 
 The bar: `transplant` in half of the steps minus `random, all steps` has its 95 % interval above zero, and so has
 `transplant` minus `per tensor`. Test images chose nothing. Results are kept one file a run under `--cache`.
@@ -22,24 +22,23 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
-import platform
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from intervals import interval
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.datasets import FashionMNIST
 
 from graftlib import Mapping, attach, trace
 from graftlib_adapters import MergeNet
 from graftlib_adapters.assembly import transplant
+
+from ..common import datasets, results
+from ..common.intervals import interval
+from ..common.training import accuracy, load_or_train
 
 WIDTH, DEPTH, BATCH = 24, 2, 64
 SOURCE_EPOCHS = {"cifar10": 8, "fashion-mnist": 5}
@@ -110,28 +109,12 @@ FEW = {"plain convolutions": ARMS[:4]}
 def load(name: str, root: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """8,000 training images and the test images, normalised by the former."""
     if name == "cifar10":
-        with np.load(root / "cifar10" / "cifar10_10k.npz") as file:
-            x = torch.from_numpy(file["x"]).permute(0, 3, 1, 2).float().div(255)
-            y = torch.from_numpy(file["y"])
-        order = stratified(y)
+        x, y = datasets.read(name, root)
+        order = datasets.stratified(y, 0)
         x, y = x[order], y[order]
-        parts = x[:8000], y[:8000], x[8000:], y[8000:]
-    else:
-        train, test = (FashionMNIST(root, train=half) for half in (True, False))
-        x, y = train.data[:, None].float() / 255, train.targets
-        parts = x[:8000], y[:8000], test.data[:, None].float() / 255, test.targets
-    mean, std = parts[0].mean((0, 2, 3), keepdim=True), parts[0].std((0, 2, 3), keepdim=True)
-    return (parts[0] - mean) / std, parts[1], (parts[2] - mean) / std, parts[3]
-
-
-def stratified(labels: Tensor) -> Tensor:
-    """An order in which every prefix holds the classes in nearly equal shares; seed 0."""
-    generator = torch.Generator().manual_seed(0)
-    turn = torch.empty(len(labels), dtype=torch.float64)
-    for label in range(10):
-        own = (labels == label).nonzero().flatten()
-        turn[own] = (torch.randperm(len(own), generator=generator) + 0.5).double() / len(own)
-    return turn.argsort(stable=True)
+        return datasets.normalised((x[:8000], y[:8000], x[8000:], y[8000:]))
+    x, y, *test = datasets.halves(name, root)
+    return datasets.normalised((x[:8000], y[:8000], *test))
 
 
 def train(model: nn.Module, x: Tensor, y: Tensor, steps: int, seed: int, graft=None) -> None:
@@ -153,16 +136,6 @@ def train(model: nn.Module, x: Tensor, y: Tensor, steps: int, seed: int, graft=N
         schedule.step()
     if graft is not None:
         graft.detach()
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    model.eval()
-    hits = sum(
-        float((model(a).argmax(1) == b).sum())
-        for a, b in zip(x.split(500), y.split(500), strict=True)
-    )
-    return 100 * hits / len(y)
 
 
 def per_tensor(source: nn.Module, target: nn.Module) -> nn.Module:
@@ -231,15 +204,10 @@ def trained_source(name: str, data, cache: Path) -> tuple[nn.Module, nn.Module]:
     x, y, _, _ = data
     torch.manual_seed(1000)
     fresh = Net(x.shape[1], WIDTH, DEPTH)
-    source, path = copy.deepcopy(fresh), cache / f"source-{name}.safetensors"
-    if path.exists():
-        source.load_state_dict(load_file(path))
-        return source.eval(), fresh.eval()
-    train(source, x, y, SOURCE_EPOCHS[name] * (len(x) // BATCH), 1000)
-    cache.mkdir(parents=True, exist_ok=True)
-    save_file(source.state_dict(), path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
-    return source.eval(), fresh.eval()
+    steps = SOURCE_EPOCHS[name] * (len(x) // BATCH)
+    path = cache / f"source-{name}.safetensors"
+    source = load_or_train(copy.deepcopy(fresh), path, lambda net: train(net, x, y, steps, 1000))
+    return source, fresh.eval()
 
 
 def summary(runs: list[dict]) -> dict:
@@ -289,12 +257,12 @@ def main() -> None:
             for name in args.data:
                 for arm in [a for a in args.arms if a in FEW.get(target, ARMS)]:
                     path = args.cache / f"{name}-{target}-{arm}-{seed}.json".replace(" ", "_")
-                    if not path.exists():
-                        result = run(arm, TARGETS[target], seed, loaded[name], *sources[name])
-                        path.with_suffix(".tmp").write_text(json.dumps(result))
-                        path.with_suffix(".tmp").replace(path)
+                    known = results.cached(
+                        path,
+                        partial(run, arm, TARGETS[target], seed, loaded[name], *sources[name]),
+                    )
                     runs = found.setdefault(f"{name}, {target}", {}).setdefault("runs", [])
-                    runs.append(json.loads(path.read_text()))
+                    runs.append(known)
                     print(name, target, arm, seed, f"{runs[-1]['accuracy']:.2f}", flush=True)
         for each in found.values():
             each["arms"] = summary(each["runs"])
@@ -305,12 +273,10 @@ def main() -> None:
             "targets": TARGETS,
             "epochs_of_all_steps": EPOCHS,
             "train_images": 8000,
-            "torch": torch.__version__,
-            "machine": platform.processor() or platform.machine(),
+            "versions": results.versions(),
             "settings": found,
         }
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
+        results.save(args.out, report)
     for title, each in found.items():
         print(f"\n{title}")
         for arm, row in each["arms"].items():

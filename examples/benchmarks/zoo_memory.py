@@ -1,6 +1,6 @@
 """What an assembly over many checkpoints takes in memory: as much as over two of them.
 
-    python examples/benchmarks/zoo_memory.py --repeats 3 -o zoo_memory.json
+    python -m examples.benchmarks.zoo_memory --repeats 3 -o zoo_memory.json
 
 A base and 2, then 20 safetensors files of one architecture, with random weights of seeds of their own. Each figure is a
 process of its own: the peak of resident memory during `assemble` above what was resident right before, when the
@@ -12,19 +12,16 @@ the file already are not measured again.
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
-import json
-import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from ..common import memory, results
+from ..common.processes import apart
 
 SIZES = (2, 20)
 EXAMPLE = (torch.zeros(1, 3, 32, 32),)
@@ -60,14 +57,6 @@ def write_zoo(folder: Path, count: int) -> None:
             save_file(net(1 + i).state_dict(), path)
 
 
-def memory(field: str) -> float:
-    """A figure of this process' memory in MB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) / 1024
-    raise LookupError(field)
-
-
 def measured(folder: Path, count: int, held: bool) -> float:
     """MB of the peak during an assembly above what was resident before it."""
     from graftlib_adapters.assembly import ZooEntry, assemble
@@ -75,19 +64,10 @@ def measured(folder: Path, count: int, held: bool) -> float:
     entries = [ZooEntry(net, folder / f"{i:02d}.safetensors") for i in range(count)]
     base = net()
     assemble(base, entries[:1], args=EXAMPLE, merge_factor=0.1)  # loads what is loaded once
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = memory("VmRSS")
+    before = memory.reset()
     sources: list[Any] = [entry.model() for entry in entries] if held else entries
     assemble(base, sources, args=EXAMPLE, merge_factor=0.1)
-    return memory("VmHWM") - before
-
-
-def child(folder: Path, count: int, held: bool) -> float:
-    command = [sys.executable, __file__, "--child", str(folder), str(count), str(int(held))]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(done.stdout.splitlines()[-1])
+    return (memory.peak() - before) / 2**20
 
 
 def row(peaks: list[float]) -> dict[str, Any]:
@@ -111,24 +91,26 @@ def main() -> None:
     if given.child:
         print(measured(Path(given.child[0]), int(given.child[1]), given.child[2] == "1"))
         return
-    report = json.loads(given.out.read_text()) if given.out.exists() else {"rows": {}}
-    report.update(torch=torch.__version__, python=platform.python_version(), threads=1)
-    report.update(machine=platform.machine(), source_mb=round(weights_mb(), 1))
+    report = results.load(given.out) if given.out.exists() else {"rows": {}}
+    report.update(threads=1, versions=results.versions(), source_mb=round(weights_mb(), 1))
     with tempfile.TemporaryDirectory() as where:
         write_zoo(Path(where), max(SIZES))
         for name, held in (("files", False), ("held at once", True)):
             for count in SIZES:
                 key = f"{name}: {count} sources"
                 if key not in report["rows"]:
-                    peaks = [child(Path(where), count, held) for _ in range(given.repeats)]
+                    peaks = [
+                        apart(__spec__.name, "--child", where, count, int(held))
+                        for _ in range(given.repeats)
+                    ]
                     report["rows"][key] = row(peaks)
                     print(key, report["rows"][key], flush=True)
-                    given.out.write_text(json.dumps(report, indent=1) + "\n")
+                    results.save(given.out, report)
     rows = report["rows"]
     for name in ("files", "held at once"):
         few, many = (rows[f"{name}: {count} sources"]["median_mb"] for count in SIZES)
         report[f"{name}: {SIZES[1]} by {SIZES[0]}"] = round(many / few, 3)
-    given.out.write_text(json.dumps(report, indent=1) + "\n")
+    results.save(given.out, report)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from images import resnet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graftlib_adapters import distillation
+
+from .images import resnet
 
 __all__ = ["Captured", "Data", "MobileNet", "Trainer", "large_resnet"]
 

@@ -1,7 +1,7 @@
 """When can a graft find its source? Source and target with a trained common ancestor, and with an untrained one.
 
-    python examples/paper/common_ancestor.py                                       # smoke: digits, seconds
-    python examples/paper/common_ancestor.py --scale small --root DIR --out common_ancestor.json
+    python -m examples.paper.common_ancestor                                       # smoke: digits, seconds
+    python -m examples.paper.common_ancestor --scale small --root DIR --out common_ancestor.json
 
 A ResNet (A) is trained for half of the time. From there F goes on for longer, on crops and flips, and is frozen. M, of
 half the width, begins with A's largest units (`graftlib_adapters.assembly.transplant`) and sees other batches. F's
@@ -17,10 +17,11 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from experiment import Arm, Distil, Experiment, Graft, Player, Setup, Start, controls
-from harness import main
-from images import image_task, layers_of, resnet_player, rounds_of, stronger
 from torch import nn
+
+from .experiment import Arm, Distil, Experiment, Graft, Player, Setup, Start, controls
+from .harness import main
+from .images import image_task, layers_of, resnet_player, rounds_of, stronger
 
 WIDTH = {"smoke": 4, "small": 8}
 """Of M's first stage; A's is twice that."""

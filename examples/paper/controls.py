@@ -10,12 +10,13 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from experiment import Graft
 from torch import Tensor, nn
 
 from graftlib import Mapping, trace
 from graftlib.match import matrix, unmatrix
 from graftlib_adapters.assembly import transplant
+
+from .experiment import Graft
 
 __all__ = ["Noise", "aligned", "link", "spoiled"]
 

@@ -12,12 +12,13 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from captured import Captured
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graftlib import Mapping, attach, trace
 from graftlib_adapters import MergeNet
+
+from .captured import Captured
 
 __all__ = ["CHECKS"]
 

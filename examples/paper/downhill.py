@@ -1,7 +1,7 @@
 """Does the training loss lead to a source? The angle between a target's gradient and the way to other weights.
 
-    python examples/paper/downhill.py                                              # smoke: digits, seconds
-    python examples/paper/downhill.py --scale small --root DIR --rounds 124 --seeds 4 --out downhill.json
+    python -m examples.paper.downhill                                              # smoke: digits, seconds
+    python -m examples.paper.downhill --scale small --root DIR --rounds 124 --seeds 4 --out downhill.json
 
 A graft's adapter learns from the target's own steps alone. It can find a source only if a step towards the source
 lowers the loss, that is, if the cosine of minus the gradient with the way to the source is above zero. M is trained
@@ -20,7 +20,6 @@ and without its part along the weight.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,16 +27,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from controls import aligned
-from experiment import Experiment, Player, Setup, setup_as
-from harness import shared_arguments
-from images import layers_of, mobilenet_player, rounds_of, strong_player, stronger
-from ledger import Ledger
-from summary import interval
 from torch import Tensor, nn
-from training import Learner
 
-from graftlib.disk import write_whole
+from ..common import results
+from ..common.intervals import interval
+from .controls import aligned
+from .experiment import Experiment, Player, Setup, setup_as
+from .harness import shared_arguments
+from .images import layers_of, mobilenet_player, rounds_of, strong_player, stronger
+from .ledger import Ledger
+from .training import Learner
 
 __all__ = ["PHASES", "angles", "main"]
 
@@ -162,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         for kind, row in kinds.items():
             print(f"  {kind}: " + ", ".join(f"{m:+.4f} [{a:+.4f}, {b:+.4f}]" for m, a, b in row))
     if args.out:
-        write_whole(args.out, json.dumps(found, indent=1) + "\n")
+        results.save(args.out, found)
     return found
 
 

@@ -1,8 +1,8 @@
 """Figure 1: plain parameter sharing between two unlike models, beside MergeNet on the same links.
 
-    python examples/paper/fig1_sharing.py                                          # smoke: digits, seconds
-    python examples/paper/fig1_sharing.py --scale small --root DIR --out fig1.json
-    python examples/paper/fig1_sharing.py --scale paper --root DIR                 # CIFAR-100, a GPU; not run yet
+    python -m examples.paper.fig1_sharing                                          # smoke: digits, seconds
+    python -m examples.paper.fig1_sharing --scale small --root DIR --out fig1.json
+    python -m examples.paper.fig1_sharing --scale paper --root DIR                 # CIFAR-100, a GPU; not run yet
 
 Sharing makes the overlapping leading block of two matrices one value, averaged at each transfer.
 """
@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from experiment import Arm, Experiment, Graft, Setup, controls
-from harness import main
-from images import BLOCKS, mobilenet_player, project, resnet_player, rounds_of
+from .experiment import Arm, Experiment, Graft, Setup, controls
+from .harness import main
+from .images import BLOCKS, mobilenet_player, project, resnet_player, rounds_of
 
 
 def experiment(setup: Setup) -> Experiment:

@@ -1,8 +1,8 @@
 """Figure 3: how often a transfer should take place: T_cycle of 1, 2, 4, 8 and 16 steps.
 
-    python examples/paper/fig3_cycle.py                                            # smoke: digits, seconds
-    python examples/paper/fig3_cycle.py --scale small --root DIR --out fig3.json
-    python examples/paper/fig3_cycle.py --scale paper --root DIR                   # CIFAR-100, a GPU; not run yet
+    python -m examples.paper.fig3_cycle                                            # smoke: digits, seconds
+    python -m examples.paper.fig3_cycle --scale small --root DIR --out fig3.json
+    python -m examples.paper.fig3_cycle --scale paper --root DIR                   # CIFAR-100, a GPU; not run yet
 
 Both models learn, as in table 1. The two ends of the sweep come with noise of the size of their transfers. The paper's
 text gives two figures, of the self-learning ratios 0 and 1: a transfer at every step, and at every second.
@@ -10,9 +10,9 @@ text gives two figures, of the self-learning ratios 0 and 1: a transfer at every
 
 from __future__ import annotations
 
-from experiment import Arm, Experiment, Graft, Setup, controls
-from harness import main
-from images import BLOCKS, mobilenet_player, project, resnet_player, rounds_of
+from .experiment import Arm, Experiment, Graft, Setup, controls
+from .harness import main
+from .images import BLOCKS, mobilenet_player, project, resnet_player, rounds_of
 
 CYCLES = (1, 2, 4, 8, 16)
 PAPER = {1: {"M top-1": 60.09}, 2: {"M top-1": 65.61}}

@@ -24,12 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from captured import Data, MobileNet, Trainer, large_resnet
 from torch import Tensor, nn
 
 from graftlib import Mapping, attach, trace
 from graftlib.graft import Adapter, AdapterOptimizer, Link, LinkedMatrix, Transfer
 from graftlib_adapters import MergeNet
+
+from .captured import Data, MobileNet, Trainer, large_resnet
 
 __all__ = ["CONTRASTS", "SETTINGS", "Plan", "work"]
 

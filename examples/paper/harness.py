@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from experiment import Arm, Experiment, Setup, facts_of, setup_as
 from joblib import Parallel, delayed
-from ledger import Ledger
-from summary import show, summarise
 
-from graftlib.disk import write_whole
+from ..common import results
+from .experiment import Arm, Experiment, Setup, facts_of, setup_as
+from .ledger import Ledger
+from .summary import show, summarise
 
 __all__ = ["main", "report_of", "shared_arguments"]
 
@@ -68,7 +68,7 @@ def main(build: Build, about: str | None, arguments: Sequence[str] | None = None
     )
     print(report.pop("table"))
     if args.out:
-        write_whole(args.out, json.dumps(report, indent=1) + "\n")
+        results.save(args.out, report)
     return report
 
 

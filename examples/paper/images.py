@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from experiment import Player, Setup
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 from torchvision.models import MobileNetV2
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import Conv2dNormActivation
 
-from graftlib_adapters.demo.data import load
+from ..common.datasets import split
+from .experiment import Player, Setup
 
 __all__ = [
     "BLOCKS",
@@ -231,21 +231,13 @@ def _read(setup: Setup) -> tuple[str, Tensor, Tensor, Tensor, Tensor, Tensor, Te
     if name == "cifar100":
         found = _cifar100(setup.root or Path("data"))
         return (*found, found[1][:0], found[2][:0])
-    known = {
-        "digits": ("digits", ""),
-        "cifar10": ("cifar10-npz", "cifar10"),
-        "fashion-mnist": ("fashion-mnist", ""),
-    }
-    if name not in known:
-        raise SystemExit(f"--data {name}: there are {', '.join(known)} and cifar100")
-    kind, folder = known[name]
-    whole = load(kind, None if setup.root is None else setup.root / folder)
+    about, (train_x, train_y, test_x, test_y) = split(name, setup.root)
     few = {"smoke": 200, "small": 10_000, "paper": None}[setup.scale]
-    x, y = whole.train_x[:few], whole.train_y[:few]
+    x, y = train_x[:few], train_y[:few]
     test = slice(None) if setup.scale != "smoke" else slice(200)
-    about = f"{whole.about}; {len(y):,} to learn from"
-    more = whole.train_x[len(y) :], whole.train_y[len(y) :]
-    return about, x, y, whole.test_x[test], whole.test_y[test], *more
+    about = f"{about}; {len(y):,} to learn from"
+    more = train_x[len(y) :], train_y[len(y) :]
+    return about, x, y, test_x[test], test_y[test], *more
 
 
 def _cifar100(root: Path) -> tuple[str, Tensor, Tensor, Tensor, Tensor]:

@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from experiment import Arm, Experiment, Setup, facts_of
 from safetensors.torch import load_file, save
 from torch import nn
-from training import GIVER_SEED, digest, made, run, train_giver
 
 import graftlib
 import graftlib_adapters
 from graftlib.disk import write_whole
+
+from .experiment import Arm, Experiment, Setup, facts_of
+from .training import GIVER_SEED, digest, made, run, train_giver
 
 __all__ = ["Ledger"]
 
@@ -138,32 +139,25 @@ class Ledger:
         return self.folder / f"{stem}.safetensors", self.folder / f"{stem}.json"
 
 
+OF_A_RESULT = (
+    *("training", "controls", "pull", "hearing", "rivals", "images", "texts", "squad", "vqa"),
+    *("two_encoders", "pictures"),
+)
+
+
 @cache
 def code() -> str:
     """A digest of the code that decides a result: how grafts write and learn, the methods, and this folder."""
     core, methods = Path(graftlib.__file__).parent, Path(graftlib_adapters.__file__).parent
+    here = Path(__file__).parent
     files = [
         *(core / "graft").glob("*.py"),
         core / "match" / "views.py",
         *methods.glob("*.py"),
         *(methods / "mergenet").glob("*.py"),
         *(methods / "assembly").glob("*.py"),
-        *(
-            Path(__file__).parent / f"{name}.py"
-            for name in (
-                "training",
-                "controls",
-                "pull",
-                "hearing",
-                "rivals",
-                "images",
-                "texts",
-                "squad",
-                "vqa",
-                "two_encoders",
-                "pictures",
-            )
-        ),
+        *(here / f"{name}.py" for name in OF_A_RESULT),
+        here.parent / "common" / "datasets.py",
     ]
     seen = hashlib.sha256()
     for file in sorted(files):

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-import zoo
 from torch import nn
 
 from graftlib_adapters.assembly import AssemblyError, Curve, ZooEntry, controls
+
+from . import zoo
 
 MATCHED = ("matched, zero", "matched, keep")
 ARMS = (*MATCHED, "random, zero", "random, keep", "shrink, zero", "shrink, keep")
@@ -144,16 +144,6 @@ def curve(result: dict, arm: str, figure: str) -> Curve:
     values = result["arms"][arm][figure]
     sign = -1 if figure.endswith("loss") else 1
     return Curve(tuple(result["factors"]), tuple(sign * v for v in values), arm)
-
-
-def kept(path: Path, work: Callable[[], dict]) -> dict:
-    """What `work` gives, from its file where it was done before."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial_file = path.with_suffix(".partial")
-        partial_file.write_text(json.dumps(work()))
-        partial_file.replace(path)
-    return json.loads(path.read_text())
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Checkpoints that others trained: MiniLM-L6 receives MiniLM-L3, MobileNetV2 of ImageNet receives networks of here.
 
-    python examples/paper/mal_checkpoints.py --scale small --root DIR --models DIR --cache out/zoo --out FILE
+    python -m examples.paper.mal_checkpoints --scale small --root DIR --models DIR --cache out/zoo --out FILE
 
 Texts. The encoder finds to each SQuAD question its passage (the sentences around an answer) among all others, by cosine
 similarity of mean-pooled tokens: nothing is trained. Accuracy is recall at 1, loss the cross-entropy over passages at a
@@ -26,25 +26,22 @@ import copy
 import json
 import random
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import mal
-import squad
 import torch
-import zoo
-from mal_lambda import emptied
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graftlib import Mapping, trace
 from graftlib_adapters.assembly import Curve, align, merged, problem, transplant
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-from intervals import interval
+from ..common import results
+from ..common.intervals import interval
+from . import squad, zoo
+from .mal_lambda import emptied
 
 FACTORS = {
     "smoke": (0.2,),
@@ -195,7 +192,7 @@ class Desk:
         folder = self.args.cache / self.args.scale / "checkpoints"
         path = folder / f"{re.sub('[^a-z0-9]+', '-', name.lower())}.json"
         new = not path.exists()
-        found = mal.kept(path, work)
+        found = results.cached(path, work)
         if new:
             shown = {k: v for k, v in found.items() if k != "read"}
             print(name, json.dumps(shown), flush=True)
@@ -593,7 +590,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("mal_checkpoints.json"))
     args = parser.parse_args(argv)
-    report = json.loads(args.out.read_text()) if args.out.exists() else {}
+    report = results.load(args.out) if args.out.exists() else {}
     report.update(scale=args.scale, result=args.scale != "smoke", tolerance=TOLERANCE)
     for name, work in (("texts", texts), ("images", images)):
         if name in args.parts:
@@ -601,7 +598,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.scale == "smoke":
         print("THE MODELS ARE STAND-INS: these figures are no result")
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=1) + "\n")
+    results.save(args.out, report)
 
 
 if __name__ == "__main__":

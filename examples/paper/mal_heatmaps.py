@@ -1,6 +1,6 @@
 """Mean loss of merging for every ordered pair of a zoo, on the same and on different data, and what it follows.
 
-    python examples/paper/mal_heatmaps.py --scale small --root DIR --cache out/zoo --out out/laws
+    python -m examples.paper.mal_heatmaps --scale small --root DIR --cache out/zoo --out out/laws
 
 Draws, for each data set of the bases and each of the sources, the rise of the test loss in the mean over the merging
 factor (rows receive, columns give; light is better) and the threshold; on the same data also the controls' thresholds.
@@ -12,15 +12,15 @@ kept under `--cache`, so a killed run goes on where it stopped.
 
 from __future__ import annotations
 
-import json
 import time
 from itertools import product
 
-import mal
 import torch
-import zoo
 
 from graftlib_adapters.assembly import HeatMap
+
+from ..common import results
+from . import mal, zoo
 
 Pairs = dict[tuple[str, str], dict]
 Values = dict[tuple[str, str], float]
@@ -42,7 +42,7 @@ def measured(setup: mal.Setting, of_base: str, of_source: str, minutes: float) -
         path = setup.cached("pairs", of_base, of_source, base.name, source.name)
         if path.exists() or time.process_time() - began < 60 * minutes:
             arms = mal.ARMS if of_base == of_source else mal.MATCHED
-            found[base.name, source.name] = mal.kept(
+            found[base.name, source.name] = results.cached(
                 path,
                 lambda b=base, s=source, a=arms: mal.walked(b, s, setup.data, setup.scale, arms=a),
             )
@@ -244,7 +244,7 @@ def main() -> None:
         for d, members in setup.members.items()
     }
     report["floors"] = {d: {f: zoo.floor(f, d) for f in zoo.FAMILIES} for d in setup.data}
-    (setup.args.out / "heatmaps.json").write_text(json.dumps(report, indent=1) + "\n")
+    results.save(setup.args.out / "heatmaps.json", report)
 
 
 if __name__ == "__main__":

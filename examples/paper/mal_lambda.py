@@ -1,6 +1,6 @@
 """Walks of single pairs in fine steps with every control, and assemblies of a whole zoo chosen on validation images.
 
-    python examples/paper/mal_lambda.py --scale small --root DIR --cache out/zoo --out out/laws
+    python -m examples.paper.mal_lambda --scale small --root DIR --cache out/zoo --out out/laws
 
 Draws the test loss over the merging factor for one base a family; sources are the next member of its family and the
 first of the next family. Then assembles, for the same bases, all other members of the zoo: modules and factors are
@@ -10,17 +10,17 @@ choice: sources whose tensors are scrambled, and sources that hold nothing (shri
 
 from __future__ import annotations
 
-import json
 import time
 
-import mal
 import torch
-import zoo
 from torch import nn
 
 from graftlib_adapters.assembly import Curve, Search, assemble
 from graftlib_adapters.assembly.lmc import CONTROLS
 from graftlib_adapters.assembly.pictures import curves_png
+
+from ..common import results
+from . import mal, zoo
 
 CHOSEN_ON = {"smoke": 200, "small": 500, "paper": 5000}  # validation images, for assemblies
 
@@ -44,7 +44,7 @@ def main() -> None:
                 report["assemblies"][f"{name}: {base.name}"] = assembled(setup, name, base)
     for title, row in report["assemblies"].items():
         print(title, {arm: round(found["test gain"], 2) for arm, found in row.items()}, flush=True)
-    (setup.args.out / "lambda.json").write_text(json.dumps(report, indent=1) + "\n")
+    results.save(setup.args.out / "lambda.json", report)
 
 
 def bases(members: list[zoo.Member]) -> list[zoo.Member]:
@@ -67,7 +67,7 @@ def walk(setup: mal.Setting, name: str, base: zoo.Member, source: zoo.Member) ->
     points = [
         i / (2 * (mal.POINTS[setup.scale] - 1)) for i in range(2 * mal.POINTS[setup.scale] - 1)
     ]
-    result = mal.kept(
+    result = results.cached(
         setup.cached("lambda", name, base.name, source.name),
         lambda: mal.walked(base, source, setup.data, setup.scale, arms=CONTROLS, factors=points),
     )
@@ -90,7 +90,7 @@ def assembled(setup: mal.Setting, name: str, base: zoo.Member) -> dict:
     found = {}
     for arm, spoil in (("zoo", None), ("scrambled", scrambled), ("nothing", emptied)):
         path = setup.cached("assemblies", name, base.name, arm, str(len(others)))
-        found[arm] = mal.kept(
+        found[arm] = results.cached(
             path, lambda s=spoil: once(setup, base, [spoiled(m, images, s) for m in others], images)
         )
     return found

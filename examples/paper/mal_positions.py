@@ -1,6 +1,6 @@
 """Where merging costs: one run of neighbouring layers at a time, first to last, against all of them at once (H4, H6).
 
-    python examples/paper/mal_positions.py --scale small --root DIR --cache out/zoo --out out/laws
+    python -m examples.paper.mal_positions --scale small --root DIR --cache out/zoo --out out/laws
 
 Bases are the deepest members of each family, sources all members of the same one. Read is the threshold (1 point of
 accuracy, test images) where only one module with a weight is merged, with the norms behind it. Writes `positions.json`:
@@ -9,16 +9,16 @@ threshold by relative depth, and single layers minus everything (H6), with inter
 
 from __future__ import annotations
 
-import json
 import time
 
-import mal
 import torch
-import zoo
 
 from graftlib import trace
 from graftlib_adapters.assembly import AssemblyError
 from graftlib_adapters.assembly.paired_source import pair_source
+
+from ..common import results
+from . import mal, zoo
 
 ARMS = ("matched, keep", "random, keep", "shrink, keep")
 
@@ -45,7 +45,7 @@ def main() -> None:
         report[name] = {"pairs": rows, "summary": summary(rows)}
         for title, found in report[name]["summary"].items():
             print(f"{name}: {title} {mal.text(found)}", flush=True)
-    (setup.args.out / "positions.json").write_text(json.dumps(report, indent=1) + "\n")
+    results.save(setup.args.out / "positions.json", report)
 
 
 def positions(setup: mal.Setting, name: str):
@@ -68,7 +68,7 @@ def positions(setup: mal.Setting, name: str):
                 path = setup.cached("positions", name, base.name, source.name, str(i))
                 if not path.exists() and time.process_time() - began > 60 * setup.args.minutes:
                     continue
-                result = mal.kept(
+                result = results.cached(
                     path,
                     lambda b=base, s=source, w=layers: mal.walked(
                         b, s, setup.data, setup.scale, arms=ARMS, layers=w

@@ -1,6 +1,6 @@
 """Relatives: descendants of one network, cut to unequal widths, tuned on shares of their own, merged into one of them.
 
-    python examples/paper/mal_relatives.py --scale small --root DIR --cache out/zoo --seeds 8 --out mal_relatives.json
+    python -m examples.paper.mal_relatives --scale small --root DIR --cache out/zoo --seeds 8 --out mal_relatives.json
 
 An ancestor is trained on real images. Descendants of other widths (and depths) are cut from it by magnitude
 (`transplant`) and each is tuned on few images that nobody else sees. One is the base, the others are sources. What is
@@ -29,15 +29,11 @@ import hashlib
 import json
 import math
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import mal
 import torch
-import zoo
-from mal_lambda import emptied, scrambled
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -46,8 +42,10 @@ from graftlib import Mapping, trace
 from graftlib_adapters.assembly import Search, align, assemble, merged, problem, transplant
 from graftlib_adapters.assembly.repair import repair
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-from intervals import interval
+from ..common import results
+from ..common.intervals import interval
+from . import zoo
+from .mal_lambda import emptied, scrambled
 
 CONTROLS = ("identity", "random", "nothing", "scrambled", "initialisation", "equal compute")
 REFERENCES = ("untuned", "with validation", "ancestor", "all shares", "ensemble")
@@ -439,7 +437,7 @@ def ran(
     safe = name.replace(": ", "-").replace(", ", "-").replace(" ", "-")
     path = folder / kind / f"{safe}-{setting.digest}-{seed}.json"
     new = not path.exists()
-    found = mal.kept(path, work)
+    found = results.cached(path, work)
     if new:
         shown = {arm: round(row["accuracy"], 2) for arm, row in found["arms"].items()}
         print(kind, name, seed, shown, flush=True)
@@ -483,15 +481,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("mal_relatives.json"))
     args = parser.parse_args(argv)
     data: dict[str, zoo.Images] = {}
-    report = json.loads(args.out.read_text()) if args.out.exists() else {}
+    report = results.load(args.out) if args.out.exists() else {}
     report.update(scale=args.scale, factors=FACTORS, rounds=ROUNDS, validation=SIZES[args.scale][0])
     tests, tried = report.setdefault("test", {}), report.setdefault("map", {})
 
     def written() -> None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        partial = args.out.with_suffix(".partial")
-        partial.write_text(json.dumps(report, indent=1) + "\n")
-        partial.replace(args.out)
+        results.save(args.out, report)
 
     if args.map:
         for name, setting in cells(args.scale).items():

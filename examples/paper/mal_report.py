@@ -1,7 +1,7 @@
 """Write docs/assembly-laws.md from the JSON that the experiments on assembly left: no figure by hand.
 
-    python examples/paper/mal_heatmaps.py --scale small --root DIR --out out/laws    # and the other mal_*.py
-    python examples/paper/mal_report.py --laws out/laws
+    python -m examples.paper.mal_heatmaps --scale small --root DIR --out out/laws    # and the other mal_*.py
+    python -m examples.paper.mal_report --laws out/laws
 
 Copies the reports and the pictures that the page shows into docs, and writes the page. Without ``--laws`` it writes the
 page anew from what is there.
@@ -10,10 +10,12 @@ page anew from what is there.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import shutil
 from pathlib import Path
+
+from ..common import results
+from ..common.markdown import signed, table
 
 DOCS = Path(__file__).parents[2] / "docs"
 REPORTS = ("heatmaps", "positions", "lambda")
@@ -22,12 +24,7 @@ FAMILIES = ("mlp", "cnn", "vgg", "resnet", "vit")
 
 def read(name: str) -> dict:
     path = DOCS / "benchmarks" / f"mal_{name}.json"
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return results.load(path) if path.exists() else {}
 
 
 def interval(found: dict | None, which: str = "mean", digits: int = 2) -> str:
@@ -35,7 +32,7 @@ def interval(found: dict | None, which: str = "mean", digits: int = 2) -> str:
     if not found:
         return ""
     low, high = found[f"{which}_low"], found[f"{which}_high"]
-    text = f"{found[which]:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+    text = signed([found[which], low, high], digits)
     return f"**{text}**" if low > 0 or high < 0 else text
 
 
@@ -204,9 +201,14 @@ def coverage(maps: dict) -> str:
 
 
 def take(folder: Path) -> None:
-    """The reports, and the pictures that the page shows."""
+    """The reports without their raw walks, and the pictures that the page shows."""
     for name in REPORTS:
-        shutil.copy(folder / f"{name}.json", DOCS / "benchmarks" / f"mal_{name}.json")
+        report = results.load(folder / f"{name}.json")
+        report.pop("walks", None)
+        for part in report.values():
+            if isinstance(part, dict) and "summary" in part:
+                del part["pairs"]
+        results.save(DOCS / "benchmarks" / f"mal_{name}.json", report)
     (DOCS / "pictures").mkdir(exist_ok=True)
     for picture in pictures(folder):
         shutil.copy(picture, DOCS / "pictures" / picture.name)

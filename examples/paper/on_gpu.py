@@ -1,8 +1,9 @@
 """What only a GPU can say, in one command and a few minutes: do grafts work there, what do they cost, do they help.
 
-    python examples/paper/on_gpu.py --make-data .gpu/images.npz --root DIR     once, where the data sets are
-    python examples/paper/on_gpu.py --data .gpu/images.npz --out gpu.json --minutes 8
-    python examples/paper/on_gpu.py --data .gpu/images.npz --out dry.json --device cpu --minutes 1      a dry run
+    export PYTHONPATH=.:adapters                                               where graftlib is not installed
+    python -m examples.paper.on_gpu --make-data .gpu/images.npz --root DIR     once, where the data sets are
+    python -m examples.paper.on_gpu --data .gpu/images.npz --out gpu.json --minutes 8
+    python -m examples.paper.on_gpu --data .gpu/images.npz --out dry.json --device cpu --minutes 1      a dry run
 
 checks   `device_checks.py`: every way to train with a graft, on this device
 cost     `../benchmarks/gpu.py`: step ratios, memory and waits
@@ -30,15 +31,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-for folder in (HERE, HERE.parent / "benchmarks", HERE.parents[1], HERE.parents[1] / "adapters"):
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
+import numpy as np
+import torch
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
+from graftlib.disk import write_whole
 
-from graftlib.disk import write_whole  # noqa: E402
+from ..common import results
 
 PARTS = ("checks", "cost", "table1")
 SHARES = {"cuda": {"checks": 0.15, "cost": 0.3}, "cpu": {"checks": 0.35, "cost": 0.4}}
@@ -171,17 +169,17 @@ def _summed(x: np.ndarray) -> np.ndarray:
 
 def images(path: Path, dataset: str, train: int, held_out: int) -> tuple[torch.Tensor, ...]:
     """Bytes (n, c, h, w) and labels, to learn from and held out: stratified, seed 0, and disjoint."""
-    from graftlib_adapters.demo.data import stratified
+    from ..common.datasets import stratified
 
     with np.load(path, allow_pickle=False) as file:
         x = torch.from_numpy(_summed(file[f"{dataset} x"]))
         y = torch.from_numpy(file[f"{dataset} y"]).long()
-    order = stratified(y, train, seed=0)
+    order = stratified(y, 0, train)
     rest = torch.ones(len(y), dtype=torch.bool)
     rest[order] = False
     test_x, test_y = x[rest], y[rest]
     if len(test_y) > held_out:
-        few = stratified(test_y, held_out, seed=0)
+        few = stratified(test_y, 0, held_out)
         test_x, test_y = test_x[few], test_y[few]
     return x[order], y[order], test_x, test_y
 
@@ -202,7 +200,7 @@ def run_part(part: str, args: argparse.Namespace, seconds: float, log: Path) -> 
         processes = [
             subprocess.Popen(
                 [
-                    *(sys.executable, str(HERE / "on_gpu.py"), *sys.argv[1:]),
+                    *(sys.executable, "-m", __spec__.name, *sys.argv[1:]),
                     *("--part", part, "--until", str(until), "--worker", str(i)),
                     *("--folder", folder, "--processes", str(workers)),
                 ],
@@ -271,7 +269,7 @@ def work(args: argparse.Namespace) -> None:
 
 
 def _checks(args: argparse.Namespace, done: list[dict[str, Any]], tell: Tell) -> None:
-    from device_checks import CHECKS
+    from .device_checks import CHECKS
 
     passed = {record["name"] for record in done if record.get("passed")}
     for name, check in CHECKS.items():
@@ -290,7 +288,7 @@ def _checks(args: argparse.Namespace, done: list[dict[str, Any]], tell: Tell) ->
 
 
 def _cost(args: argparse.Namespace, done: list[dict[str, Any]], tell: Tell) -> None:
-    import gpu
+    from ..benchmarks import gpu
 
     words = ["--device", args.device, "--rounds", "7", "--cycles", "5"]
     settings = gpu.arguments([*words, "--small"] if args.device == "cpu" else words)
@@ -312,9 +310,9 @@ def _cost(args: argparse.Namespace, done: list[dict[str, Any]], tell: Tell) -> N
 
 
 def _table1(args: argparse.Namespace, done: list[dict[str, Any]], tell: Tell) -> None:
-    from captured import Data
-    from gpu_table1 import SETTINGS, Plan
-    from gpu_table1 import work as run_all
+    from .captured import Data
+    from .gpu_table1 import SETTINGS, Plan
+    from .gpu_table1 import work as run_all
 
     torch.backends.cudnn.benchmark = True
     small = args.device == "cpu"
@@ -377,23 +375,14 @@ def write_report(args: argparse.Namespace, log: Path) -> None:
         "errors": [r for records in found.values() for r in records if r["kind"] == "error"],
         "ends": [r for records in found.values() for r in records if r["kind"] == "end"],
     }
-    write_whole(Path(args.out), json.dumps(_finite(report), indent=1, default=str) + "\n")
+    results.save(args.out, report)
     write_whole(Path(args.out).with_suffix(".md"), "\n".join(_markdown(report)) + "\n")
-
-
-def _finite(thing: Any) -> Any:
-    """With None where JSON has no number."""
-    if isinstance(thing, dict):
-        return {key: _finite(value) for key, value in thing.items()}
-    if isinstance(thing, list | tuple):
-        return [_finite(value) for value in thing]
-    return None if isinstance(thing, float) and not math.isfinite(thing) else thing
 
 
 def table(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Per data set, regime and number of steps: means, and paired differences with their 95 % intervals."""
-    from gpu_table1 import CONTRASTS, SETTINGS
-    from intervals import interval
+    from ..common.intervals import interval
+    from .gpu_table1 import CONTRASTS, SETTINGS
 
     groups: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}
     for record in records:

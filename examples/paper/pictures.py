@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from experiment import Setup
 from torch import Tensor
+
+from .experiment import Setup
 
 __all__ = ["Half", "captions_of", "cut_off", "read", "words_of"]
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from experiment import Distil, Task
 from torch import Tensor, nn
 
 from graftlib_adapters import distillation
+
+from .experiment import Distil, Task
 
 __all__ = ["LOSSES", "Rival"]
 

@@ -1,7 +1,7 @@
 """Search the graft's own freedom on held-out training images: many settings, few of them for long.
 
-    python examples/paper/search.py                                              # smoke: digits, seconds
-    python examples/paper/search.py --scale small --root DIR --out search.json   # CIFAR-10, half an hour
+    python -m examples.paper.search                                              # smoke: digits, seconds
+    python -m examples.paper.search --scale small --root DIR --out search.json   # CIFAR-10, half an hour
 
 Successive halving: every setting is trained for a short time with a few seeds, the better ones for longer with more. A
 setting is ranked by its mean paired difference to the arm that it adds a graft to: plain training, distillation, or
@@ -12,7 +12,6 @@ confirm it, and its controls, once on ``--split test`` (table 1). No test image 
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from experiment import Arm, Distil, Experiment, Graft, Setup, Start, controls, facts_of
-from harness import report_of, shared_arguments
-from images import (
+
+from ..common import results
+from .experiment import Arm, Distil, Experiment, Graft, Setup, Start, controls, facts_of
+from .harness import report_of, shared_arguments
+from .images import (
     BLOCKS,
     last_convolutions,
     mobilenet_player,
@@ -31,8 +32,6 @@ from images import (
     rounds_of,
     strong_player,
 )
-
-from graftlib.disk import write_whole
 
 __all__ = ["CHOSEN", "RUNGS", "Rung", "experiment", "search", "searched"]
 
@@ -262,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     found = search(setup, args.cache, RUNGS[: args.rungs], args.jobs)
     print(f"\nleft: {found['left']}")
     if args.out:
-        write_whole(args.out, json.dumps(found, indent=1) + "\n")
+        results.save(args.out, found)
     return found
 
 

@@ -6,34 +6,21 @@ shared initial weights and batches, which is checked first; a column without n >
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from experiment import Experiment
-from scipy import stats
+from ..common.intervals import interval
+from ..common.markdown import signed, table
+from .experiment import Experiment
 
-__all__ = ["MismatchError", "check", "interval", "show", "summarise"]
+__all__ = ["MismatchError", "check", "show", "summarise"]
 
 Runs = dict[str, dict[int, dict[str, Any]]]  # arm -> seed -> record
 
 
 class MismatchError(RuntimeError):
     """Two runs that should differ in one thing differ in another."""
-
-
-def interval(differences: Sequence[float]) -> list[float | None]:
-    """[mean, low, high]: Student's t, 95 %, two-sided; without at least two differences no bounds.
-
-    >>> [round(x, 3) for x in interval([1.0, 2.0, 3.0])]
-    [2.0, -0.484, 4.484]
-    """
-    n, mean = len(differences), statistics.mean(differences)
-    if n < 2:
-        return [mean, None, None]
-    half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
-    return [mean, mean - half, mean + half]
 
 
 def by_arm(records: Sequence[dict[str, Any]]) -> Runs:
@@ -55,8 +42,8 @@ def check(runs: Runs) -> dict[str, dict[str, dict[int, str]]]:
         for seed, record in seeds.items():
             for what, seen in found.items():
                 for player, digest in record[what].items():
-                    first = seen.setdefault(player, {}).setdefault(seed, digest)
-                    if first != digest:
+                    first = seen.setdefault(player, {}).setdefault(seed, digest[:12])
+                    if first != digest[:12]:
                         raise MismatchError(
                             f"arm {name!r}, seed {seed}: the {what} of {player!r} are not those of the other arms"
                         )
@@ -129,7 +116,7 @@ def show(experiment: Experiment, report: dict[str, Any]) -> str:
     for metric, rows in report["metrics"].items():
         head = ["arm", metric, "sd", "minus plain [95 %]", "minus its hardest rival [95 %]"]
         head += ["paper", "paper's gain", "CPU s", "MiB"]
-        lines = [head, ["---"] * len(head)]
+        lines = []
         plain = rows.get("plain", {}).get("paper")
         for name, row in rows.items():
             cost, paper = report["cost"][name], row.get("paper")
@@ -139,7 +126,7 @@ def show(experiment: Experiment, report: dict[str, Any]) -> str:
                     name,
                     f"{row['mean']:.2f}",
                     _number(row["sd"], ".2f"),
-                    _interval(row.get("minus plain")),
+                    signed(row.get("minus plain")),
                     _hardest(name, row),
                     _number(paper, ".2f"),
                     "" if name == "plain" else _number(gain, "+.2f"),
@@ -147,7 +134,7 @@ def show(experiment: Experiment, report: dict[str, Any]) -> str:
                     _number(cost["peak_mib"], ".0f"),
                 ]
             )
-        parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
+        parts.append(table(head, lines))
     return "\n\n".join(parts)
 
 
@@ -158,16 +145,8 @@ def _hardest(name: str, row: dict[str, Any]) -> str:
     if not rivals:
         return ""
     worst = min(rivals, key=lambda key: rivals[key][0])
-    return f"{_interval(rivals[worst])} {worst.removeprefix('minus ').removeprefix(f'{name}, ')}"
+    return f"{signed(rivals[worst])} {worst.removeprefix('minus ').removeprefix(f'{name}, ')}"
 
 
 def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
-
-
-def _interval(found: list[float | None] | None) -> str:
-    if found is None or found[0] is None:
-        return ""
-    if found[1] is None or found[2] is None:
-        return f"{found[0]:+.2f}"
-    return f"{found[0]:+.2f} [{found[1]:+.2f}, {found[2]:+.2f}]"

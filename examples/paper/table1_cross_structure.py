@@ -1,8 +1,8 @@
 """Table 1: a ResNet's classifier writes a convolution of a MobileNetV2, one way and both ways, against distillation.
 
-    python examples/paper/table1_cross_structure.py                                    # smoke: digits, seconds
-    python examples/paper/table1_cross_structure.py --scale small --root DIR --out table1.json
-    python examples/paper/table1_cross_structure.py --scale paper --root DIR           # CIFAR-100, a GPU; not run yet
+    python -m examples.paper.table1_cross_structure                                    # smoke: digits, seconds
+    python -m examples.paper.table1_cross_structure --scale small --root DIR --out table1.json
+    python -m examples.paper.table1_cross_structure --scale paper --root DIR           # CIFAR-100, a GPU; not run yet
 
 M is the MobileNetV2, R the ResNet. A frozen R (or M, for the lower half) was trained once, with another seed, for as
 long as the others; a co-trained one learns beside the target. S is a far stronger frozen source; the graft from it is
@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from experiment import Arm, Distil, Experiment, Graft, Setup, Start, controls
-from harness import main
-from images import BLOCKS, mobilenet_player, project, resnet_player, rounds_of, strong_player
-from search import searched
+from .experiment import Arm, Distil, Experiment, Graft, Setup, Start, controls
+from .harness import main
+from .images import BLOCKS, mobilenet_player, project, resnet_player, rounds_of, strong_player
+from .search import searched
 
 M, R = "M top-1", "R top-1"
 M_PAPER = {"kd": 64.32, "rkd": 65.48, "dkd": 65.23, "nkd": 65.09}

@@ -1,8 +1,8 @@
 """Table 2: the vision encoder and the text encoder of one model write each other, for questions and for retrieval.
 
-    python examples/paper/table2_cross_modal.py                                    # smoke: digits, seconds
-    python examples/paper/table2_cross_modal.py --scale small --root DIR --out table2.json      # easy-vqa
-    python examples/paper/table2_cross_modal.py --scale paper --root DIR           # VQA v2, MSCOCO, a GPU; not run yet
+    python -m examples.paper.table2_cross_modal                                    # smoke: digits, seconds
+    python -m examples.paper.table2_cross_modal --scale small --root DIR --out table2.json      # easy-vqa
+    python -m examples.paper.table2_cross_modal --scale paper --root DIR           # VQA v2, MSCOCO, a GPU; not run yet
 
 One model learns to answer questions and to match pictures with captions; the links are inside it. TR finds the caption
 of a picture, IR a picture for a caption; equal captions are one.
@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from experiment import Arm, Experiment, Graft, Setup, controls
-from harness import main
-from vqa import FORM, two_encoder_player, vqa_rounds
+from .experiment import Arm, Experiment, Graft, Setup, controls
+from .harness import main
+from .vqa import FORM, two_encoder_player, vqa_rounds
 
 VQA, TR, IR = "VQA accuracy", "TR@10", "IR@10"
 

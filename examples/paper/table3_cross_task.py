@@ -1,8 +1,8 @@
 """Table 3: a model that answers questions and one that judges reviews write each other, each in its own rhythm.
 
-    python examples/paper/table3_cross_task.py                                     # smoke: a stand-in, seconds
-    python examples/paper/table3_cross_task.py --scale small --root DIR --models DIR --out table3.json
-    python examples/paper/table3_cross_task.py --scale paper                       # BERT, DistilBERT, GPU; not run yet
+    python -m examples.paper.table3_cross_task                                     # smoke: a stand-in, seconds
+    python -m examples.paper.table3_cross_task --scale small --root DIR --models DIR --out table3.json
+    python -m examples.paper.table3_cross_task --scale paper                       # BERT, DistilBERT, GPU; not run yet
 
 A round is two batches of questions (QA) and one of reviews (S); a transfer before every round is the paper's T_cycle:
 1 for the judge, 2 for the other. Where only one of the two learns, the other was trained before, and is frozen.
@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from experiment import Arm, Experiment, Graft, Setup, controls
-from harness import main
-from texts import question_player, sentiment_player, text_rounds, value
+from .experiment import Arm, Experiment, Graft, Setup, controls
+from .harness import main
+from .texts import question_player, sentiment_player, text_rounds, value
 
 EM, F1, RIGHT = "QA EM", "QA F1", "S accuracy"
 

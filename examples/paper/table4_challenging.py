@@ -1,8 +1,8 @@
 """Table 4: other structure, other modality, other task: an encoder's value matrix and an image classifier.
 
-    python examples/paper/table4_challenging.py                                    # smoke: a stand-in, digits; seconds
-    python examples/paper/table4_challenging.py --scale small --root DIR --models DIR --out table4.json
-    python examples/paper/table4_challenging.py --scale paper --root DIR           # BERT, CIFAR-100, a GPU; not run yet
+    python -m examples.paper.table4_challenging                                    # smoke: a stand-in, digits; seconds
+    python -m examples.paper.table4_challenging --scale small --root DIR --models DIR --out table4.json
+    python -m examples.paper.table4_challenging --scale paper --root DIR           # BERT, CIFAR-100, a GPU; not run yet
 
 A round is one batch of questions (QA) and two of images (M); a transfer before every second batch of images.
 """
@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from experiment import Arm, Experiment, Graft, Setup, controls
-from harness import main
-from images import mobilenet_player
-from texts import question_player, value
+from .experiment import Arm, Experiment, Graft, Setup, controls
+from .harness import main
+from .images import mobilenet_player
+from .texts import question_player, value
 
 EM, F1, TOP1 = "QA EM", "QA F1", "M top-1"
 ROUNDS = {"smoke": 6, "small": 120, "paper": 39_000}

@@ -1,8 +1,8 @@
 """Table 5: a MobileNetV2's classifier writes one of its own inverted residual blocks, at four depths.
 
-    python examples/paper/table5_self.py                                           # smoke: digits, seconds
-    python examples/paper/table5_self.py --scale small --root DIR --out table5.json
-    python examples/paper/table5_self.py --scale paper --root DIR                  # CIFAR-100, a GPU; not run yet
+    python -m examples.paper.table5_self                                           # smoke: digits, seconds
+    python -m examples.paper.table5_self --scale small --root DIR --out table5.json
+    python -m examples.paper.table5_self --scale paper --root DIR                  # CIFAR-100, a GPU; not run yet
 
 The rivals are distillation without a teacher. For the controls the classifier of a trained, frozen copy takes the place
 of the model's own: a model that reads its own spoiled classifier would be another model.
@@ -10,9 +10,9 @@ of the model's own: a model that reads its own spoiled classifier would be anoth
 
 from __future__ import annotations
 
-from experiment import Arm, Distil, Experiment, Graft, Setup, controls
-from harness import main
-from images import DEPTHS, mobilenet_player, project, rounds_of
+from .experiment import Arm, Distil, Experiment, Graft, Setup, controls
+from .harness import main
+from .images import DEPTHS, mobilenet_player, project, rounds_of
 
 M = "M top-1"
 PAPER = (63.51, 64.02, 64.42, 66.48)

@@ -1,8 +1,8 @@
 """Table 6: which layer of a large encoder to which layer of a slim one, both answering questions.
 
-    python examples/paper/table6_layers.py                                         # smoke: a stand-in, seconds
-    python examples/paper/table6_layers.py --scale small --root DIR --models DIR --out table6.json
-    python examples/paper/table6_layers.py --scale paper                           # BERT, DistilBERT, GPU; not run yet
+    python -m examples.paper.table6_layers                                         # smoke: a stand-in, seconds
+    python -m examples.paper.table6_layers --scale small --root DIR --models DIR --out table6.json
+    python -m examples.paper.table6_layers --scale paper                           # BERT, DistilBERT, GPU; not run yet
 
 L is the large one, trained before and frozen; S the slim one. 'half' is the layer in the middle, 'last' the last: 6 and
 12 of BERT, 3 and 6 of DistilBERT; 3 and 6 of MiniLM-L6, 2 and 3 of MiniLM-L3.
@@ -10,9 +10,9 @@ L is the large one, trained before and frozen; S the slim one. 'half' is the lay
 
 from __future__ import annotations
 
-from experiment import Arm, Experiment, Graft, Setup, controls
-from harness import main
-from texts import question_player, text_rounds, value
+from .experiment import Arm, Experiment, Graft, Setup, controls
+from .harness import main
+from .texts import question_player, text_rounds, value
 
 EM, F1 = "S EM", "S F1"
 PAPER = {

@@ -1,8 +1,8 @@
 """Table 7: what each part of MergeNet adds: an MLP instead of attention, rows only, averaged weights of the pairings.
 
-    python examples/paper/table7_ablation.py                                       # smoke: digits, seconds
-    python examples/paper/table7_ablation.py --scale small --root DIR --out table7.json
-    python examples/paper/table7_ablation.py --scale paper --root DIR              # CIFAR-100, a GPU; not run yet
+    python -m examples.paper.table7_ablation                                       # smoke: digits, seconds
+    python -m examples.paper.table7_ablation --scale small --root DIR --out table7.json
+    python -m examples.paper.table7_ablation --scale paper --root DIR              # CIFAR-100, a GPU; not run yet
 
 Both models learn, as in the lower rows of table 1, whose runs are shared where the cache is the same.
 """
@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from experiment import Arm, Experiment, Graft, Setup, controls
-from harness import main
-from images import BLOCKS, mobilenet_player, project, resnet_player, rounds_of
+from .experiment import Arm, Experiment, Graft, Setup, controls
+from .harness import main
+from .images import BLOCKS, mobilenet_player, project, resnet_player, rounds_of
 
 M, R = "M top-1", "R top-1"
 

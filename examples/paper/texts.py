@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from experiment import Player, Setup
-from squad import Reading, exact_and_f1
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+
+from .experiment import Player, Setup
+from .squad import Reading, exact_and_f1
 
 __all__ = ["layer", "question_player", "sentiment_player", "text_rounds", "value"]
 
@@ -55,15 +56,14 @@ def question_player(
         trained: the last so many layers are in training (at paper scale all are).
         per_round: steps a round.
     """
-    task = _questions(setup, name, size, trained)
-    make = _maker(setup, size, trained, span=True)
     recipe = {
         "smoke": {"batch": 16, "lr": 1e-3},
         "small": {"batch": 16, "lr": 3e-4},
         "paper": {"batch": 32, "lr": 5e-5, "precision": "bfloat16"},
     }[setup.scale]
-    return Player(
-        make, task, optimizer="adamw", weight_decay=1e-5, warmup=0.1, per_round=per_round, **recipe
+    task = _questions(setup, name, size, trained)
+    return _player(
+        setup, task, size, trained, span=True, weight_decay=1e-5, per_round=per_round, **recipe
     )
 
 
@@ -71,15 +71,14 @@ def sentiment_player(
     setup: Setup, name: str = "S", size: str = "S", trained: int = 2, per_round: int = 1
 ) -> Player:
     """An encoder that says whether a review is positive; the arguments are `question_player`'s."""
-    task = _reviews(setup, name, size, trained)
-    make = _maker(setup, size, trained, span=False)
     recipe = {
         "smoke": {"batch": 8, "lr": 1e-3},
         "small": {"batch": 8, "lr": 3e-4},
         "paper": {"batch": 6, "lr": 5e-5, "precision": "bfloat16"},
     }[setup.scale]
-    return Player(
-        make, task, optimizer="adamw", weight_decay=1e-2, warmup=0.1, per_round=per_round, **recipe
+    task = _reviews(setup, name, size, trained)
+    return _player(
+        setup, task, size, trained, span=False, weight_decay=1e-2, per_round=per_round, **recipe
     )
 
 
@@ -158,9 +157,12 @@ def _answer(head: nn.Linear, hidden: Tensor, mask: Tensor, *, span: bool) -> Ten
     return head((hidden * weights).sum(1) / weights.sum(1))
 
 
-def _maker(setup: Setup, size: str, trained: int, *, span: bool) -> partial[nn.Module]:
+def _player(
+    setup: Setup, task: Texts, size: str, trained: int, *, span: bool, **recipe: Any
+) -> Player:
     models = str(setup.models or "")
-    return partial(encoder, scale=setup.scale, models=models, size=size, trained=trained, span=span)
+    make = partial(encoder, scale=setup.scale, models=models, size=size, trained=trained, span=span)
+    return Player(make, task, optimizer="adamw", warmup=0.1, **recipe)
 
 
 def encoder(*, scale: str, models: str, size: str, trained: int, span: bool) -> nn.Module:
@@ -292,7 +294,7 @@ def _moved(tensors: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor
 
 
 def _questions(setup: Setup, prefix: str, size: str, trained: int) -> Texts:
-    import squad
+    from . import squad
 
     length = LENGTH[setup.scale]
     if setup.scale == "smoke":

@@ -14,17 +14,18 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from controls import Noise, aligned, link, spoiled
-from experiment import Arm, Experiment, Graft, Player, Start
-from hearing import Heard
-from meter import Meter
-from pull import Pull
-from rivals import Rival
 from torch import Tensor, nn
 
 from graftlib import TransferCycle, attach
 from graftlib.graft import AdapterOptimizer
 from graftlib_adapters import MergeNet, MLPAdapter, ParameterSharing
+
+from ..common.memory import Meter
+from .controls import Noise, aligned, link, spoiled
+from .experiment import Arm, Experiment, Graft, Player, Start
+from .hearing import Heard
+from .pull import Pull
+from .rivals import Rival
 
 __all__ = ["GIVER_SEED", "Learner", "made", "run", "train_giver"]
 

@@ -19,11 +19,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from experiment import Player, Setup
-from pictures import Half, read, words_of
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from two_encoders import WORDS, TwoEncoders
+
+from .experiment import Player, Setup
+from .pictures import Half, read, words_of
+from .two_encoders import WORDS, TwoEncoders
 
 __all__ = ["Pictures", "recall", "two_encoder_player", "vqa_rounds"]
 

@@ -1,6 +1,6 @@
 """A zoo of 30 architectures in 5 families, trained here: what the laws of assembly are measured on.
 
-    python examples/paper/zoo.py --scale small --root DIR --cache out/zoo --data mnist fashion-mnist cifar10
+    python -m examples.paper.zoo --scale small --root DIR --cache out/zoo --data mnist fashion-mnist cifar10
 
 Families: `mlp`, `cnn` (plain, no norm, kernels of 3 and 5), `vgg` and `resnet` (batch norm), `vit` (a transformer); six
 members each, in widths and depths. `smoke` trains one of each on scikit-learn's digits; `small` takes 20,000 images of
@@ -23,9 +23,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ..common import datasets
 
 DATA = ("digits", "mnist", "fashion-mnist", "cifar10")
 SCALES = ("smoke", "small", "paper")
@@ -51,35 +52,17 @@ def load(name: str, root: Path, scale: str = "small") -> Images:
     """The images of one data set; the last part of its training half is kept back for validation."""
     few = scale != "paper"
     if name == "digits":
-        digits = load_digits()
-        x = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
-        x, y = F.interpolate(x, scale_factor=2, mode="nearest"), torch.tensor(digits.target)
+        x, y = datasets.read(name)
+        x = F.interpolate(x, scale_factor=2, mode="nearest")
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
         return _split(name, x[order], y[order], (1097, 300), x[order[1397:]], y[order[1397:]])
     if name == "cifar10":
-        with np.load(root / "cifar10" / "cifar10_10k.npz") as file:
-            x = torch.from_numpy(file["x"]).permute(0, 3, 1, 2).float().div(255)
-            y = torch.from_numpy(file["y"])
-        order = stratified(y, seed=0)
+        x, y = datasets.read(name, root)
+        order = datasets.stratified(y, 0)
         x, y = x[order], y[order]
         return _split(name, x[:8000], y[:8000], (7000, 1000), x[8000:], y[8000:])
-    from torchvision import datasets
-
-    kind = datasets.MNIST if name == "mnist" else datasets.FashionMNIST
-    halves = [kind(root, train=train) for train in (True, False)]
-    (x, y), (test_x, test_y) = ((h.data[:, None].float() / 255, h.targets) for h in halves)
+    x, y, test_x, test_y = datasets.halves(name, root)
     return _split(name, x, y, (20_000, 2_000) if few else (55_000, 5_000), test_x, test_y)
-
-
-def stratified(labels: Tensor, seed: int) -> Tensor:
-    """An order in which every prefix holds the classes in nearly equal shares."""
-    generator = torch.Generator().manual_seed(seed)
-    turn = torch.empty(len(labels), dtype=torch.float64)
-    for label in range(int(labels.max()) + 1):
-        own = (labels == label).nonzero().flatten()
-        places = torch.randperm(len(own), generator=generator)
-        turn[own] = (places + 0.5).double() / len(own)
-    return turn.argsort(stable=True)
 
 
 def _split(

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import importlib
-import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-FOLDER = Path(__file__).parents[2] / "examples" / "benchmarks"
-sys.path.insert(0, str(FOLDER))
+from examples.common import results
 
-barrier = importlib.import_module("barrier")
+FOLDER = Path(__file__).parents[2] / "examples" / "benchmarks"
+
+barrier = importlib.import_module("examples.benchmarks.barrier")
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +86,7 @@ def test_it_runs_once(tmp_path, monkeypatch):
     line = ["--data", "digits", "--width", "8", "--epochs", "1", "--pairs", "2"]
     line += ["--cache", str(tmp_path), "-o", str(out)]
     barrier.main(line)
-    first = json.loads(out.read_text())
+    first = results.load(out)
     assert set(ALIGNED) < set(first["rows"])
 
     def never(*args, **options):
@@ -96,4 +95,4 @@ def test_it_runs_once(tmp_path, monkeypatch):
     monkeypatch.setattr(barrier, "row", never)
     monkeypatch.setattr(barrier, "trained", never)
     barrier.main(line)
-    assert json.loads(out.read_text()) == first
+    assert results.load(out) == first

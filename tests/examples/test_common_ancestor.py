@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,18 +10,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from examples.benchmarks import paper_tables
+from examples.common import results
+from examples.paper import common_ancestor, downhill, training
+from examples.paper.experiment import Arm, Setup
+from examples.paper.harness import main
+from examples.paper.ledger import Ledger
+
+from .toy import CPU, build
+
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / "examples" / "paper"), str(ROOT / "examples" / "benchmarks")]
-
-import common_ancestor  # noqa: E402
-import downhill  # noqa: E402
-import paper_tables  # noqa: E402
-import training  # noqa: E402
-from experiment import Arm, Setup  # noqa: E402
-from harness import main  # noqa: E402
-from ledger import Ledger  # noqa: E402
-
-from .toy import CPU, build  # noqa: E402
 
 
 def family(**ancestor):
@@ -96,7 +92,7 @@ def test_a_way_keeps_to_the_sphere_and_ignores_lengths(rows, columns, scale):
 def test_the_measure_finds_the_end_of_its_own_training_and_no_noise(tmp_path):
     out = tmp_path / "downhill.json"
     downhill.main(["--rounds", "8", "--cache", str(tmp_path), "--out", str(out)])
-    found = json.loads(out.read_text())
+    found = results.load(out)
     assert set(found["means"]) == set(downhill.STARTS)
     for kinds in found["means"].values():
         own = [mean for mean, _, _ in kinds["its own end"]]
@@ -112,7 +108,7 @@ def test_the_positive_control_runs_with_its_controls(tmp_path, capsys):
     arms = ["shared until 10 %", "untrained: pull", "untrained: pull, random source"]
     flags = ["--rounds", "6", "--cache", str(tmp_path), "--out", str(out), "--arms", *arms]
     main(common_ancestor.experiment, common_ancestor.__doc__, flags)
-    rows = json.loads(out.read_text())["metrics"]["M top-1"]
+    rows = results.load(out)["metrics"]["M top-1"]
     assert set(rows) == {"plain", *arms}
     assert "minus untrained: pull, random source" in rows["untrained: pull"]
     assert "minus plain" not in rows["untrained: pull"]  # it has a reference of its own

@@ -1,21 +1,19 @@
 """What docs/measurements.md says of a GPU: made from the report, and no claim where an interval holds zero."""
 
 import copy
-import json
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "examples" / "benchmarks"))
+from examples.benchmarks import gpu_tables
+from examples.common import results
 
-import gpu_tables  # noqa: E402
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def report():
-    return json.loads((ROOT / "docs" / "benchmarks" / "on_gpu.json").read_text("utf-8"))
+    return results.load(ROOT / "docs" / "benchmarks" / "on_gpu.json")
 
 
 def test_the_page_holds_the_section_that_the_report_makes(report):

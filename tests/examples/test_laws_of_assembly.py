@@ -13,16 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from examples.common import results
+from examples.paper import mal, mal_heatmaps, mal_lambda, mal_positions, zoo
+from graftlib_adapters.assembly import Curve
+
 FOLDER = Path(__file__).parents[2] / "examples" / "paper"
-sys.path.insert(0, str(FOLDER))
-
-import mal  # noqa: E402
-import mal_heatmaps  # noqa: E402
-import mal_lambda  # noqa: E402
-import mal_positions  # noqa: E402
-import zoo  # noqa: E402
-
-from graftlib_adapters.assembly import Curve  # noqa: E402
 
 SCRIPTS = {"heatmaps": mal_heatmaps, "positions": mal_positions, "lambda": mal_lambda}
 
@@ -48,10 +43,7 @@ def ran(script, folder, monkeypatch) -> dict:
     monkeypatch.setattr(sys, "argv", line)
     module.main()
 
-    def strict(word):
-        raise AssertionError(f"{word} is no JSON")
-
-    return json.loads((out / f"{script}.json").read_text(), parse_constant=strict)
+    return results.load(out / f"{script}.json")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -11,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-FOLDER = Path(__file__).parents[2] / "examples" / "paper"
-sys.path.insert(0, str(FOLDER))
+from examples.common import results
+from examples.paper import mal_checkpoints as checkpoints
+from examples.paper import squad
 
-import mal_checkpoints as checkpoints  # noqa: E402
-import squad  # noqa: E402
+FOLDER = Path(__file__).parents[2] / "examples" / "paper"
 
 pytest.importorskip("transformers")
 pytest.importorskip("torchvision")
@@ -27,10 +25,7 @@ def test_it_runs_once_and_says_that_it_is_no_result(tmp_path, monkeypatch, capsy
     checkpoints.main(line)
     assert "no result" in capsys.readouterr().out
 
-    def strict(word):
-        raise AssertionError(f"{word} is no JSON")
-
-    first = json.loads(out.read_text(), parse_constant=strict)
+    first = results.load(out)
     assert first["result"] is False
     assert set(first["texts"]["pairs"]) == {"every second", "by order"}
     assert set(first["texts"]["pairs"]["every second"]["arms"]) == {
@@ -56,7 +51,7 @@ def test_it_runs_once_and_says_that_it_is_no_result(tmp_path, monkeypatch, capsy
     for name in ("walk", "refitted", "retrieved"):
         monkeypatch.setattr(checkpoints, name, never)
     checkpoints.main(line)
-    assert json.loads(out.read_text()) == first
+    assert results.load(out) == first
 
 
 class Bags(nn.Module):

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from examples.common import results
+from examples.paper import mal_relatives as relatives
+from examples.paper import zoo
+from graftlib import trace
+from graftlib_adapters.assembly import align, problem
+
 FOLDER = Path(__file__).parents[2] / "examples" / "paper"
-sys.path.insert(0, str(FOLDER))
-
-import mal_relatives as relatives  # noqa: E402
-import zoo  # noqa: E402
-
-from graftlib import trace  # noqa: E402
-from graftlib_adapters.assembly import align, problem  # noqa: E402
 
 SMALL = relatives.SETTINGS["smoke"]["mlp"]
 
@@ -124,10 +121,7 @@ def run(folder: Path) -> dict:
     line = ["--scale", "smoke", "--cache", str(folder), "--out", str(out), "--seeds", "2"]
     relatives.main([*line, "--map", "--map-seeds", "1", "--cells", "mlp: strangers"])
 
-    def strict(word):
-        raise AssertionError(f"{word} is no JSON")
-
-    return json.loads(out.read_text(), parse_constant=strict)
+    return results.load(out)
 
 
 def test_it_runs_once_with_every_control(tmp_path, monkeypatch):

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 pytest.importorskip("torchvision", reason="torchvision is not installed")
-EXAMPLES = Path(__file__).parents[2] / "examples"
-sys.path[:0] = [str(EXAMPLES / "paper"), str(EXAMPLES / "benchmarks")]
 
-import captured  # noqa: E402
-import gpu_table1  # noqa: E402
-import on_gpu  # noqa: E402
+from examples.paper import captured, gpu_table1, on_gpu
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture

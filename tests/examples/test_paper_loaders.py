@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "paper"))
-
-import images
-import pictures
-import texts
-import vqa
-from experiment import Setup
+from examples.paper import images, pictures, texts, vqa
+from examples.paper.experiment import Setup
 
 PAPER = Setup("paper")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,23 +9,19 @@ import pytest
 import torch
 from torch import nn
 
+from examples.paper import images, search, training
+from examples.paper import ledger as ledgers
+from examples.paper.controls import aligned, link
+from examples.paper.experiment import Arm, Experiment, Graft, Setup, Start, controls
+from examples.paper.hearing import Heard
+from examples.paper.pull import Pull
+from graftlib import attach
+from graftlib.graft import Adapter, AdapterOptimizer, Link, LinkedMatrix
+from graftlib_adapters import MergeNet
+
+from .toy import CPU, GRAFT, Halves, build, perceptron
+
 FOLDER = Path(__file__).parents[2] / "examples" / "paper"
-sys.path.insert(0, str(FOLDER))
-
-import images  # noqa: E402
-import ledger as ledgers  # noqa: E402
-import search  # noqa: E402
-import training  # noqa: E402
-from controls import aligned, link  # noqa: E402
-from experiment import Arm, Experiment, Graft, Setup, Start, controls  # noqa: E402
-from hearing import Heard  # noqa: E402
-from pull import Pull  # noqa: E402
-
-from graftlib import attach  # noqa: E402
-from graftlib.graft import Adapter, AdapterOptimizer, Link, LinkedMatrix  # noqa: E402
-from graftlib_adapters import MergeNet  # noqa: E402
-
-from .toy import CPU, GRAFT, Halves, build, perceptron  # noqa: E402
 
 PAIR = (("3", "3"),)
 ALIGNED = Graft("R", "M", PAIR, method="pull", cycle=1, lr=0.1, aligned=True)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import json
-import sys
 from pathlib import Path
 
 import pytest
 
+from examples.common import results
+
 FOLDER = Path(__file__).parents[2] / "examples" / "paper"
-sys.path.insert(0, str(FOLDER))
 
 QUICK = ["fig3_cycle", "table5_self"]
 SLOW = [
@@ -27,12 +26,12 @@ ENGLISH = ("random source", "shuffled source", "source at initialisation", "equa
 
 
 def smoke(name, folder, printed):
-    module = importlib.import_module(name)
-    harness = importlib.import_module("harness")
+    module = importlib.import_module(f"examples.paper.{name}")
+    harness = importlib.import_module("examples.paper.harness")
     out = folder / f"{name}.json"
     arguments = ["--scale", "smoke", "--cache", str(folder / "cache"), "--out", str(out)]
     harness.main(module.experiment, module.__doc__, arguments)
-    report, text = json.loads(out.read_text()), printed.readouterr().out
+    report, text = results.load(out), printed.readouterr().out
     assert report["experiment"] == name
     assert report["result"] is (name not in STANDIN)
     assert ("THE DATA IS A STAND-IN" in text) is (name in STANDIN)
@@ -78,6 +77,6 @@ def test_there_is_a_file_for_every_table_and_it_says_how_to_run_it():
     text = (FOLDER / "README.md").read_text()
     for name in found:
         about = (FOLDER / f"{name}.py").read_text().split('"""')[1]
-        assert f"examples/paper/{name}.py --scale small" in about
+        assert f"python -m examples.paper.{name} --scale small" in about
         assert "not run yet" in about
         assert f"`{name}.py`" in text

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
-import sys
 from pathlib import Path
 
 import pytest
+
+from examples.common import results
+from examples.common.intervals import interval
+from examples.common.markdown import signed
 
 ROOT = Path(__file__).parents[2]
 RECIPES = (ROOT / "docs" / "recipes.md").read_text()
 SAID = re.sub(r"\s+", " ", RECIPES)
 BENCHMARKS = ROOT / "docs" / "benchmarks"
-sys.path.insert(0, str(ROOT / "examples" / "benchmarks"))
-
-from intervals import interval  # noqa: E402
-from markdown_tables import signed  # noqa: E402
 
 
 def test_every_file_that_is_named_is_there():
@@ -32,7 +30,7 @@ def text(found: list[float], *, cost: bool = False) -> str:
 
 
 def transplant(setting: str, one: str, other: str) -> list[float]:
-    runs = json.loads((BENCHMARKS / "transplant.json").read_text())["settings"][setting]["runs"]
+    runs = results.load(BENCHMARKS / "transplant.json")["settings"][setting]["runs"]
     found = {(run["arm"], run["seed"]): run["accuracy"] for run in runs}
     seeds = sorted({seed for _, seed in found})
     return interval([found[one, seed] - found[other, seed] for seed in seeds])
@@ -65,7 +63,7 @@ def test_a_graft_on_a_transplant_costs_what_is_said():
     ],
 )
 def test_arms_are_worth_what_is_said(name, arm, cost):
-    row = json.loads((BENCHMARKS / f"{name}.json").read_text())["arms"][arm]
+    row = results.load(BENCHMARKS / f"{name}.json")["arms"][arm]
     assert text(row["minus plain"], cost=cost) in SAID
 
 
@@ -73,7 +71,7 @@ CHOSEN = "S→M, trust 0.05, until 30 %"
 
 
 def rows(report: str, metric: str) -> dict[str, dict]:
-    return json.loads((BENCHMARKS / f"{report}.json").read_text())["metrics"][metric]
+    return results.load(BENCHMARKS / f"{report}.json")["metrics"][metric]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +116,7 @@ def test_what_helps_and_what_costs_is_worth_what_is_said(report, arm, against, c
 
 @pytest.mark.parametrize("arm", ["pull", "pull, random source"])
 def test_a_pull_moves_away_by_what_is_said(arm):
-    report = json.loads((BENCHMARKS / "paper_common_ancestor.json").read_text())
+    report = results.load(BENCHMARKS / "paper_common_ancestor.json")
     shares = [share for (share,) in report["cost"][arm]["said"].values()]
     assert f"{-100 * statistics.mean(shares):.1f} %" in SAID
 
@@ -126,7 +124,7 @@ def test_a_pull_moves_away_by_what_is_said(arm):
 def test_no_learned_graft_is_above_a_source_of_noise():
     learned = 0
     for file in BENCHMARKS.glob("paper_*.json"):
-        for metric in json.loads(file.read_text()).get("metrics", {}).values():
+        for metric in results.load(file).get("metrics", {}).values():
             for arm, row in metric.items():
                 found = row.get(f"minus {arm}, random source")
                 if found is not None and "shar" not in arm:
@@ -158,7 +156,7 @@ def test_the_distance_to_distillation_is_what_is_said():
 
 
 def test_an_adapter_listens_as_much_as_is_said():
-    rungs = json.loads((BENCHMARKS / "paper_search.json").read_text())["rungs"]
+    rungs = results.load(BENCHMARKS / "paper_search.json")["rungs"]
     found = rungs[0]["share of a transfer that comes from the source"]
     shares = {name: [100 * s[0] for s in links.values()] for name, links in found.items()}
     (small,), (free,) = shares["default"], shares["no bound"]
@@ -169,7 +167,7 @@ def test_an_adapter_listens_as_much_as_is_said():
 
 
 def test_the_loss_leads_where_is_said():
-    means = json.loads((BENCHMARKS / "paper_downhill.json").read_text())["means"]
+    means = results.load(BENCHMARKS / "paper_downhill.json")["means"]
     lines = {
         "its own end": "the weights this training arrives at",
         "a sibling": "a sibling: the same start, other batches",
@@ -182,7 +180,7 @@ def test_the_loss_leads_where_is_said():
 
 
 def test_what_the_search_kept_is_worth_what_is_said():
-    found = json.loads((BENCHMARKS / "paper_search.json").read_text())
+    found = results.load(BENCHMARKS / "paper_search.json")
     assert found["split"] == "validation"
     second, last = (rung["settings"] for rung in found["rungs"][1:])
     assert (len(second), len(last)) == (5, 2)

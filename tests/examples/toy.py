@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "paper"))
-
-from experiment import Arm, Distil, Experiment, Graft, Player, Setup, controls
+from examples.paper.experiment import Arm, Distil, Experiment, Graft, Player, Setup, controls
 
 CPU = torch.device("cpu")
 

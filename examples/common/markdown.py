@@ -14,14 +14,18 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def signed(found: Sequence[float], digits: int = 2) -> str:
-    """[mean, low, high] of a difference.
+def signed(found: Sequence[float | None] | None, digits: int = 2) -> str:
+    """[mean, low, high] of a difference; the mean alone where there are no bounds, nothing where there is nothing.
 
-    >>> signed([0.5, -0.25, 1.25])
-    '+0.50 [-0.25, +1.25]'
+    >>> signed([0.5, -0.25, 1.25]), signed([0.5, None, None]), signed(None)
+    ('+0.50 [-0.25, +1.25]', '+0.50', '')
     """
-    mean, low, high = (f"{value:+.{digits}f}" for value in found)
-    return f"{mean} [{low}, {high}]"
+    mean, low, high = found or (None, None, None)
+    if mean is None:
+        return ""
+    if low is None or high is None:
+        return f"{mean:+.{digits}f}"
+    return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
 def paragraph(text: str) -> str:

@@ -1,0 +1,1 @@
+"""What things cost and how often they hold: ``python -m examples.benchmarks.NAME``."""
