@@ -9,11 +9,12 @@
 
 The methods themselves, such as MergeNet, are adapters and live in `graftlib_adapters`.
 
-The rooms that need torch are imported when a name of theirs is first used, so that ``graftlib --help`` is quick.
+Packages that need torch are imported when a name of theirs is first used, so that ``graftlib --help`` is quick.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import lazy_loader
 
 from .errors import GraftError as GraftError
 from .view import (
@@ -37,23 +38,36 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_ROOMS = {
-    "graph": ("LayerGraph", "Parameter", "rule", "trace"),
-    "match": ("Mapping", "matrix", "unmatrix"),
-    "graft": ("Adapter", "Graft", "TransferCycle", "attach"),
-    "export": ("export_onnx",),
-}
+# Imported when first used: torch takes seconds.
+__getattr__, _, _ = lazy_loader.attach(
+    __name__,
+    submodules={"surgery"},
+    submod_attrs={
+        "export": ["export_onnx"],
+        "graft": ["Adapter", "Graft", "TransferCycle", "attach"],
+        "graph": ["LayerGraph", "Parameter", "rule", "trace"],
+        "match": ["Mapping", "matrix", "unmatrix"],
+    },
+)
 
-
-def __getattr__(name: str) -> Any:
-    if name == "surgery":
-        return import_module(".surgery", __name__)
-    for room, names in _ROOMS.items():
-        if name in names:
-            globals()[name] = getattr(import_module(f".{room}", __name__), name)
-            return globals()[name]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = [
+    "Adapter",
+    "Graft",
+    "GraftError",
+    "LayerGraph",
+    "Mapping",
+    "Parameter",
+    "TransferCycle",
+    "attach",
+    "export_onnx",
+    "matrix",
+    "rule",
+    "surgery",
+    "trace",
+    "unmatrix",
+    "view",
+]
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *(name for names in _ROOMS.values() for name in names)})
+    return __all__

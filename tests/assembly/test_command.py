@@ -14,9 +14,11 @@ from typer.testing import CliRunner
 
 from graftlib import surgery, trace
 from graftlib.cli.app import Commands
-from graftlib_adapters.assembly import AssemblyError, card, command, lmc_command
+from graftlib_adapters.assembly import AssemblyError, card
 from graftlib_adapters.assembly.recipe import read
 from graftlib_adapters.assembly.zoo import fingerprint
+from graftlib_adapters.commands import assemble as command
+from graftlib_adapters.commands import lmc as lmc_command
 
 # The same door for errors as `graftlib` has, whatever is installed.
 app = typer.Typer(cls=Commands, pretty_exceptions_enable=False)

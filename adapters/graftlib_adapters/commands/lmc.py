@@ -15,7 +15,7 @@ from graftlib.cli.console import say, say_json
 from graftlib.cli.options import Debug, Device, DryRun, Inputs, Json, Seed
 
 if TYPE_CHECKING:
-    from .curve import Curve
+    from ..assembly.curve import Curve
 
 __all__ = ["register"]
 
@@ -77,7 +77,7 @@ def lmc(
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--out", metavar="FILE.png", help="Draw the curves; JSON beside it."),
+        typer.Option("-o", "--output", metavar="FILE.png", help="Draw the curves; JSON beside it."),
     ] = None,
     method: Annotated[
         Method, typer.Option("--method", help="How units are aligned, or a control.")
@@ -134,10 +134,10 @@ def _walked(
     from graftlib.cli.names import find_model
     from graftlib.cli.steps import load_options
 
-    from .curve import grid
-    from .lmc import controls, lmc
-    from .options import Solver
-    from .recipe import function
+    from ..assembly.curve import grid
+    from ..assembly.lmc import controls, lmc
+    from ..assembly.options import Solver
+    from ..assembly.recipe import function
 
     for name in (base[0], source[0], evaluate):
         find_model(name)
@@ -168,7 +168,7 @@ def _walked(
 def _draw(path: Path, curves: dict[str, Curve], record: dict[str, Any]) -> None:
     from graftlib.disk import write_whole
 
-    from .pictures import curves_png
+    from ..assembly.pictures import curves_png
 
     title = f"{record['base']} <- {record['source']}"
     picture = curves_png(curves, title)

@@ -52,7 +52,7 @@ def assemble(
     nets.py:large, weights: a.safetensors}, {model: nets.py:other, folder: zoo}], evaluate: metric.py:accuracy,
     settings: {pad: keep, restarts: 2}}.
     """
-    from .recipe import read
+    from ..assembly.recipe import read
 
     steps = read(recipe)
     if dry_run:
@@ -61,7 +61,7 @@ def assemble(
     with redirect_stdout(sys.stderr):  # what factories print is no result
         assembly = steps.run(output, resume=resume, jobs=jobs)
     if as_json:
-        from .card import report
+        from ..assembly.card import report
 
         say_json({"out": str(output), **report(assembly.record)})
         return

@@ -1,0 +1,1 @@
+"""Commands that the adapters add to ``graftlib``; their help imports neither torch nor a method."""
