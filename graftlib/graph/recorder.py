@@ -22,7 +22,7 @@ from .._torch_private import (
     seeing_ops,
 )
 from . import structure
-from .frames import Call, Frames
+from .call_stack import Call, CallStack
 from .normal import Builder, first_names, input_names
 from .shapes import known_result
 from .tensors import output_tensors, replaced, tensor_leaves
@@ -159,8 +159,8 @@ def _record(
     protected: Mapping[int, str] | None = None,
     watch: Watch | None = None,
 ) -> tuple[fx.Graph, list[Call]]:
-    frames = Frames(model, twin)
-    builder = Builder(lambda: frames.current)
+    stack = CallStack(model, twin)
+    builder = Builder(lambda: stack.current)
     # A module that could not be copied still computes with the user's own tensors.
     names = {**first_names(model), **first_names(twin)}
     watch = watch or Watch()
@@ -170,10 +170,10 @@ def _record(
     for name, tensor in zip(input_names(twin, args, kwargs), tensors, strict=True):
         writer.learn(tensor, builder.placeholder(name, tensor))
     args, kwargs = replaced((args, kwargs), tensors)
-    with frames, watch:
+    with stack, watch:
         out = record(twin, args, kwargs, writer)
     outputs = [writer.node(tensor) for tensor in output_tensors(out)]
-    return builder.output(outputs), frames.calls
+    return builder.output(outputs), stack.calls
 
 
 class _Writer:

@@ -1,7 +1,6 @@
 """Read a graph op by op and find what each axis of each parameter has become.
 
-In: a `torch.fx.Graph` in the normal form and its model. Out: an `Inference`: FQN -> axes, and the ops without a rule.
-Always true: what comes from outside (inputs, outputs, constants, derived buffers) has a fixed order; an op without a
+What comes from outside (inputs, outputs, constants, derived buffers) has a fixed order; an op without a
 rule, or whose rule says that it does not fit (`Untieable`, `NotImplementedError`), freezes all that it touches and is
 counted by name. Anything else that a rule raises, or axes of other shapes than the op's, is a fault in the rule and
 raised as a `RuleError`.
@@ -51,7 +50,7 @@ BUILT_IN = (
 
 @dataclass(frozen=True)
 class Inference:
-    """What a reading found.
+    """What a reading of a graph says.
 
     Attributes:
         axes: FQN of a parameter, or of a buffer that the state dict carries -> its axes, for those that are read.
@@ -265,7 +264,7 @@ def _freeze_beside_unread(model: nn.Module, states: Mapping[str, Axes]) -> None:
 
 def _siblings(fqn: str) -> set[str]:
     """The name with one number in it left open, for each of its numbers: ``experts.*.weight``, ``expert_*.weight``."""
-    return {fqn[: found.start()] + "*" + fqn[found.end() :] for found in re.finditer(r"\d+", fqn)}
+    return {fqn[: match.start()] + "*" + fqn[match.end() :] for match in re.finditer(r"\d+", fqn)}
 
 
 def kwargs_stacked(kwargs: Mapping[str, Any]) -> bool:

@@ -188,8 +188,8 @@ def _shared_heads(query: Expr, key: Expr, value: Expr) -> Expr:
 @rule("aten._grouped_mm", "transformers.grouped_mm_fallback")
 def grouped_matmul(x: Axes, y: Axes, *args: Any, **kwargs: Any) -> Axes:
     """z[t, j] = sum_k x[t, k] y[expert of t, k, j]: rows in runs of one expert each"""
-    for given in (x, y):
-        freeze_dims(given, range(len(given) - 2))
+    for operand in (x, y):
+        freeze_dims(operand, range(len(operand) - 2))
     if len(x) == 2:
         freeze(x[0])
     tie(x[-1], y[-2])

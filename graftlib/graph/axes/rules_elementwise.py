@@ -75,7 +75,7 @@ LIKE = _aten(
     empty full empty_strided new_empty_strided scalar_tensor empty_permuted
     """
 )
-MADE = _aten(
+GENERATED = _aten(
     """
     arange linspace logspace eye tril_indices triu_indices rand randn randint randperm rand_like
     randn_like randint_like hann_window hamming_window bartlett_window blackman_window
@@ -120,8 +120,8 @@ def alike(*args: Any, **kwargs: Any) -> Axes:
     return uniform(op().shape)
 
 
-@rule(*MADE)
-def made(*args: Any, **kwargs: Any) -> Axes:
+@rule(*GENERATED)
+def generated(*args: Any, **kwargs: Any) -> Axes:
     """z[i] = f(i)"""
     return fixed_axes(op().shape)
 
@@ -325,9 +325,9 @@ def broadcast_tensors(tensors: list[Axes]) -> list[Axes]:
 @rule("aten.copy_", batchwise=True)
 def copied(x: Axes, *args: Any, **kwargs: Any) -> Axes:
     """z[i] = x[i]; ``copy_`` writes another tensor into x"""
-    given = [value for value in args if isinstance(value, Axes)]
-    if given and given[0].uniform and not x.uniform:
+    sources = [value for value in args if isinstance(value, Axes)]
+    if sources and sources[0].uniform and not x.uniform:
         return x
-    for other in given:
+    for other in sources:
         tie_axes(x, broadcast(Axes(x), other)[-len(x) :] if x else ())
     return x

@@ -82,18 +82,18 @@ def expand(x: Axes, *args: Any, **kwargs: Any) -> Axes:
 def cat(tensors: list[Axes], dim: int = 0) -> Axes:
     """z = x_1, x_2, … along `dim`"""
     # An empty tensor of one dimension joins anything.
-    given = [x for x in tensors if x.shape != (0,)] or tensors
-    d = dim % len(given[0])
-    return _cat(given, d)
+    joined = [x for x in tensors if x.shape != (0,)] or tensors
+    d = dim % len(joined[0])
+    return _cat(joined, d)
 
 
-def _cat(given: list[Axes], d: int) -> Axes:
-    first = next((x for x in given if not x.uniform), given[0])
-    for x in given:
+def _cat(joined: list[Axes], d: int) -> Axes:
+    first = next((x for x in joined if not x.uniform), joined[0])
+    for x in joined:
         for i, (a, b) in enumerate(zip(first, x, strict=True)):
             if i != d and not x.uniform:
                 tie(a, b)
-    return Axes(total([x[d] for x in given]) if i == d else axis for i, axis in enumerate(first))
+    return Axes(total([x[d] for x in joined]) if i == d else axis for i, axis in enumerate(first))
 
 
 @rule("aten.hstack", "aten.column_stack")

@@ -77,7 +77,7 @@ def _positions(x: Axes, weight: Axes) -> list[Expr]:
     """The positions of the result: those of `x` where the kernel looks at one alone, else in a fixed order."""
     rank, named = len(weight) - 2, op().named
     steps, pads = _each(named.get("stride", 1), rank), _each(named.get("padding", 0), rank)
-    made: list[Expr] = []
+    positions: list[Expr] = []
     for axis, kernel, size, step, pad in zip(
         x[-rank:], weight[2:], op().shape[-rank:], steps, pads, strict=True
     ):
@@ -85,14 +85,14 @@ def _positions(x: Axes, weight: Axes) -> list[Expr]:
         if not (alone and size == axis.size):
             freeze(axis)
             axis = fixed(size)
-        made.append(axis)
-    return made
+        positions.append(axis)
+    return positions
 
 
 def _each(value: Any, rank: int) -> list[Any]:
     """One value for each dimension of positions, however many were given."""
-    given = list(value) if isinstance(value, (list, tuple)) else [value]
-    return given if len(given) == rank else given[:1] * rank
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    return values if len(values) == rank else values[:1] * rank
 
 
 def _moved(rank: int) -> Any:
