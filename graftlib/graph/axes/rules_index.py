@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..ops import op, rule
+from ..ops import aten, op, rule
 from .algebra import Expr, fixed, freeze, tie
 from .combine import broadcast, dims_of, fixed_axes, freeze_dims
 from .values import Axes
@@ -68,7 +68,7 @@ def _beside(x: Axes, other: Axes, d: int) -> Axes:
     return Axes(out)
 
 
-@rule("aten.scatter", "aten.scatter_add", "aten.scatter_reduce")
+@rule(*aten("scatter scatter_add scatter_reduce"))
 def scatter(x: Axes, dim: int, index: Axes, source: Any = None, *args: Any, **kwargs: Any) -> Axes:
     """z[index[i, j], j] = y[i, j] along `dim`"""
     d = dim % len(x)
@@ -80,7 +80,7 @@ def scatter(x: Axes, dim: int, index: Axes, source: Any = None, *args: Any, **kw
     return x
 
 
-@rule("aten.index_add", "aten.index_copy", "aten.index_fill", "aten.index_reduce")
+@rule(*aten("index_add index_copy index_fill index_reduce"))
 def index_add(
     x: Axes, dim: int, index: Axes, source: Any = None, *args: Any, **kwargs: Any
 ) -> Axes:
@@ -126,7 +126,7 @@ def _index_axes(x: Axes, places: list[int], operand: list[Axes]) -> list[Expr]:
     return [*kept[:at], *spread, *kept[at:]]
 
 
-@rule("aten.index_put", "aten._index_put_impl", "aten._unsafe_index_put")
+@rule(*aten("index_put _index_put_impl _unsafe_index_put"))
 def index_put(x: Axes, indices: list[Any], values: Any, *args: Any, **kwargs: Any) -> Axes:
     """z[..., i[p], …] = y[..., p, …]"""
     places = [d for d, operand in enumerate(indices) if isinstance(operand, Axes)]
@@ -158,16 +158,12 @@ def _is_mask(d: int) -> bool:
 
 
 @rule(
-    "aten.nonzero",
-    "aten.argwhere",
-    "aten.masked_select",
-    "aten.unique_consecutive",
-    "aten._unique2",
-    "aten.unique_dim",
-    "aten.nonzero_numpy",
-    "aten.bincount",
-    "aten.take",
-    "aten.histc",
+    *aten(
+        """
+        nonzero argwhere masked_select unique_consecutive _unique2 unique_dim nonzero_numpy bincount
+        take histc
+        """
+    )
 )
 def listed(*args: Any, **kwargs: Any) -> Any:
     """the places, or elements, in order"""

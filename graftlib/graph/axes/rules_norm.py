@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..ops import op, rule
+from ..ops import aten, op, rule
 from .algebra import fixed, product, split, tie
 from .values import Axes
 
@@ -29,14 +29,13 @@ def _with_statistics(x: Axes) -> Any:
     slots={"1": "gain", "2": "shift"},
 )
 @rule(
-    "aten.native_batch_norm",
-    "aten.cudnn_batch_norm",
-    "aten._native_batch_norm_legit",
-    "aten._native_batch_norm_legit_no_training",
-    "aten._native_batch_norm_legit_functional",
-    "aten._batch_norm_no_update",
-    "aten._batch_norm_with_update",
-    "aten._batch_norm_impl_index",
+    *aten(
+        """
+        native_batch_norm cudnn_batch_norm _native_batch_norm_legit
+        _native_batch_norm_legit_no_training _native_batch_norm_legit_functional _batch_norm_no_update
+        _batch_norm_with_update _batch_norm_impl_index
+        """
+    )
 )
 def channel_norm(x: Axes, *args: Any, **kwargs: Any) -> Any:
     """z[n, c, ...] = (x - m[c]) / s[c] g[c] + b[c]"""

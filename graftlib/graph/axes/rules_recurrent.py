@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..ops import GATES, name_of, op, rule
+from ..ops import GATES, aten, name_of, op, rule
 from .algebra import Expr, freeze, split, tie, total
 from .combine import fixed_axes, stacked
 from .values import Axes, Stack
@@ -105,10 +105,7 @@ def _tie_state(initial: Any, units: list[Expr]) -> None:
 
 
 @rule(
-    "aten.lstm_cell",
-    "aten.gru_cell",
-    "aten.rnn_tanh_cell",
-    "aten.rnn_relu_cell",
+    *aten("lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"),
     does="mixes",
     kind="recurrent",
     slots={"2": "weight", "3": "weight", "4": "bias", "5": "bias"},

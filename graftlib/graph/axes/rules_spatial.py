@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..ops import Features, op, rule
+from ..ops import Features, aten, op, rule
 from .algebra import Expr, fixed, freeze, product, split, tie
 from .combine import fixed_axes, freeze_dims, spatial
 from .values import Axes
@@ -18,9 +18,7 @@ _CONV = {"1": "weight", "2": "bias"}
 
 
 @rule(
-    "aten.conv1d",
-    "aten.conv2d",
-    "aten.conv3d",
+    *aten("conv1d conv2d conv3d"),
     does="mixes",
     kind="conv",
     slots=_CONV,
@@ -32,9 +30,7 @@ def conv(x: Axes, weight: Axes, bias: Axes | None = None, *args: Any, **kwargs: 
 
 
 @rule(
-    "aten.conv_transpose1d",
-    "aten.conv_transpose2d",
-    "aten.conv_transpose3d",
+    *aten("conv_transpose1d conv_transpose2d conv_transpose3d"),
     does="mixes",
     kind="conv",
     slots=_CONV,
@@ -138,7 +134,7 @@ rule("aten.upsample_nearest3d", "aten.upsample_trilinear3d", "aten._upsample_nea
 )
 
 
-@rule("aten.grid_sampler", "aten.grid_sampler_2d", "aten.grid_sampler_3d")
+@rule(*aten("grid_sampler grid_sampler_2d grid_sampler_3d"))
 def grid_sampler(x: Axes, grid: Axes, *args: Any) -> Axes:
     """z[n, c, p] = x[n, c, at grid[n, p]]"""
     tie(x[0], grid[0])
