@@ -20,12 +20,12 @@ from graftlib.graph.structure import duplicate, own, shell
 
 from .activations import costs
 from .curve import Curve, grid
-from .listening import Batches
 from .matching import Alignment, align
 from .meeting import METHODS, Declared, Evaluate, Meeting, Method, Pad, Stage, between, meet, scored
 from .merging import PADS
 from .pairing import Problem, problem
 from .permutation import AssemblyError
+from .recording import Batches
 from .repair import repair as repaired
 from .zoo import Args, Giver, givers, state_of
 
