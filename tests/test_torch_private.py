@@ -86,8 +86,8 @@ def private_names(path: Path) -> list[str]:
             names += [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
             names += [alias.name for alias in node.names if alias.name.startswith("torch.")]
-        elif isinstance(node, ast.Attribute) and ast.unparse(node).startswith(("torch.", "nn.")):
-            names.append(ast.unparse(node))
+        elif isinstance(node, ast.Attribute):
+            names += re.findall(r"^(?:torch|nn)(?:\.\w+)+$", ast.unparse(node))
     return [name for name in names if re.search(r"\b_(?!_)", name)]
 
 
