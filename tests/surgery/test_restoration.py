@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from graftlib.graph import trace
 from graftlib.surgery import SurgeryError, SurgeryWarning, narrow, refit
 from graftlib.surgery.holdout import Holdout
-from graftlib.surgery.listen import Twin, Walk, alone
+from graftlib.surgery.recording import Twin, Walk, alone
 
 quiet = pytest.mark.filterwarnings("ignore::graftlib.surgery.SurgeryWarning")
 
