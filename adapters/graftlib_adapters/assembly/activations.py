@@ -1,8 +1,7 @@
 """Similarities of units by what they do on data, in place of what they weigh.
 
-In: a problem, the two models, batches. Out: for class pairs a matrix (m, p) of Pearson correlations, for
-``align(costs=...)`` (activation matching: Li et al. 2016; Git Re-Basin, section 3.1). Always true: both models are as
-before; a unit that never changes correlates with none.
+Pearson correlations for ``align(costs=...)`` (activation matching: Li et al. 2016; Git Re-Basin, section 3.1). A unit
+that never changes correlates with none.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """REPAIR: give the units of a merged model the statistics that lie between those of its parents.
 
-In: the merged model, base, aligned source, batches. Out: the merged model, changed in place. After Jordan et al. 2022
-(arXiv 2211.08403): averaging shrinks the variance of every unit, which is undone unit by unit. It needs data, so a
-merge that uses it is no longer data-free. Always true: base and source are as before.
+After Jordan et al. 2022 (arXiv 2211.08403): averaging shrinks the variance of every unit, which is undone unit by unit.
+It needs data, so a merge that uses it is no longer data-free. Base and source are as before.
 """
 
 from __future__ import annotations
