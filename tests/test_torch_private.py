@@ -86,17 +86,16 @@ def private_names(path: Path) -> list[str]:
             names += [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
             names += [alias.name for alias in node.names if alias.name.startswith("torch.")]
-        elif isinstance(node, ast.Attribute) and ast.unparse(node).startswith(("torch.", "nn.")):
-            names.append(ast.unparse(node))
+        elif isinstance(node, ast.Attribute):
+            names += re.findall(r"^(?:torch|nn)(?:\.\w+)+$", ast.unparse(node))
     return [name for name in names if re.search(r"\b_(?!_)", name)]
 
 
 def test_they_stand_in_one_file():
     home = Path(_torch_private.__file__)
+    files = [*home.parent.rglob("*.py"), *(ROOT / "adapters").rglob("*.py")]
     others = {
-        path.relative_to(home.parent).as_posix(): names
-        for path in home.parent.rglob("*.py")
-        if path != home and (names := private_names(path))
+        path.as_posix(): names for path in files if path != home and (names := private_names(path))
     }
     assert others == {}
 

@@ -1,8 +1,4 @@
-"""The capture ladder: rungs are tried in order until one sees the model.
-
-In: a model and example inputs. Out: a `Capture`: the graph in the normal form (see `normal`), which rung made
-it, and what each rung that was tried answered. Always true: the user's model is as before, whatever happened.
-"""
+"""Tracing backends, tried in order until one sees the model. The user's model is as before, whatever happened."""
 
 from __future__ import annotations
 
@@ -25,9 +21,9 @@ from torch import fx, nn
 from .._torch_private import VALUE_DEPENDENT
 from ..errors import TraceError
 from ..random_state import preserved
+from .call_stack import Call
 from .exported import record_export
 from .fake import record_fake
-from .frames import Call
 from .recorder import record_meta, record_real
 from .tensors import tensor_leaves
 

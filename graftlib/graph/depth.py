@@ -1,7 +1,7 @@
 """How deep in the network an op stands.
 
-In: a captured graph. Out: 0.0 (first) to 1.0 (last) for every op that a weight lies before: its place on the
-longest chain of weighted ops. An op is weighted when it reads a parameter of two or more axes.
+0.0 (first) to 1.0 (last) for every op that a weight lies before: its place on the longest chain of weighted ops. An op
+is weighted when it reads a parameter of two or more axes.
 """
 
 from __future__ import annotations

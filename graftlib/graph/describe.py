@@ -1,8 +1,4 @@
-"""The `Parameter` records of a traced model.
-
-In: the model, the reads of its parameters, depths; and, once somebody asks, what attentions make of them. Out: one
-record for every name of every parameter, in the model's own order; a tied name is listed with `tied_to` set.
-"""
+"""The `Parameter` records of a traced model: one for every name of every parameter, in the model's own order."""
 
 from __future__ import annotations
 

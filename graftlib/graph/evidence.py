@@ -1,9 +1,8 @@
 """What a trace keeps of its example inputs, and inputs drawn by it.
 
-In: the arguments of a forward pass. Out: an `Evidence`: the same arguments, integers and booleans (masks, lengths,
-offsets, edges) by value, floating-point tensors as meta tensors with the range of their numbers; and arguments `drawn`
-by it. Always true: no tensor of the user is held on to; what is drawn lies in what was seen, along every axis, so it is
-never negative where the example never is. A float tensor that holds two different numbers at most is a mask, and one
+Integers and booleans (masks, lengths, offsets, edges) are kept by value, floating-point tensors as meta tensors with
+the range of their numbers. No tensor of the user is kept; what is drawn lies in what was seen, along every axis, so it
+is never negative where the example never is. A float tensor that holds two different numbers at most is a mask, and one
 that holds a number that is not finite says something by its place: these are kept by value, too. One of zeros alone
 says nothing but that it is not negative.
 """

@@ -1,7 +1,6 @@
 """The `export` rung: `torch.export.export`, not strict.
 
-In: a model, its inputs. Out: the same normal form as the recorder's. The slowest rung that runs nothing real;
-it takes what branches on unbacked sizes, such as some mixtures of experts.
+The slowest rung that runs nothing real; it takes what branches on unbacked sizes, such as some mixtures of experts.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from . import structure
+from .call_stack import Call
 from .fake import rewrite
-from .frames import Call
 from .normal import first_names, input_names
 from .recorder import quiet, to_device
 from .tensors import Flat, tensor_leaves
@@ -35,10 +34,10 @@ def record_export(
     """
     twin = structure.rebuild(model, structure.alias)
     own = next((t.device for t in [*model.parameters(), *model.buffers()]), device)
-    given, named = to_device((tuple(args), dict(kwargs)), own)
-    flat = Flat(twin, given, named)
+    positional, named = to_device((tuple(args), dict(kwargs)), own)
+    flat = Flat(twin, positional, named)
     with quiet():
-        program = torch.export.export(flat, tuple(tensor_leaves((given, named))), strict=False)
+        program = torch.export.export(flat, tuple(tensor_leaves((positional, named))), strict=False)
     first = {f"{_TWIN}{fqn}": name for fqn, name in _first_fqns(twin).items()}
     heads = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
     reads, inputs, constants = {}, [], {}
@@ -50,7 +49,7 @@ def record_export(
             constants[head] = program.constants[str(spec.target)]
         elif isinstance(head.meta.get("val"), Tensor):
             inputs.append(head)
-    names = dict(zip(inputs, input_names(twin, given, named), strict=True))
+    names = dict(zip(inputs, input_names(twin, positional, named), strict=True))
     kinds = [spec.kind.name for spec in program.graph_signature.output_specs]
     stack = _Stack()
 

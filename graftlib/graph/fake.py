@@ -1,7 +1,7 @@
 """The `fake` rung: `torch.fx.experimental.proxy_tensor.make_fx` on fake tensors.
 
-In: a model, its inputs. Out: the same normal form as the recorder's. It knows the values of small constants, so
-it follows models that branch on them, where meta tensors have no value to branch on. No real compute.
+It knows the values of small constants, so it follows models that branch on them, where meta tensors have no value to
+branch on. No real compute.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from .._torch_private import SWITCHES, FakeTensorMode, OpOverload
 from . import structure
-from .frames import Call, Frames
+from .call_stack import Call, CallStack
 from .normal import Builder, input_names
 from .recorder import quiet, to_device
 from .tensors import output_tensors, replaced, tensor_leaves
@@ -39,26 +39,26 @@ def record_fake(
     state = [*twin.parameters(), *twin.buffers()]
 
     def run(*flat: Tensor) -> list[Tensor]:
-        given, named = replaced((args, kwargs), flat[len(names) :])
+        positional, named = replaced((args, kwargs), flat[len(names) :])
         tensors = dict(zip(names, flat, strict=False))
-        return output_tensors(torch.func.functional_call(twin, tensors, given, named))
+        return output_tensors(torch.func.functional_call(twin, tensors, positional, named))
 
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fakes = [
             torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=device)
             for t in [*state, *tensor_leaves((args, kwargs))]
         ]
-    frames = Frames(model, twin, moved=_stamp)
-    with quiet(), frames:
+    stack = CallStack(model, twin, moved=_stamp)
+    with quiet(), stack:
         tracer = make_fx(run, tracing_mode="fake", pre_dispatch=True, _allow_non_fake_inputs=True)
         traced = tracer(*fakes)
     del mode
     heads = [node for node in traced.graph.nodes if node.op == "placeholder"]
     reads = dict(zip(heads, names, strict=False))
     inputs = dict(zip(heads[len(names) :], input_names(twin, args, kwargs), strict=True))
-    by_id = {call.id: call for call in frames.calls}
+    by_id = {call.id: call for call in stack.calls}
     graph = rewrite(traced, reads, inputs, lambda node: by_id[node.meta.get("call", 0)])
-    return graph, frames.calls
+    return graph, stack.calls
 
 
 def _stamp(call: Call) -> None:
@@ -134,11 +134,11 @@ class _Rewriter:
         if _is_switch(node):
             return
         if inner := _inlined(traced, node):
-            body, given = inner
+            body, positional = inner
             heads = [n for n in body.graph.nodes if n.op == "placeholder"]
             scope = {
                 head: self.resolve(traced, value, known)
-                for head, value in zip(heads, given, strict=True)
+                for head, value in zip(heads, positional, strict=True)
                 if isinstance(value, fx.Node)
             }
             # Its users read it through `getitem`, which picks from this tuple.

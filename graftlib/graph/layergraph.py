@@ -61,6 +61,7 @@ class LayerGraph(TracedGraph):
             MatchError: there is none.
 
         >>> import torch
+        >>> from torch import nn
         >>> from graftlib import trace
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(32, 2))
         >>> graph = trace(model, torch.zeros(1, 3, 4, 4))
@@ -95,6 +96,7 @@ class LayerGraph(TracedGraph):
             MatchError: there is no such parameter or axis, several classes lie side by side on it, or none.
 
         >>> import torch
+        >>> from torch import nn
         >>> from graftlib import trace
         >>> graph = trace(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(1, 3))
         >>> graph.axis_class("0", "out").size, graph.axis_class("2").frozen_by

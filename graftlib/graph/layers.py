@@ -1,8 +1,6 @@
 """Ops contracted to layers.
 
-In: a captured graph in the normal form and its module calls. Out: `Layer` records in execution order and a
-`networkx.MultiDiGraph` of them whose edges are the tensors that flow between layers.
-Rules: consecutive ops of one module call are one run. All runs of a module that calls no other module and has
+Consecutive ops of one module call are one run. All runs of a module that calls no other module and has
 parameters are one layer, however often it is called. Any other run is a layer of its own: ``fqn``, then
 ``fqn#2``, and so on; the root's are ``(root)``. Runs are contiguous, so only calling a layer again closes a cycle.
 """
@@ -17,7 +15,7 @@ from typing import Any
 import networkx as nx
 from torch import Tensor, fx, nn
 
-from .frames import Call
+from .call_stack import Call
 from .ops import does, name_of
 from .tensors import tensor_leaves
 

@@ -1,12 +1,10 @@
-"""The one form that every rung of the ladder hands over, and the hand that writes it.
+"""The one form of every captured graph, and the builder that writes it.
 
-In: what a rung saw (inputs, reads of parameters, calls of ATen ops, outputs). Out: a `torch.fx.Graph` of
-placeholders (the user's input tensors, flattened), ``get_attr`` nodes (parameters and buffers by the first FQN
-of the user's model; other tensors as constants), ``call_function`` nodes (ATen overloads, and
+A `torch.fx.Graph` of placeholders (the user's input tensors, flattened), ``get_attr`` nodes (parameters and buffers by
+the first FQN of the user's model; other tensors as constants), ``call_function`` nodes (ATen overloads, and
 `operator.getitem` for ops with several results) and one output node that holds a flat tuple.
-Always true: ``node.meta["val"]`` is a meta tensor, or a tuple of them; ``meta["call"]`` is the id of the module
-call the node belongs to and ``meta["module"]`` the FQN of that module; a constant's tensor is
-``meta["constant"]``.
+``node.meta["val"]`` is a meta tensor, or a tuple of them; ``meta["call"]`` is the id of the module call that the node
+belongs to and ``meta["module"]`` the FQN of that module; a constant's tensor is ``meta["constant"]``.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .._torch_private import DisableTorchFunction
-from .frames import Call
+from .call_stack import Call
 from .tensors import tensor_leaves
 
 __all__ = ["Builder", "first_names", "graph_root", "input_names", "snapshot"]
@@ -71,7 +69,7 @@ def input_names(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
 
 
 def graph_root(model: nn.Module, graph: fx.Graph) -> dict[str, Tensor]:
-    """What ``get_attr`` nodes read: the live tensors of `model`, and the graph's own constants.
+    """What ``get_attr`` nodes read: the own tensors of `model`, and the graph's own constants.
 
     ``torch.fx.GraphModule(graph_root(model, graph), graph)`` runs at the captured shapes, where every constant
     is real.

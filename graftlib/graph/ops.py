@@ -23,6 +23,7 @@ __all__ = [
     "Op",
     "OpSpec",
     "arguments",
+    "aten",
     "does",
     "entering",
     "find",
@@ -43,6 +44,11 @@ __all__ = [
 Function = TypeVar("Function", bound=Callable[..., Any])
 # The gates of recurrent layers, in the order in which they are packed; the others have one without a name.
 GATES = {"lstm": ("input", "forget", "cell", "output"), "gru": ("reset", "update", "new")}
+
+
+def aten(names: str) -> list[str]:
+    """``"add mul"`` -> ``["aten.add", "aten.mul"]``."""
+    return [f"aten.{name}" for name in names.split()]
 
 
 def words(text: str) -> frozenset[str]:

@@ -1,7 +1,6 @@
 """What is known of one parameter: its name, kind, role, axes, depth, and the parts it packs.
 
-In: nothing but values; `graftlib.graph.trace` fills them in. Out: frozen records that `graftlib.match` selects,
-views as matrices and pairs. An **address** is an FQN, or an FQN and a part: ``h.0.attn.c_attn.weight::value``.
+An **address** is an FQN, or an FQN and a part: ``h.0.attn.c_attn.weight::value``.
 """
 
 from __future__ import annotations
@@ -117,15 +116,15 @@ class Parameter:
     def _resolve(self, part: str) -> Part:
         if part in self.parts:
             return self.parts[part]
-        if found := re.fullmatch(r"(?:(.+)\.)?head\[(\d{1,9})\]", part):
-            whole = self.parts.get(found[1] or "heads")
+        if match := re.fullmatch(r"(?:(.+)\.)?head\[(\d{1,9})\]", part):
+            whole = self.parts.get(match[1] or "heads")
             if whole is not None:
                 try:
-                    return whole.head(int(found[2]))
+                    return whole.head(int(match[2]))
                 except IndexError:
                     pass
-        if found := re.fullmatch(r"group\[(\d{1,9})\]", part):
-            i = int(found[1])
+        if match := re.fullmatch(r"group\[(\d{1,9})\]", part):
+            i = int(match[1])
             if self.groups > 1 and i < self.groups:
                 size = self.shape[0] // self.groups
                 return Part(0, range(i * size, (i + 1) * size))

@@ -22,7 +22,7 @@ from .._torch_private import (
     seeing_ops,
 )
 from . import structure
-from .frames import Call, Frames
+from .call_stack import Call, CallStack
 from .normal import Builder, first_names, input_names
 from .shapes import known_result
 from .tensors import output_tensors, replaced, tensor_leaves
@@ -67,43 +67,7 @@ def record_meta(
         the graph and the module calls that its nodes point to.
     """
     twin = structure.rebuild(model, structure.like_meta)
-    positional, named = structure.copy_value((tuple(args), dict(kwargs)), structure.like_meta)
-    with torch.device(META):
-        return _record(model, twin, positional, named, rename={META: device})
-
-
-def record(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], sink: Sink) -> Any:
-    """Run a model as it is, every op by way of `sink`; see `Sink` and `quiet`. Gives the model's result."""
-    with quiet(), seeing_ops(sink):
-        return model(*args, **kwargs)
-
-
-def record_scratch(
-    twin: nn.Module,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    device: torch.device,
-    watch: Watch,
-    *,
-    meta: bool,
-) -> tuple[fx.Graph, list[Call]]:
-    """Record a scratch model under a watch.
-
-    Args:
-        twin: made by `structure.rebuild`, so that nobody minds what its forward pass writes.
-        args: positional inputs.
-        kwargs: keyword inputs.
-        device: of the user's model.
-        watch: sees every op.
-        meta: whether the model and the pass are without values.
-    """
-    if not meta:
-        positional, named = to_device((tuple(args), dict(kwargs)), device)
-        shared = {p.untyped_storage().data_ptr(): fqn for fqn, p in twin.named_parameters()}
-        return _record(twin, twin, positional, named, protected=shared, watch=watch)
-    positional, named = structure.copy_value((tuple(args), dict(kwargs)), structure.like_meta)
-    with torch.device(META):
-        return _record(twin, twin, positional, named, rename={META: device}, watch=watch)
+    return record_scratch(twin, args, kwargs, device, meta=True, original=model)
 
 
 def record_real(
@@ -117,9 +81,60 @@ def record_real(
         RuntimeError: the forward pass writes into a parameter.
     """
     twin = structure.rebuild(model, structure.alias)
-    positional, named = to_device((tuple(args), dict(kwargs)), device)
-    shared = {p.untyped_storage().data_ptr(): fqn for fqn, p in model.named_parameters()}
-    return _record(model, twin, positional, named, protected=shared)
+    return record_scratch(twin, args, kwargs, device, meta=False, original=model)
+
+
+def record(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], sink: Sink) -> Any:
+    """Run a model as it is, every op by way of `sink`; see `Sink` and `quiet`. Gives the model's result."""
+    with quiet(), seeing_ops(sink):
+        return model(*args, **kwargs)
+
+
+def record_scratch(
+    twin: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    device: torch.device,
+    watch: Watch | None = None,
+    *,
+    meta: bool,
+    original: nn.Module | None = None,
+) -> tuple[fx.Graph, list[Call]]:
+    """Record a scratch model.
+
+    Args:
+        twin: made by `structure.rebuild`, so that what its forward pass writes is nobody else's.
+        args: positional inputs.
+        kwargs: keyword inputs.
+        device: of the user's model.
+        watch: sees every op.
+        meta: whether the model and the pass are without values.
+        original: the user's model: a module that could not be copied still computes with its own tensors.
+
+    Raises:
+        RuntimeError: the forward pass writes into a parameter that has values.
+    """
+    original, stack = original or twin, CallStack(original or twin, twin)
+    builder = Builder(lambda: stack.current)
+    writer = _Writer(builder, {**first_names(original), **first_names(twin)}, watch or Watch())
+    value = (tuple(args), dict(kwargs))
+    if meta:
+        args, kwargs = structure.copy_value(value, structure.like_meta)
+        writer.rename = {META: device}
+    else:
+        args, kwargs = to_device(value, device)
+        parameters = twin.named_parameters()
+        writer.protected = {p.untyped_storage().data_ptr(): fqn for fqn, p in parameters}
+    with torch.device(META) if meta else contextlib.nullcontext():
+        # One object passed twice is two inputs.
+        tensors = [tensor.view_as(tensor) for tensor in tensor_leaves((args, kwargs))]
+        for name, tensor in zip(input_names(twin, args, kwargs), tensors, strict=True):
+            writer.learn(tensor, builder.placeholder(name, tensor))
+        args, kwargs = replaced((args, kwargs), tensors)
+        with stack, writer.watch:
+            out = record(twin, args, kwargs, writer)
+        outputs = [writer.node(tensor) for tensor in output_tensors(out)]
+        return builder.output(outputs), stack.calls
 
 
 def to_device(value: Any, device: torch.device) -> Any:
@@ -149,49 +164,14 @@ def quiet() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _record(
-    model: nn.Module,
-    twin: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    *,
-    rename: Mapping[torch.device, torch.device] | None = None,
-    protected: Mapping[int, str] | None = None,
-    watch: Watch | None = None,
-) -> tuple[fx.Graph, list[Call]]:
-    frames = Frames(model, twin)
-    builder = Builder(lambda: frames.current)
-    # A module that could not be copied still computes with the user's own tensors.
-    names = {**first_names(model), **first_names(twin)}
-    watch = watch or Watch()
-    writer = _Writer(builder, names, dict(rename or {}), dict(protected or {}), watch)
-    # One object given twice is two inputs.
-    tensors = [tensor.view_as(tensor) for tensor in tensor_leaves((args, kwargs))]
-    for name, tensor in zip(input_names(twin, args, kwargs), tensors, strict=True):
-        writer.learn(tensor, builder.placeholder(name, tensor))
-    args, kwargs = replaced((args, kwargs), tensors)
-    with frames, watch:
-        out = record(twin, args, kwargs, writer)
-    outputs = [writer.node(tensor) for tensor in output_tensors(out)]
-    return builder.output(outputs), frames.calls
-
-
 class _Writer:
     """The sink that writes ops down."""
 
-    def __init__(
-        self,
-        builder: Builder,
-        names: dict[int, str],
-        rename: dict[torch.device, torch.device],
-        protected: dict[int, str],
-        watch: Watch,
-    ) -> None:
-        self._builder = builder
-        self._names = names
-        self._rename = rename
-        self._protected = protected
-        self._watch = watch
+    def __init__(self, builder: Builder, names: dict[int, str], watch: Watch) -> None:
+        self.rename: dict[torch.device, torch.device] = {}
+        self.protected: dict[int, str] = {}
+        self.watch = watch
+        self._builder, self._names = builder, names
         watch.recorder = self
         # id -> (what still finds the tensor, its node). An id may be used again once its tensor is gone.
         self._seen: dict[int, tuple[Callable[[], Tensor | None], fx.Node]] = {}
@@ -201,14 +181,14 @@ class _Writer:
     def __call__(
         self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], compute: Callable[[], Any]
     ) -> Any:
-        if self._protected and func._schema.is_mutable:
+        if self.protected and func._schema.is_mutable:
             self._refuse_write(func, args, kwargs)
 
         def known_or_computed() -> Any:
             known: Any = known_result(func, args, kwargs)
             return compute() if known is None else known
 
-        result = self._watch.run(func, args, kwargs, known_or_computed)
+        result = self.watch.run(func, args, kwargs, known_or_computed)
         if isinstance(result, (Tensor, list, tuple)) or func._schema.is_mutable:
             self._write(func, args, kwargs, result)
         return result
@@ -220,7 +200,7 @@ class _Writer:
             node.meta["autocast"] = True
         for tensor, item in self._builder.items(node, result):
             self.learn(tensor, item)
-        self._watch.note(node)
+        self.watch.note(node)
 
     def learn(self, tensor: Tensor, node: fx.Node) -> None:
         """From here on `tensor` is what `node` gives."""
@@ -264,7 +244,7 @@ class _Writer:
         if isinstance(value, dict):
             return {key: self._nodes(v) for key, v in value.items()}
         if isinstance(value, torch.device):
-            return self._rename.get(value, value)
+            return self.rename.get(value, value)
         return value
 
     def _refuse_write(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -274,7 +254,7 @@ class _Writer:
             value = args[i] if i < len(args) else kwargs.get(argument.name)
             for tensor in pytree.tree_leaves(value):
                 if isinstance(tensor, Tensor) and tensor.numel():
-                    fqn = self._protected.get(tensor.untyped_storage().data_ptr())
+                    fqn = self.protected.get(tensor.untyped_storage().data_ptr())
                     if fqn is not None:
                         raise RuntimeError(f"the forward pass writes into parameter '{fqn}'")
 

@@ -40,8 +40,8 @@ class Projection:
 
 
 @dataclass
-class _Seen:
-    """What was seen of one parameter, over all attentions."""
+class _Known:
+    """What is known of one parameter, over all attentions."""
 
     shape: tuple[int, ...]
     axis: int | None = None
@@ -68,8 +68,8 @@ def find_projections(graph: fx.Graph, reads: Mapping[str, list[Read]]) -> dict[s
     weights = weight_nodes(graph)
     made_by = _makers(reads)
     bias_of = _biases(reads)
-    found: dict[str, _Seen] = {}
-    biases: dict[str, _Seen] = {}
+    known: dict[str, _Known] = {}
+    biases: dict[str, _Known] = {}
     for attention in find_attentions(graph, weights):
         for word, (node, axis) in attention.operands.items():
             maker = _maker(node, made_by)
@@ -78,19 +78,19 @@ def find_projections(graph: fx.Graph, reads: Mapping[str, list[Read]]) -> dict[s
             heads, own = None, None
             with contextlib.suppress(Inexact):
                 heads, own = _heads(made_by[maker], node, axis)
-            _entry(found, made_by[maker]).add(word, own, heads)
+            _entry(known, made_by[maker]).add(word, own, heads)
             _add_bias(biases, bias_of.get(maker), word, node, axis)
-        _add_output(found, attention, made_by, weights)
-    projections = {fqn: _projection(one) for fqn, one in found.items()}
+        _add_output(known, attention, made_by, weights)
+    projections = {fqn: _projection(one) for fqn, one in known.items()}
     for fqn, one in biases.items():
         if projection := _projection(one):
             projections[fqn] = Projection("bias", projection.heads, projection.parts)
     return {fqn: one for fqn, one in projections.items() if one is not None}
 
 
-def _entry(found: dict[str, _Seen], read: Read) -> _Seen:
+def _entry(known: dict[str, _Known], read: Read) -> _Known:
     shape = tuple(read.source.meta["val"].shape)
-    return found.setdefault(str(read.source.target), _Seen(shape))
+    return known.setdefault(str(read.source.target), _Known(shape))
 
 
 def _makers(reads: Mapping[str, list[Read]]) -> dict[fx.Node, Read]:
@@ -142,7 +142,7 @@ def _units(read: Read, side: str) -> tuple[int, Tensor]:
     A weight may be cut or turned before its op reads it, so its axes are numbered and sent the same way.
 
     Raises:
-        Inexact: they cannot be told.
+        Inexact: they are undetermined.
     """
     makes = spec(read.node).features
     if makes is None:
@@ -177,7 +177,7 @@ def _biases(reads: Mapping[str, list[Read]]) -> dict[fx.Node, Read]:
 
 
 def _add_bias(
-    biases: dict[str, _Seen], read: Read | None, word: str, node: fx.Node, axis: int
+    biases: dict[str, _Known], read: Read | None, word: str, node: fx.Node, axis: int
 ) -> None:
     if read is None:
         return
@@ -189,7 +189,7 @@ def _add_bias(
 
 
 def _add_output(
-    found: dict[str, _Seen],
+    known: dict[str, _Known],
     attention: Attention,
     made_by: Mapping[fx.Node, Read],
     weights: set[fx.Node],
@@ -203,7 +203,7 @@ def _add_output(
     heads, axis = None, None
     with contextlib.suppress(Inexact):
         heads, axis = _output_heads(attention, read, made_by)
-    _entry(found, read).add("output", axis, heads)
+    _entry(known, read).add("output", axis, heads)
 
 
 def _reader(
@@ -267,29 +267,29 @@ def _head_labels(attention: Attention, made_by: Mapping[fx.Node, Read]) -> Tenso
     return lookup[leading]
 
 
-def _projection(found: _Seen) -> Projection | None:
-    words = list(found.words)
+def _projection(known: _Known) -> Projection | None:
+    words = list(known.words)
     if len(words) == 1:
         role = f"attention.{words[0]}"
-        heads = found.heads.get(words[0]) if found.exact else None
-        if heads is None or found.axis is None:
+        heads = known.heads.get(words[0]) if known.exact else None
+        if heads is None or known.axis is None:
             return Projection(role)
-        if sum(map(len, heads)) == found.shape[found.axis]:
-            return Projection(role, len(heads), {"heads": _part(found.axis, heads, role)})
+        if sum(map(len, heads)) == known.shape[known.axis]:
+            return Projection(role, len(heads), {"heads": _part(known.axis, heads, role)})
         # Some units are another's, whose way was not understood.
-        return Projection("attention.fused", None, {words[0]: _part(found.axis, heads, role)})
+        return Projection("attention.fused", None, {words[0]: _part(known.axis, heads, role)})
     if "output" in words:
         return None
-    if not found.exact or found.axis is None:
+    if not known.exact or known.axis is None:
         return Projection("attention.fused")
-    units = [unit for heads in found.heads.values() for head in heads for unit in head]
+    units = [unit for heads in known.heads.values() for head in heads for unit in head]
     if len({*units}) != len(units):
         # One projection serves as several operands: it is not packed.
         return None
     parts: dict[str, Part] = {
-        word: _part(found.axis, found.heads[word], f"attention.{word}")
+        word: _part(known.axis, known.heads[word], f"attention.{word}")
         for word in ("query", "key", "value")
-        if word in found.heads
+        if word in known.heads
     }
     return Projection("attention.fused", None, parts)
 

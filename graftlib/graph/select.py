@@ -1,11 +1,10 @@
 """Which names does a pattern mean?
 
-In: a pattern and names. Out: the names it hits, in their own order, with what the pattern captured.
 Shell globs whose ``*`` also crosses dots; ``{name}`` captures one component between dots, or a part of one, the same
 text wherever the same name stands; ``re:`` introduces a regular expression for the whole name (that of the `regex`
 library, which knows what `re` knows), whose named groups are captures. A pattern that means a module means its
 ``weight``.
-Always true: patterns and names may both be a stranger's, so none takes more than seconds. A glob is matched without
+Patterns and names may both be untrusted, so none takes more than seconds. A glob is matched without
 going back, and in a bounded number of steps where a capture stands in it twice; a regular expression has a
 bounded time.
 """

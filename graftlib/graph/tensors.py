@@ -1,9 +1,8 @@
 """The tensors of a value: one notion for what a forward pass takes and for what it gives out.
 
-In: any value. Out: its tensors in order, and the value again with others in their places. Registered pytrees are opened
-as torch opens them; below them mappings, sequences, and objects by their attributes: dataclasses, namespaces, batches,
-`UserDict`, distributions. Always true: inside an object that is no registered pytree, a tensor that stands in
-several places is one tensor; a value is never changed.
+Registered pytrees are opened as torch opens them; below them mappings, sequences, and objects by their attributes:
+dataclasses, namespaces, batches, `UserDict`, distributions. Inside an object that is no registered pytree, a tensor
+that stands in several places is one tensor; a value is never changed.
 A cache that a language model fills and is handed again (a `transformers` ``Cache``) is the state of a loop, and counts
 neither as input nor as output.
 """

@@ -37,7 +37,7 @@ from graftlib_adapters.assembly.union_frame import union
 from .nets import IMAGE, flattened, mlp
 
 X = (torch.zeros(2, 5),)
-ELSEWHERE = {"activations.py", "repair.py", "listening.py"}
+ELSEWHERE = {"activations.py", "repair.py", "recording.py"}
 """Their advice is followed where they are tested."""
 
 

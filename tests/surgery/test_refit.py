@@ -104,7 +104,7 @@ OPS = {
 @pytest.mark.parametrize("name", OPS)
 def test_a_use_is_a_product_of_its_rows(name):
     """rows @ weight^T + bias is what the op computed; what is fitted is what runs."""
-    from graftlib.surgery.listen import Twin
+    from graftlib.surgery.recording import Twin
 
     module, shape = OPS[name]
     found = []

@@ -6,13 +6,13 @@ import threading
 
 import pytest
 import torch
-from graftlib.surgery.listen import Twin, Walk, alone
 from torch import nn
 from torch.nn import functional as F
 
 from graftlib.graph import trace
 from graftlib.surgery import SurgeryError, SurgeryWarning, narrow, refit
 from graftlib.surgery.holdout import Holdout
+from graftlib.surgery.recording import Twin, Walk, alone
 
 quiet = pytest.mark.filterwarnings("ignore::graftlib.surgery.SurgeryWarning")
 

@@ -1,20 +1,20 @@
 """Similarities of units by what they do on data, in place of what they weigh.
 
-In: a problem, the two models, batches. Out: for class pairs a matrix (m, p) of Pearson correlations, for
-``align(costs=...)`` (activation matching: Li et al. 2016; Git Re-Basin, section 3.1). Always true: both models are as
-before; a unit that never changes correlates with none.
+Pearson correlations for ``align(costs=...)`` (activation matching: Li et al. 2016; Git Re-Basin, section 3.1). A unit
+that never changes correlates with none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import gcd
 
 import torch
 from torch import Tensor, nn
 
-from .listening import Batches, evaluating, hooked, makers, run, units
 from .permutation import AssemblyError
 from .problem import Problem
+from .recording import Batches, evaluating, hooked, makers, run, units
 
 __all__ = ["costs"]
 
@@ -25,7 +25,7 @@ def costs(
     """Correlate what paired layers put out, before norms and activations.
 
     Args:
-        problem: which layers and classes meet.
+        problem: which layers and classes are paired.
         base_model: runs in eval mode; parameters and buffers are not changed.
         source_model: the same, on the same batches.
         batches: a tensor, a tuple of arguments or a mapping of keyword arguments each, on the models' devices.
@@ -38,40 +38,40 @@ def costs(
         AssemblyError: there is no batch.
     """
     pairs = {pair: number for pair, number in makers(problem).items() if pair.layer}
-    heard: dict[tuple[str, str], Tensor] = {}
+    outputs: dict[tuple[str, str], Tensor] = {}
     sums = {pair: _Correlation() for pair in pairs}
     layers = [sorted({pair.layer for pair in pairs}), sorted({pair.source_layer for pair in pairs})]
 
-    def listen(side: str) -> Callable[[str, nn.Module, object], None]:
-        def hear(fqn: str, module: nn.Module, output: object) -> None:
-            heard[side, fqn] = units(output, module)
+    def recorder(side: str) -> Callable[[str, nn.Module, object], None]:
+        def record(fqn: str, module: nn.Module, output: object) -> None:
+            outputs[side, fqn] = units(output, module)
 
-        return hear
+        return record
 
-    seen = 0
+    count = 0
     with (
         evaluating(base_model, source_model),
-        hooked(base_model, layers[0], listen("base")),
-        hooked(source_model, layers[1], listen("source")),
+        hooked(base_model, layers[0], recorder("base")),
+        hooked(source_model, layers[1], recorder("source")),
     ):
         for batch in batches:
-            heard.clear()
+            outputs.clear()
             run(base_model, batch)
             run(source_model, batch)
-            seen += 1
+            count += 1
             for pair, total in sums.items():
                 ours, theirs = ("base", pair.layer), ("source", pair.source_layer)
-                if ours in heard and theirs in heard:
-                    total.add(heard[ours], heard[theirs])
-    if not seen:
+                if ours in outputs and theirs in outputs:
+                    total.add(outputs[ours], outputs[theirs])
+    if not count:
         raise AssemblyError(
             "activations need data, and there is no batch.", fix="pass some batches"
         )
-    found: dict[int, list[Tensor]] = {}
+    matrices: dict[int, list[Tensor]] = {}
     for pair, number in pairs.items():
         if sums[pair].count:
-            found.setdefault(number, []).append(sums[pair].value())
-    return {number: torch.stack(each).mean(0) for number, each in found.items()}
+            matrices.setdefault(number, []).append(sums[pair].value())
+    return {number: torch.stack(each).mean(0) for number, each in matrices.items()}
 
 
 class _Correlation:
@@ -85,7 +85,7 @@ class _Correlation:
         a, b = ours.to("cpu", torch.float64), theirs.to("cpu", torch.float64)
         if len(a) != len(b):
             # Other strides give other positions: what is common are the samples of the batch.
-            shared = _common(len(a), len(b))
+            shared = gcd(len(a), len(b))
             a, b = (t.reshape(shared, -1, t.shape[-1]).mean(1) for t in (a, b))
         new = [a.sum(0), b.sum(0), a.square().sum(0), b.square().sum(0), a.T @ b]
         self.sums = [s + n for s, n in zip(self.sums, new, strict=True)] if self.sums else new
@@ -97,11 +97,5 @@ class _Correlation:
         spread = ((aa - a.square()).clamp(min=0).sqrt(), (bb - b.square()).clamp(min=0).sqrt())
         product = spread[0][:, None] * spread[1][None, :]
         constant = product <= 1e-12 * product.max()
-        made: Tensor = ((ab - a[:, None] * b[None, :]) / product).masked_fill(constant, 0.0)
-        return made
-
-
-def _common(a: int, b: int) -> int:
-    while b:
-        a, b = b, a % b
-    return a
+        correlation: Tensor = (ab - a[:, None] * b[None, :]) / product
+        return correlation.masked_fill(constant, 0.0)

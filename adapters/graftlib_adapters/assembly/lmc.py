@@ -20,7 +20,6 @@ from graftlib.graph import LayerGraph, duplicate, own, shell, trace
 from .activations import costs
 from .alignment import Alignment
 from .curve import Curve, grid
-from .listening import Batches
 from .matching import align
 from .merging import PADS, Pad
 from .options import Method, Solver
@@ -28,6 +27,7 @@ from .paired_source import Declared, PairedSource, pair_graphs, pair_source
 from .pairing import problem
 from .permutation import AssemblyError
 from .problem import Problem
+from .recording import Batches
 from .repair import repair as repaired
 from .scratch_model import Evaluate, ScratchModel, measured
 from .zoo import Args, Source, sources_of, state_of

@@ -1,8 +1,7 @@
 """REPAIR: give the units of a merged model the statistics that lie between those of its parents.
 
-In: the merged model, base, aligned source, batches. Out: the merged model, changed in place. After Jordan et al. 2022
-(arXiv 2211.08403): averaging shrinks the variance of every unit, which is undone unit by unit. It needs data, so a
-merge that uses it is no longer data-free. Always true: base and source are as before.
+After Jordan et al. 2022 (arXiv 2211.08403): averaging shrinks the variance of every unit, which is undone unit by unit.
+It needs data, so a merge that uses it is no longer data-free. Base and source are as before.
 """
 
 from __future__ import annotations
@@ -14,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from .alignment import Alignment
-from .listening import Batches, evaluating, hooked, makers, run, units
 from .merging import selected
 from .permutation import AssemblyError, reading
+from .recording import CONVS, Batches, evaluating, hooked, makers, run, units
 
 __all__ = ["repair"]
 
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _EPS = 1e-5  # as in torch's batch norm
 
 
@@ -86,15 +86,15 @@ class _Moments:
 
 
 def _measured(model: nn.Module, layers: Sequence[str], batches: Batches) -> Goals:
-    found = {fqn: _Moments() for fqn in layers}
+    moments = {fqn: _Moments() for fqn in layers}
 
-    def hear(fqn: str, module: nn.Module, output: Any) -> None:
-        found[fqn].add(units(output, module))
+    def record(fqn: str, module: nn.Module, output: Any) -> None:
+        moments[fqn].add(units(output, module))
 
-    with evaluating(model), hooked(model, layers, hear):
+    with evaluating(model), hooked(model, layers, record):
         for batch in batches:
             run(model, batch)
-    return {fqn: each.value() for fqn, each in found.items() if each.count}
+    return {fqn: each.value() for fqn, each in moments.items() if each.count}
 
 
 def _goals(
@@ -147,7 +147,7 @@ def _scaled(model: nn.Module, goals: Goals, batches: Batches) -> list[str]:
         mean, spread = values.mean(0), values.std(0, correction=0)
         gain, shift = _affine(goals[fqn], mean.double(), spread.double())
         shape = [1, -1, *[1] * (output.ndim - 2)]
-        if not isinstance(module, nn.modules.conv._ConvNd):
+        if not isinstance(module, CONVS):
             shape = [1] * (output.ndim - 1) + [-1]
         return output * gain.to(output).view(shape) + shift.to(output).view(shape)
 
@@ -183,7 +183,7 @@ def _renormed(model: nn.Module, batches: Batches) -> list[str]:
     norms: dict[str, Any] = {
         fqn: module
         for fqn, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
+        if isinstance(module, _BATCH_NORMS) and module.running_mean is not None
     }
     if not norms:
         return []

@@ -1,8 +1,4 @@
-"""The product of mixtures of experts, in any precision.
-
-In: rows in runs of one expert each, a matrix an expert. Out: every row times its expert's matrix, as
-`torch.nn.functional.grouped_mm` gives it for single and half precision.
-"""
+"""The product of mixtures of experts, in any precision: what `torch.nn.functional.grouped_mm` gives for low ones."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Read a graph op by op and find what each axis of each parameter has become.
 
-In: a `torch.fx.Graph` in the normal form and its model. Out: an `Inference`: FQN -> axes, and the ops without a rule.
-Always true: what comes from outside (inputs, outputs, constants, derived buffers) has a fixed order; an op without a
+What comes from outside (inputs, outputs, constants, derived buffers) has a fixed order; an op without a
 rule, or whose rule says that it does not fit (`Untieable`, `NotImplementedError`), freezes all that it touches and is
 counted by name. Anything else that a rule raises, or axes of other shapes than the op's, is a fault in the rule and
 raised as a `RuleError`.
@@ -51,7 +50,7 @@ BUILT_IN = (
 
 @dataclass(frozen=True)
 class Inference:
-    """What a reading found.
+    """What a reading of a graph says.
 
     Attributes:
         axes: FQN of a parameter, or of a buffer that the state dict carries -> its axes, for those that are read.
@@ -133,7 +132,7 @@ class _Reader:
         name = overload(node)
         short = name.rpartition(".")[0].removeprefix("aten.") or name
         self.journal.by = f"{short} in '{node.meta.get('module', '')}'"
-        shapes = tuple(tuple(t.shape) for t in _metas(node.meta.get("val")))
+        shapes = tuple(tuple(t.shape) for t in _leaves(node.meta.get("val"), Tensor))
         args, kwargs = self.values_of(node.args), self.values_of(node.kwargs)
         entry = find(name)
         if entry is not None:
@@ -163,7 +162,11 @@ class _Reader:
         kwargs: dict[str, Any],
     ) -> Any:
         stacks = [x for x in args if isinstance(x, Stack)]
-        once = len(stacks) == 1 and not kwargs_stacked(kwargs) and stacks[0].dim >= 0
+        once = (
+            len(stacks) == 1
+            and not any(isinstance(x, Stack) for x in kwargs.values())
+            and stacks[0].dim >= 0
+        )
         if entry.batchwise and once:
             return self.each(node, entry, shapes, args, kwargs, stacks[0])
         if not entry.stacks:
@@ -211,7 +214,7 @@ class _Reader:
     def check_shapes(result: Any, shapes: tuple[tuple[int, ...], ...]) -> None:
         own = [
             axes.parts[0].shape if isinstance(axes, Stack) else Axes(axes).shape
-            for axes in _results(result)
+            for axes in _leaves(result, Axes, Stack)
         ]
         if shapes and own != list(shapes):
             raise ValueError(f"it gave axes of the shapes {own} where the op gave {list(shapes)}")
@@ -227,7 +230,7 @@ class _Reader:
 
     def freeze_all(self, name: str, operands: Any, value: Any) -> Any:
         froze = False
-        for axes in _tensors(plain_deep(operands)):
+        for axes in _tensors(operands):
             for axis in axes:
                 froze |= freeze(axis, self.journal.by + ", which has no rule")
         if froze:
@@ -265,44 +268,20 @@ def _freeze_beside_unread(model: nn.Module, states: Mapping[str, Axes]) -> None:
 
 def _siblings(fqn: str) -> set[str]:
     """The name with one number in it left open, for each of its numbers: ``experts.*.weight``, ``expert_*.weight``."""
-    return {fqn[: found.start()] + "*" + fqn[found.end() :] for found in re.finditer(r"\d+", fqn)}
+    return {fqn[: match.start()] + "*" + fqn[match.end() :] for match in re.finditer(r"\d+", fqn)}
 
 
-def kwargs_stacked(kwargs: Mapping[str, Any]) -> bool:
-    return any(isinstance(value, Stack) for value in kwargs.values())
-
-
-def plain_deep(value: Any) -> Any:
-    if isinstance(value, dict):
-        return [plain_deep(item) for item in value.values()]
-    if isinstance(value, list):
-        return [plain_deep(item) for item in value]
-    return plain(value)
+def _leaves(value: Any, *kinds: type) -> Iterator[Any]:
+    """What is of `kinds` in nested lists, tuples and dicts, in order."""
+    if isinstance(value, kinds):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(item, *kinds)
 
 
 def _tensors(value: Any) -> Iterator[Axes]:
-    value = value.plain() if isinstance(value, Stack) else value
-    if isinstance(value, Axes):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
-
-
-def _results(value: Any) -> Iterator[Any]:
-    if isinstance(value, (Axes, Stack)):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _results(item)
-
-
-def _metas(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _metas(item)
+    return map(plain, _leaves(value, Axes, Stack))
 
 
 def _fixed_like(value: Any) -> Any:
@@ -324,7 +303,7 @@ def _stays_uniform(entry: OpSpec, args: list[Any], kwargs: Mapping[str, Any]) ->
     """Whether what is alike everywhere is so still: a running sum of ones is not, nor zeros with something added."""
     if entry.apply is rules_elementwise.alike:
         return True
-    tensors = _tensors([args, list(kwargs.values())])
+    tensors = _tensors([args, kwargs])
     return (entry.batchwise or entry.stacks) and all(axes.uniform for axes in tensors)
 
 

@@ -1,8 +1,7 @@
 """Who ties what: the op that is being read, and the ties it makes.
 
-In: the rules run inside ``with Journal() as journal``. Out: every atom that is tied notes the op that tied it first;
-every tie that joined two free atoms has a number. Always true: without a journal the algebra works as well, its
-ties are then made by ``"hand"``.
+Rules run inside ``with Journal() as journal``. Without a journal the algebra works as well, its ties are then made by
+``"hand"``.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 import string
 from typing import Any
 
-from ..ops import Features, op, rule
+from ..ops import Features, aten, op, rule
 from .algebra import Expr, fixed, freeze, product, split, tie
 from .combine import broadcast, freeze_dims, fresh
 from .values import Axes
@@ -36,7 +36,7 @@ def linear(x: Axes, weight: Axes, bias: Axes | None = None) -> Axes:
 @rule("aten.matmul", does="mixes", how="product", features=_PRODUCT)
 @rule("aten.mm", does="mixes", features=_PRODUCT)
 @rule("aten.bmm", does="mixes", how="product")
-@rule("aten.mv", "aten.dot", "aten.linalg_matmul", "aten.vdot", "aten.inner.x")
+@rule(*aten("mv dot linalg_matmul vdot inner.x"))
 def matmul(x: Axes, y: Axes) -> Axes:
     """z[..., i, j] = sum_k x[..., i, k] y[..., k, j]"""
     tie(x[-1], y[-2] if len(y) > 1 else y[-1])
@@ -119,7 +119,7 @@ def einsum(equation: str, tensors: list[Axes], **kwargs: Any) -> Axes:
     return Axes([*(known[c] for c in before), *middle, *(known[c] for c in after)])
 
 
-@rule("aten.cdist", "aten._cdist_forward", "aten._euclidean_dist")
+@rule(*aten("cdist _cdist_forward _euclidean_dist"))
 def cdist(x: Axes, y: Axes, *args: Any) -> Axes:
     """z[..., i, j] = |x[..., i, :] - y[..., j, :]|"""
     tie(x[-1], y[-1])
@@ -143,10 +143,12 @@ def cross(x: Axes, y: Axes, *args: Any, **kwargs: Any) -> Axes:
 
 
 @rule(
-    "aten.scaled_dot_product_attention",
-    "aten._scaled_dot_product_flash_attention_for_cpu",
-    "aten._scaled_dot_product_attention_math",
-    "aten._scaled_dot_product_efficient_attention",
+    *aten(
+        """
+        scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu
+        _scaled_dot_product_attention_math _scaled_dot_product_efficient_attention
+        """
+    )
 )
 def attention(
     query: Axes, key: Axes, value: Axes, mask: Any = None, *args: Any, **kwargs: Any
@@ -188,8 +190,8 @@ def _shared_heads(query: Expr, key: Expr, value: Expr) -> Expr:
 @rule("aten._grouped_mm", "transformers.grouped_mm_fallback")
 def grouped_matmul(x: Axes, y: Axes, *args: Any, **kwargs: Any) -> Axes:
     """z[t, j] = sum_k x[t, k] y[expert of t, k, j]: rows in runs of one expert each"""
-    for given in (x, y):
-        freeze_dims(given, range(len(given) - 2))
+    for operand in (x, y):
+        freeze_dims(operand, range(len(operand) - 2))
     if len(x) == 2:
         freeze(x[0])
     tie(x[-1], y[-2])

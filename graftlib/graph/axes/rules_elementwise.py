@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..ops import op, rule
+from ..ops import aten, op, rule
 from .algebra import Expr, fixed, freeze, tie
 from .combine import (
     broadcast,
@@ -21,27 +21,22 @@ from .combine import (
 )
 from .values import Axes
 
-
-def _aten(names: str) -> list[str]:
-    return [f"aten.{name}" for name in names.split()]
-
-
-SAME = _aten(
+SAME = aten(
     """
     alias contiguous detach lift_fresh_copy to type_as _to_copy
     """
 )
-SCALED = _aten(
+SCALED = aten(
     """
     neg pow.Tensor_Scalar square rsqrt sqrt reciprocal dropout clamp clamp_min
     """
 )
-ACTIVATIONS = _aten(
+ACTIVATIONS = aten(
     """
     relu relu6 gelu silu hardswish hardtanh sigmoid tanh leaky_relu elu softplus mish exp
     """
 )
-UNARY = _aten(
+UNARY = aten(
     """
     abs absolute acos acosh angle asin asinh atan atanh bitwise_not ceil celu clamp_max clip conj
     conj_physical cos cosh deg2rad digamma erf erfc erfinv exp2 expm1 feature_alpha_dropout
@@ -54,12 +49,12 @@ UNARY = _aten(
     set_data
     """
 )
-ARITHMETIC = _aten(
+ARITHMETIC = aten(
     """
     add div masked_fill mul pow rsub sub where clamp.Tensor clamp_min.Tensor masked_fill_
     """
 )
-BINARY = _aten(
+BINARY = aten(
     """
     addcdiv addcmul atan2 arctan2 bitwise_and bitwise_left_shift bitwise_or bitwise_right_shift
     bitwise_xor copy copysign divide eq float_power floor_divide fmax fmin fmod ge greater
@@ -69,13 +64,13 @@ BINARY = _aten(
     clamp_max.Tensor complex polar nextafter
     """
 )
-LIKE = _aten(
+LIKE = aten(
     """
     zeros_like ones_like empty_like full_like new_zeros new_ones new_empty new_full zeros ones
     empty full empty_strided new_empty_strided scalar_tensor empty_permuted
     """
 )
-MADE = _aten(
+GENERATED = aten(
     """
     arange linspace logspace eye tril_indices triu_indices rand randn randint randperm rand_like
     randn_like randint_like hann_window hamming_window bartlett_window blackman_window
@@ -120,19 +115,19 @@ def alike(*args: Any, **kwargs: Any) -> Axes:
     return uniform(op().shape)
 
 
-@rule(*MADE)
-def made(*args: Any, **kwargs: Any) -> Axes:
+@rule(*GENERATED)
+def generated(*args: Any, **kwargs: Any) -> Axes:
     """z[i] = f(i)"""
     return fixed_axes(op().shape)
 
 
 @rule(
-    "aten._assert_tensor_metadata",
-    "aten._assert_async",
-    "aten._assert_scalar",
-    "aten._functional_assert_async",
-    "aten.sym_constrain_range",
-    "aten.sym_constrain_range_for_size",
+    *aten(
+        """
+        _assert_tensor_metadata _assert_async _assert_scalar _functional_assert_async
+        sym_constrain_range sym_constrain_range_for_size
+        """
+    )
 )
 def asserted(*args: Any, **kwargs: Any) -> None:
     """nothing is computed: a promise about sizes or types"""
@@ -156,21 +151,19 @@ def prelu(x: Axes, weight: Axes) -> Axes:
 
 
 @rule(
-    "aten.softmax",
-    "aten._softmax",
-    "aten.log_softmax",
-    "aten._log_softmax",
-    "aten._safe_softmax",
-    "aten.special_softmax",
-    "aten.special_log_softmax",
-    "aten.softmin",
+    *aten(
+        """
+        softmax _softmax log_softmax _log_softmax _safe_softmax special_softmax special_log_softmax
+        softmin
+        """
+    )
 )
 def softmax(x: Axes, *args: Any, **kwargs: Any) -> Axes:
     """z[i] = exp(x[i]) / sum_j exp(x[j])"""
     return x
 
 
-@rule("aten.cumsum", "aten.cumprod", "aten.logcumsumexp")
+@rule(*aten("cumsum cumprod logcumsumexp"))
 def cumulative(x: Axes, dim: int, **kwargs: Any) -> Axes:
     """z[i] = sum_{j <= i} x[j]"""
     return freeze_dims(x, dims_of(dim, len(x)))
@@ -184,7 +177,7 @@ def diff(x: Axes, *args: Any, **kwargs: Any) -> Axes:
     return Axes((*x[:d], fixed(op().shape[d]), *x[d + 1 :]))
 
 
-@rule("aten.cummax", "aten.cummin", "aten.sort", "aten.topk", "aten.kthvalue", "aten.mode")
+@rule(*aten("cummax cummin sort topk kthvalue mode"))
 def ordered(x: Axes, *args: Any, **kwargs: Any) -> list[Axes]:
     """values and the places they come from: along `dim` an order is made"""
     dims = dims_of(op().named.get("dim", -1), len(x))
@@ -211,18 +204,14 @@ def glu(x: Axes, dim: int = -1) -> Axes:
     return Axes((*x[:d], half, *x[d + 1 :]))
 
 
-@rule(*_aten("sum mean std var norm linalg_vector_norm amax amin"), does="folds")
+@rule(*aten("sum mean std var norm linalg_vector_norm amax amin"), does="folds")
 @rule(
-    "aten.nansum",
-    "aten.nanmean",
-    "aten.prod",
-    "aten.linalg_norm",
-    "aten.logsumexp",
-    "aten.any",
-    "aten.all",
-    "aten.count_nonzero",
-    "aten.special_logsumexp",
-    "aten.frobenius_norm",
+    *aten(
+        """
+        nansum nanmean prod linalg_norm logsumexp any all count_nonzero special_logsumexp
+        frobenius_norm
+        """
+    )
 )
 def reduction(x: Axes, *args: Any, **kwargs: Any) -> Axes:
     """z = f{x[i] for all i}: whatever their order"""
@@ -237,7 +226,7 @@ def two_reductions(x: Axes, *args: Any, **kwargs: Any) -> list[Axes]:
     return [out, out]
 
 
-@rule("aten.max", "aten.min", "aten.median", "aten.nanmedian")
+@rule(*aten("max min median nanmedian"))
 def extreme(x: Axes, *args: Any, **kwargs: Any) -> Any:
     """the largest of all; the larger of two; or with `dim` the largest and its place, which reads the order"""
     if args and isinstance(args[0], Axes):
@@ -325,9 +314,9 @@ def broadcast_tensors(tensors: list[Axes]) -> list[Axes]:
 @rule("aten.copy_", batchwise=True)
 def copied(x: Axes, *args: Any, **kwargs: Any) -> Axes:
     """z[i] = x[i]; ``copy_`` writes another tensor into x"""
-    given = [value for value in args if isinstance(value, Axes)]
-    if given and given[0].uniform and not x.uniform:
+    sources = [value for value in args if isinstance(value, Axes)]
+    if sources and sources[0].uniform and not x.uniform:
         return x
-    for other in given:
+    for other in sources:
         tie_axes(x, broadcast(Axes(x), other)[-len(x) :] if x else ())
     return x

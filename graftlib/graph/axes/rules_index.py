@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..ops import op, rule
+from ..ops import aten, op, rule
 from .algebra import Expr, fixed, freeze, tie
 from .combine import broadcast, dims_of, fixed_axes, freeze_dims
 from .values import Axes
@@ -27,9 +27,9 @@ def embedding_bag(
 ) -> list[Axes]:
     """z[n, d] = sum over bag n of W[x, d]"""
     freeze(weight[0])
-    for given in (index, offsets):
-        if isinstance(given, Axes):
-            freeze_dims(given, range(len(given)))
+    for operand in (index, offsets):
+        if isinstance(operand, Axes):
+            freeze_dims(operand, range(len(operand)))
     first, *others = op().shapes
     return [Axes((fixed(first[0]), weight[1])), *(fixed_axes(shape) for shape in others)]
 
@@ -68,7 +68,7 @@ def _beside(x: Axes, other: Axes, d: int) -> Axes:
     return Axes(out)
 
 
-@rule("aten.scatter", "aten.scatter_add", "aten.scatter_reduce")
+@rule(*aten("scatter scatter_add scatter_reduce"))
 def scatter(x: Axes, dim: int, index: Axes, source: Any = None, *args: Any, **kwargs: Any) -> Axes:
     """z[index[i, j], j] = y[i, j] along `dim`"""
     d = dim % len(x)
@@ -80,7 +80,7 @@ def scatter(x: Axes, dim: int, index: Axes, source: Any = None, *args: Any, **kw
     return x
 
 
-@rule("aten.index_add", "aten.index_copy", "aten.index_fill", "aten.index_reduce")
+@rule(*aten("index_add index_copy index_fill index_reduce"))
 def index_add(
     x: Axes, dim: int, index: Axes, source: Any = None, *args: Any, **kwargs: Any
 ) -> Axes:
@@ -102,40 +102,40 @@ def index(x: Axes, indices: list[Any]) -> Axes:
 
 def _looked_up(x: Axes, indices: list[Any]) -> Axes:
     shape = op().shape
-    places = [d for d, given in enumerate(indices) if isinstance(given, Axes)]
-    given = [indices[d] for d in places]
+    places = [d for d, operand in enumerate(indices) if isinstance(operand, Axes)]
+    operand = [indices[d] for d in places]
     freeze_dims(x, places)
-    out = _index_axes(x, places, given)
+    out = _index_axes(x, places, operand)
     if [axis.size for axis in out] == list(shape):
         return Axes(out)
     # A mask: it covers as many dimensions as it has and gives as many elements as it holds.
-    covered = sum(len(mask) for mask in given)
+    covered = sum(len(mask) for mask in operand)
     freeze_dims(x, range(places[0], places[0] + covered))
-    for mask in given:
+    for mask in operand:
         freeze_dims(mask, range(len(mask)))
     left, right = x[: places[0]], x[places[0] + covered :]
     middle = len(shape) - len(left) - len(right)
     return Axes((*left, *(fixed(n) for n in shape[len(left) : len(left) + middle]), *right))
 
 
-def _index_axes(x: Axes, places: list[int], given: list[Axes]) -> list[Expr]:
-    spread = broadcast(*given)
+def _index_axes(x: Axes, places: list[int], operand: list[Axes]) -> list[Expr]:
+    spread = broadcast(*operand)
     kept = [axis for d, axis in enumerate(x) if d not in places]
     adjacent = places == list(range(places[0], places[0] + len(places)))
     at = places[0] if adjacent else 0
     return [*kept[:at], *spread, *kept[at:]]
 
 
-@rule("aten.index_put", "aten._index_put_impl", "aten._unsafe_index_put")
+@rule(*aten("index_put _index_put_impl _unsafe_index_put"))
 def index_put(x: Axes, indices: list[Any], values: Any, *args: Any, **kwargs: Any) -> Axes:
     """z[..., i[p], …] = y[..., p, …]"""
-    places = [d for d, given in enumerate(indices) if isinstance(given, Axes)]
-    given = [indices[d] for d in places]
+    places = [d for d, operand in enumerate(indices) if isinstance(operand, Axes)]
+    operand = [indices[d] for d in places]
     if any(_is_mask(d) for d in places):
-        return _written_where(x, places, given, values)
+        return _written_where(x, places, operand, values)
     freeze_dims(x, places)
     if isinstance(values, Axes):
-        broadcast(Axes(_index_axes(x, places, given)), values)
+        broadcast(Axes(_index_axes(x, places, operand)), values)
     return x
 
 
@@ -158,16 +158,12 @@ def _is_mask(d: int) -> bool:
 
 
 @rule(
-    "aten.nonzero",
-    "aten.argwhere",
-    "aten.masked_select",
-    "aten.unique_consecutive",
-    "aten._unique2",
-    "aten.unique_dim",
-    "aten.nonzero_numpy",
-    "aten.bincount",
-    "aten.take",
-    "aten.histc",
+    *aten(
+        """
+        nonzero argwhere masked_select unique_consecutive _unique2 unique_dim nonzero_numpy bincount
+        take histc
+        """
+    )
 )
 def listed(*args: Any, **kwargs: Any) -> Any:
     """the places, or elements, in order"""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-from ..ops import op, order_of, rule
+from ..ops import aten, op, order_of, rule
 from .algebra import ONE, Expr, cut, fixed, freeze, pieces, product, split, tie, total
 from .combine import dims_of, fixed_axes, freeze_dims, fresh, reshaped, stacked
 from .values import Axes, Stack
@@ -17,18 +17,12 @@ rule("getitem", does="moves", how="split")(operator.getitem)
 
 
 @rule(
-    "aten.view",
-    "aten.reshape",
-    "aten._unsafe_view",
-    "aten.flatten",
-    "aten.unflatten",
-    "aten.view_as",
-    "aten.reshape_as",
-    "aten._reshape_alias",
-    "aten.squeeze",
-    "aten.unsqueeze",
-    "aten.ravel",
-    "aten.atleast_1d",
+    *aten(
+        """
+        view reshape _unsafe_view flatten unflatten view_as reshape_as _reshape_alias squeeze
+        unsqueeze ravel atleast_1d
+        """
+    ),
     batchwise=True,
     does="moves",
     how="reshape",
@@ -39,18 +33,7 @@ def reshape(x: Axes, *args: Any, **kwargs: Any) -> Any:
 
 
 @rule(
-    "aten.permute",
-    "aten.transpose",
-    "aten.t",
-    "aten.movedim",
-    "aten.moveaxis",
-    "aten.swapaxes",
-    "aten.swapdims",
-    "aten.numpy_T",
-    "aten.mT",
-    "aten.mH",
-    "aten.matrix_H",
-    "aten.adjoint",
+    *aten("permute transpose t movedim moveaxis swapaxes swapdims numpy_T mT mH matrix_H adjoint"),
     batchwise=True,
     does="moves",
     how="permute",
@@ -60,14 +43,7 @@ def permute(x: Axes, *args: Any, **kwargs: Any) -> Axes:
     return Axes((x[i] for i in order_of(op().node)), uniform=x.uniform)
 
 
-@rule(
-    "aten.expand",
-    "aten.expand_as",
-    "aten.broadcast_to",
-    batchwise=True,
-    does="moves",
-    how="expand",
-)
+@rule(*aten("expand expand_as broadcast_to"), batchwise=True, does="moves", how="expand")
 def expand(x: Axes, *args: Any, **kwargs: Any) -> Axes:
     """z[r, i] = x[i], z[r, i] = x[0, i]"""
     shape = op().shape
@@ -78,22 +54,22 @@ def expand(x: Axes, *args: Any, **kwargs: Any) -> Axes:
     return Axes(axes, uniform=x.uniform)
 
 
-@rule("aten.cat", "aten.concat", "aten.concatenate", does="moves", how="join")
+@rule(*aten("cat concat concatenate"), does="moves", how="join")
 def cat(tensors: list[Axes], dim: int = 0) -> Axes:
     """z = x_1, x_2, … along `dim`"""
     # An empty tensor of one dimension joins anything.
-    given = [x for x in tensors if x.shape != (0,)] or tensors
-    d = dim % len(given[0])
-    return _cat(given, d)
+    joined = [x for x in tensors if x.shape != (0,)] or tensors
+    d = dim % len(joined[0])
+    return _cat(joined, d)
 
 
-def _cat(given: list[Axes], d: int) -> Axes:
-    first = next((x for x in given if not x.uniform), given[0])
-    for x in given:
+def _cat(joined: list[Axes], d: int) -> Axes:
+    first = next((x for x in joined if not x.uniform), joined[0])
+    for x in joined:
         for i, (a, b) in enumerate(zip(first, x, strict=True)):
             if i != d and not x.uniform:
                 tie(a, b)
-    return Axes(total([x[d] for x in given]) if i == d else axis for i, axis in enumerate(first))
+    return Axes(total([x[d] for x in joined]) if i == d else axis for i, axis in enumerate(first))
 
 
 @rule("aten.hstack", "aten.column_stack")
@@ -115,15 +91,12 @@ def stack(tensors: list[Axes], dim: int = 0) -> Any:
 
 
 @rule(
-    "aten.split",
-    "aten.split_with_sizes",
-    "aten.chunk",
-    "aten.unsafe_split",
-    "aten.unsafe_chunk",
-    "aten.tensor_split",
-    "aten.split_copy",
-    "aten.split_with_sizes_copy",
-    "aten.unsafe_split_with_sizes",
+    *aten(
+        """
+        split split_with_sizes chunk unsafe_split unsafe_chunk tensor_split split_copy
+        split_with_sizes_copy unsafe_split_with_sizes
+        """
+    ),
     stacks=True,
     does="moves",
     how="split",
@@ -179,15 +152,7 @@ def select(x: Axes | Stack, dim: int, index: Any) -> Axes:
     return Axes((*x[:d], *x[d + 1 :]), uniform=x.uniform)
 
 
-@rule(
-    "aten.slice",
-    "aten.narrow",
-    "aten.slice_copy",
-    "aten.narrow_copy",
-    stacks=True,
-    does="moves",
-    how="split",
-)
+@rule(*aten("slice narrow slice_copy narrow_copy"), stacks=True, does="moves", how="split")
 def slice_(
     x: Axes | Stack, dim: int = 0, start: Any = None, stop: Any = None, step: int = 1
 ) -> Any:
@@ -226,7 +191,7 @@ def _first(start: int | None, size: int) -> int:
     return min(start + size, size) if start < 0 and start + size >= 0 else max(min(start, size), 0)
 
 
-@rule("aten.flip", "aten.fliplr", "aten.flipud", "aten.rot90", does="moves")
+@rule(*aten("flip fliplr flipud rot90"), does="moves")
 def flip(x: Axes, dims: Any = (-1,), *args: Any) -> Axes:
     """z[i] = x[n - 1 - i]"""
     every = dims_of(dims, len(x)) if op().node.name.startswith("flip_") else range(len(x))
@@ -248,7 +213,7 @@ def triangle(x: Axes, *args: Any) -> Axes:
     return freeze_dims(x, (-1, -2))
 
 
-@rule("aten.diagonal", "aten.diag", "aten.diag_embed", "aten.trace", "aten.linalg_diagonal")
+@rule(*aten("diagonal diag diag_embed trace linalg_diagonal"))
 def diagonal(x: Axes, *args: Any, **kwargs: Any) -> Axes:
     """z[i] = x[i, i]"""
     freeze_dims(x, range(len(x)))
@@ -302,12 +267,12 @@ def _padded(axis: Expr, before: int, after: int, constant: bool) -> Expr:
 
 
 @rule(
-    "aten.reflection_pad1d",
-    "aten.reflection_pad2d",
-    "aten.reflection_pad3d",
-    "aten.replication_pad1d",
-    "aten.replication_pad2d",
-    "aten.replication_pad3d",
+    *aten(
+        """
+        reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d
+        replication_pad3d
+        """
+    )
 )
 def edge_pad(x: Axes, pads: list[int]) -> Axes:
     """z repeats what stands at the ends of x"""

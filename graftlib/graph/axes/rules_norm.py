@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..ops import op, rule
+from ..ops import aten, op, rule
 from .algebra import fixed, product, split, tie
 from .values import Axes
 
@@ -29,20 +29,19 @@ def _with_statistics(x: Axes) -> Any:
     slots={"1": "gain", "2": "shift"},
 )
 @rule(
-    "aten.native_batch_norm",
-    "aten.cudnn_batch_norm",
-    "aten._native_batch_norm_legit",
-    "aten._native_batch_norm_legit_no_training",
-    "aten._native_batch_norm_legit_functional",
-    "aten._batch_norm_no_update",
-    "aten._batch_norm_with_update",
-    "aten._batch_norm_impl_index",
+    *aten(
+        """
+        native_batch_norm cudnn_batch_norm _native_batch_norm_legit
+        _native_batch_norm_legit_no_training _native_batch_norm_legit_functional _batch_norm_no_update
+        _batch_norm_with_update _batch_norm_impl_index
+        """
+    )
 )
 def channel_norm(x: Axes, *args: Any, **kwargs: Any) -> Any:
     """z[n, c, ...] = (x - m[c]) / s[c] g[c] + b[c]"""
-    for given in args[:4]:
-        if isinstance(given, Axes) and len(given) == 1:
-            tie(x[1], given[0])
+    for operand in args[:4]:
+        if isinstance(operand, Axes) and len(operand) == 1:
+            tie(x[1], operand[0])
     return _with_statistics(x)
 
 
@@ -51,9 +50,9 @@ def channel_norm(x: Axes, *args: Any, **kwargs: Any) -> Any:
 @rule("aten._fused_rms_norm")
 def layer_norm(x: Axes, shape: list[int], *args: Any, **kwargs: Any) -> Any:
     """z[..., i] = (x[..., i] - mean_i x) / std_i x g[i] + b[i]"""
-    for given in args:
-        if isinstance(given, Axes):
-            for a, b in zip(x[len(x) - len(given) :], given, strict=True):
+    for operand in args:
+        if isinstance(operand, Axes):
+            for a, b in zip(x[len(x) - len(operand) :], operand, strict=True):
                 tie(a, b)
     return _with_statistics(x)
 
@@ -61,9 +60,9 @@ def layer_norm(x: Axes, shape: list[int], *args: Any, **kwargs: Any) -> Any:
 @rule("aten.group_norm", does="keeps", kind="norm", slots=_AFFINE)
 def group_norm(x: Axes, groups: int, *args: Any) -> Axes:
     """z[n, (k, c), ...] = (x - mean_k) / std_k g[(k, c)] + b[(k, c)]"""
-    for given in args[:2]:
-        if isinstance(given, Axes):
-            tie(x[1], given[0])
+    for operand in args[:2]:
+        if isinstance(operand, Axes):
+            tie(x[1], operand[0])
     group, channel = split(x[1], groups, x[1].size // groups)
     return Axes((x[0], product([group, channel]), *x[2:]))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..ops import GATES, name_of, op, rule
+from ..ops import GATES, aten, name_of, op, rule
 from .algebra import Expr, freeze, split, tie, total
 from .combine import fixed_axes, stacked
 from .values import Axes, Stack
@@ -49,8 +49,8 @@ def recurrent(*args: Any, **kwargs: Any) -> list[Any]:
             for kind, unit in zip(hiddens, (hidden, cell), strict=False):
                 kind.append(unit)
         below = total(outs)
-    for given, kind in zip(states, hiddens, strict=True):
-        _tie_state(given, kind)
+    for initial, kind in zip(states, hiddens, strict=True):
+        _tie_state(initial, kind)
     batch = x[1 if named.get("batch_first") is False and len(x) == 3 else 0]
     if packed:
         (batch,) = fixed_axes(op().shapes[1][1:2])
@@ -93,31 +93,28 @@ def _cell(below: Expr, weights: list[Axes], gates: int) -> tuple[Expr, Expr]:
     return unit, unit
 
 
-def _tie_state(given: Any, units: list[Expr]) -> None:
-    if isinstance(given, Stack) and given.dim == 0:
-        for part, unit in zip(given.parts, units, strict=True):
+def _tie_state(initial: Any, units: list[Expr]) -> None:
+    if isinstance(initial, Stack) and initial.dim == 0:
+        for part, unit in zip(initial.parts, units, strict=True):
             tie(part[-1], unit)
         return
-    axes = given.plain() if isinstance(given, Stack) else given
+    axes = initial.plain() if isinstance(initial, Stack) else initial
     if not axes.uniform:
         for unit in units:
             tie(axes[-1], unit)
 
 
 @rule(
-    "aten.lstm_cell",
-    "aten.gru_cell",
-    "aten.rnn_tanh_cell",
-    "aten.rnn_relu_cell",
+    *aten("lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"),
     does="mixes",
     kind="recurrent",
     slots={"2": "weight", "3": "weight", "4": "bias", "5": "bias"},
 )
 def cell(x: Axes, state: Any, *weights: Any) -> Any:
     """one step of one layer"""
-    given = [w for w in weights if isinstance(w, Axes)]
+    initial = [w for w in weights if isinstance(w, Axes)]
     states = [state] if isinstance(state, Axes) else list(state)
-    hidden, _ = _cell(x[-1], given, _gates())
+    hidden, _ = _cell(x[-1], initial, _gates())
     for one in states:
         if not one.uniform:
             tie(one[-1], hidden)

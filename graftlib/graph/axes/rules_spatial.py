@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..ops import Features, op, rule
+from ..ops import Features, aten, op, rule
 from .algebra import Expr, fixed, freeze, product, split, tie
 from .combine import fixed_axes, freeze_dims, spatial
 from .values import Axes
@@ -18,9 +18,7 @@ _CONV = {"1": "weight", "2": "bias"}
 
 
 @rule(
-    "aten.conv1d",
-    "aten.conv2d",
-    "aten.conv3d",
+    *aten("conv1d conv2d conv3d"),
     does="mixes",
     kind="conv",
     slots=_CONV,
@@ -32,9 +30,7 @@ def conv(x: Axes, weight: Axes, bias: Axes | None = None, *args: Any, **kwargs: 
 
 
 @rule(
-    "aten.conv_transpose1d",
-    "aten.conv_transpose2d",
-    "aten.conv_transpose3d",
+    *aten("conv_transpose1d conv_transpose2d conv_transpose3d"),
     does="mixes",
     kind="conv",
     slots=_CONV,
@@ -77,7 +73,7 @@ def _positions(x: Axes, weight: Axes) -> list[Expr]:
     """The positions of the result: those of `x` where the kernel looks at one alone, else in a fixed order."""
     rank, named = len(weight) - 2, op().named
     steps, pads = _each(named.get("stride", 1), rank), _each(named.get("padding", 0), rank)
-    made: list[Expr] = []
+    positions: list[Expr] = []
     for axis, kernel, size, step, pad in zip(
         x[-rank:], weight[2:], op().shape[-rank:], steps, pads, strict=True
     ):
@@ -85,14 +81,14 @@ def _positions(x: Axes, weight: Axes) -> list[Expr]:
         if not (alone and size == axis.size):
             freeze(axis)
             axis = fixed(size)
-        made.append(axis)
-    return made
+        positions.append(axis)
+    return positions
 
 
 def _each(value: Any, rank: int) -> list[Any]:
     """One value for each dimension of positions, however many were given."""
-    given = list(value) if isinstance(value, (list, tuple)) else [value]
-    return given if len(given) == rank else given[:1] * rank
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    return values if len(values) == rank else values[:1] * rank
 
 
 def _moved(rank: int) -> Any:
@@ -138,7 +134,7 @@ rule("aten.upsample_nearest3d", "aten.upsample_trilinear3d", "aten._upsample_nea
 )
 
 
-@rule("aten.grid_sampler", "aten.grid_sampler_2d", "aten.grid_sampler_3d")
+@rule(*aten("grid_sampler grid_sampler_2d grid_sampler_3d"))
 def grid_sampler(x: Axes, grid: Axes, *args: Any) -> Axes:
     """z[n, c, p] = x[n, c, at grid[n, p]]"""
     tie(x[0], grid[0])

@@ -1,8 +1,8 @@
 """What a tensor is while a graph is read: its axes.
 
-In: expressions of the algebra. Out: `Axes`, one expression a dimension, or a `Stack`: several tensors that lie along
-one dimension and keep axes of their own, as query, key and value do in a packed projection.
-Always true: a `Stack` may at any time be made plain (`plain`): its tensors are then tied, which loses freedom only.
+`Axes` is one expression a dimension. A `Stack` is several tensors that lie along one dimension and keep axes of their
+own, as query, key and value do in a packed projection.
+A `Stack` may at any time be made plain (`plain`): its tensors are then tied, which loses freedom only.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Axes(tuple[Expr, ...]):
     # Tuples are made before they are initialised.
     def __new__(cls, axes: Iterable[Expr] = (), *, uniform: bool = False) -> Axes:
         """A tuple of the axes."""
-        made = super().__new__(cls, axes)
-        made.uniform = uniform
-        return made
+        new = super().__new__(cls, axes)
+        new.uniform = uniform
+        return new
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -1,7 +1,6 @@
-"""Run models on data and look at what their layers put out.
+"""Run models on data and record what their layers put out.
 
-In: a model, layers by FQN, batches. Out: each layer's output as (samples, units). Always true: hooks are gone
-afterwards and training flags are as before; no gradient is recorded. Shared by `activations` and `repair`.
+Hooks are gone afterwards and training flags are as before; no gradient is recorded.
 """
 
 from __future__ import annotations
@@ -15,8 +14,12 @@ from torch import Tensor, nn
 
 from .problem import BlockPair, Problem, TensorPair
 
-__all__ = ["Batches", "evaluating", "hooked", "makers", "run", "units"]
+__all__ = ["CONVS", "Batches", "evaluating", "hooked", "makers", "run", "units"]
 
+CONVS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
 # Each: a tensor, a tuple or list of arguments, or a mapping of keyword arguments.
 Batches = Iterable[Any]
 
@@ -27,21 +30,21 @@ def makers(problem: Problem) -> dict[TensorPair, int]:
     Linear layers and convolutions whose output axis belongs to one class as a whole; where heads and head_dim share an
     axis, no single class has the units.
     """
-    found = {}
+    numbers = {}
     for pair in problem.pairs:
         if len(pair.base_shape) < 2 or pair.role in ("mean", "variance", "buffer"):
             continue
         for axis, each in enumerate(pair.axes):
             number = _whole(each.blocks)
             if number is not None and not each.partial and axis == pair.out:
-                found[pair] = number
-    return found
+                numbers[pair] = number
+    return numbers
 
 
 def units(output: Any, module: nn.Module) -> Tensor:
     """(samples, units): positions count as samples; the unit axis is the second of a convolution, else the last."""
     values: Tensor = output if isinstance(output, Tensor) else output[0]
-    axis = 1 if isinstance(module, nn.modules.conv._ConvNd) else values.ndim - 1
+    axis = 1 if isinstance(module, CONVS) else values.ndim - 1
     return values.movedim(axis, -1).reshape(-1, values.shape[axis])
 
 
@@ -61,15 +64,15 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def hooked(
-    model: nn.Module, layers: Sequence[str], heard: Callable[[str, nn.Module, Any], Any]
+    model: nn.Module, layers: Sequence[str], sink: Callable[[str, nn.Module, Any], Any]
 ) -> Iterator[None]:
-    """``heard(fqn, module, output)`` is called when a layer runs; what it returns, if anything, takes its place."""
+    """``sink(fqn, module, output)`` is called when a layer runs; what it returns, if anything, takes its place."""
     handles = []
     try:
         for fqn in layers:
             handles.append(
                 model.get_submodule(fqn).register_forward_hook(
-                    lambda module, _, output, fqn=fqn: heard(fqn, module, output)
+                    lambda module, _, output, fqn=fqn: sink(fqn, module, output)
                 )
             )
         yield

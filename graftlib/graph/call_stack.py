@@ -1,8 +1,6 @@
 """Which call of which module is running now.
 
-In: a model and, where the capture runs a copy of it, the copy. Out: while `Frames` is entered, `current` is the
-innermost running call, and `calls` lists every call made so far. Always true: the hooks are global ones, they
-belong to no module, answer only for the modules given, and are gone on exit.
+The hooks are global ones: they belong to no module, answer for the modules of some models alone, and are gone on exit.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules import module as hooks
 
-__all__ = ["Call", "Frames"]
+__all__ = ["Call", "CallStack"]
 
 
 @dataclass
@@ -23,7 +21,7 @@ class Call:
     """One call of a module.
 
     Attributes:
-        id: position in `Frames.calls`; 0 is what runs outside every module (and belongs to the root).
+        id: position in `CallStack.calls`; 0 is what runs outside every module (and belongs to the root).
         fqn: of the module in the user's model; ``""`` is the root.
         parent: id of the call around it, None for the outermost.
         leaf: no module was called inside this call.
@@ -35,8 +33,12 @@ class Call:
     leaf: bool = True
 
 
-class Frames:
+class CallStack:
     """Follows the calls of a model's modules while it is entered.
+
+    Attributes:
+        current: the innermost running call.
+        calls: every call so far.
 
     Args:
         models: the user's model first, then copies of it; a module that several of them share counts once.
@@ -52,7 +54,7 @@ class Frames:
         self.current = self.calls[0]
         self._handles: list[Any] = []
 
-    def __enter__(self) -> Frames:
+    def __enter__(self) -> CallStack:
         self._handles = [
             hooks.register_module_forward_pre_hook(self._enter_module),
             # `always_call`: a model that catches an exception of its own child must not unbalance us.
