@@ -1,5 +1,6 @@
 """Cut: edits of a model by axis class, and of what goes stale with them."""
 
+from .edits import preview as preview
 from .narrow import narrow as narrow
 from .permute import permute as permute
 from .refusal import SurgeryError as SurgeryError
@@ -11,5 +12,6 @@ __all__ = [
     "SurgeryWarning",
     "narrow",
     "permute",
+    "preview",
     "widen",
 ]

@@ -1,7 +1,7 @@
 """A layer that reads units, as a least-squares problem: y = x W^T + b, in groups.
 
-In: an op that was heard. Out: the rows of its input (groups, rows, features), those of its result (rows, out), and its
-weight as (groups, out, features), both ways. Always true: rows @ weight^T + bias is what the op computed.
+In: a recorded op. Out: the rows of its input (groups, rows, features), those of its result (rows, out), and its weight
+as (groups, out, features), both ways. Always true: rows @ weight^T + bias is what the op computed.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Use:
     """One use of a weight.
 
     Attributes:
-        weight: the tensor object that the op was given.
+        weight: the tensor object that the op takes.
         bias: likewise; None where it has none.
-        input: as the op was given it.
+        input: as the op takes it.
         output: of the op.
         stored: ``"out in"``, ``"in out"`` (Hugging Face's Conv1D, a plain product) or ``"conv"``.
         groups: of a convolution; else 1.
@@ -106,17 +106,17 @@ def use_of(op: Op) -> Use | None:
     """
     func, args, kwargs, result = op
     name = func._schema.name.removeprefix("aten::")
-    given = [
+    inputs = [
         *args,
         *[kwargs.get(a.name, a.default_value) for a in func._schema.arguments[len(args) :]],
     ]
     if name == "linear":
-        return Use(given[1], given[2], given[0], result, "out in")
-    if name == "addmm" and given[3] == 1 and given[4] == 1:
-        return Use(given[2], given[0], given[1], result, "in out")
-    if name in ("mm", "matmul") and given[1].ndim == 2:
-        return Use(given[1], None, given[0], result, "in out")
-    if name in _CONVS and given[0].ndim == given[1].ndim:
-        weight, window = given[1], (given[3], given[4], given[5])
-        return Use(weight, given[2], given[0], result, "conv", int(given[6]), window)
+        return Use(inputs[1], inputs[2], inputs[0], result, "out in")
+    if name == "addmm" and inputs[3] == 1 and inputs[4] == 1:
+        return Use(inputs[2], inputs[0], inputs[1], result, "in out")
+    if name in ("mm", "matmul") and inputs[1].ndim == 2:
+        return Use(inputs[1], None, inputs[0], result, "in out")
+    if name in _CONVS and inputs[0].ndim == inputs[1].ndim:
+        weight, window = inputs[1], (inputs[3], inputs[4], inputs[5])
+        return Use(weight, inputs[2], inputs[0], result, "conv", int(inputs[6]), window)
     return None

@@ -235,8 +235,8 @@ def freedom(graph: LayerGraph) -> float:
 
 def frozen_ops(graph: LayerGraph) -> dict[str, int]:
     """Ops that froze something for want of a rule -> how often; the most frequent first."""
-    found = reading(graph)[0].frozen_ops
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+    counts = reading(graph)[0].frozen_ops
+    return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
 
 def frozen_shares(graph: LayerGraph) -> dict[str, float]:
