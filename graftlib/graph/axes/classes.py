@@ -129,6 +129,7 @@ class AxisClass:
     frozen_by: str | None = None
     ties: tuple[str, ...] = field(default=(), compare=False)
 
+    # Equal classes have an equal first member, and a class may have hundreds.
     def __hash__(self) -> int:
         return hash(self.members[:1])
 
