@@ -1,5 +1,6 @@
 """Cut: edits of a model by axis class, and of what goes stale with them."""
 
+from .edits import preview as preview
 from .edits import tensor_of as tensor_of
 from .narrow import narrow as narrow
 from .permute import permute as permute
@@ -31,6 +32,7 @@ __all__ = [
     "change",
     "narrow",
     "permute",
+    "preview",
     "ranking",
     "rescale_norms",
     "rms_norms",

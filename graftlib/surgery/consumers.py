@@ -22,9 +22,9 @@ class Use:
     """One use of a weight.
 
     Attributes:
-        weight: the tensor object that the op was given.
+        weight: the tensor object that the op takes.
         bias: likewise; None where it has none.
-        input: as the op was given it.
+        input: as the op takes it.
         output: of the op.
         stored: ``"out in"``, ``"in out"`` (Hugging Face's Conv1D, a plain product) or ``"conv"``.
         groups: of a convolution; else 1.

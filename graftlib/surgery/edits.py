@@ -7,6 +7,7 @@ under all their names. Always true: nothing is written before everything was che
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -19,10 +20,12 @@ from ..graph.caches import copy_to_edit
 from .refusal import SurgeryError
 
 __all__ = [
+    "Preview",
     "Request",
     "Rows",
     "editable",
     "owners_of",
+    "preview",
     "requested",
     "resize",
     "rows_of",
@@ -36,30 +39,63 @@ Request = AxisClass | int | str
 Rows = dict[tuple[str, int], Tensor]
 
 
-def requested(graph: LayerGraph, asked: Mapping[Request, T]) -> dict[AxisClass, T]:
-    """What is asked, by class.
+@dataclass(frozen=True)
+class Preview:
+    """What each request of an edit hits.
+
+    Attributes:
+        hits: request -> the classes that it means, all of them free.
+    """
+
+    hits: Mapping[Request, tuple[AxisClass, ...]]
+
+    def __str__(self) -> str:
+        lines = []
+        for request, classes in self.hits.items():
+            name = request.members[0].fqn if isinstance(request, AxisClass) else request
+            lines.append(f"{name}  {len(classes)} {'class' if len(classes) == 1 else 'classes'}")
+            for each in classes:
+                others = f" and {len(each.members) - 1} more" if len(each.members) > 1 else ""
+                lines.append(f"  {each.size} units of {each.members[0]}{others}")
+        return "\n".join(lines)
+
+
+def preview(graph: LayerGraph, requests: Iterable[Request]) -> Preview:
+    """What an edit with these requests would change: the same for `permute`, `widen` and `narrow`; nothing is run.
+
+    Args:
+        graph: from `graftlib.trace`.
+        requests: classes, their numbers in ``graph.axis_classes``, or globs of layers (the classes that they make); the
+            mapping that the edit takes, too.
 
     Raises:
         SurgeryError: a class is frozen, or is none of the graph's; a glob hits nothing, or two ask for one class.
     """
     classes = axis_classes(graph)
-    requests: dict[AxisClass, T] = {}
-    for key, wish in asked.items():
-        for each in _meant(graph, classes, key):
-            if each in requests:
-                raise SurgeryError(
-                    f"{shown(key)} asks for {each.size} units that another rule asks for.",
-                    where={"members": ", ".join(map(str, each.members[:3]))},
-                    why="layers that add up, or read and write one stream, share an axis class",
-                    fix="ask for each class once",
-                )
-            requests[_free(each)] = wish
-    return requests
+    hits: dict[Request, tuple[AxisClass, ...]] = {}
+    asked: set[AxisClass] = set()
+    for request in requests:
+        hits[request] = tuple(map(_free, _meant(graph, classes, request)))
+        for each in asked.intersection(hits[request]):
+            raise SurgeryError(
+                f"{shown(request)} asks for {each.size} units that another rule asks for.",
+                where={"members": ", ".join(map(str, each.members[:3]))},
+                why="layers that add up, or read and write one stream, share an axis class",
+                fix="ask for each class once",
+            )
+        asked.update(hits[request])
+    return Preview(hits)
 
 
-def _meant(graph: LayerGraph, classes: Sequence[AxisClass], key: Request) -> list[AxisClass]:
+def requested(graph: LayerGraph, requests: Mapping[Request, T]) -> dict[AxisClass, T]:
+    """What is asked for, by class; raises as `preview` does."""
+    hits = preview(graph, requests).hits
+    return {each: requests[key] for key, classes in hits.items() for each in classes}
+
+
+def _meant(graph: LayerGraph, classes: Sequence[AxisClass], key: object) -> list[AxisClass]:
     if isinstance(key, str):
-        return _made_by(graph, key)
+        return _outputs_of(graph, key)
     if isinstance(key, int):
         if not 0 <= key < len(classes):
             raise SurgeryError(
@@ -82,8 +118,8 @@ def _meant(graph: LayerGraph, classes: Sequence[AxisClass], key: Request) -> lis
     return [key]
 
 
-def _made_by(graph: LayerGraph, pattern: str) -> list[AxisClass]:
-    """The classes of what the layers that `pattern` hits make, each once."""
+def _outputs_of(graph: LayerGraph, pattern: str) -> list[AxisClass]:
+    """The classes that the layers which `pattern` hits make, each once."""
     hits = [each for each in graph.parameters(pattern) if each.axes]
     if not hits:
         raise SurgeryError(
@@ -165,10 +201,10 @@ def tensor_of(model: nn.Module, fqn: str) -> Tensor:
             raise AttributeError(fqn)
         model = model._modules[word]  # type: ignore[assignment]
     parameter = model._parameters.get(name)
-    found: Tensor | None = parameter if parameter is not None else model._buffers.get(name)
-    if not isinstance(found, Tensor):
+    tensor: Tensor | None = parameter if parameter is not None else model._buffers.get(name)
+    if not isinstance(tensor, Tensor):
         raise AttributeError(fqn)
-    return found
+    return tensor
 
 
 def owners_of(model: nn.Module) -> dict[int, list[tuple[nn.Module, str, bool]]]:

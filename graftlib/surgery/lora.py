@@ -35,20 +35,20 @@ def refresh_ranks(model: nn.Module) -> None:
     """Set `r` and `lora_alpha` of LoRA layers, in place, and of the configs that `peft` saves, by the tensors."""
     settings: dict[str, dict[str, tuple[int, float]]] = {}
     changed = False
+    layer: Any
     for fqn, layer in model.named_modules():
-        held: Any = layer
         if "base_layer" not in layer._modules or not hasattr(layer, "lora_alpha"):
             continue
-        for adapter, old in held.r.items():
-            rank = _rank(held, adapter)
+        for adapter, old in layer.r.items():
+            rank = _rank(layer, adapter)
             if rank is None:
                 continue
             if rank != old:
-                rooted = not isclose(held.scaling[adapter], held.lora_alpha[adapter] / old)
-                held.lora_alpha[adapter] *= sqrt(rank / old) if rooted else rank / old
-                held.r[adapter] = rank
+                rooted = not isclose(layer.scaling[adapter], layer.lora_alpha[adapter] / old)
+                layer.lora_alpha[adapter] *= sqrt(rank / old) if rooted else rank / old
+                layer.r[adapter] = rank
                 changed = True
-            settings.setdefault(adapter, {})[fqn] = rank, held.lora_alpha[adapter]
+            settings.setdefault(adapter, {})[fqn] = rank, layer.lora_alpha[adapter]
     for fqn, module in model.named_modules():
         configs = vars(module).get("peft_config")
         if changed and configs:  # of the outermost, which the modules inside share

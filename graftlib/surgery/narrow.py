@@ -3,7 +3,7 @@
 The function changes, as less computes it; a trained model keeps much of what it learnt, which makes a good start for
 training on. Always true: before it is handed over the edited model has run on the traced shapes (without
 values), and its axis classes are the old ones in their new sizes.
-Elsewhere: a share for the whole model (`everywhere`), layers fitted to data (`refit`).
+Elsewhere: a share for the whole model (`whole_model`), layers fitted to data (`refit`).
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from ..graph.axes import AxisClass, axis_classes
 from ..graph.structure import unwrap
 from .config import config_state, refresh_config
 from .edits import Request, editable, requested, rows_of, whole_numbers
-from .everywhere import outer_classes, where_possible
 from .fit import fitted
 from .lora import ranks, refresh_ranks
 from .recording import as_batches
 from .refit import REFITS, reestimate, refitted
 from .refusal import SurgeryError
 from .scores import Ranking, Score, ranking
+from .whole_model import largest_feasible, outer_classes
 
 __all__ = ["narrow"]
 
@@ -99,6 +99,7 @@ def narrow(
         inplace=(inplace, bool),
     )
     model = unwrap(graph.model if model is None else model, SurgeryError)
+    editable(model, graph, [c for c in axis_classes(graph) if c.free], inplace=True)
     rank = ranking(score, graph, model)
     with _on_data():
         batches = None if data is None else as_batches(data)
@@ -110,7 +111,6 @@ def narrow(
         raise SurgeryError(f"ridge={shown(ridge)} is neither a number above 0 nor 'auto'.")
     strength = None if isinstance(ridge, str) else ridge
 
-    editable(model, graph, [c for c in axis_classes(graph) if c.free], inplace=True)
     before = config_state(model, graph)
     attributes = None
     if isinstance(keep, Mapping):
@@ -122,7 +122,7 @@ def narrow(
         share, outer = _share(keep), outer_classes(graph)
         fixed = ranks(graph.model, outer)
         counts = {c: max(round(share * c.size), 1) for c in outer if c not in fixed}
-        feasible = where_possible(model, graph, counts)
+        feasible = largest_feasible(model, graph, counts)
         attributes = feasible.attributes
         kept = {each: _units(each, count, rank) for each, count in feasible.sizes.items()}
     sizes = {each: len(units) for each, units in kept.items()}

@@ -55,8 +55,8 @@ def prove(
         model: the one that was traced, or another of the same structure.
         edited: any model that takes these inputs.
         classes: the edited ones.
-        prepare: is given the edited model's copy in doubles before it runs; may write to it.
-        redo: is given that copy, an FQN and a new value of that parameter in `model`, and writes what the edit makes
+        prepare: a function of the edited model's copy in doubles, before it runs; may write to it.
+        redo: a function of that copy, an FQN and a new value of that parameter in `model`; writes what the edit makes
             of it. Where parameters that are zero everywhere hide a class (a classifier before its training), both
             models are run once more with numbers drawn in their places.
 

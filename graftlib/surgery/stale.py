@@ -85,52 +85,52 @@ def refresh_layer(module: nn.Module, groups: int | None = None, *, name: str = "
     Raises:
         SurgeryError: the layers of a recurrent module disagree in a size that they share.
     """
-    made: Any = module
+    layer: Any = module
     weight = module._parameters.get("weight")
     if isinstance(module, nn.Linear) and weight is not None:
-        made.out_features, made.in_features = weight.shape
+        layer.out_features, layer.in_features = weight.shape
     elif isinstance(module, Conv) and weight is not None:
-        if made.groups == made.in_channels == made.out_channels and made.groups > 1:
+        if layer.groups == layer.in_channels == layer.out_channels and layer.groups > 1:
             groups = weight.shape[0]  # depthwise, whatever the class of its channels is a part of
-        made.groups = groups or made.groups
-        first, second = weight.shape[0], weight.shape[1] * made.groups
-        made.in_channels, made.out_channels = (
-            (first, second) if made.transposed else (second, first)
+        layer.groups = groups or layer.groups
+        first, second = weight.shape[0], weight.shape[1] * layer.groups
+        layer.in_channels, layer.out_channels = (
+            (first, second) if layer.transposed else (second, first)
         )
     elif isinstance(module, Norm):
-        held = weight if weight is not None else module._buffers.get("running_mean")
-        if held is not None:
-            made.num_features = held.shape[0]
+        tensor = weight if weight is not None else module._buffers.get("running_mean")
+        if tensor is not None:
+            layer.num_features = tensor.shape[0]
     elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and weight is not None:
-        made.normalized_shape = tuple(weight.shape)
+        layer.normalized_shape = tuple(weight.shape)
     elif isinstance(module, nn.GroupNorm) and weight is not None:
-        made.num_channels, made.num_groups = weight.shape[0], groups or made.num_groups
+        layer.num_channels, layer.num_groups = weight.shape[0], groups or layer.num_groups
     elif isinstance(module, nn.Embedding) and weight is not None:
-        made.num_embeddings, made.embedding_dim = weight.shape
+        layer.num_embeddings, layer.embedding_dim = weight.shape
     elif isinstance(module, nn.PReLU) and weight is not None:
-        made.num_parameters = weight.shape[0]
+        layer.num_parameters = weight.shape[0]
     elif isinstance(module, nn.RNNBase):
         _refresh_recurrent(module, name)
     elif isinstance(module, nn.RNNCellBase):
         _refresh_cell(module)
     elif type(module).__name__ == "Conv1D" and hasattr(module, "nf") and weight is not None:
-        made.nx, made.nf = weight.shape  # Hugging Face's linear layer, stored transposed
+        layer.nx, layer.nf = weight.shape  # Hugging Face's linear layer, stored transposed
 
 
 def _refresh_recurrent(module: nn.RNNBase, module_name: str) -> None:
-    made: Any = module
-    gates = {"LSTM": 4, "GRU": 3}.get(made.mode, 1)
-    hidden = {name: made.get_parameter(name) for name in made._flat_weights_names}
+    layer: Any = module
+    gates = {"LSTM": 4, "GRU": 3}.get(layer.mode, 1)
+    hidden = {name: layer.get_parameter(name) for name in layer._flat_weights_names}
     sizes = {t.shape[0] // gates for name, t in hidden.items() if name.startswith("weight_hh")}
     projections = {t.shape[0] for name, t in hidden.items() if name.startswith("weight_hr")}
-    for what, prefix, found in (
+    for what, prefix, sizes_of in (
         ("hidden size", "weight_hh", sizes),
         ("projection", "weight_hr", projections),
     ):
-        if len(found) > 1:
+        if len(sizes_of) > 1:
             raise SurgeryError(
                 f"the layers and directions of '{module_name}' share one {what}, and cannot have "
-                f"{' and '.join(map(str, sorted(found)))}.",
+                f"{' and '.join(map(str, sorted(sizes_of)))}.",
                 where={"module": f"{type(module).__name__} '{module_name}'"},
                 fix="give the same number of units to the classes of all of "
                 + ", ".join(f"'{weight}'" for weight in hidden if weight.startswith(prefix)),
@@ -144,16 +144,16 @@ def _refresh_recurrent(module: nn.RNNBase, module_name: str) -> None:
             fix="leave the hidden units more than the projection, or prune both",
             module=module_name,
         )
-    made.input_size = made.weight_ih_l0.shape[1]
-    (made.hidden_size,) = sizes
+    layer.input_size = layer.weight_ih_l0.shape[1]
+    (layer.hidden_size,) = sizes
     if projections:
-        (made.proj_size,) = projections
-    made._init_flat_weights()
+        (layer.proj_size,) = projections
+    layer._init_flat_weights()
 
 
 def _refresh_cell(module: nn.RNNCellBase) -> None:
-    made: Any = module
-    made.input_size, made.hidden_size = made.weight_ih.shape[1], made.weight_hh.shape[1]
+    layer: Any = module
+    layer.input_size, layer.hidden_size = layer.weight_ih.shape[1], layer.weight_hh.shape[1]
 
 
 def labels(

@@ -85,15 +85,17 @@ def widen(
             near=nearest(fill, [*FILLS]),
         )
     model = unwrap(graph.model if model is None else model, SurgeryError)
-    wanted = requested(graph, widths)
-    for each, width in wanted.items():
+    sizes = requested(graph, widths)
+    for each, width in sizes.items():
         if width < each.size:
-            raise SurgeryError(f"{each.size} units cannot be widened to {width}.", fix="use narrow")
-    editable(model, graph, wanted, inplace=True)  # is it the model of the graph?
+            raise SurgeryError(
+                f"{each.size} units cannot be widened to {width}.", fix="use surgery.narrow"
+            )
+    editable(model, graph, sizes, inplace=True)  # is it the model of the graph?
     before = config_state(model, graph)
-    wide = _widened(model, graph, wanted, fill, seed, inplace)
+    wide = _widened(model, graph, sizes, fill, seed, inplace)
     refresh_ranks(wide)
-    refresh_config(wide, before, wanted)
+    refresh_config(wide, before, sizes)
     return wide
 
 
@@ -119,8 +121,8 @@ def _widened(
 
         def finish(edited: nn.Module, scale: Callable[[nn.Module], None] = scale) -> None:
             FILLS[fill](edited, fresh)
-            kept = {norm.fqn for norm in norms}
-            _must_agree(model, edited, graph, widths, fresh, fill, scale, kept)
+            scaled = {norm.fqn for norm in norms}
+            _must_agree(model, edited, graph, widths, fresh, fill, scale, scaled)
             scale(edited)
 
         try:
@@ -152,7 +154,7 @@ def _must_agree(
     fresh: Fill,
     fill: str,
     scale: Callable[[nn.Module], None],
-    kept: Container[str],
+    scaled: Container[str],
 ) -> None:
     """The wider one is scaled in doubles, too: rounding would be seen."""
     if model is edited:
@@ -179,7 +181,7 @@ def _must_agree(
         )
     if error <= TOLERANCE:
         return
-    normed = [each for each in widths if meets_norm(graph, each, kept)]
+    normed = [each for each in widths if meets_norm(graph, each, scaled)]
     even = all(widths[each] % each.size == 0 for each in normed)
     why = "an op looks at all units at once, or one tensor makes and reads them (tied embeddings)"
     fix = "widen a class that no norm goes over, such as the inside of an MLP"

@@ -15,7 +15,7 @@ from torchvision.models.swin_transformer import SwinTransformer
 from graftlib.export import export_onnx
 from graftlib.graph import trace
 from graftlib.surgery import SurgeryWarning, narrow, widen
-from graftlib.surgery.everywhere import outer_classes
+from graftlib.surgery.whole_model import outer_classes
 
 
 class Residual(nn.Module):

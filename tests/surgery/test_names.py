@@ -8,7 +8,7 @@ from torch import nn
 
 from graftlib import trace
 from graftlib.errors import GraftError
-from graftlib.surgery import SurgeryError, narrow, permute, widen
+from graftlib.surgery import SurgeryError, narrow, permute, preview, widen
 
 
 class Residual(nn.Module):
@@ -53,6 +53,50 @@ def test_a_name_and_the_class_mean_the_same(graph):
     x = torch.randn(4, 3)
     torch.testing.assert_close(moved(x), graph.model(x))
     assert not torch.equal(moved.blocks[0]["up"].weight, graph.model.blocks[0]["up"].weight)
+
+
+def test_a_preview_says_what_each_request_hits(graph):
+    """The same requests, the same errors, and nothing is edited."""
+    hits = preview(graph, {"blocks.*.up": 0.5, 0: 4}).hits
+    assert hits == {
+        "blocks.*.up": (graph.axis_class("blocks.0.up"), graph.axis_class("blocks.1.up")),
+        0: (graph.axis_class("stem"),),
+    }
+    assert str(preview(graph, ["blocks.*.up"])).splitlines() == [
+        "blocks.*.up  2 classes",
+        "  12 units of blocks.0.up.weight[0] and 2 more",
+        "  12 units of blocks.1.up.weight[0] and 2 more",
+    ]
+    with pytest.raises(SurgeryError, match="hits no layer"):
+        preview(graph, ["blocks.*.upp"])
+    with pytest.raises(SurgeryError, match="another rule asks for"):
+        preview(graph, ["stem", "blocks.0.out"])
+
+
+EDITS = {
+    "narrow": lambda graph, key: narrow(graph, {key: 2}),
+    "permute": lambda graph, key: permute(graph, permutations={key: [1, 0]}),
+    "widen": lambda graph, key: widen(graph, {key: 24}),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_every_edit_refuses_a_request_that_hits_nothing(graph, edit):
+    with pytest.raises(SurgeryError, match="hits no layer") as raised:
+        edit(graph, "blocks.*.upp")
+    assert raised.value.near
+    with pytest.raises(SurgeryError, match="no axis class 99"):
+        edit(graph, 99)
+
+
+def test_another_model_of_the_same_structure_is_edited(graph):
+    """The graph holds its model; `model=` is for another, and one of another structure is refused."""
+    other = Residual().eval()
+    slim = narrow(graph, {"stem": [0, 1]}, model=other)
+    assert torch.equal(slim.stem.weight, other.stem.weight[:2])
+    assert torch.equal(narrow(graph, {"stem": [0, 1]}).stem.weight, graph.model.stem.weight[:2])
+    with pytest.raises(SurgeryError, match="not the one that was traced"):
+        narrow(graph, {"stem": 2}, model=slim)
 
 
 def test_layers_of_one_stream_are_one_class(graph):

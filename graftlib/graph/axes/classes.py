@@ -127,6 +127,7 @@ class AxisClass:
     frozen_by: str | None = None
     ties: tuple[str, ...] = field(default=(), compare=False)
 
+    # Equal classes have an equal first member, and a class may have hundreds.
     def __hash__(self) -> int:
         return hash(self.members[:1])
 
@@ -233,8 +234,8 @@ def freedom(graph: TracedGraph) -> float:
 
 def frozen_ops(graph: TracedGraph) -> dict[str, int]:
     """Ops that froze something for want of a rule -> how often; the most frequent first."""
-    found = reading(graph)[0].frozen_ops
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+    counts = reading(graph)[0].frozen_ops
+    return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
 
 def frozen_shares(graph: TracedGraph) -> dict[str, float]:

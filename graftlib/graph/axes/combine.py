@@ -56,19 +56,19 @@ def broadcast(*values: Any) -> Axes:
 
     Numbers and other plain values are passed over.
     """
-    given = [value for value in values if isinstance(value, Axes)]
-    rank = max((len(axes) for axes in given), default=0)
-    out = [_aligned([axes for axes in given if len(axes) >= i], i) for i in range(rank, 0, -1)]
-    return Axes(out, uniform=bool(given) and all(axes.uniform for axes in given))
+    tensors = [value for value in values if isinstance(value, Axes)]
+    rank = max((len(axes) for axes in tensors), default=0)
+    out = [_aligned([axes for axes in tensors if len(axes) >= i], i) for i in range(rank, 0, -1)]
+    return Axes(out, uniform=bool(tensors) and all(axes.uniform for axes in tensors))
 
 
-def _aligned(given: Sequence[Axes], i: int) -> Expr:
-    long = [axes[-i] for axes in given if axes[-i].size != 1 and not axes.uniform]
+def _aligned(tensors: Sequence[Axes], i: int) -> Expr:
+    long = [axes[-i] for axes in tensors if axes[-i].size != 1 and not axes.uniform]
     for axis in long[1:]:
         tie(long[0], axis)
     if long:
         return long[0]
-    return fresh(next((axes[-i].size for axes in given if axes[-i].size != 1), 1))
+    return fresh(next((axes[-i].size for axes in tensors if axes[-i].size != 1), 1))
 
 
 def dims_of(dim: Any, rank: int) -> list[int]:

@@ -279,12 +279,12 @@ def _parts(axis: Axis, word: str) -> Iterator[Axis]:
         else:
             yield Sum(tuple(parts))
         return
-    found = [list(_parts(factor, word)) for factor in axis.factors]
-    if not any(found):
+    inside = [list(_parts(factor, word)) for factor in axis.factors]
+    if not any(inside):
         return
     # What lies around an operand's rows, and inside of them, is theirs.
     others = [[] if word in _WITHIN else [factor] for factor in axis.factors]
-    choices = [parts or rest for parts, rest in zip(found, others, strict=True)]
+    choices = [parts or rest for parts, rest in zip(inside, others, strict=True)]
     for factors in itertools.product(*filter(None, choices)):
         yield factors[0] if len(factors) == 1 else Product(factors)
 

@@ -116,6 +116,33 @@ def test_tied_axes_are_one(pair):
     assert same(a, b)
 
 
+def sizes(axis: Expr) -> list[int]:
+    """Of all runs from left to right, those that are fixed as a whole taken apart."""
+    axis = resolve(axis)
+    whole = axis.parts if isinstance(axis, Atom) else axis
+    if whole is None:
+        return [axis.size]
+    parts = whole.factors if isinstance(whole, Prod) else whole.terms
+    return [size for part in parts for size in sizes(part)]
+
+
+@given(SIZES.flatmap(axes))
+def test_freezing_is_a_label_and_keeps_the_structure(axis):
+    """Inside, one atom; for those who read, the runs that there were."""
+    before = sizes(axis)
+    freeze(axis, "law")
+    assert isinstance(resolve(axis), Atom)
+    assert sizes(axis) == before
+
+
+def test_what_lies_beside_fixed_runs_without_a_common_refinement_stays_free():
+    """(6! 4! 5) as (8! 15): had the fixed neighbours not become one atom, the five would be frozen with them."""
+    free, other = Atom(5), Atom(15)
+    tie(product([Atom(6, "law"), Atom(4, "law"), free]), product([Atom(8, "law"), other]))
+    assert shape(other) == ("Prod", (3, True), (5, False))
+    assert free.frozen is None
+
+
 @given(PAIRS)
 def test_tying_is_symmetric(pair):
     seen: dict[Atom, Atom] = {}

@@ -116,6 +116,17 @@ def test_a_class_prints_like_a_table():
     )
 
 
+def test_classes_are_equal_where_they_lie_in_one_place():
+    """Whatever tied them: but not elsewhere, and not when something froze them."""
+    here, there = Member("a", 0, 0, (2, 8), 1), Member("a", 0, 16, (2, 8), 1)
+    elsewhere_tied = Member("a", 0, 0, (2, 8), 1, blind=True, tied_by="linear in 'a'")
+    one, other = AxisClass(8, (here,)), AxisClass(8, (elsewhere_tied,), ties=("linear in 'a'",))
+    assert (here, one) == (elsewhere_tied, other)
+    assert {here: 1, one: 2} == {elsewhere_tied: 1, other: 2}
+    assert one not in (AxisClass(8, (there,)), AxisClass(8, (here, there)))
+    assert one != AxisClass(8, (here,), "the output")
+
+
 def test_graphs_are_read_once():
     graph = trace(nn.Linear(3, 2), torch.randn(1, 3))
     assert axis_classes(graph) is axis_classes(graph)

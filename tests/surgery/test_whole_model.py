@@ -10,7 +10,7 @@ from torch import nn
 
 from graftlib.graph import trace
 from graftlib.surgery import SurgeryError, SurgeryWarning, narrow
-from graftlib.surgery.everywhere import outer_classes
+from graftlib.surgery.whole_model import outer_classes
 
 
 class HalfWired(nn.Module):

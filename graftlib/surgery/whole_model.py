@@ -1,4 +1,4 @@
-"""A wish for a whole model: which classes it means, and which of them can have it.
+"""A share for a whole model: which classes it means, and the largest feasible subset of them.
 
 In: a graph. Out: the free classes, of nested ones (heads x head_dim, groups x group size) only the outer; and the
 largest sizes of a list of classes that go together. Always true: what is left out of the second is named.
@@ -17,7 +17,7 @@ from ..graph.axes.tree import nested
 from .fit import Plan, plan
 from .refusal import SurgeryWarning
 
-__all__ = ["outer_classes", "where_possible"]
+__all__ = ["largest_feasible", "outer_classes"]
 
 
 def outer_classes(graph: LayerGraph) -> list[AxisClass]:
@@ -33,30 +33,32 @@ def outer_classes(graph: LayerGraph) -> list[AxisClass]:
     return [each for each in free if each not in inner]
 
 
-def where_possible(model: nn.Module, graph: LayerGraph, wishes: Mapping[AxisClass, int]) -> Plan:
-    """As many of the wishes as go together.
+def largest_feasible(
+    model: nn.Module, graph: LayerGraph, requests: Mapping[AxisClass, int]
+) -> Plan:
+    """As many of the requested sizes as go together.
 
     Args:
         model: the traced one, or another of the same structure.
         graph: of it.
-        wishes: class -> how many units it shall keep.
+        requests: class -> how many units it shall keep.
 
     Raises:
         SurgeryError: none of the classes can be edited.
 
     Warns:
-        SurgeryWarning: some were left as they are, or keep more units than was wished.
+        SurgeryWarning: some were left as they are, or keep more units than requested.
     """
-    feasible = plan(model, graph, wishes, fixed=False)
+    feasible = plan(model, graph, requests, fixed=False)
     left = {c: why for c, why in feasible.refused.items() if feasible.sizes[c] == c.size}
     if left:
         why = " ".join(dict.fromkeys(left.values()))
-        _warn(f"{len(left)} of {len(wishes)} classes were left as they are", left, why[:400])
-    tied = [c for c, n in feasible.sizes.items() if n != wishes[c] and c not in left]
+        _warn(f"{len(left)} of {len(requests)} classes were left as they are", left, why[:400])
+    tied = [c for c, n in feasible.sizes.items() if n != requests[c] and c not in left]
     if tied:
-        sizes = ", ".join(f"{feasible.sizes[c]} instead of {wishes[c]}" for c in tied[:8])
+        sizes = ", ".join(f"{feasible.sizes[c]} instead of {requests[c]}" for c in tied[:8])
         _warn(
-            f"{len(tied)} of {len(wishes)} classes got other sizes, as the code ties them",
+            f"{len(tied)} of {len(requests)} classes got other sizes, as the code ties them",
             tied,
             sizes,
         )
@@ -64,7 +66,7 @@ def where_possible(model: nn.Module, graph: LayerGraph, wishes: Mapping[AxisClas
 
 
 def _warn(what: str, classes: Iterable[AxisClass], why: str) -> None:
-    every = list(classes)
-    named = "; ".join(f"{each.size} units of {each.members[0]}" for each in every[:8])
-    more = f"; and {len(every) - 8} more" if len(every) > 8 else ""
+    listed = list(classes)
+    named = "; ".join(f"{each.size} units of {each.members[0]}" for each in listed[:8])
+    more = f"; and {len(listed) - 8} more" if len(listed) > 8 else ""
     warnings.warn(f"{what}: {named}{more}. {why}", SurgeryWarning, stacklevel=5)
