@@ -122,6 +122,14 @@ def plan_of(made, base, *sources):
     return replay(made.plan, base, [*sources], args=X)
 
 
+def linked_again(mapping):
+    """A plan of one link, replayed with another one."""
+    torch.manual_seed(0)
+    base, source = mlp(5, 6, 6, 6, 4), mlp(5, 6, 6, 6, 4)
+    made = assemble(base, source, args=X, merge_factor=0.5, mapping=[("2", "2")])
+    return replay(made.plan, base, source, args=X, mapping=mapping)
+
+
 # The advice -> what fails, and what the advice says.
 ADVICE = {
     "look at print(alignment.problem)": (
@@ -250,20 +258,8 @@ ADVICE = {
         lambda c: Plan.from_json(merge().plan),
     ),
     "replay it with the base, sources and mapping that it was made with": (
-        lambda c: replay(
-            assemble(net(), net(1), args=X, merge_factor=0.5, mapping=[("0", "0")]).plan,
-            net(),
-            net(1),
-            args=X,
-            mapping=lambda source, base: Mapping(source, base).link("0", "0").link("2", "0"),
-        ),
-        lambda c: replay(
-            assemble(net(), net(1), args=X, merge_factor=0.5, mapping=[("0", "0")]).plan,
-            net(),
-            net(1),
-            args=X,
-            mapping=[("0", "0")],
-        ),
+        lambda c: linked_again([("2", "4")]),
+        lambda c: linked_again([("2", "2")]),
     ),
     "name a function: model -> metric": (
         lambda c: function(f"{c.file('m.py', 'number = 3')}:number"),

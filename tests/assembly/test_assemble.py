@@ -545,6 +545,13 @@ def test_arguments_out_of_range_are_named(function, wrong):
     assert next(iter(wrong)) in str(error.value)
 
 
+def test_numbers_of_torch_are_numbers():
+    search = Search(tolerance=torch.tensor(0.5), factors=torch.tensor([0.25, 0.5]).tolist())
+    assert json.loads(json.dumps([search.tolerance, search.factors])) == [0.5, [0.25, 0.5]]
+    assert search == Search(tolerance=0.5, factors=(0.25, 0.5))
+    assert json.dumps(Solver(restarts=torch.tensor(2)).restarts) == "2"
+
+
 def test_a_control_assembles_nothing():
     with pytest.raises(AssemblyError, match="method='random' is a control of lmc"):
         assemble(mlp(), mlp(), args=EXAMPLE, solver=Solver("random"))

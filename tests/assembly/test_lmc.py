@@ -301,7 +301,7 @@ def test_repair_gives_merged_models_the_spread_of_their_parents(method):
         "evaluate": lambda model: -abs(float(spread(model).mean()) - wanted),
         "args": EXAMPLE,
         "factors": (0.0, 0.5),
-        "method": method,
+        "solver": Solver(method),
     }
     repaired = lmc(base, source, **options, batches=[X], repair=True)
     plain = lmc(base, source, **options)

@@ -198,7 +198,7 @@ def test_only_chosen_layers_change():
     made = merged(base.state_dict(), found, source.state_dict(), 0.5, layers=["blocks.0"])
     assert {fqn.split(".")[1] for fqn in made} == {"0"}
     assert "blocks.0.1.running_var" in made
-    with pytest.raises(AssemblyError, match="nothing of the base's 'block'"):
+    with pytest.raises(AssemblyError, match="no tensor of the base's 'block'"):
         merged(base.state_dict(), found, source.state_dict(), 0.5, layers=["block"])
 
 

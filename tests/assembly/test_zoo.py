@@ -62,7 +62,9 @@ def test_an_entry_gives_the_bits_that_were_saved(saved):
 def test_its_graph_is_traced_without_memory(saved):
     graph = ZooEntry(net, saved[1], EXAMPLE).graph()
     assert all(p.is_meta for p in graph.model.parameters())
-    assert not any(p.is_meta for p in ZooEntry(net, saved[1], EXAMPLE).valued().model.parameters())
+    assert not any(
+        p.is_meta for p in ZooEntry(net, saved[1], EXAMPLE).graph_with_values().model.parameters()
+    )
 
 
 def test_only_the_tensors_asked_for_are_read(saved, monkeypatch):

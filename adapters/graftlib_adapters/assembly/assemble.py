@@ -146,7 +146,8 @@ def assemble(
         AssemblyError: an argument is out of range; a log is there and `resume` is not set, or is of other arguments; a
             mapping is of other graphs. A source of which no tensor fits is no error: its step is refused.
     """
-    search, solver = search or Search(), solver or Solver()
+    search = Search() if search is None else search
+    solver = Solver() if solver is None else solver
     check(
         AssemblyError,
         base=(base, (nn.Module,)),

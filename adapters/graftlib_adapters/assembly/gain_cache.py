@@ -2,7 +2,7 @@
 
 A class of many products is kept as one matrix in the working dtype, within a share of the weights' memory; when a
 neighbour changes, only the units that changed are multiplied. Where no class has many, every gain is computed anew, to
-the same bits. On ResNet-50 the alignment takes 6 s with it and 29 s without (``graftlib without the cache`` in
+the same bits. On ResNet-50 the alignment takes 4.7 times as long without it (``without the gain cache`` in
 `docs/benchmarks/alignment.json`).
 """
 

@@ -87,8 +87,13 @@ def lmc(
         AssemblyError: no tensor is paired, the union frame is not to be had (its message says why), or `batches` and
             what they are for do not go together.
     """
-    solver = solver or Solver()
-    check(AssemblyError, frame=(frame, Literal["base", "union"]), pad=(pad, Pad))
+    solver = Solver() if solver is None else solver
+    check(
+        AssemblyError,
+        solver=(solver, (Solver,)),
+        frame=(frame, Literal["base", "union"]),
+        pad=(pad, Pad),
+    )
     walk = _Walk(base, source, evaluate, args, kwargs, factors, layers, mapping, seed,
                  _Data(batches, match_on, repair))  # fmt: skip
     if frame == "union":
@@ -149,8 +154,8 @@ def controls(
     Raises:
         AssemblyError: no tensor is paired, or a name is none of `CONTROLS`.
     """
-    solver = solver or Solver()
-    check(AssemblyError, which=(which, list[str]))
+    solver = Solver() if solver is None else solver
+    check(AssemblyError, solver=(solver, (Solver,)), which=(which, list[str]))
     for name in which:
         if name not in CONTROLS:
             raise AssemblyError(f"{shown(name)} is no control.", fix=f"use some of {CONTROLS}")

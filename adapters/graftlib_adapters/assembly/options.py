@@ -56,6 +56,7 @@ class Solver:
             objective=(self.objective, ObjectiveName | None),
             restarts=(self.restarts, Some),
         )
+        object.__setattr__(self, "restarts", int(self.restarts))  # of NumPy and torch, too
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,16 @@ class Search:
             raise AssemblyError(
                 f"factors={factors} do not rise.", fix="name them from the smallest to the largest"
             )
+        most = None if self.max_refusals is None else int(self.max_refusals)
+        plain = {
+            "factors": factors,
+            "parts": tuple(self.parts),
+            "tolerance": float(self.tolerance),
+            "rounds": int(self.rounds),
+            "max_refusals": most,
+        }
+        for name, value in plain.items():  # numbers of NumPy and torch as Python's
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True)

@@ -235,13 +235,13 @@ class Run:
         module_sets = list(_module_sets(paired, search.parts))
         for layers in module_sets:
             for each in search.factors:
-                value = metric(layers, float(each))
+                value = metric(layers, each)
                 tried += 1
                 total = len(module_sets) * len(search.factors)
                 bar.describe(f"{aligned.source.name}: {tried} of {total}")
                 if search.goal == "within" and value < self.best - search.tolerance:
                     break  # the threshold lies before this factor, whatever comes later
-                candidates.append(_Candidate(layers, float(each), value, ""))
+                candidates.append(_Candidate(layers, each, value, ""))
         if search.goal == "within":
             return _largest(candidates, self.best, search, tried), tried
         return _highest(candidates, self.metric, search, tried), tried
