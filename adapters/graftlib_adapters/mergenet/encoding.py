@@ -48,7 +48,7 @@ class Encoding(nn.Module):
         self.register_buffer("basis", None if basis is None else torch.zeros(basis))
         # Whether there is a basis to start from: read from the buffer once, and again after loading.
         self._warm: bool | None = None
-        self.register_load_state_dict_post_hook(_forget_warm)
+        self.register_load_state_dict_post_hook(_forget_warm)  # type: ignore[no-untyped-call]
 
     def _measure(
         self, shape: tuple[int, int], rank: int | None, compress: str

@@ -85,7 +85,7 @@ class Transfer(nn.Module):
         shapes = [cast(Encoding, encoding).shape for encoding in self.encodings]
         self.register_buffer("draw", torch.randint(2**62, ()) if dropout else None)
         self._next_draw: int | None = None  # of the buffer: read once, and again after loading
-        self.register_load_state_dict_post_hook(_forget_draw)
+        self.register_load_state_dict_post_hook(_forget_draw)  # type: ignore[no-untyped-call]
         self.layers = nn.ModuleList(
             nn.ModuleList(lpka(shapes[link.target], shapes[link.source]) for link in links)
             for _ in range(layers)
