@@ -29,6 +29,7 @@ from .errors import GraftError, closest, shown
 __all__ = [
     "Count",
     "Finite",
+    "FrozenRecord",
     "Record",
     "convert",
     "faults_of",
@@ -54,8 +55,12 @@ Finite = Annotated[float, Meta(ge=-1.7976931348623157e308, le=1.7976931348623157
 """A number that is neither infinite nor NaN."""
 
 
-class Record(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
-    """What a document or a state must be: subclass it with typed fields."""
+class Record(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What a document must be: subclass it with typed fields."""
+
+
+class FrozenRecord(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """A `Record` that does not change; subclasses say ``frozen=True`` again."""
 
 
 # A name with a lone surrogate is compared with those of the fields as UTF-8, which it is not.

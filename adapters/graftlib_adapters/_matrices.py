@@ -12,7 +12,7 @@ from torch import Tensor
 
 from graftlib.graft import Link, LinkedMatrix
 
-__all__ = ["add", "averaged", "rms", "targets"]
+__all__ = ["add", "averaged", "kept_row_norms", "rms", "targets"]
 
 
 def add(matrix: Tensor, change: Tensor) -> Tensor:
@@ -25,6 +25,26 @@ def add(matrix: Tensor, change: Tensor) -> Tensor:
     tensor([-0., 3.])
     """
     return matrix - (0.0 - change)
+
+
+def kept_row_norms(matrix: Tensor, change: Tensor) -> Tensor:
+    """`matrix` + `change`, each row turned along the sphere on which it lies: its Euclidean norm stays what it was.
+
+    Of a row's change only the part at right angles to the row counts: w' = |w| (w + t) / |w + t|. So no row moves by
+    more than its change is long, a row of zeros stays, and rows whose change is zero keep their bits.
+
+    >>> kept_row_norms(torch.tensor([[3.0, 0.0], [0.0, 2.0]]), torch.tensor([[5.0, 4.0], [0.0, 9.0]]))
+    tensor([[1.8000, 2.4000],
+            [0.0000, 2.0000]])
+    """
+    peak = matrix.detach().abs().amax(1, keepdim=True)
+    some = peak > 0
+    peak = torch.where(some, peak, 1.0)
+    rows, change = matrix / peak, change / peak  # so that squares neither under- nor overflow
+    square = torch.where(some, rows.square().sum(1, keepdim=True), 1.0)
+    tangent = change - rows * ((rows * change).sum(1, keepdim=True) / square)
+    scale = torch.rsqrt(1 + tangent.square().sum(1, keepdim=True) / square)
+    return add(matrix, tangent * peak) * torch.where(some, scale, 0.0)
 
 
 def rms(matrix: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Distillation losses as pure functions: the rivals that a graft is measured against.
+"""Distillation losses as pure functions: the baselines that a graft is measured against.
 
 In: student and teacher logits (batch, classes), labels (batch,) int64. Out: a scalar, in nats, to be added to or
 weighed against the task's own loss; gradients flow to the student alone. Two of them, `tf_kd` and `uskd`, have no
@@ -151,7 +151,7 @@ def uskd(
         labels: (batch,) int64, the true classes.
         alpha: weight of the true class.
         beta: weight of the other classes.
-        mu: weight of the weak logits' own lesson.
+        mu: weight of the weak logits' own loss.
     """
     index = labels[:, None]
     chance = F.softmax(student.detach(), dim=1).gather(1, index)
@@ -160,8 +160,8 @@ def uskd(
     rest = _without(student, labels)
     score = F.softmax(rest.detach(), dim=1) + F.softmax(_without(weak.detach(), labels), dim=1)
     others = -(_zipf(score) * F.log_softmax(rest, dim=1)).sum(1).mean()
-    lesson = F.cross_entropy(weak, labels, label_smoothing=0.1)
-    return alpha * target + beta * others + mu * lesson
+    own = F.cross_entropy(weak, labels, label_smoothing=0.1)
+    return alpha * target + beta * others + mu * own
 
 
 def _zipf(score: Tensor) -> Tensor:

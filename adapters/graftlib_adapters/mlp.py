@@ -1,6 +1,6 @@
 """The paper's first, simple adapter (eq. 2): two MLPs turn the source's matrix into the target's.
 
-In: one matrix per matrix. Out: one new matrix per written matrix, from W_new = f2(f1(W_giver)^T), where f1 maps the
+In: the linked matrices. Out: a new one for each that is written, W_new = f2(f1(W_source)^T), where f1 maps the
 source's rows (M) to the target's number of rows (n) and f2 the source's number of rows (N) to the target's columns
 (m). Always true: of the target's own values only their scale has a say in the change. A baseline of the paper.
 """
@@ -79,7 +79,7 @@ class _MLPTransfer(nn.Module):
         )
 
     def forward(self, matrices: Sequence[Tensor]) -> list[Tensor]:
-        """One (rows, columns) tensor per matrix -> one per written matrix, in the order of the matrices."""
+        """One (rows, columns) tensor per linked matrix -> one per matrix that is written, in order."""
         each = [
             self._change(cast(_Generator, generator), matrices[link.source], matrices[link.target])
             for generator, link in zip(self.generators, self.links, strict=True)

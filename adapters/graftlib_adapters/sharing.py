@@ -1,6 +1,6 @@
 """Parameter sharing (after Cai 2021): the overlapping leading block of two matrices is one shared value.
 
-In: one matrix per matrix. Out: one new matrix per written matrix, averaged with its sources where they overlap and
+In: the linked matrices. Out: a new one for each that is written, averaged with its sources where they overlap and
 untouched, to the bit, elsewhere. Always true: with links both ways the two blocks come out equal. There is nothing to
 learn. It is a baseline: plain sharing is what the paper shows to hurt.
 """
@@ -51,7 +51,7 @@ class _Sharing(nn.Module):
         }
 
     def forward(self, matrices: Sequence[Tensor]) -> list[Tensor]:
-        """One (rows, columns) tensor per matrix -> one per written matrix, in the order of the matrices."""
+        """One (rows, columns) tensor per linked matrix -> one per matrix that is written, in order."""
         return [
             shared(matrices[i], [matrices[source] for source in sources])
             for i, sources in self.sources.items()

@@ -121,10 +121,10 @@ def measure_memory(name: str, args: argparse.Namespace) -> None:
 
 
 def counted(rank: int | None) -> dict[str, int]:
-    """Bytes that a graft of `rank` keeps: its adapter, AdamW's moments, and a transfer until its lesson is learned."""
+    """Bytes that a graft of `rank` keeps: its adapter, AdamW's moments, and a transfer until the adapter is updated."""
     arm = Arm("grafted", 2, rank)
-    transferor = attach(MergeNet(rank=rank), arm.mapping, cycle=CYCLE)._transferor
-    parameters = [*transferor.module.parameters(), *transferor.module.buffers()]
+    runner = attach(MergeNet(rank=rank), arm.mapping, cycle=CYCLE)._running()
+    parameters = [*runner.module.parameters(), *runner.module.buffers()]
     own = sum(p.nbytes for p in parameters)
     there = {p.untyped_storage().data_ptr() for p in parameters}
     held: dict[int, int] = {}
@@ -136,10 +136,10 @@ def counted(rank: int | None) -> dict[str, int]:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        flight = transferor.fly(transferor.read())
-    # The copies that a flight owns are its inputs, its outputs, and what it wrote and will put back.
-    copies = [*flight.inputs, *flight.outputs]
-    copies += [value for w in flight.writes.values() for value in (w.settled, w.written)]
+        pending = runner.run(runner.read())
+    # The copies that a pending transfer owns are its inputs, its outputs, and what it wrote and will put back.
+    copies = [*pending.inputs, *pending.outputs]
+    copies += [value for w in pending.writes.values() for value in (w.settled, w.written)]
     held |= {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in copies}
     return {"adapter": own, "moments": 2 * own, "transfer": sum(held.values())}
 

@@ -48,19 +48,22 @@ class _Heard(nn.Module):
 
     def forward(self, matrices: Sequence[Tensor]) -> list[Tensor]:
         """What `inner` answers."""
-        answer: list[Tensor] = list(self.inner(matrices))
         with torch.no_grad():
-            self.inner.eval()  # its bases stay what they are
+            self.inner.eval()  # it remembers nothing of being asked
+            others = []
             for link in self.links:
                 asked = list(matrices)
                 asked[link.source] = _noise(matrices[link.source])
-                other = self.inner(asked)
+                others.append(self.inner(asked))
+            self.inner.train(self.training)
+        answer: list[Tensor] = list(self.inner(matrices))
+        with torch.no_grad():
+            for link, other in zip(self.links, others, strict=True):
                 place = self.targets.index(link.target)
                 change = (answer[place] - matrices[link.target]).norm()
                 if change > 0:
                     moved = (answer[place] - other[place]).norm() / change
                     self.shares[link.name].append(float(moved))
-            self.inner.train(self.training)
         return answer
 
     def facts(self) -> dict[str, list[float]]:

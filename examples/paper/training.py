@@ -246,7 +246,7 @@ def _transfers(graft: Any) -> dict[str, Any]:
     """How many there were, the step and the sizes of each, and what the adapter says of itself at the last."""
     done = [entry for entry in graft.history if not entry.skipped]
     sizes = [[e.step, {name: row.size for name, row in e.changes.items()}] for e in done]
-    said = done[-1]["facts"] if done else {}
+    said = done[-1].facts if done else {}
     return {"transfers": len(done), "skipped": graft.skipped, "sizes": sizes, "said": said}
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 from msgspec import field
 
-from ..documents import Count, Record, to_plain
+from ..documents import Count, FrozenRecord, to_plain
 
 __all__ = ["Change", "Spectrum", "Transfer"]
 
 
-class Spectrum(Record):
+class Spectrum(FrozenRecord, frozen=True):
     """The largest singular values of a matrix, at most 64, before and after a transfer.
 
     Attributes:
@@ -26,7 +26,7 @@ class Spectrum(Record):
     after: list[float]
 
 
-class Change(Record, omit_defaults=True):
+class Change(FrozenRecord, frozen=True, omit_defaults=True):
     """What a transfer did to one matrix.
 
     Attributes:
@@ -40,7 +40,7 @@ class Change(Record, omit_defaults=True):
     spectrum: Spectrum | None = None
 
 
-class Transfer(Record, omit_defaults=True):
+class Transfer(FrozenRecord, frozen=True, omit_defaults=True):
     """One transfer.
 
     Attributes:

@@ -17,7 +17,7 @@ from msgspec.structs import replace as replace_fields
 from torch import Tensor, dtype, nn, strided
 from torch.optim import AdamW
 
-from ..documents import Count, Record, convert, to_plain
+from ..documents import Count, FrozenRecord, convert, to_plain
 from ..errors import CheckpointError, nearest, shown
 from .history import Transfer
 from .linked import LinkedTensor
@@ -32,7 +32,7 @@ FIX = "resume from the checkpoint before it"
 Beta = Annotated[float, Meta(ge=0, lt=1)]
 
 
-class Matrix(Record):
+class Matrix(FrozenRecord, frozen=True):
     """One linked matrix: its shape, and the rank that it was given when the graft was attached."""
 
     rows: Count
@@ -44,7 +44,7 @@ class Matrix(Record):
             raise ValueError("the rank is above that of the whole matrix")
 
 
-class Counts(Record):
+class Counts(FrozenRecord, frozen=True):
     """Where a graft stands.
 
     Attributes:
@@ -68,7 +68,7 @@ class Counts(Record):
             raise ValueError("more are skipped in a row than in all")
 
 
-class Moments(Record):
+class Moments(FrozenRecord, frozen=True):
     """Of one parameter, as AdamW keeps them."""
 
     step: Tensor
@@ -76,7 +76,7 @@ class Moments(Record):
     exp_avg_sq: Tensor
 
 
-class Group(Record):
+class Group(FrozenRecord, frozen=True):
     """One group of parameters of AdamW, by their numbers."""
 
     params: list[Count]
@@ -86,14 +86,14 @@ class Group(Record):
     weight_decay: NotNegative
 
 
-class Optimizer(Record):
+class Optimizer(FrozenRecord, frozen=True):
     """The adapter's AdamW."""
 
     state: dict[int, Moments]
     param_groups: list[Group]
 
 
-class Resume(Record):
+class Resume(FrozenRecord, frozen=True):
     """A pending transfer: what the adapter read, and what is known already of what training made of it.
 
     Attributes:
@@ -107,7 +107,7 @@ class Resume(Record):
     transfer: Transfer
 
 
-class State(Record):
+class State(FrozenRecord, frozen=True):
     """Everything that a resumed run needs beside the models' and optimizers' own state."""
 
     format: Literal[3]

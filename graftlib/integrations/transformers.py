@@ -39,7 +39,7 @@ class GraftCallback(TrainerCallback):
     Args:
         graft: attached, following no optimizer: the callback reports every step to it.
         resume: the checkpoint folder that the run resumes from, where it is not
-            ``{args.output_dir}/checkpoint-{step}``: a callback is not told.
+            ``{args.output_dir}/checkpoint-{step}``: no callback is given its name.
 
     Example::
 

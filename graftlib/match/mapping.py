@@ -121,8 +121,8 @@ class Mapping:
     ) -> Mapping:
         """Find pairs by similarity: kind, 2-D shape, relative depth and, if wanted, spectrum.
 
-        The similarity of all compatible pairs is measured, each part between 0 and 1, and the assignment of largest
-        total is taken among those that keep the order of depth, where every parameter has at most one partner.
+        The similarity of all compatible pairs is measured, each part from 0 to 1, and the assignment of largest total
+        similarity is taken among those that keep the order of depth, where every parameter has at most one partner.
         Equal totals go to the earlier parameters. Parameters that are linked already, or that the forward pass never
         reads, take no part.
 

@@ -72,9 +72,9 @@ def test_the_change_is_written_out_as_a_sum_of_attentions(r, m, s, M, pairings):
             torch.softmax(q[:, h] @ k[:, h].T / 2, dim=1) @ v[:, h]
             for h in (slice(0, 4), slice(4, 8))
         ]
-        heard = torch.cat(heads, 1)
-        heard = heard / (heard.square().mean(1, keepdim=True) + 1e-5).sqrt()
-        answer = omega * heard @ module.output[t].weight[:, at : at + 8].T
+        attended = torch.cat(heads, 1)
+        attended = attended / (attended.square().mean(1, keepdim=True) + 1e-5).sqrt()
+        answer = omega * attended @ module.output[t].weight[:, at : at + 8].T
         total = total + (answer if t == "r" else answer.T)
         asked[t] += 1
         given_[g] += 1

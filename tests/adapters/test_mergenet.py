@@ -143,7 +143,7 @@ def test_a_whole_source_may_be_renumbered_where_its_units_are_the_tokens():
 
 
 @pytest.mark.parametrize("side", ["longer", "rows"])
-def test_a_re_encoded_receiver_may_be_renumbered(side):
+def test_a_re_encoded_target_may_be_renumbered(side):
     """Renumbering its units on the side that is replaced renumbers the new matrix: the code never sees them..."""
     w, v, order = halving(8, 12), halving(9, 10), torch.tensor([3, 1, 7, 0, 2, 6, 4, 5])
     module = built(MergeNet(rank=4, compress=side, **SMALL), [(8, 12), (9, 10)], BOTH[:1]).eval()
@@ -158,7 +158,7 @@ def test_a_re_encoded_receiver_may_be_renumbered(side):
     )
 
 
-def test_rows_of_a_whole_receiver_may_not():
+def test_rows_of_a_whole_target_may_not():
     """...while without re-encoding they are the content of the column tokens."""
     w, v, order = halving(8, 12), halving(9, 10), torch.tensor([3, 1, 7, 0, 2, 6, 4, 5])
     module = built(MergeNet(rank=None, **SMALL), [(8, 12), (9, 10)], BOTH[:1]).eval()
@@ -166,7 +166,7 @@ def test_rows_of_a_whole_receiver_may_not():
 
 
 @given(st.integers(2, 12), st.integers(2, 12), st.floats(0.1, 10.0), st.integers(1, 12))
-def test_any_scale_of_the_receiver(rows, columns, scale, rank):
+def test_any_scale_of_the_target(rows, columns, scale, rank):
     module = built(MergeNet(rank=rank, **SMALL), [(rows, columns), (5, 7)], BOTH[:1]).eval()
     w, v = halving(rows, columns), halving(5, 7)
     new = module([w, v])[0]
@@ -187,7 +187,7 @@ def test_the_papers_form_gives_unit_rows():
 @pytest.mark.parametrize("rank", [2, None])
 def test_gradients_are_those_of_the_function_while_the_basis_stands(rank):
     """With respect to all parameters; basis and units are data."""
-    adapter = MergeNet(rank=rank, layers=2, heads=1, width=2, deterministic=True)
+    adapter = MergeNet(rank=rank, layers=2, heads=1, width=2, deterministic=True, trust=0.005)
     module = built(adapter, [(3, 4), (4, 3)], BOTH).eval()
     w = matrices((3, 4), (4, 3))
     names, values = zip(*module.named_parameters(), strict=True)
@@ -245,11 +245,12 @@ def test_the_rank_and_the_side_that_it_replaces_are_in_the_state(side, replaced)
 def test_facts_are_the_omegas_layer_by_layer():
     adapter = MergeNet(layers=3, pairings=("cc", "rr"), rank=2, **SMALL)
     module = built(adapter, [(6, 8), (5, 7)], BOTH)
-    assert module.facts() == {"there": [0.5] * 6, "back": [0.5] * 6}
+    facts = lambda: {link: omega.tolist() for link, omega in module.facts().items()}  # noqa: E731
+    assert facts() == {"there": [0.5] * 6, "back": [0.5] * 6}
     with torch.no_grad():
         module.layers[1][0].omega[1] = 0.25
-    assert module.facts()["there"] == [0.5, 0.5, 0.5, 0.25, 0.5, 0.5]
-    assert module.facts()["back"] == [0.5] * 6
+    assert facts()["there"] == [0.5, 0.5, 0.5, 0.25, 0.5, 0.5]
+    assert facts()["back"] == [0.5] * 6
 
 
 @pytest.mark.parametrize(("side", "times"), [("longer", 100), ("rows", 10)])
@@ -261,7 +262,7 @@ def test_a_fraction_of_the_authors_parameters(side, times):
     assert sum(p.numel() for p in module.parameters()) * times <= 38_600_000
 
 
-def test_one_encoding_per_slot_whatever_the_links():
+def test_one_encoding_per_matrix_whatever_the_links():
     links = [*BOTH, Link(0, 0, "self")]
     module = built(MergeNet(rank=2, **SMALL), [(6, 8), (5, 7)], links)
     assert sum(isinstance(m, Encoding) for m in module.modules()) == 2
@@ -294,4 +295,3 @@ def test_a_small_change_passes_the_bound_as_it_is():
     """Pinned: a change of a tenth of the trust loses half a percent of its size, 1 / sqrt(1.01)."""
     change = torch.full((2, 3), 0.002, dtype=torch.float64)
     torch.testing.assert_close(_bounded(change, 0.02), change / 1.01**0.5)
-    assert torch.equal(_bounded(change, None), change)

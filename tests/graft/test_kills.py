@@ -10,7 +10,7 @@ import torch
 
 from graftlib import attach
 from graftlib.graft.linked import LinkedTensor
-from graftlib.graft.transfer import Transferor
+from graftlib.graft.transfer import AdapterRunner
 from graftlib_adapters import MergeNet
 
 PLACES = (
@@ -32,7 +32,7 @@ def train(world, folder, write, steps, die=None):
 
     for owner, name, place in (
         (LinkedTensor, "put", "in a write"),
-        (Transferor, "learn", "in the adapter's update"),
+        (AdapterRunner, "update", "in the adapter's update"),
     ):
         if die is not None and die[1] == place:
             _before(owner, name, lambda place=place: mark(place))

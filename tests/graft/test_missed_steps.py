@@ -83,9 +83,9 @@ def test_steps_by_hand_are_noticed_by_their_gradients(world, nudge, follow):
                 for parameter in world.target.parameters():
                     parameter.data -= 0.1 * parameter.grad
 
-    with pytest.warns(TransferWarning, match="no optimizer step is counted") as told:
+    with pytest.warns(TransferWarning, match="no optimizer step is counted") as warned:
         train()
-    assert len(told) == 1
+    assert len(warned) == 1
     graft.detach()
 
 

@@ -94,7 +94,7 @@ def test_sharded_evaluation_and_resuming_change_nothing(ran):
 
 
 def test_only_the_linked_parameters_are_gathered(ran):
-    """Each linked target parameter: once at attach, and per transfer once to read it and once for its lesson."""
+    """Each linked target parameter: once at attach, and per transfer once to read it and once for the update."""
     extra = ran["fsdp"][0]["calls"] - ran["fsdp plain"][0]["calls"]
     assert extra == LINKS + TRANSFERS * 2 * LINKS
 

@@ -169,6 +169,19 @@ def test_what_is_wrong_is_named_with_its_place(pair, fault):
     assert "fix" in str(refusal.value)
 
 
+def test_a_state_of_an_earlier_format_is_refused_with_the_way_out(pair):
+    with pytest.raises(CheckpointError, match="resume with the version that wrote it"):
+        pair.load_state_dict({**pair.state, "format": 2})
+
+
+def test_records_of_transfers_are_frozen_and_go_through_plain_data(pair):
+    record = pair.history[0]
+    with pytest.raises(AttributeError, match="immutable"):
+        record.step = 3
+    assert pair.state["history"][0] == record.to_dict()
+    assert record.to_dict()["changes"]["target:hidden.weight"]["spectrum"]["before"]
+
+
 def test_the_good_state_is_taken(pair):
     """The negative control: it is the spoiling that is refused."""
     assert refused_or_taken(pair, copy.deepcopy(pair.state))

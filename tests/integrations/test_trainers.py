@@ -273,6 +273,6 @@ for name in ("transformers", "lightning", "accelerate"):
 
 def test_every_trainer_is_told_of_in_the_readme():
     folder = Path(files.__file__).parent
-    told = (folder / "README.md").read_text("utf-8")
+    readme = (folder / "README.md").read_text("utf-8")
     modules = {p.name for p in folder.glob("*.py")} - {"__init__.py"}
-    assert all(f"`{name}`" in told for name in modules)
+    assert all(f"`{name}`" in readme for name in modules)

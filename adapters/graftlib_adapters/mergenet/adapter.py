@@ -5,6 +5,7 @@ In: options. Out: an `Adapter` for `graftlib.attach`. Not here: the method itsel
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -45,8 +46,17 @@ class MergeNet(Adapter):
             form follows the authors' rule, max((target + source token width) / 2, 128).
         dropout: for ``init="paper"``, the probabilities that an attention weight and that an attention's output is
             dropped, in every transfer; drawn from a generator of the adapter's own. (0, 0) for none.
-        trust: for ``init="identity"``, one transfer changes a matrix by less than this share of its norm, however
-            large the adapter's answer is; None for no bound.
+        trust: for ``init="identity"``, the bound of one transfer, however large the adapter's answer is. ``"host"``:
+            less than `host_share` of how far the host's optimizer moved the matrix since the last transfer, so that
+            writes shrink with its learning rate and a layer that does not move is not written. A number: less than
+            this share of the matrix's norm, at the end of a training as at its start. None: no bound.
+        host_share: of ``trust="host"``; 0.1 is about half a percent of a weight at the rates of AdamW, and no more than
+            that is known of it.
+        norm: for ``init="identity"``: ``"keep"`` turns each row of a written matrix along its sphere, so that its norm
+            stays what it was; ``"free"`` adds the change as it is. In front of a norm layer the norm of a row has no
+            function, and nothing else stops it from growing.
+        re_encode: the low-rank factors B. ``"svd"``: the leading singular vectors, carried from transfer to transfer.
+            ``"learned"``: trained with the adapter, as in the authors' low-rank layers.
         deterministic: plain attention, whose sums have one order.
 
     Raises:
@@ -72,7 +82,10 @@ class MergeNet(Adapter):
         omega: Literal["learned", "mean"] = "learned",
         width: int = 128,
         dropout: tuple[float, float] = (0.1, 0.2),
-        trust: float | None = 0.005,
+        trust: float | Literal["host"] | None = "host",
+        host_share: float = 0.1,
+        norm: Literal["keep", "free"] = "keep",
+        re_encode: Literal["svd", "learned"] = "svd",
         deterministic: bool = False,
     ) -> None:
         for name, number in {
@@ -84,6 +97,7 @@ class MergeNet(Adapter):
             whole_number(name, number)
         _check_rank(rank)
         _check_trust(trust)
+        _check_host_share(host_share)
         _check_dropout(dropout)
         flag("residual", residual)
         flag("deterministic", deterministic)
@@ -92,6 +106,8 @@ class MergeNet(Adapter):
         chosen("write", write, ("replace", "probe"))
         chosen("signal", signal, ("trajectory", "gradient"))
         chosen("omega", omega, ("learned", "mean"))
+        chosen("norm", norm, ("keep", "free"))
+        chosen("re_encode", re_encode, ("svd", "learned"))
         _check_pairings(pairings)
         if init == "identity" and not residual and rank is not None:
             raise GraftError(
@@ -113,7 +129,10 @@ class MergeNet(Adapter):
         self.omega = omega
         self.width = width
         self.dropout = (float(dropout[0]), float(dropout[1]))
-        self.trust = trust
+        self.trust = float(trust) if isinstance(trust, int) else trust
+        self.host_share = float(host_share)
+        self.norm = norm
+        self.re_encode = re_encode
         self.deterministic = deterministic
 
     def rank(self, matrix: Tensor, limit: int) -> int | None:
@@ -134,7 +153,11 @@ class MergeNet(Adapter):
             relative=self.init == "identity",
             residual=self.residual,
             compress=self.compress,
+            learned=self.re_encode == "learned",
             trust=self.trust if self.init == "identity" else None,
+            host_share=self.host_share,
+            keep_norms=self.init == "identity" and self.norm == "keep",
+            probe=self.write == "probe",
             dropout=self.init == "paper" and any(self.dropout),
         )
 
@@ -173,14 +196,24 @@ def _check_rank(rank: object) -> None:
 
 
 def _check_trust(trust: object) -> None:
-    if trust is None or (
+    if trust in (None, "host") or (
         isinstance(trust, int | float) and not isinstance(trust, bool) and trust > 0
     ):
         return
     raise GraftError(
         f"trust={trust!r} is no share of a norm.",
-        fix="give a number above 0, for example trust=0.005, or None for no bound",
+        fix="use trust='host', a number above 0, for example trust=0.005, or None for no bound",
         option="trust",
+    )
+
+
+def _check_host_share(share: object) -> None:
+    if isinstance(share, int | float) and not isinstance(share, bool) and 0 < share < math.inf:
+        return
+    raise GraftError(
+        f"host_share={share!r} is no share.",
+        fix="give a number above 0, for example host_share=0.1",
+        option="host_share",
     )
 
 

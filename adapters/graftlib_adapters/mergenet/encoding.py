@@ -10,14 +10,12 @@ matrix, however degenerate, gives NaN. Not here: what happens to the code (`tran
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from .._matrices import add
-
-__all__ = ["Encoding", "energy_rank", "leading_basis", "turn"]
+__all__ = ["Encoding", "LearnedEncoding", "energy_rank", "leading_basis", "turn"]
 
 COLD = 8  # iterations of the first transfer
 WARM = 1  # of every later one: the weights have hardly moved
@@ -37,6 +35,7 @@ class Encoding(nn.Module):
     """
 
     basis: Tensor | None
+    shape: tuple[int, int]
 
     def __init__(
         self,
@@ -45,17 +44,25 @@ class Encoding(nn.Module):
         compress: Literal["longer", "rows"] = "longer",
     ) -> None:
         super().__init__()
+        basis = self._measure(shape, rank, compress)
+        self.register_buffer("basis", None if basis is None else torch.zeros(basis))
+        # Whether there is a basis to start from: read from the buffer once, and again after loading.
+        self._warm: bool | None = None
+        self.register_load_state_dict_post_hook(_forget_warm)  # type: ignore[no-untyped-call]
+
+    def _measure(
+        self, shape: tuple[int, int], rank: int | None, compress: str
+    ) -> tuple[int, int] | None:
+        """Set the shape of the code; the shape of the basis, None for a matrix that is kept whole."""
         rows, columns = shape
-        narrow = rows if compress == "rows" else min(shape)
-        whole = rank is None or rank >= narrow
-        width = narrow if rank is None else min(rank, *shape)
-        self.by_columns = not whole and compress == "longer" and columns > rows
-        if whole:
-            self.shape = (rows, columns)
-        else:
-            self.shape = (rows, width) if self.by_columns else (width, columns)
-        long = columns if self.by_columns else rows
-        self.register_buffer("basis", None if whole else torch.zeros(long, width))
+        largest = rows if compress == "rows" else min(shape)
+        self.by_columns = False
+        if rank is None or rank >= largest:
+            self.shape = shape
+            return None
+        self.by_columns = compress == "longer" and columns > rows
+        self.shape = (rows, rank) if self.by_columns else (rank, columns)
+        return (columns if self.by_columns else rows, rank)
 
     def forward(self, matrix: Tensor) -> Tensor | None:
         """The basis for `matrix`; None where the code is the matrix itself."""
@@ -64,9 +71,12 @@ class Encoding(nn.Module):
         with torch.no_grad():
             side = matrix.mT if self.by_columns else matrix
             last = self.basis.to(matrix.dtype)
-            basis = next_basis(side, last) if last.any() else first_basis(side, last.shape[1])
+            if self._warm is None:
+                self._warm = bool(last.any())
+            basis = next_basis(side, last) if self._warm else first_basis(side, last.shape[1])
             if self.training:
                 self.basis.copy_(basis)
+                self._warm = True
         return basis
 
     def encode(self, matrix: Tensor, basis: Tensor | None) -> Tensor:
@@ -83,9 +93,43 @@ class Encoding(nn.Module):
         matrix: Tensor = code @ basis.mT if self.by_columns else basis @ code
         return matrix
 
-    def decode(self, matrix: Tensor, basis: Tensor | None, change: Tensor) -> Tensor:
-        """W and what `change` = A_new - A spreads to: `matrix` to the bit where that is zero."""
-        return add(matrix, self.spread(change, basis))
+
+def _forget_warm(encoding: Any, keys: object) -> None:
+    encoding._warm = None
+
+
+class LearnedEncoding(Encoding):
+    """Low-rank factors that the adapter learns, in the place of a basis that follows the singular vectors.
+
+    The code is ``read^T W`` (or ``W read``), and a change of it spreads by `write`: W + write (A_new - A). Both start
+    as one orthonormal basis, drawn from torch's global random state, and are trained with the adapter. Arguments as of
+    `Encoding`.
+
+    Args:
+        written: whether a link writes to the matrix; otherwise there is no `write`.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        rank: int | None,
+        compress: Literal["longer", "rows"] = "longer",
+        *,
+        written: bool,
+    ) -> None:
+        nn.Module.__init__(self)
+        factors = self._measure(shape, rank, compress)
+        start = None if factors is None else torch.linalg.qr(torch.randn(factors)).Q
+        self.read = None if start is None else nn.Parameter(start)
+        self.write = None if start is None or not written else nn.Parameter(start.clone())
+
+    def forward(self, matrix: Tensor) -> Tensor | None:
+        """The factor that reads the code, with its gradient; None where the code is the matrix itself."""
+        return None if self.read is None else self.read.to(matrix.dtype)
+
+    def spread(self, code: Tensor, basis: Tensor | None) -> Tensor:
+        """The matrix that a change of the code stands for; by `write`, whatever `basis` is."""
+        return super().spread(code, None if self.write is None else self.write.to(code.dtype))
 
 
 def first_basis(matrix: Tensor, rank: int) -> Tensor:
