@@ -231,7 +231,7 @@ def test_one_seed_is_no_result():
         harness.main(build, "", ["--seeds", "1"])
 
 
-@pytest.mark.parametrize("module", [summary, vqa, pictures], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [vqa, pictures], ids=lambda module: module.__name__)
 def test_the_examples_in_docstrings_hold(module):
     found = doctest.testmod(module)
     assert found.attempted
