@@ -10,8 +10,6 @@ import torch
 
 from examples.common import results
 
-FOLDER = Path(__file__).parents[2] / "examples" / "benchmarks"
-
 barrier = importlib.import_module("examples.benchmarks.barrier")
 
 

@@ -1,7 +1,6 @@
 """The script for a GPU: its data file, its models, its captured step, its sharing of a device."""
 
 import contextlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +12,6 @@ pytest.importorskip("torchvision", reason="torchvision is not installed")
 
 from examples.common import results
 from examples.paper import captured, gpu_table1, on_gpu
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture

@@ -29,8 +29,6 @@ from examples.paper.training import digest, made
 
 from .toy import BOTH, CPU, GRAFT, Halves, build, perceptron
 
-FOLDER = Path(__file__).parents[2] / "examples" / "paper"
-
 
 def report_in(folder: Path, *, tell=lambda line: None, **options) -> dict[str, Any]:
     return harness.report_of(build, Setup(), cache=folder, seeds=(0, 1), tell=tell, **options)
