@@ -98,6 +98,6 @@ def test_it_runs_once(tmp_path, monkeypatch):
         raise AssertionError("measured again")
 
     monkeypatch.setattr(barrier, "row", never)
-    monkeypatch.setattr(barrier, "trained", never)
+    monkeypatch.setattr(barrier, "train", never)
     barrier.main(line)
     assert results.load(out) == first
