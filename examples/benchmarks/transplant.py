@@ -38,6 +38,7 @@ from graftlib_adapters.assembly import transplant
 
 from ..common import datasets, results
 from ..common.intervals import interval
+from ..common.markdown import signed
 from ..common.training import accuracy, load_or_train
 
 WIDTH, DEPTH, BATCH = 24, 2, 64
@@ -280,10 +281,11 @@ def main() -> None:
     for title, each in found.items():
         print(f"\n{title}")
         for arm, row in each["arms"].items():
-            against = row.get("minus random, all steps", {"mean": 0, "low": 0, "high": 0})
+            against = row.get("minus random, all steps", {})
+            gap = signed([against.get(key) for key in ("mean", "low", "high")])
             print(
                 f"  {arm:26s} {row['steps']:5d} steps {row['accuracy']:6.2f} ± {row['std']:.2f}"
-                f"   minus all steps {against['mean']:+.2f} [{against['low']:+.2f}, {against['high']:+.2f}]"
+                f"   minus all steps {gap}"
             )
 
 

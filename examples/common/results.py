@@ -91,7 +91,7 @@ def _short(value: float) -> float:
     """`value` in as few digits, four or more, as print the same with four decimals, and as percent with one.
 
     >>> _short(0.123456), _short(-1.4749999), _short(11397.2345)
-    (0.1235, -1.475, 11397.2345)
+    (0.1235, -1.4749999, 11397.2345)
     """
     wanted = _shown(value)
     return next(

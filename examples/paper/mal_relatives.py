@@ -27,7 +27,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -453,8 +452,7 @@ def summary(rows: Sequence[dict], versus: Sequence[str]) -> dict:
     def gain(arm: str, figure: str) -> list[float | None]:
         sign = -1 if figure == "loss" else 1
         both = zip(column("assembled", figure), column(arm, figure), strict=True)
-        found = interval([sign * (ours - theirs) for ours, theirs in both])
-        return [value if math.isfinite(value) else None for value in found]
+        return interval([sign * (ours - theirs) for ours, theirs in both])
 
     arms = {
         arm: {

@@ -17,8 +17,6 @@ from examples.common import results
 from examples.paper import mal, mal_heatmaps, mal_lambda, mal_positions, zoo
 from graftlib_adapters.assembly import Curve
 
-FOLDER = Path(__file__).parents[2] / "examples" / "paper"
-
 SCRIPTS = {"heatmaps": mal_heatmaps, "positions": mal_positions, "lambda": mal_lambda}
 
 

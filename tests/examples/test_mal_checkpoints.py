@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +11,6 @@ from torch import nn
 from examples.common import results
 from examples.paper import mal_checkpoints as checkpoints
 from examples.paper import squad
-
-FOLDER = Path(__file__).parents[2] / "examples" / "paper"
 
 pytest.importorskip("transformers")
 pytest.importorskip("torchvision")

@@ -14,8 +14,6 @@ from examples.paper import zoo
 from graftlib import trace
 from graftlib_adapters.assembly import align, problem
 
-FOLDER = Path(__file__).parents[2] / "examples" / "paper"
-
 SMALL = relatives.SETTINGS["smoke"]["mlp"]
 
 

@@ -29,8 +29,6 @@ from examples.paper.training import digest, made
 
 from .toy import BOTH, CPU, GRAFT, Halves, build, perceptron
 
-FOLDER = Path(__file__).parents[2] / "examples" / "paper"
-
 
 def report_in(folder: Path, *, tell=lambda line: None, **options) -> dict[str, Any]:
     return harness.report_of(build, Setup(), cache=folder, seeds=(0, 1), tell=tell, **options)
@@ -231,7 +229,7 @@ def test_one_seed_is_no_result():
         harness.main(build, "", ["--seeds", "1"])
 
 
-@pytest.mark.parametrize("module", [summary, vqa, pictures], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [vqa, pictures], ids=lambda module: module.__name__)
 def test_the_examples_in_docstrings_hold(module):
     found = doctest.testmod(module)
     assert found.attempted
