@@ -235,15 +235,18 @@ def _copy_module(model: nn.Module, change: Change, memo: dict[int, Any]) -> nn.M
 
 
 # Of these every deep copy is the object itself.
-_PLAIN = (int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device, torch.Size)
+_PLAIN = frozenset(
+    (int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device, torch.Size)
+)
 _PROTOCOL = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
 
 
 def _deepcopied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """What ``copy.deepcopy(model, memo)`` gives, several times faster: most of a module is plain values."""
     modules = list(model.modules())
-    own_way = [m for m in modules if any(_overrides(type(m), name) for name in _PROTOCOL)]
-    plain = {id(m): m for m in modules if m not in own_way}
+    kinds = {type(m) for m in modules}
+    own_way = {kind for kind in kinds if any(_overrides(kind, name) for name in _PROTOCOL)}
+    plain = {id(m): m for m in modules if type(m) not in own_way}
     for key, module in plain.items():
         memo[key] = type(module).__new__(type(module))
     for key, module in plain.items():
@@ -254,8 +257,13 @@ def _deepcopied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     return copied
 
 
+# What these set is for models that old versions of torch saved.
+_OF_TORCH = (nn.Module, nn.modules.conv._ConvNd, nn.MultiheadAttention)
+
+
 def _overrides(kind: type, name: str) -> bool:
-    return getattr(kind, name, None) is not getattr(nn.Module, name, None)
+    known = [getattr(each, name, None) for each in _OF_TORCH if issubclass(kind, each)]
+    return getattr(kind, name, None) not in known
 
 
 def _deepcopied_value(value: Any, memo: dict[int, Any]) -> Any:
@@ -263,6 +271,9 @@ def _deepcopied_value(value: Any, memo: dict[int, Any]) -> Any:
         return memo[id(value)]
     if type(value) is tuple and all(type(item) in _PLAIN for item in value):
         return value
+    if type(value) is list and all(type(item) in _PLAIN for item in value):
+        twin = memo[id(value)] = [*value]
+        return twin
     if type(value) in (dict, OrderedDict) and all(
         type(key) is str and (type(item) in _PLAIN or id(item) in memo)
         for key, item in value.items()

@@ -1,8 +1,8 @@
 """What is known of an activation from the weights alone, op by op.
 
-In: the op that makes it, what is known of its inputs. Out: its **energy** (its mean square, where what a weight reads has
-mean square 1) and, where it does not depend on the input, its value. One rule an op, written as an equation of e(.), the
-energies; c(.) are the constant values, and what a rule does not say of them is not constant.
+In: the op that makes it, what is known of its inputs. Out: its **energy** (its mean square, where what a weight reads
+has mean square 1) and, where it does not depend on the input, its value. One rule an op, written as an equation of the
+energies e(.); c(.) are the constant values, and what a rule does not say of them is not constant.
 Always true: an energy of 0 is proven: the activation is exactly 0 for every input.
 """
 
@@ -126,7 +126,7 @@ def anything(val: Any) -> Any:
     """Anything may be there."""
     if isinstance(val, Tensor):
         one = torch.ones([1] * val.ndim, dtype=torch.float64, device="cpu")
-        return Value(one, one * torch.nan, tuple(val.shape))
+        return Value(one, _nothing(val.ndim), tuple(val.shape))
     if isinstance(val, (list, tuple)):
         return [anything(item) for item in val]
     return val
@@ -167,8 +167,7 @@ def _settled(energy: Tensor, constant: Tensor | None, shape: tuple[int, ...]) ->
     varies = None if constant is None else ~constant.isfinite()
     if constant is None or varies is None or bool(varies.all()):
         energy = energy.nan_to_num(1.0, _HUGE).clamp(_TINY, _HUGE)
-        nothing = torch.full([1] * len(shape), torch.nan, dtype=torch.float64, device="cpu")
-        return Value(_ranked(energy, len(shape)), nothing, shape)
+        return Value(_ranked(energy, len(shape)), _nothing(len(shape)), shape)
     constant = constant.detach().masked_fill(varies, torch.nan)
     square, known = constant.square(), energy.detach()
     factor = torch.where(known > 0, square / known.clamp_min(_TINY), 0)
@@ -178,8 +177,16 @@ def _settled(energy: Tensor, constant: Tensor | None, shape: tuple[int, ...]) ->
     return Value(_ranked(energy, len(shape)), _ranked(constant, len(shape)), shape)
 
 
+def _nothing(rank: int) -> Tensor:
+    return torch.full([1] * rank, torch.nan, dtype=torch.float64, device="cpu")
+
+
 def _ranked(tensor: Tensor, rank: int) -> Tensor:
-    return tensor if tensor.ndim == rank else tensor.reshape(*[1] * (rank - tensor.ndim), *tensor.shape)
+    return (
+        tensor
+        if tensor.ndim == rank
+        else tensor.reshape(*[1] * (rank - tensor.ndim), *tensor.shape)
+    )
 
 
 def _zero_or_none(zero: Tensor) -> Tensor:
@@ -253,11 +260,24 @@ def _move(op: Op, *args: Any, **kwargs: Any) -> Any:
     def results(part: str) -> Any:
         return function(*moved(args, part), **{key: moved(x, part) for key, x in kwargs.items()})
 
-    energy, constant = results("energy"), results("constant")
-    if isinstance(energy, Tensor):
-        return Value(_shrunk(energy), _shrunk(constant), tuple(energy.shape))
-    pairs = zip(energy, constant, strict=True)
-    return [Value(_shrunk(e), _shrunk(c), tuple(e.shape)) for e, c in pairs]
+    energy = results("energy")
+    energies = [energy] if isinstance(energy, Tensor) else list(energy)
+    if all(
+        x.constant.numel() == 1 and bool(x.constant.isnan()) for x in map(_value, _tensors(args))
+    ):
+        constants = [_nothing(each.ndim) for each in energies]
+    else:
+        constant = results("constant")
+        constants = [constant] if isinstance(constant, Tensor) else list(constant)
+    values = [
+        Value(_shrunk(e), _shrunk(c), tuple(e.shape))
+        for e, c in zip(energies, constants, strict=True)
+    ]
+    return values[0] if isinstance(energy, Tensor) else values
+
+
+def _tensors(given: Any) -> Iterator[Value | Weight]:
+    return (x for x in leaves(given) if isinstance(x, (Value, Weight)))
 
 
 def _shrunk(tensor: Tensor) -> Tensor:
@@ -294,7 +314,7 @@ class _First(torch.autograd.Function):
 
 @_rule("cat", "concat", "concatenate")
 def _joined(op: Op, given: list[Any], dim: int = 0) -> Value:
-    """e(cat(x, y)) = cat(e(x), e(y))"""
+    """e(cat(x, y)) = cat(e(x), e(y))."""
     parts = [_value(part) for part in given]
     dim %= parts[0].energy.ndim
 
@@ -329,11 +349,40 @@ def _pad(op: Op, x: Value, pads: list[int], *args: Any, **kwargs: Any) -> Value:
 
 
 @_rule(
-    *"relu relu6 gelu silu hardswish hardtanh leaky_relu elu selu celu mish softplus abs neg square softsign".split(),
-    *"tanhshrink softshrink hardshrink exp expm1 log1p sqrt threshold clamp clamp_min clamp_max".split(),
+    *[
+        "relu",
+        "relu6",
+        "gelu",
+        "silu",
+        "hardswish",
+        "hardtanh",
+        "leaky_relu",
+        "elu",
+        "selu",
+        "celu",
+        "mish",
+        "softplus",
+        "abs",
+        "neg",
+        "square",
+        "softsign",
+    ],
+    *[
+        "tanhshrink",
+        "softshrink",
+        "hardshrink",
+        "exp",
+        "expm1",
+        "log1p",
+        "sqrt",
+        "threshold",
+        "clamp",
+        "clamp_min",
+        "clamp_max",
+    ],
 )
 def _unary(op: Op, x: Value, *args: Any, **kwargs: Any) -> Value:
-    """e(f(x)) = e(x) + f(0)^2, c(f(x)) = f(c(x))"""
+    """e(f(x)) = e(x) + f(0)^2, c(f(x)) = f(c(x))."""
 
     def f(c: Tensor) -> Tensor:
         result: Tensor = op.function(c.clone(), *args, **kwargs)
@@ -343,9 +392,9 @@ def _unary(op: Op, x: Value, *args: Any, **kwargs: Any) -> Value:
     return op.value(x.energy + rest**2 if rest else x.energy, f(x.constant))
 
 
-@_rule(*"sigmoid tanh erf sin cos hardsigmoid log_sigmoid".split())
+@_rule(*["sigmoid", "tanh", "erf", "sin", "cos", "hardsigmoid", "log_sigmoid"])
 def _bounded(op: Op, x: Value, *args: Any, **kwargs: Any) -> Value:
-    """No larger than 1: e(f(x)) = e(x) / (1 + e(x)) + f(0)^2"""
+    """No larger than 1: e(f(x)) = e(x) / (1 + e(x)) + f(0)^2."""
     return _unary(op, Value(x.energy / (1 + x.energy), x.constant, x.shape), *args, **kwargs)
 
 
@@ -364,7 +413,7 @@ def _power(op: Op, x: Value, exponent: Any) -> Value | None:
 
 @_rule("add", "sub", "rsub")
 def _sum(op: Op, x: Any, y: Any, alpha: float = 1) -> Value:
-    """e(a x + b y) = a^2 e(x) + b^2 e(y)"""
+    """e(a x + b y) = a^2 e(x) + b^2 e(y)."""
     x, y = _value(x), _value(y)
     x, y = _without_places(x, y), _without_places(y, x)
     a, b = {"add": (1, alpha), "sub": (1, -alpha), "rsub": (-alpha, 1)}[op.name]
@@ -389,7 +438,7 @@ def _if_equal(constant: Tensor, dims: int | tuple[int, ...]) -> Tensor:
 
 @_rule("mul", "multiply")
 def _product(op: Op, x: Any, y: Any) -> Value:
-    """e(x y) = e(x) e(y), and 0 times anything is 0"""
+    """e(x y) = e(x) e(y), and 0 times anything is 0."""
     x, y = _value(x), _value(y)
     zero = (x.constant == 0) | (y.constant == 0)
     return op.value(x.energy * y.energy, torch.where(zero, 0.0, x.constant * y.constant))
@@ -397,7 +446,7 @@ def _product(op: Op, x: Any, y: Any) -> Value:
 
 @_rule("div", "true_divide")
 def _quotient(op: Op, x: Any, y: Any) -> Value:
-    """e(x / y) = e(x) / e(y)"""
+    """e(x / y) = e(x) / e(y)."""
     x, y = _value(x), _value(y)
     zero = (x.constant == 0) & (y.constant != 0)
     constant = torch.where(zero, 0.0, x.constant / y.constant)
@@ -453,7 +502,7 @@ def _mean(op: Op, x: Value, dim: Any = None, keepdim: bool = False, **kwargs: An
     *(f"{kind}_pool{n}d" for kind in ("adaptive_avg", "avg", "max") for n in (1, 2, 3)),
     "adaptive_max_pool2d",
     *(f"upsample_nearest{n}d" for n in (1, 2, 3)),
-    *"upsample_bilinear2d upsample_bicubic2d upsample_linear1d upsample_trilinear3d".split(),
+    *["upsample_bilinear2d", "upsample_bicubic2d", "upsample_linear1d", "upsample_trilinear3d"],
 )
 def _pool(op: Op, x: Value, *args: Any) -> Value:
     """Means of energies; what is uniform stays so, but a mean over a border counts its zeros."""
@@ -471,10 +520,12 @@ def _pool(op: Op, x: Value, *args: Any) -> Value:
 def _batch_norm(
     op: Op, x: Value, gain: Any, shift: Any, mean: Any, variance: Any, fresh: bool, _: Any, eps: float, *__: Any
 ) -> Value:  # fmt: skip
-    """y = s x + t, s = gain / deviation: e(y) = s^2 e(x) + shift^2, as the running mean takes the mean away"""
+    """Y = s x + t, s = gain / deviation: e(y) = s^2 e(x) + shift^2, as the running mean takes the mean away."""
     if fresh or mean is None or variance is None:
         over = tuple(range(2, x.energy.ndim))
-        return _affine(op, *_normalised(x, over, prod(x.shape[d] for d in over), True), gain, shift, 1)
+        return _affine(
+            op, *_normalised(x, over, prod(x.shape[d] for d in over), True), gain, shift, 1
+        )
     lie = [-1 if i == 1 else 1 for i in range(x.energy.ndim)]
     scale = (_doubles(variance) + eps).rsqrt()
     scale = (scale if gain is None else _doubles(gain) * scale).view(lie)
@@ -504,7 +555,9 @@ def _group_norm(op: Op, x: Value, groups: int, gain: Any = None, shift: Any = No
     return _affine(op, energy.flatten(1, 2), constant.flatten(1, 2), gain, shift, 1)
 
 
-def _normalised(x: Value, over: tuple[int, ...], count: int, centred: bool) -> tuple[Tensor, Tensor]:
+def _normalised(
+    x: Value, over: tuple[int, ...], count: int, centred: bool
+) -> tuple[Tensor, Tensor]:
     """(x - mean) / deviation over `count` entries; the statistics are no path of their own.
 
     Where all are 0 they stay 0; a lone channel that is 0 stays 0 under a norm that does not centre.
@@ -515,16 +568,20 @@ def _normalised(x: Value, over: tuple[int, ...], count: int, centred: bool) -> t
         energy = energy + mean / count
         dead = dead.to(torch.float64).amin(over, True) > 0 if over else dead
     energy = torch.where(mean > 0, energy / mean.clamp_min(_TINY), 0 * energy)
-    return energy, _zero_or_none(dead)
+    return energy, torch.where(dead, 0.0, torch.full_like(energy, torch.nan))
 
 
 def _affine(op: Op, energy: Tensor, constant: Tensor, gain: Any, shift: Any, dim: int) -> Value:
-    """e(g x + s) = g^2 e(x) + s^2"""
+    """e(g x + s) = g^2 e(x) + s^2."""
     rank = len(op.shape)
 
     def laid(given: Any) -> Tensor:
         tensor = _doubles(given)
-        return tensor.view([-1 if i == dim % rank else 1 for i in range(rank)]) if tensor.ndim == 1 else tensor
+        return (
+            tensor.view([-1 if i == dim % rank else 1 for i in range(rank)])
+            if tensor.ndim == 1
+            else tensor
+        )
 
     if gain is not None:
         factor = laid(gain)
@@ -575,7 +632,7 @@ def _embedding(op: Op, weight: Any, *args: Any, **kwargs: Any) -> Value | None:
 
 @_rule("matmul", "mm", "bmm")
 def _matmul(op: Op, x: Any, y: Any) -> Value | None:
-    """e(x y) = e(x) e(y)"""
+    """e(x y) = e(x) e(y)."""
     if isinstance(x, Value) and isinstance(y, Weight) and y.tensor.ndim == 2:
         return _contracted(op, x, y, None, (1, 0))
     first, second = _value(x).energy, _value(y).energy
@@ -590,7 +647,7 @@ def _matmul(op: Op, x: Any, y: Any) -> Value | None:
 
 @_rule("scaled_dot_product_attention")
 def _attention(op: Op, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> Value | None:
-    """e(y) = e(v) (1 + s / (1 + s)), s = sum_d e(q) e(k), by head"""
+    """e(y) = e(v) (1 + s / (1 + s)), s = sum_d e(q) e(k), by head."""
     heads = _value(query).shape[-3]
 
     def repeated(given: Any) -> Tensor:
@@ -613,7 +670,7 @@ def _contracted(
     groups: int = 1,
     dim: int = -1,
 ) -> Value | None:
-    """y = x W + b: what is read of x ends here, what is made begins anew; a depthwise weight only scales.
+    """Y = x W + b: what is read of x ends here, what is made begins anew; a depthwise weight only scales.
 
     `axes` are those of the outputs and of the inputs in the weight; `dim` is that of the channels of x and the result.
     """
@@ -676,9 +733,7 @@ class _Contraction(torch.autograd.Function):
         return gradient, None, None, None, None
 
 
-def _summed(
-    counted: Tensor, op: Op, weight: Weight, axes: tuple[int, int], groups: int
-) -> Tensor:
+def _summed(counted: Tensor, op: Op, weight: Weight, axes: tuple[int, int], groups: int) -> Tensor:
     """(…, channels of one axis) bool -> (…, channels of the other): sums of the squared weights that are counted."""
     out, over = axes
     every = bool(counted.all())
@@ -690,6 +745,4 @@ def _summed(
     squares = _grouped(squares, 0, groups)  # (groups, channels of axis 0, channels of axis 1)
     mask = _grouped(counted.to(torch.float64), -1, groups)
     letters = {0: "i", 1: "j"}
-    return torch.einsum(
-        f"...g{letters[over]},gij->...g{letters[out]}", mask, squares
-    ).flatten(-2)
+    return torch.einsum(f"...g{letters[over]},gij->...g{letters[out]}", mask, squares).flatten(-2)

@@ -19,12 +19,13 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.schema_check_mode import SchemaCheckMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..errors import GraftError
 from ..graph import structure
 from ..graph.recorder import quiet
 from ..random_state import preserved
 from .refusal import SurgeryError
 
-__all__ = ["Batch", "Op", "Twin", "Walk", "alone", "as_batches"]
+__all__ = ["Batch", "Op", "Twin", "Walk", "alone", "as_batches", "called"]
 
 # (args, kwargs) of one forward pass.
 Batch = tuple[tuple[Any, ...], dict[str, Any]]
@@ -58,6 +59,25 @@ def _as_batch(item: Any) -> Batch:
     return (tuple(item) if isinstance(item, (list, tuple)) else (item,)), {}
 
 
+def called(model: nn.Module, batch: Batch) -> Any:
+    """What a model gives for an input.
+
+    Raises:
+        SurgeryError: the model does not take it.
+    """
+    args, kwargs = batch
+    try:
+        return model(*args, **kwargs)
+    except GraftError:
+        raise
+    except Exception as error:  # a model may raise anything
+        raise SurgeryError(
+            "the model does not run on data.",
+            why=f"{type(error).__name__}: {str(error)[:300]}",
+            fix="pass batches that the model takes: [x], [(x, y)] or [{'name': x}]",
+        ) from error
+
+
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
     """As `quiet`; afterwards the random states are what they were."""
@@ -82,11 +102,16 @@ class Twin:
             return self._run(batch, hear)
 
     def _run(self, batch: Batch, hear: Callable[[Op], object]) -> Any:
-        args, kwargs = batch
         # A structure of its own for every run: some models keep what they computed from their weights.
         model = structure.shell(self.model)
-        with torch.no_grad(), enable_python_dispatcher(), _Ears(hear):
-            return model(*args, **kwargs)
+        ears = _Ears(hear)
+        try:
+            with torch.no_grad(), enable_python_dispatcher(), ears:
+                return called(model, batch)
+        except SurgeryError:
+            if ears.fault is not None:
+                raise ears.fault from None  # of who listens, not of the model
+            raise
 
 
 class _ClosedError(BaseException):
@@ -174,6 +199,7 @@ class _Ears(SchemaCheckMode):  # type: ignore[no-untyped-call]
     def __init__(self, hear: Callable[[Op], object]) -> None:
         TorchDispatchMode.__init__(self, _dispatch_key=torch._C.DispatchKey.PreDispatch)  # type: ignore[no-untyped-call]
         self._hear = hear
+        self.fault: Exception | None = None
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -193,7 +219,12 @@ class _Ears(SchemaCheckMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         with torch._C._DisablePythonDispatcher():
             result = func(*args, **kwargs)
-        if self._hear((func, args, kwargs, result)):
+        try:
+            again = self._hear((func, args, kwargs, result))
+        except Exception as error:
+            self.fault = error
+            raise
+        if again:
             with torch._C._DisablePythonDispatcher():
                 result = func(*args, **kwargs)
         return result

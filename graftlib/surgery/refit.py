@@ -27,7 +27,7 @@ from ..graph.tensors import tensor_leaves
 from .consumers import Use, use_of
 from .edits import tensor_of
 from .holdout import Distance, Holdout
-from .listen import Batch, Op, Twin, Walk, alone
+from .listen import Batch, Op, Twin, Walk, alone, called
 from .refusal import SurgeryWarning
 from .scores import reads
 
@@ -200,9 +200,9 @@ def _distance(
 ) -> Distance:
     """How far the narrowed model is from what it was, on what is held out."""
     distance, twins = Distance(), (Twin(model), Twin(slim))
-    for number, (args, kwargs) in enumerate(batches):
+    for number, batch in enumerate(batches):
         if holdout.concerns(number):
-            before, after = (twin.model(*args, **kwargs) for twin in twins)
+            before, after = (called(twin.model, batch) for twin in twins)
             _add(distance, holdout, number, before, after)
     return distance
 
@@ -452,8 +452,8 @@ def reestimate(model: nn.Module, batches: Sequence[Batch]) -> None:
         module.momentum = None
         module.train()
     with alone():
-        for args, kwargs in batches:
-            twin(*args, **kwargs)
+        for batch in batches:
+            called(twin, batch)
         for name, module in norms.items():
             held = model.get_submodule(name)
             for buffer in ("running_mean", "running_var"):

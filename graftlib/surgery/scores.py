@@ -21,7 +21,7 @@ from .flow import Flows, flows_of
 from .refusal import SurgeryError
 from .squares import Squares
 
-__all__ = ["SCORES", "Ranking", "Score", "magnitude", "ranking", "reads", "uniform"]
+__all__ = ["SCORES", "Ranking", "Score", "magnitude", "norm_of", "ranking", "reads", "uniform"]
 
 Score = Callable[[LayerGraph, nn.Module, AxisClass], Tensor]
 Ranking = Callable[[AxisClass], Tensor]
@@ -103,17 +103,19 @@ def _norms(graph: LayerGraph, model: nn.Module, each: AxisClass, squares: Square
     for reading in (False, True):
         side = [m for m in each.members if reads(graph, m) is reading]
         if side:
-            score = score * _energy(model, side, squares).sqrt()
+            score = score * norm_of(model, side, squares)
     return score
 
 
-def _energy(model: nn.Module, members: Sequence[Member], squares: Squares) -> Tensor:
+def norm_of(model: nn.Module, members: Sequence[Member], squares: Squares | None = None) -> Tensor:
+    """(units,) doubles: the norm of the parameters of some members of a class, unit by unit."""
+    squares = squares or Squares()
     total = torch.zeros((), dtype=torch.float64, device="cpu")
     for member in members:
         tensor = tensor_of(model, member.fqn)
         if isinstance(tensor, nn.Parameter):
             total = total + _per_unit(squares.along(member.fqn, tensor, member.axis), member)
-    return total
+    return total.sqrt()
 
 
 def _per_unit(along: Tensor, member: Member) -> Tensor:
