@@ -74,10 +74,12 @@ def forgetful_importances(graph: LayerGraph) -> Iterator[Break]:
     for each in outer_classes(graph):
         off = torch.arange(each.size // 2, device="cpu")
         on = torch.arange(len(off), each.size, device="cpu")
-        sides = [[m for m in each.members if reads(graph, m) is side] for side in (False, True)]
-        if not len(off) or not all(sides):
+        makers, readers = (
+            [m for m in each.members if reads(graph, m) is side] for side in (False, True)
+        )
+        if not (len(off) and makers and readers):
             continue
-        for silent, loud, word in ((*sides, "makes"), (*sides[::-1], "reads")):
+        for silent, loud, word in ((makers, readers, "makes"), (readers, makers, "reads")):
             model = copy.deepcopy(graph.model)
             _scale(model, each, silent, on, 0.0)
             _scale(model, each, loud, on, 50.0)

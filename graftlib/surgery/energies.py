@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx
@@ -103,11 +103,12 @@ class Op:
 
 
 Rule = Callable[..., Any]
+R = TypeVar("R", bound=Rule)
 _RULES: dict[str, Rule] = {}
 
 
-def _rule(*names: str) -> Callable[[Rule], Rule]:
-    def register(function: Rule) -> Rule:
+def _rule(*names: str) -> Callable[[R], R]:
+    def register(function: R) -> R:
         _RULES.update(dict.fromkeys(names, function))
         return function
 
@@ -208,7 +209,9 @@ def _whole(tensor: Tensor, shape: tuple[int, ...], dim: int) -> Tensor:
 
 def _grouped(tensor: Tensor, dim: int, groups: int) -> Tensor:
     """With `dim` as (groups, channels of a group)."""
-    return tensor.unflatten(dim, (groups, -1))
+    dim %= tensor.ndim
+    shape = tensor.shape
+    return tensor.reshape(*shape[:dim], groups, shape[dim] // groups, *shape[dim + 1 :])
 
 
 def _along(tensor: Tensor, dim: int, size: int) -> Tensor:

@@ -32,8 +32,9 @@ def sums_of_squares(weight: Tensor, groups: int = 1) -> tuple[Tensor, Tensor]:
     else:
         parts = []
         columns = torch.zeros(flat.shape[1], dtype=torch.float64, device="cpu")
-        for block in flat.split(max(_BLOCK // max(flat.shape[1], 1), 1)):
-            squares = block.to("cpu", torch.float64, copy=True)
+        step = max(_BLOCK // max(flat.shape[1], 1), 1)
+        for start in range(0, size, step):
+            squares = flat[start : start + step].to("cpu", torch.float64, copy=True)
             squares.mul_(squares)
             parts.append(squares.sum(1))
             columns += squares.sum(0)
