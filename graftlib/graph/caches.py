@@ -197,7 +197,7 @@ def kept_tensors(model: nn.Module) -> list[Place]:
         for fqn, module in model.named_modules()
         for name, value in module.__dict__.items()
         if type(value) not in _PLAIN
-        and (value or type(value) not in _CONTAINERS)
+        and (type(value) not in _CONTAINERS or value)
         and name not in ("_parameters", "_buffers", "_modules")
         and any(id(t) not in registered for t in _tensors(value))
     ]
