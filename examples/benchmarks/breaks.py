@@ -1,7 +1,7 @@
 """Does the permutation check see what is wrong, and is every axis class as narrow as it can be?
 
     python -m examples.benchmarks.breaks --out docs/benchmarks/breaks.json
-    python -m examples.benchmarks.breaks --models "mlp" "resnet18" --seed 1 --widen
+    python -m examples.benchmarks.breaks --models "mlp" "resnet18" --seed 1 --widen --score
 
 Controls over twelve models with random weights (nothing is downloaded), every single break and no sample:
 
@@ -13,6 +13,10 @@ Controls over twelve models with random weights (nothing is downloaded), every s
 - *widened*, with ``--widen``: every class that `widen` takes is widened to twice its width, and one member after the
   other is then broken: a reader reads the new units, or the old units of another member are changed. The proof of
   `widen` must see it.
+
+- *scored*, with ``--score``: of every class half of the units are switched off, by what makes them and by what reads
+  them, and as many are pruned by an importance that does not see it: the function must change, as it must not where
+  the library's own importance chooses.
 
 Double precision, eval mode, one thread. One process a model; a model that is in the file already is not run again.
 """
@@ -193,13 +197,15 @@ MODELS: dict[str, Callable[[], Built]] = {
 }
 
 SEEN_BAR, BLIND_BAR = 0.99, 0.06
+EDITED = ("widened", "scored")
 
 
-def measure(name: str, seed: int, widen: bool = False) -> dict[str, Any]:
-    """All single breaks of one model; those of a widened one as well where asked."""
+def measure(name: str, seed: int, widen: bool = False, score: bool = False) -> dict[str, Any]:
+    """All single breaks of one model; those of a widened and of a pruned one as well where asked."""
     from graftlib import trace
     from graftlib.graph.axes.breaks import left_out_members, undone_ties
     from graftlib.graph.axes.infer import infer
+    from graftlib.surgery.breaks import forgetful_importances, wrong_widenings
 
     torch.set_num_threads(1)
     torch.manual_seed(seed)
@@ -210,7 +216,11 @@ def measure(name: str, seed: int, widen: bool = False) -> dict[str, Any]:
     members = list(left_out_members(graph, seed=seed, example=(args, kwargs)))
     undone = list(undone_ties(graph, seed=seed, example=(args, kwargs)))
     ties = len(infer(graph.model, graph.fx, real=graph.real).ties)
-    widened = {"widened": _counted(_widened(model, args, kwargs))} if widen else {}
+    edited: dict[str, Any] = {}
+    if widen:
+        edited["widened"] = _counted(list(wrong_widenings(_in_doubles(model, args, kwargs))))
+    if score:
+        edited["scored"] = _counted(list(forgetful_importances(_in_doubles(model, args, kwargs))))
     return {
         "model": name,
         "passed": result.passed,
@@ -219,23 +229,21 @@ def measure(name: str, seed: int, widen: bool = False) -> dict[str, Any]:
         "left_out": _counted(members),
         "ties": ties,
         "undone": _counted(undone),
-        **widened,
+        **edited,
         "cpu_seconds": round(time.process_time() - start, 1),
     }
 
 
-def _widened(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """In double precision, or the rounding of what is scaled would be seen as well."""
+def _in_doubles(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     from torch.utils import _pytree as pytree
 
     from graftlib import trace
-    from graftlib.surgery.breaks import wrong_widenings
 
     def wide(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.double() if tensor.is_floating_point() else tensor
 
     args, kwargs = pytree.tree_map_only(torch.Tensor, wide, (args, kwargs))
-    return list(wrong_widenings(trace(model.double(), args, kwargs)))
+    return trace(model.double(), args, kwargs)
 
 
 def _counted(breaks: Sequence[Any]) -> dict[str, Any]:
@@ -255,7 +263,7 @@ def total(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Both controls over all models, and whether the bars hold."""
     found: dict[str, Any] = {"models": len(rows), "passed": all(row["passed"] for row in rows)}
     kinds = ["left_out", "undone"]
-    kinds += ["widened"] if rows and all("widened" in row for row in rows) else []
+    kinds += [kind for kind in EDITED if rows and all(kind in row for row in rows)]
     for kind in kinds:
         breaks = sum(row[kind]["breaks"] for row in rows)
         blind = sum(row[kind]["blind"] for row in rows)
@@ -271,8 +279,9 @@ def total(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         f"left out: at most {BLIND_BAR:.0%} blind": left["blind_share"] <= BLIND_BAR,
         "undone: all seen": undone["seen_share"] == 1.0,
     }
-    if "widened" in found:
-        found["holds"]["widened: all seen"] = found["widened"]["seen_share"] == 1.0
+    for kind in EDITED:
+        if kind in found:
+            found["holds"][f"{kind}: all seen"] = found[kind]["seen_share"] == 1.0
     return found
 
 
@@ -287,21 +296,21 @@ def machine() -> dict[str, Any]:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     head = f"{'model':<20}{'classes':>8}{'left out':>9}{'blind':>6}{'seen':>8}"
     head += f"{'ties':>6}{'bridging':>9}{'blind':>6}{'seen':>8}"
-    also = any("widened" in row for row in rows)
-    head += f"{'widened':>9}{'blind':>6}{'seen':>8}" if also else ""
+    also = [kind for kind in EDITED if any(kind in row for row in rows)]
+    head += "".join(f"{kind:>9}{'blind':>6}{'seen':>8}" for kind in also)
     lines = [head + f"{'CPU s':>7}"]
     for row in rows:
         line = f"{row['model']:<20}{row['classes']:>8}"
-        for kind, width in (("left_out", 9), ("undone", 9), ("widened", 9)):
+        for kind in ("left_out", "undone", *also):
             if kind == "undone":
                 line += f"{row['ties']:>6}"
             if kind not in row:
-                line += " " * 23 if also else ""
+                line += " " * 23
                 continue
             found = row[kind]
             open_eyed = found["breaks"] - found["blind"]
             share = found["seen"] / open_eyed if open_eyed else 1.0
-            line += f"{found['breaks']:>{width}}{found['blind']:>6}{share:>8.1%}"
+            line += f"{found['breaks']:>9}{found['blind']:>6}{share:>8.1%}"
         lines.append(line + f"{row['cpu_seconds']:>7.1f}")
     return "\n".join(lines)
 
@@ -315,22 +324,23 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--widen", action="store_true", help="the control of widen's proof, too")
+    parser.add_argument("--score", action="store_true", help="the control of the importance, too")
     parser.add_argument("--one", choices=list(MODELS), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.one:
-        print(json.dumps(measure(asked.one, asked.seed, asked.widen)))
+        print(json.dumps(measure(asked.one, asked.seed, asked.widen, asked.score)))
         return
+    edited = [kind for kind, on in zip(EDITED, (asked.widen, asked.score), strict=True) if on]
     rows: dict[str, dict[str, Any]] = {}
     if asked.out and asked.out.exists():
         before = results.load(asked.out)
         if before["seed"] == asked.seed:
-            rows = {
-                row["model"]: row for row in before["rows"] if "widened" in row or not asked.widen
-            }
+            known = [row for row in before["rows"] if all(kind in row for kind in edited)]
+            rows = {row["model"]: row for row in known}
     for name in asked.models:
         if name not in rows:
             command = [sys.executable, __file__, "--one", name, "--seed", str(asked.seed)]
-            command += ["--widen"] if asked.widen else []
+            command += ["--widen"] * asked.widen + ["--score"] * asked.score
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             rows[name] = json.loads(done.stdout.splitlines()[-1])
             print(table([rows[name]]).splitlines()[-1], flush=True)

@@ -11,7 +11,8 @@ Processor seconds of one process, one thread, models with random weights on the 
   importance, the last layer left alone. The copy that it works on is made outside of the clock.
 
 A model has a process of its own, in which both run in turn `--rounds` times after a round that is thrown away. Given
-are the median and the quartiles, the median of the ratios within a round, and the share of the parameters that is left.
+are the median and the quartiles, the median of the ratios within a round, the share of the parameters that is left, and
+how many processes wanted a core just then.
 A model that is in the file already is not measured again.
 """
 
@@ -22,6 +23,7 @@ import copy
 import gc
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
@@ -113,6 +115,7 @@ def measure(name: str, rounds: int, limit: float) -> Row:
     model, args = MODELS[name]()
     model.eval()
     row: Row = {"model": name, "parameters": _count(model), "n": rounds}
+    row["load"] = round(os.getloadavg()[0], 1)
     seen: list[Row] = []
     for _ in range(rounds + 1):
         found: Row = {}

@@ -145,13 +145,14 @@ def cut_cost(found: dict) -> str:
         own, peer = shown(row.get("graftlib")), shown(row.get("torch-pruning"))
         rows.append([row["model"], str(row["n"]), own, shown(row.get("prune")), peer, times, left])
     flags = f"--rounds {found['machine']['rounds']}"
+    loads = [row["load"] for row in found["models"] if "load" in row] or [0]
+    busy = f"{min(loads):.0f} to {max(loads):.0f} processes shared {found['machine']['cores']} cores: ratios say more."
     head = ["model", "n", "graftlib", "of it the edit", "Torch-Pruning", "theirs / ours", "left"]
     return f"""## What pruning half costs
 
 Half of every class of a model that was never traced, with its trace and proof, beside Torch-Pruning's graph and step.
 CPU seconds of one thread, median and quartiles; the share of the parameters that is left, ours / theirs.
-By a profile, which slows calls, most of BERT's time goes into asking whether its configuration can say the new sizes.
-The cores were not idle.
+{busy}
 
     pip install torch-pruning==1.6.1
     python -m examples.benchmarks.cut_cost {flags} --out docs/benchmarks/cut_cost.json

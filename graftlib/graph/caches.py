@@ -55,7 +55,10 @@ WEIGHTS, INPUTS = 1, 2
 # Ops that look at the shape of a tensor, not at its values.
 _SHAPE_ONLY = ("new_", "zeros_like", "ones_like", "empty_like", "full_like", "rand", "sym_")
 _DEPTH = 4
-_PLAIN = (str, int, float, bool, bytes, type(None), torch.dtype, torch.device)
+_PLAIN = frozenset((str, int, float, bool, bytes, type(None), torch.dtype, torch.device))
+_CONTAINERS = frozenset(
+    (dict, OrderedDict, set, list, tuple)
+)  # most of those in a module are empty
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,12 @@ def find_caches(
     return Caches(ways)
 
 
-def copy_to_edit(model: nn.Module, graph: Traced, error: type[GraftError]) -> nn.Module:
+def copy_to_edit(
+    model: nn.Module,
+    graph: Traced,
+    error: type[GraftError],
+    change: Callable[[Tensor], Tensor] = structure.own,
+) -> nn.Module:
     """A copy of a model with tensors of its own, and without what an edit of them would make stale.
 
     Training flags stay. What refuses to be copied (a lock, an open file) is shared.
@@ -128,13 +136,14 @@ def copy_to_edit(model: nn.Module, graph: Traced, error: type[GraftError]) -> nn
         model: the traced one, or another of the same structure; already unwrapped.
         graph: it was traced to.
         error: what is raised.
+        change: makes a tensor of the copy of one of the model.
 
     Raises:
         GraftError: (as `error`) an attribute that is read holds a tensor that was not there when the model was traced,
             and the forward pass does not make it again.
     """
     caches = _stale(model, graph, error)
-    twin = structure.duplicate(model, structure.own)
+    twin = structure.duplicate(model, change)
     caches.drop(twin)
     return twin
 
@@ -185,7 +194,8 @@ def kept_tensors(model: nn.Module) -> list[Place]:
         (fqn, name)
         for fqn, module in model.named_modules()
         for name, value in module.__dict__.items()
-        if value is not None
+        if type(value) not in _PLAIN
+        and (type(value) not in _CONTAINERS or value)
         and name not in ("_parameters", "_buffers", "_modules")
         and any(id(t) not in registered for t in _tensors(value))
     ]

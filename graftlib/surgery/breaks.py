@@ -1,4 +1,4 @@
-"""The control of widen's proof: is a wrong widening seen?
+"""The controls of widen's proof and of the importance of units: is a wrong widening seen, is a wrong choice?
 
 In: a layer graph of a small model in double precision. Out: reports of single breaks, each of which runs the model: for
 tests and benchmarks.
@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..graph import LayerGraph
-from ..graph.axes import axis_classes
+from ..graph.axes import AxisClass, Member, axis_classes
 from ..graph.axes.breaks import Break
-from .edits import tensor_of
+from .edits import rows_of, tensor_of
 from .fill import Fill, grown
+from .narrow import narrow
 from .proof import TOLERANCE, change
 from .refusal import SurgeryError
+from .scores import norm_of, reads
+from .whole_model import outer_classes
 from .widen import units_like, widen
 
-__all__ = ["wrong_widenings"]
+__all__ = ["forgetful_importances", "wrong_widenings"]
 
 
 def wrong_widenings(graph: LayerGraph, *, seed: int = 0) -> Iterator[Break]:
@@ -59,3 +63,61 @@ def _broken(wide: nn.Module, model: nn.Module, fill: Fill, key: tuple[str, int])
     noise = torch.rand(tensor.shape, dtype=tensor.dtype, generator=random, device="cpu")
     tensor.add_(noise.index_fill_(axis, fill.new[key], 0.0))
     return "old units are changed"
+
+
+def forgetful_importances(graph: LayerGraph) -> Iterator[Break]:
+    """Switch half of the units of every class off, and prune as many by an importance that does not see it.
+
+    They are off by what makes them, or by what reads them, and large on the other side, which is all that the
+    importance looks at. Where the units that are left alone give the function, ``"magnitude"`` must choose them.
+    """
+    for each in outer_classes(graph):
+        off = torch.arange(each.size // 2, device="cpu")
+        on = torch.arange(len(off), each.size, device="cpu")
+        makers, readers = (
+            [m for m in each.members if reads(graph, m) is side] for side in (False, True)
+        )
+        if not (len(off) and makers and readers):
+            continue
+        for zero, large, word in ((makers, readers, "makes"), (readers, makers, "reads")):
+            model = copy.deepcopy(graph.model)
+            _scale(graph, model, each, zero, on, 0.0)
+            _scale(graph, model, each, large, on, 50.0)
+
+            def pruned(keep: Tensor | int, **options: Any) -> float:
+                slim = narrow(graph, {each: keep}, model=model, **options)  # noqa: B023
+                return change(graph, model, slim)  # noqa: B023
+
+            def forgets(graph: LayerGraph, model: nn.Module, each: AxisClass) -> Tensor:
+                return norm_of(model, large)  # noqa: B023
+
+            try:
+                if pruned(on) > TOLERANCE:
+                    continue  # a norm over all units, or what comes after 0, still reads them
+            except SurgeryError:
+                continue  # the code holds the size
+            if pruned(len(on)) > TOLERANCE:
+                raise AssertionError(f"units of {each.members[0]} that are off were kept")
+            what = f"{each.members[0]}: an importance that forgets what {word} a unit"
+            yield Break(what, pruned(len(on), score=forgets))
+
+
+@torch.no_grad()
+def _scale(
+    graph: LayerGraph,
+    model: nn.Module,
+    each: AxisClass,
+    members: list[Member],
+    on: Tensor,
+    factor: float,
+) -> None:
+    """Parameters times a factor, in place, where units are not `on`."""
+    named = {(m.fqn, m.axis) for m in members}
+    for (fqn, axis), left in rows_of(graph, {each: on}).items():
+        tensor = tensor_of(model, fqn)
+        if (fqn, axis) in named and isinstance(tensor, nn.Parameter):
+            scale = torch.full(
+                (tensor.shape[axis],), factor, dtype=tensor.dtype, device=tensor.device
+            )
+            scale[left] = 1.0
+            tensor.mul_(scale.view([-1 if i == axis else 1 for i in range(tensor.ndim)]))

@@ -133,8 +133,12 @@ def _refresh(
             fields = search.run(stale=False)
             if any(search.distance(fields)):
                 return search.told(fields)
-        _adopt(part, search.build({}), search.build(fields), fields, before.inner[fqn])
-    return _remade(part, search, fields, before.buffers[fqn])
+    if not search.changed and not unsaved(part):
+        return None
+    first, anew = search.build({}), search.build(fields)
+    if search.changed:
+        _adopt(part, first, anew, fields, before.inner[fqn])
+    return _remade(part, first, anew, before.buffers[fqn])
 
 
 def _adopt(
@@ -192,13 +196,13 @@ def _ops(model: nn.Module, graph: LayerGraph, device: torch.device) -> list[tupl
 
 
 def _remade(
-    part: nn.Module, search: Search, fields: Fields, before: Mapping[str, Tensor]
+    part: nn.Module, old: nn.Module, new: nn.Module, before: Mapping[str, Tensor]
 ) -> str | None:
     """Which buffers are not saved, and are others in a model that is built anew than in the edited one."""
     mine = {name: buffer for name, buffer in unsaved(part).items() if not buffer.is_meta}
     if not mine:
         return None
-    anew, first = unsaved(search.build(fields)), unsaved(search.build({}))
+    anew, first = unsaved(new), unsaved(old)
     other = [
         name
         for name, buffer in mine.items()

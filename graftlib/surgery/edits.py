@@ -6,7 +6,7 @@ under all their names. Always true: nothing is written before everything was che
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from ..errors import nearest, shown
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass, axes_of, axis_classes
 from ..graph.caches import copy_to_edit
+from ..graph.structure import own
 from .refusal import SurgeryError
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "preview",
     "requested",
     "resize",
+    "resized",
     "rows_of",
     "tensor_of",
     "whole_numbers",
@@ -142,9 +144,13 @@ def _free(each: AxisClass) -> AxisClass:
 
 
 def editable(
-    model: nn.Module, graph: LayerGraph, classes: Iterable[AxisClass], inplace: bool
+    model: nn.Module,
+    graph: LayerGraph,
+    classes: Iterable[AxisClass],
+    inplace: bool,
+    change: Callable[[Tensor], Tensor] = own,
 ) -> nn.Module:
-    """The model itself, or a copy, once its tensors are known to be those of the graph.
+    """The model itself, or a copy with what `change` makes of its tensors, once these are known to be the graph's.
 
     Raises:
         SurgeryError: a tensor has another shape than the graph says, or is missing; or the model holds what a run
@@ -166,7 +172,7 @@ def editable(
             where={"first": "; ".join(wrong[:3])},
             fix="trace this model, and edit it by its own graph",
         )
-    return model if inplace else copy_to_edit(model, graph, SurgeryError)
+    return model if inplace else copy_to_edit(model, graph, SurgeryError, change)
 
 
 def whole_numbers(values: object) -> Tensor:
@@ -231,18 +237,32 @@ def resize(model: nn.Module, rows: Mapping[tuple[str, int], Tensor]) -> None:
         model: whose tensors are replaced.
         rows: (FQN, axis) -> for each place of the new axis, the old place that it reads.
     """
-    axes: dict[str, dict[int, Tensor]] = {}
-    for (fqn, axis), places in rows.items():
-        axes.setdefault(fqn, {})[axis] = places
+    change = resized(model, rows)
     owners = owners_of(model)
-    for fqn, by_axis in axes.items():
+    for fqn in dict.fromkeys(fqn for fqn, _ in rows):
         old = tensor_of(model, fqn)
-        values = old.detach()
-        for axis, places in by_axis.items():
-            values = values.index_select(axis, places.to(values.device))
-        new: Any = values
-        if isinstance(old, nn.Parameter):
-            new = nn.Parameter(values, requires_grad=old.requires_grad)
+        new: Any = change(old)
         for module, name, is_parameter in owners[id(old)]:
             tensors: dict[str, Any] = module._parameters if is_parameter else module._buffers
             tensors[name] = new
+
+
+def resized(model: nn.Module, rows: Mapping[tuple[str, int], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Makes of each tensor of the model its own copy, of another size where `rows` (as in `resize`) says so."""
+    axes: dict[int, dict[int, Tensor]] = {}
+    for (fqn, axis), places in sorted(rows.items(), key=lambda item: item[0]):
+        axes.setdefault(id(tensor_of(model, fqn)), {})[axis] = places
+
+    def change(tensor: Tensor) -> Tensor:
+        if id(tensor) not in axes:
+            return own(tensor)
+        values = tensor.detach()
+        for axis, places in axes[id(tensor)].items():
+            values = values.index_select(axis, places.to(values.device))
+        return (
+            nn.Parameter(values, tensor.requires_grad)
+            if isinstance(tensor, nn.Parameter)
+            else values
+        )
+
+    return change

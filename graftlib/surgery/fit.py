@@ -23,7 +23,7 @@ from ..graph.axes.classes import classes_of
 from ..graph.axes.infer import infer
 from ..graph.caches import drop_caches, shell_to_edit
 from ..graph.capture import capture, device_of
-from .edits import editable, resize, tensor_of
+from .edits import editable, resize, resized, tensor_of
 from .equations import Equations
 from .refusal import SurgeryError
 from .scratch import Misfit, Reference, equations_of, passage, reference_of, scratch
@@ -112,21 +112,21 @@ def fitted(
         attributes = plan(model, graph, sizes, fixed=True).attributes
     edited = model
     if not inplace or finish is not None:
-        edited = editable(model, graph, sizes, inplace=False)
-        _edit(edited, rows, sizes, attributes)
+        edited = editable(model, graph, sizes, inplace=False, change=resized(model, rows))
+        _tell(edited, sizes, attributes)
         if finish is not None:
             finish(edited)
     if inplace:
         drop_caches(model, graph, SurgeryError)
-        _edit(model, rows, sizes, attributes)
+        resize(model, rows)
+        _tell(model, sizes, attributes)
         if finish is not None:
             finish(model)
         edited = model
     return edited
 
 
-def _edit(model: nn.Module, rows: Rows, sizes: Sizes, attributes: Mapping[Place, int]) -> None:
-    resize(model, rows)
+def _tell(model: nn.Module, sizes: Sizes, attributes: Mapping[Place, int]) -> None:
     put(model, dict(attributes))
     refresh_layers(model, sizes)
 

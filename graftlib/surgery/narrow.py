@@ -8,8 +8,7 @@ Elsewhere: a share for the whole model (`whole_model`), layers fitted to data (`
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -67,10 +66,12 @@ def narrow(
             biases that best give what they gave before), ``"rescale"`` (one factor for each such layer, so that the
             mean square of what it gives stays), or None. Without `data` nothing is fitted. A least-squares fit stays
             where the layer's held-out error falls; and fits are taken back until what the whole model gives is, on
-            held-out inputs, clearly nearer to what it was than without them.
+            held-out inputs, clearly nearer to what it was than without them. A factor is not held to that: it keeps
+            the scale of a layer, and what the model gives may be further from what it was.
         ridge: of the least squares, in units of the mean square of a feature; larger stays nearer to the weights
             that were kept. ``"auto"``: for each layer the one with the least held-out error.
-        statistics: take the running statistics of batch norms anew from `data`, after the fit.
+        statistics: take the running statistics of batch norms anew from `data`, after the fit; from all of it, and
+            without a look at what the model gives then.
         model: None is the traced one, else another of the same structure.
         inplace: edit the model itself; otherwise a copy is made.
 
@@ -78,9 +79,9 @@ def narrow(
         the edited model: the same modules with smaller tensors, and with the attributes that say a size set anew.
 
     Raises:
-        SurgeryError: an argument is not what it should be, a class is frozen or unknown, nothing would be left, or
-            the modules do not run with these sizes (their code holds a size that is not known here). The model is as
-            it was.
+        SurgeryError: an argument is not what it should be, a class is frozen or unknown, nothing would be left, the
+            model does not take `data`, or the modules do not run with these sizes (their code holds a size that is not
+            known here). The model is as it was.
 
     Warns:
         SurgeryWarning: a class (of a share for the whole model) or a layer (of a fit) was left as it is, a layer had
@@ -101,8 +102,7 @@ def narrow(
     model = unwrap(graph.model if model is None else model, SurgeryError)
     editable(model, graph, [c for c in axis_classes(graph) if c.free], inplace=True)
     rank = ranking(score, graph, model)
-    with _on_data():
-        batches = None if data is None else as_batches(data)
+    batches = None if data is None else as_batches(data)
     if refit is not None and refit not in REFITS:
         raise SurgeryError(
             f"refit is one of {', '.join(map(repr, REFITS))} or None, not {shown(refit)}."
@@ -132,30 +132,16 @@ def narrow(
         return fitted(model, graph, rows, sizes, inplace=inplace, attributes=attributes)
 
     slim = cut(inplace and batches is None)
-    with _on_data():
-        if batches is not None and refit is not None:
-            refitted(model, slim, graph, list(kept), rows, batches, how=refit, ridge=strength)
-        if batches is not None and statistics:
-            reestimate(slim, batches)
+    if batches is not None and refit is not None:
+        refitted(model, slim, graph, list(kept), rows, batches, how=refit, ridge=strength)
+    if batches is not None and statistics:
+        reestimate(slim, batches)
     if inplace and batches is not None:
         cut(inplace=True).load_state_dict(slim.state_dict())
         slim = model
     refresh_ranks(slim)
     refresh_config(slim, before, sizes)
     return slim
-
-
-@contextlib.contextmanager
-def _on_data() -> Iterator[None]:
-    """Name `data` where the model does not take it."""
-    try:
-        yield
-    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError) as error:
-        raise SurgeryError(
-            "the model does not run on data.",
-            why=f"{type(error).__name__}: {str(error)[:300]}",
-            fix="pass batches that the model takes: [x], [(x, y)] or [{'name': x}]",
-        ) from error
 
 
 def _share(keep: object) -> float:

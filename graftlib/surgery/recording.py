@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._torch_private import seeing_ops
+from ..errors import GraftError
 from ..graph import structure
-from ..graph.recorder import quiet, record
+from ..graph.recorder import quiet
 from ..random_state import preserved
 from .refusal import SurgeryError
 
-__all__ = ["Batch", "Op", "Twin", "Walk", "alone", "as_batches"]
+__all__ = ["Batch", "Op", "Twin", "Walk", "alone", "as_batches", "called"]
 
 # (args, kwargs) of one forward pass.
 Batch = tuple[tuple[Any, ...], dict[str, Any]]
@@ -53,6 +55,25 @@ def _as_batch(item: Any) -> Batch:
     return (tuple(item) if isinstance(item, (list, tuple)) else (item,)), {}
 
 
+def called(model: nn.Module, batch: Batch) -> Any:
+    """What a model gives for an input.
+
+    Raises:
+        SurgeryError: the model does not take it.
+    """
+    args, kwargs = batch
+    try:
+        return model(*args, **kwargs)
+    except GraftError:
+        raise
+    except Exception as error:  # a model may raise anything
+        raise SurgeryError(
+            "the model does not run on data.",
+            why=f"{type(error).__name__}: {str(error)[:300]}",
+            fix="pass batches that the model takes: [x], [(x, y)] or [{'name': x}]",
+        ) from error
+
+
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
     """As `quiet`; afterwards the random states are what they were."""
@@ -77,13 +98,26 @@ class Twin:
             return self._run(batch, see)
 
     def _run(self, batch: Batch, see: Callable[[Op], object]) -> Any:
+        faults: list[Exception] = []
+
         def sink(func: Any, args: Any, kwargs: Any, compute: Callable[[], Any]) -> Any:
             result = compute()
-            return compute() if see((func, tuple(args), dict(kwargs), result)) else result
+            try:
+                again = see((func, tuple(args), dict(kwargs), result))
+            except Exception as error:
+                faults.append(error)
+                raise
+            return compute() if again else result
 
-        args, kwargs = batch
         # A structure of its own for every run: some models keep what they computed from their weights.
-        return record(structure.shell(self.model), args, kwargs, sink)
+        model = structure.shell(self.model)
+        try:
+            with seeing_ops(sink):
+                return called(model, batch)
+        except SurgeryError:
+            if faults:
+                raise faults[0] from None  # of who sees the ops, not of the model
+            raise
 
 
 class _ClosedError(BaseException):

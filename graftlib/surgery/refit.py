@@ -28,7 +28,7 @@ from ..graph.tensors import tensor_leaves
 from .consumers import Use, use_of
 from .edits import tensor_of
 from .holdout import Distance, Holdout
-from .recording import Batch, Op, Twin, Walk, alone
+from .recording import Batch, Op, Twin, Walk, alone, called
 from .refusal import SurgeryWarning
 from .scores import reads
 
@@ -201,9 +201,9 @@ def _distance(
 ) -> Distance:
     """How far the narrowed model is from what it was, on what is held out."""
     distance, twins = Distance(), (Twin(model), Twin(slim))
-    for number, (args, kwargs) in enumerate(batches):
+    for number, batch in enumerate(batches):
         if holdout.concerns(number):
-            before, after = (twin.model(*args, **kwargs) for twin in twins)
+            before, after = (called(twin.model, batch) for twin in twins)
             _add(distance, holdout, number, before, after)
     return distance
 
@@ -453,8 +453,8 @@ def reestimate(model: nn.Module, batches: Sequence[Batch]) -> None:
         module.momentum = None
         module.train()
     with alone():
-        for args, kwargs in batches:
-            twin(*args, **kwargs)
+        for batch in batches:
+            called(twin, batch)
         for name, module in norms.items():
             held = model.get_submodule(name)
             for buffer in ("running_mean", "running_var"):

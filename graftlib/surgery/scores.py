@@ -6,6 +6,7 @@ of ``"magnitude"``: units that are switched off, proven by the weights, have exa
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -15,10 +16,11 @@ from ..errors import MatchError, nearest
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass, Member
 from .edits import tensor_of
-from .flow import flows_of
+from .flow import Flows, flows_of
 from .refusal import SurgeryError
+from .squares import Squares
 
-__all__ = ["SCORES", "Ranking", "Score", "magnitude", "ranking", "reads", "uniform"]
+__all__ = ["SCORES", "Ranking", "Score", "magnitude", "norm_of", "ranking", "reads", "uniform"]
 
 Score = Callable[[LayerGraph, nn.Module, AxisClass], Tensor]
 Ranking = Callable[[AxisClass], Tensor]
@@ -31,17 +33,22 @@ def magnitude(graph: LayerGraph, model: nn.Module) -> Ranking:
     The root of the flow through the unit (`flow`), summed over the ways that lead through it. Where an op reads a
     weight that `flow` does not know (a recurrent layer), the norm of what makes the unit times that of what reads it.
     """
-    flows = flows_of(graph, model)
+    squares = Squares()
+
+    @functools.cache
+    def flows() -> Flows:
+        return flows_of(graph, model, squares)
 
     def rank(each: AxisClass) -> Tensor:
-        known = [m for m in each.members if (m.fqn, m.axis) in flows.through]
-        if not known or any(m.fqn in flows.unknown for m in each.members):
-            return _norms(graph, model, each)
+        through_all = flows().through
+        known = [m for m in each.members if (m.fqn, m.axis) in through_all]
+        if not known or any(m.fqn in flows().unknown for m in each.members):
+            return _norms(graph, model, each, squares)
         through = torch.zeros(each.size, dtype=torch.float64, device="cpu")
         for member in known:
-            through += _per_unit(flows.through[member.fqn, member.axis], member)
+            through += _per_unit(through_all[member.fqn, member.axis], member)
         # Behind a head or a norm that starts at zero all are off; the weights still say which are worth training.
-        return through.sqrt() if bool(through.any()) else _norms(graph, model, each)
+        return through.sqrt() if bool(through.any()) else _norms(graph, model, each, squares)
 
     return rank
 
@@ -90,23 +97,24 @@ def reads(graph: LayerGraph, member: Member) -> bool:
         return False  # a running statistic
 
 
-def _norms(graph: LayerGraph, model: nn.Module, each: AxisClass) -> Tensor:
+def _norms(graph: LayerGraph, model: nn.Module, each: AxisClass, squares: Squares) -> Tensor:
     score = torch.ones(each.size, dtype=torch.float64, device="cpu")
     for reading in (False, True):
         side = [m for m in each.members if reads(graph, m) is reading]
         if side:
-            score = score * _energy(model, side).sqrt()
+            score = score * norm_of(model, side, squares)
     return score
 
 
-def _energy(model: nn.Module, members: Sequence[Member]) -> Tensor:
-    total: Tensor | float = 0.0
+def norm_of(model: nn.Module, members: Sequence[Member], squares: Squares | None = None) -> Tensor:
+    """(units,) doubles: the norm of the parameters of some members of a class, unit by unit."""
+    squares = squares or Squares()
+    total = torch.zeros((), dtype=torch.float64, device="cpu")
     for member in members:
         tensor = tensor_of(model, member.fqn)
         if isinstance(tensor, nn.Parameter):
-            squares = tensor.detach().double().cpu().square().movedim(member.axis, 0)
-            total = total + _per_unit(squares.reshape(len(squares), -1).sum(1), member)
-    return torch.as_tensor(total, dtype=torch.float64, device="cpu")
+            total = total + _per_unit(squares.along(member.fqn, tensor, member.axis), member)
+    return total.sqrt()
 
 
 def _per_unit(along: Tensor, member: Member) -> Tensor:

@@ -19,6 +19,7 @@ from math import prod
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..graph.axes import AxisClass
@@ -56,6 +57,7 @@ class Search:
     ) -> None:
         self._kind, self._config, self._old, self._new = kind, config, old, new
         self._built: dict[str, Signature | None] = {}
+        self._distances: dict[str, _Distance] = {}
         self._foreign: frozenset[tuple[str, str]] = frozenset()
         self._goal = 3
         self.failure = ""
@@ -87,8 +89,9 @@ class Search:
                 setattr(loaded, name, getattr(candidate, name))
         if listener is not None:
             loaded.__class__ = _listening(kind, listener)
+        here = torch.get_default_device().type == "cpu"
         with (
-            torch.device("cpu"),
+            contextlib.nullcontext() if here else torch.device("cpu"),
             contextlib.nullcontext() if values else _EmptyOnMeta(),
             torch.random.fork_rng(devices=[]),
             warnings.catch_warnings(),
@@ -99,6 +102,12 @@ class Search:
 
     def distance(self, fields: Fields) -> _Distance:
         """How many axes of tensors, attributes that the edit changed, and others are not the edited model's."""
+        key = _key(fields)
+        if key not in self._distances:
+            self._distances[key] = self._measured(fields)
+        return self._distances[key]
+
+    def _measured(self, fields: Fields) -> _Distance:
         if self._signature(fields) is None:
             return _NOWHERE
         tensors = edited = others = 0
@@ -131,6 +140,9 @@ class Search:
     def _searched(self, exact: Mapping[Path, list[float]]) -> Fields:
         exact = self._effective(exact)
         likely = {path: values[0] for path, values in exact.items()}
+        named = {path: value for path, value in likely.items() if self._same_names(path, value)}
+        if self._reached(named):
+            return named
         best = min((self._descended(each, exact) for each in ({}, likely)), key=self.distance)
         if not self._reached(best):
             asked = self._asked_for()
@@ -152,6 +164,11 @@ class Search:
             if any(self._signature({path: value}) != first for value in values)
         }
 
+    def _same_names(self, path: Path, value: float) -> bool:
+        """Whether a field leaves the tensors that there are, unlike a number of layers; or is refused alone."""
+        first, changed = self._signature({}), self._signature({path: value})
+        return first is None or changed is None or first.keys() == changed.keys()
+
     def told(self, fields: Fields) -> str:
         """What stays different, and which fields hold an old size."""
         pairs = self._differences(fields)
@@ -168,7 +185,7 @@ class Search:
     # --- what is compared -----------------------------------------------------------------------------------------
 
     def _signature(self, fields: Fields) -> Signature | None:
-        key = repr(sorted((str(path), repr(value)) for path, value in fields.items()))
+        key = _key(fields)
         if key not in self._built:
             try:
                 self._built[key] = signature(self.build(fields))
@@ -299,7 +316,7 @@ class Search:
 
 
 class _EmptyOnMeta(TorchFunctionMode):
-    """Tensors that are made empty, as parameters are, have no values; buffers, which are computed, do."""
+    """Tensors that are made empty, as parameters are, have no values and get none; buffers, which are computed, do."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -307,7 +324,15 @@ class _EmptyOnMeta(TorchFunctionMode):
         named = dict(kwargs or {})
         if func is torch.empty and named.get("device") is None:
             named["device"] = "meta"
+        elif getattr(func, "__name__", "") in _DRAWS:
+            tensor = args[0] if args else named.get("tensor")
+            if isinstance(tensor, Tensor) and tensor.is_meta:
+                return tensor
         return func(*args, **named)
+
+
+# By name, as libraries put functions of their own in the place of torch's.
+_DRAWS = {"fill_", "zero_", *(name for name in vars(nn.init) if name.endswith("_"))}
 
 
 def _listening(kind: type, names: set[str]) -> type:
@@ -364,6 +389,10 @@ def _places(fqn: str) -> Iterator[tuple[str, int]]:
     for i, word in enumerate(words):
         if word.isdecimal():
             yield ".".join(words[:i]), int(word)
+
+
+def _key(fields: Fields) -> str:
+    return repr(sorted((str(path), repr(value)) for path, value in fields.items()))
 
 
 def _shown(value: object) -> str:

@@ -253,6 +253,49 @@ def test_a_scale_that_is_made_of_a_size_is_named():
         narrow(trace(model, (), inputs), 0.5)
 
 
+class Shifted(LlamaForCausalLM):
+    """Its embeddings are moved by a buffer: one that is saved, one that no file holds, or one under both names."""
+
+    saved, unsaved = True, True
+
+    def __init__(self, config):
+        super().__init__(config)
+        shift = torch.linspace(-1, 1, config.hidden_size)
+        self.held = nn.Module()
+        if self.saved:
+            self.register_buffer("shift", shift)
+        if self.unsaved:
+            self.held.register_buffer("shift", shift, persistent=False)
+
+    def forward(self, input_ids):
+        shift = self.held.shift if self.unsaved else self.shift
+        embeds = self.model.embed_tokens(input_ids) + shift
+        return self.lm_head(self.model(inputs_embeds=embeds, use_cache=False).last_hidden_state)
+
+
+@pytest.mark.parametrize(("saved", "unsaved"), [(True, True), (True, False), (False, True)])
+def test_a_permuted_buffer_that_no_file_holds_is_named(saved, unsaved, recwarn):
+    """A model that is built anew has it in the old order. One that is saved alone moves, one that is not is fixed."""
+
+    class Model(Shifted):
+        pass
+
+    Model.saved, Model.unsaved = saved, unsaved
+    torch.manual_seed(0)
+    model = Model(llama().config).eval()
+    moved = permute(model, trace(model, (IDS["input_ids"],)), seed=0)
+    torch.testing.assert_close(
+        moved(IDS["input_ids"]), model(IDS["input_ids"]), rtol=1e-4, atol=1e-5
+    )
+    if saved:
+        assert not torch.equal(moved.shift, model.shift)
+    else:
+        assert torch.equal(moved.held.shift, model.held.shift)
+    said = [str(each.message) for each in recwarn if each.category is SurgeryWarning]
+    assert len(said) == (saved and unsaved)
+    assert all("not saved are computed anew" in text and "held.shift" in text for text in said)
+
+
 def test_rotary_frequencies_stay_where_they_are():
     """The order inside of a rotary head is fixed, so nothing that is not saved moves, and nothing is said."""
     model = llama(head_dim=8).eval()

@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from graftlib.graph import trace
-from graftlib.surgery import SurgeryError, widen
+from graftlib.surgery import SurgeryError, scores, widen
 from graftlib.surgery import fill as fills
-from graftlib.surgery.breaks import wrong_widenings
+from graftlib.surgery.breaks import forgetful_importances, wrong_widenings
 
 
 class Mixed(nn.Module):
@@ -74,6 +74,34 @@ def test_every_wrong_widening_is_seen(built):
         "old units are changed",
     }
     assert [each.what for each in breaks if not each.seen and not each.blind] == []
+
+
+@pytest.mark.parametrize("built", [mixed, attention])
+def test_every_importance_that_forgets_what_is_off_is_seen(built):
+    """And the library's own, which forgets nothing, keeps the function: the generator says so when it does not."""
+    _, graph = traced(built)
+    breaks = list(forgetful_importances(graph))
+    assert {each.what.rpartition("what ")[2] for each in breaks} == {
+        "makes a unit",
+        "reads a unit",
+    }
+    assert [each.what for each in breaks if not each.seen] == []
+
+
+def test_an_importance_that_counts_no_readers_is_found_out(monkeypatch):
+    """The control of that control: put in the place of the library's own."""
+    _, graph = traced(mixed)
+    monkeypatch.setitem(
+        scores.SCORES,
+        "magnitude",
+        lambda graph, model: (
+            lambda each: scores.norm_of(
+                model, [m for m in each.members if not scores.reads(graph, m)]
+            )
+        ),
+    )
+    with pytest.raises(AssertionError, match="that are off were kept"):
+        list(forgetful_importances(graph))
 
 
 @pytest.mark.parametrize("built", [mixed, attention])

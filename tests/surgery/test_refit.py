@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from graftlib.graph import trace
-from graftlib.surgery import SurgeryError, SurgeryWarning, narrow
+from graftlib.surgery import SurgeryError, SurgeryWarning, narrow, refit
 from graftlib.surgery.consumers import use_of
 
 few = pytest.mark.filterwarnings("ignore::graftlib.surgery.SurgeryWarning")
@@ -273,3 +273,21 @@ def test_what_makes_no_sense_is_refused():
         narrow(graph, {0: 3}, data=[x], refit="ridge")
     with pytest.raises(SurgeryError, match="above 0"):
         narrow(graph, {0: 3}, data=[x], ridge=0.0)
+
+
+def test_a_fault_of_the_fit_is_not_blamed_on_the_data(monkeypatch):
+    """What the model raises on `data` is an error that says so; what graftlib raises itself comes as it is."""
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    graph = trace(model, torch.randn(4, 3))
+    with pytest.raises(SurgeryError, match="does not run on data"):
+        narrow(graph, 0.5, data=[torch.randn(4, 5)])
+    for place in ("use_of", "_least_squares", "_take_back"):
+
+        def broken(*args, **kwargs):
+            raise ValueError("a fault of our own")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(refit, place, broken)
+            patched.setitem(refit.REFITS, "least-squares", refit._least_squares)
+            with pytest.raises(ValueError, match="a fault of our own"):
+                narrow(graph, 0.5, data=[torch.randn(40, 3)])
