@@ -6,6 +6,7 @@
     export_onnx(model, path)      ship: ONNX, with its proof            graftlib.export
     view(source, target)          look: one offline page                graftlib.view
     surgery.narrow(model, graph)  cut: edits by axis class              graftlib.surgery
+    slim(graph, budget=…)         slim: a small model for a budget      graftlib.slim
 
 The methods themselves, such as MergeNet, are adapters and live in `graftlib_adapters`.
 
@@ -16,6 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .errors import GraftError as GraftError
+from .slim import slim as slim  # like `view`, it needs no torch until it is called
 from .view import (
     view as view,  # needs no torch; late, the sub-package of the same name would stand in its place
 )
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
     from .match import Mapping as Mapping
     from .match import matrix as matrix
     from .match import unmatrix as unmatrix
+    from .slim import Edit as Edit
+    from .slim import Slim as Slim
+    from .slim import load as load
 
 __version__ = "0.1.0"
 
@@ -42,6 +47,7 @@ _ROOMS = {
     "match": ("Mapping", "matrix", "unmatrix"),
     "graft": ("Adapter", "Graft", "TransferCycle", "attach"),
     "export": ("export_onnx",),
+    "slim": ("Edit", "Slim", "load"),
 }
 
 
