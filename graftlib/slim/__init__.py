@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Costs", "Edit", "Slim", "costs_of", "load", "slim"]
 
-_HOMES = {"Costs": "costs", "costs_of": "costs", "Edit": "edit", "load": "saving", "Slim": "slimming"}
+_HOMES = {
+    "Costs": "costs",
+    "costs_of": "costs",
+    "Edit": "edit",
+    "load": "saving",
+    "Slim": "slimming",
+}
 
 
 def __getattr__(name: str) -> Any:

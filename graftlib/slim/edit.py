@@ -56,9 +56,9 @@ class Shape:
     axes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Edit:
-    """Which units stay.
+    """Which units stay. Two edits are equal where their documents are.
 
     Attributes:
         model: the name of the model's class.
@@ -109,6 +109,12 @@ class Edit:
             digest(state),
         )
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Edit) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash(self.sha256)
+
     @property
     def sizes(self) -> dict[AxisClass, int]:
         """Axis class -> how many of its units stay."""
@@ -147,8 +153,11 @@ class Edit:
             SurgeryError: a tensor is missing or has another shape than the edit says; all of them are named.
         """
         if isinstance(target, nn.Module):
-            return self._of_model(target, inplace)
-        return self._of_state(target)  # type: ignore[return-value]
+            edited: Any = self._of_model(target, inplace)
+        else:
+            edited = self._of_state(target)
+        result: T = edited
+        return result
 
     def _of_model(self, model: Any, inplace: bool) -> Any:
         model = structure.unwrap(model, SurgeryError)
@@ -200,7 +209,8 @@ class Edit:
             return {}, ""
         shape, words = self.tensors[fqn].shape, self.tensors[fqn].axes
         reading = found["part"] in ("lora_A", "lora_embedding_A")
-        axis = next((words.index(w) for w in (("in", "entry") if reading else ("out", "dim")) if w in words), -1)
+        named = ("in", "entry") if reading else ("out", "dim")
+        axis = next((words.index(word) for word in named if word in words), -1)
         if axis < 0:
             return {}, f"the axes of '{fqn}' are {' '.join(words)}"
         mine = 1 if reading else 0
@@ -242,9 +252,8 @@ class Edit:
             for key, value in state["state"].get(number, {}).items():
                 if cuts and isinstance(value, Tensor) and value.ndim:
                     if value.shape != shape:
-                        raise _unlike(
-                            self.model, {f"{key} of '{name}'": f"{tuple(value.shape)}, not {tuple(shape)}"}
-                        )
+                        fault = f"{tuple(value.shape)}, not {tuple(shape)}"
+                        raise _unlike(self.model, {f"{key} of '{name}'": fault})
                     value = _selected(value, cuts)
                 edited[number][key] = value
         return {**state, "state": {n: kept for n, kept in edited.items() if n in state["state"]}}
@@ -389,7 +398,10 @@ class Edit:
             if not hasattr(config, "to_dict") or id(config) in seen:
                 continue
             seen.add(id(config))
-            old, new = dict(numbers(vars(before.get_submodule(fqn))["config"])), dict(numbers(config))
+            old, new = (
+                dict(numbers(vars(before.get_submodule(fqn))["config"])),
+                dict(numbers(config)),
+            )
             for way in dict.fromkeys(way[:1] for way in new if old.get(way) != new[way]):
                 whole = getattr(config, str(way[0]))
                 if _plain(whole):
@@ -415,10 +427,8 @@ def _at(holder: Any, way: Sequence[str | int]) -> Any:
     """What lies at the end of a way through attributes and lists; `_NOTHING` where nothing does."""
     for word in way:
         try:
-            if isinstance(holder, (list, tuple, dict)):
-                holder = holder[word]  # type: ignore[index]
-            else:
-                holder = vars(holder)[word]  # type: ignore[index]
+            inner: Any = holder if isinstance(holder, (list, tuple, dict)) else vars(holder)
+            holder = inner[word]
         except (LookupError, TypeError):
             return _NOTHING
         if isinstance(word, str) and word.startswith("_"):
@@ -442,14 +452,14 @@ def _selected(tensor: Tensor, cuts: Mapping[int, Tensor]) -> Tensor:
 
 def _unlike(model: str, faults: Mapping[str, str]) -> SurgeryError:
     return SurgeryError(
-        f"this is not the {model} that the edit was made of: {len(faults)} tensors differ.",
+        f"this is not the {model} that the edit was made of: {len(faults)} tensors or settings differ.",
         where=dict(list(faults.items())[:8]),
         fix="apply it to a model of the same architecture and sizes, before any other edit",
         faults=dict(faults),
     )
 
 
-def digest(state: Mapping[str, Tensor]) -> str:
+def digest(state: Mapping[str, Any]) -> str:
     """SHA-256 of a state dict: names, dtypes, shapes and values, in the order of the names; "" on the meta device."""
     total = hashlib.sha256()
     for name, tensor in sorted(state.items()):
@@ -536,6 +546,7 @@ def _contradictions(content: _File) -> Iterator[tuple[str, str]]:
     for name, first in content.aliases.items():
         if first not in content.tensors:
             yield f"aliases[{name!r}]", f"there is no tensor {shown(first)}"
-    for each in content.attributes + content.config:
-        if not each.way:
-            yield f"attributes of {shown(each.module)}", "a way has no steps"
+    both: list[_Number | _Setting] = [*content.attributes, *content.config]
+    for said in both:
+        if not said.way:
+            yield f"attributes of {shown(said.module)}", "a way has no steps"

@@ -1,8 +1,8 @@
 """What units are worth, from weights or from one pass over data.
 
-In: a graph, its model, classes, and batches where the measure asks for them. Out: (size,) doubles for each class, larger
-is better. Always true: the model, its gradients and the random states are as they were; data are streamed once, and
-only sums over them are held.
+In: a graph, its model, classes, and batches where the measure asks for them. Out: (size,) doubles for each class,
+larger is better. Always true: the model, its gradients and the random states are as they were; data are streamed once,
+and only sums over them are held.
 
 A unit is judged where it is read: by the values x_i that arrive there, and by the weights w_oi that read them, summed
 over all that read it. That takes in whatever scales it on its way, and every reader of a stream.

@@ -66,7 +66,12 @@ class SlimReport:
     def __str__(self) -> str:
         after = self.widths.costs
         lines = [f"slim {self.model}", f"  {'':<12}{'before':>16}{'after':>16}{'share':>8}  budget"]
-        words = {"params": "parameters", "macs": "MACs", "bytes": "bytes", "activations": "activations"}
+        words = {
+            "params": "parameters",
+            "macs": "MACs",
+            "bytes": "bytes",
+            "activations": "activations",
+        }
         for name, old in self.before.items():
             limit = self.widths.limits.get(name)
             asked = "" if limit is None else f"{limit:,.0f}"

@@ -82,7 +82,7 @@ def load(folder: str | os.PathLike[str], factory: Callable[[], nn.Module]) -> nn
     >>> import tempfile, torch
     >>> from graftlib import slim, trace
     >>> make = lambda: nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 2))
-    >>> small = slim(trace(make(), torch.zeros(1, 4)), budget={"params": 0.5})
+    >>> small = slim(trace(make(), torch.zeros(1, 4)), budget={"params": 0.6})
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     small.save(folder)
     ...     again = load(folder, make)

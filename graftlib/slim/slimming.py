@@ -20,7 +20,7 @@ from ..graph import LayerGraph
 from ..graph.axes import AxisClass
 from ..graph.structure import unwrap
 from ..surgery import SurgeryError, narrow
-from ..surgery.edits import editable
+from ..surgery.edits import Request, editable
 from ..surgery.everywhere import outer_classes
 from ..surgery.fit import plan, ties
 from ..surgery.listen import as_batches
@@ -58,7 +58,7 @@ class Slim:
     graph: LayerGraph
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``model.safetensors`` and ``edit.json``, and ``config.json`` where a Hugging Face config says the sizes.
+        """Write ``model.safetensors``, ``edit.json``, and ``config.json`` where a Hugging Face config says the sizes.
 
         All or nothing; `graftlib.load` reads it back. No pickle is written.
 
@@ -131,7 +131,9 @@ def slimmed(
     for name, value, known in (("ranking", ranking, RANKINGS), ("solver", solver, tuple(SOLVERS))):
         if value not in known:
             words = f"there is no {name} {shown(value)}."
-            raise SurgeryError(words, near=nearest(value, known), fix=f"use one of {', '.join(known)}")
+            raise SurgeryError(
+                words, near=nearest(value, known), fix=f"use one of {', '.join(known)}"
+            )
     model = unwrap(graph.model if model is None else model, SurgeryError)
     batches = None if data is None else as_batches(data)
     costs = costs_of(graph)
@@ -166,11 +168,9 @@ def slimmed(
             "no sizes were found that meet the budget and go together.",
             fix="keep= the layers whose code ties their sizes, or give a larger budget",
         )
-    kept = {each: _best(worth[each], n) for each, n in sizes.items()}
-    small = narrow(
-        model, graph, dict(kept), data=batches, refit=refit, statistics=statistics
-    )
-    lists = {each: units.tolist() for each, units in kept.items()}
+    kept: dict[Request, Tensor] = {each: _best(worth[each], n) for each, n in sizes.items()}
+    small = narrow(model, graph, kept, data=batches, refit=refit, statistics=statistics)
+    lists = {each: kept[each].tolist() for each in sizes}
     edit = Edit.of(model, graph, lists, feasible.attributes).with_config(model, small)
     fidelity = None if batches is None else fidelity_of(model, small, batches)
     report = SlimReport(graph.name, costs.at(), widths, _rows(widths.sizes), fidelity)
@@ -209,7 +209,7 @@ def _may_change(
         if not hits:
             raise SurgeryError(
                 f"keep={shown(pattern)} hits no layer.",
-                near=lambda pattern=pattern: nearest(pattern, [p.fqn for p in graph.parameters()]),
+                near=nearest(pattern, [p.fqn for p in graph.parameters()]),
                 fix="name layers as in model.named_modules(), with globs",
             )
         for each in hits:

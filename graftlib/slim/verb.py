@@ -51,10 +51,11 @@ def slim(
             model, class) that gives a number for each unit, larger is better.
         losses: for ``"taylor"`` and ``"fisher"``: a function that, given a model, yields a loss for each labelled
             batch. None: how far the outputs on `data` move.
-        ranking: what importances are compared with: ``"isomorphic"`` (the rank among units of the same kind, as in
-            Fang et al. 2024), ``"global"`` (as they are, in the whole model) or ``"uniform"`` (one share for all).
-        solver: ``"greedy"`` (step by step the least worth for what it saves, at exact marginal costs), or ``"milp"``
-            (a mixed-integer program, which needs scipy; at most 20 s, and never worse than greedy).
+        ranking: what importances are compared with: ``"isomorphic"`` (the rank among units of the same kind, with one
+            threshold for all, as in Fang et al. 2024), ``"uniform"`` (the rank in the class: one share for all), or
+            ``"global"`` (as they are, in the whole model, for what they cost: see `solver`).
+        solver: of ``"global"``: ``"greedy"`` (step by step the least worth for what it saves, at exact marginal
+            costs), or ``"milp"`` (a mixed-integer program, which needs scipy; at most 20 s, never worse than greedy).
         multiple_of: the axes of weights become multiples of this where a class has room for two steps.
         minimum: the least share of its units that each class keeps, 0.0 to 1.0.
         keep: globs of layers; what these make keeps its width.

@@ -82,7 +82,8 @@ def limits_of(budget: Mapping[str, float], costs: Costs) -> dict[str, float]:
     Raises:
         SurgeryError: a name is unknown, a number is not above 0, or there is none.
     """
-    now, limits = costs.at(), {}
+    now = costs.at()
+    limits: dict[str, float] = {}
     names = (*COSTS, "size_mb")
     for name, value in budget.items():
         if name not in names:
@@ -181,7 +182,8 @@ def _ranks(
         ordered = values.sort().values
         low = torch.searchsorted(ordered, values) + 1
         high = torch.searchsorted(ordered, values, right=True)
-        parts = ((low + high).double() / (2 * len(values))).split([each.size for each in alike])
+        ranked = (low + high).double() / (2 * len(values))
+        parts = torch.split(ranked, [each.size for each in alike])
         ranks |= dict(zip(alike, parts, strict=True))
     return ranks
 
@@ -302,24 +304,30 @@ def _filled(problem: _Problem, choice: list[int]) -> list[int]:
     return choice
 
 
-def _uniform(problem: _Problem) -> list[int]:
-    """The largest share that all groups can keep, then level by level where there is room."""
+def _threshold(problem: _Problem) -> list[int]:
+    """All steps that are worth less than a common number go; then back up where there is room.
 
-    def at(share: float) -> list[int]:
-        return [
-            min(
-                range(len(group.levels)),
-                key=lambda i, group=group: abs(group.levels[i][0] / group.classes[0].size - share),  # type: ignore[misc]
+    With ranks for worths it is one share for each kind of class (Fang et al. 2024, Isomorphic Pruning), or for all.
+    """
+    worths = [
+        [
+            (after - before) / (sum(upper) - sum(lower))
+            for before, after, lower, upper in zip(
+                group.gains, group.gains[1:], group.levels, group.levels[1:], strict=False
             )
-            for group in problem.groups
         ]
+        for group in problem.groups
+    ]
 
-    low, high = 0.0, 1.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if problem.excess(at(middle)) <= 0 else (low, middle)
-    choice = at(low)
-    return choice if problem.excess(choice) > 0 else _filled(problem, choice)
+    def at(threshold: float) -> list[int]:
+        return [sum(worth >= threshold for worth in steps) for steps in worths]
+
+    every = [*sorted({worth for steps in worths for worth in steps}), float("inf")]
+    low, high = -1, len(every) - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if problem.excess(at(every[middle])) <= 0 else (middle, high)
+    return _filled(problem, at(every[high]))
 
 
 def _milp(problem: _Problem) -> list[int]:
@@ -466,7 +474,7 @@ def solve(
         groups: what may change; all other classes keep their size.
         costs: of the model.
         limits: cost -> the most of it.
-        ranking: ``"uniform"`` needs no solver.
+        ranking: ``"global"`` asks the solver; ranks have one threshold for all.
         solver: ``"greedy"`` or ``"milp"``.
 
     Raises:
@@ -489,7 +497,7 @@ def solve(
             fix="give a larger budget, a smaller minimum=, or keep fewer layers",
             least={name: round(value) for name, value in least.items()},
         )
-    choice = _uniform(problem) if ranking == "uniform" else SOLVERS[solver](problem)
+    choice = (SOLVERS[solver] if ranking == "global" else _threshold)(problem)
     sizes = {
         each: n
         for group, level in zip(problem.groups, choice, strict=True)

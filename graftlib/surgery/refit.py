@@ -85,9 +85,7 @@ def refitted(
             model, slim, order, uses, batches, fitting, REFITS[how], rows, graph
         )
         count = len(fitting.fits)
-        if (
-            how != "rescale"
-        ):  # a rescaled layer keeps a mean square, and may well be further off
+        if how != "rescale":  # a rescaled layer keeps a mean square, and may well be further off
             _take_back(model, slim, batches, fitting, unfitted, fitted)
     _tell_left(readers, [fqn for fqn in sorted(readers) if fqn not in fits])
     _tell_few(fitting)

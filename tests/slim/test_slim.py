@@ -44,11 +44,12 @@ def test_the_original_stays_and_its_strongest_units_are_kept():
     graph = graftlib.trace(model, x)
     keep = ["stem", "blocks.1.*"]
     small = graftlib.slim(graph, budget={"macs": 0.8}, keep=keep, multiple_of=1)
-    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values()))
+    assert all(
+        torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True)
+    )
     each = graph.axis_class("blocks.0.0", "out")
-    assert set(range(40, 64)) & set(small.edit.kept[each]) == set(small.edit.kept[each]) or len(
-        small.edit.kept[each]
-    ) > 24
+    assert {*range(40, 64)} <= {*small.edit.kept[each]}
+    assert len(small.edit.kept[each]) < 64
     assert small.model.stem.out_channels == 32
     assert small.model.blocks[1][0].out_channels == 64
     torch.testing.assert_close(small.model(x), model(x))  # units that are off were all that went

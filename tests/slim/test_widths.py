@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from itertools import product
 
 import pytest
@@ -19,14 +20,19 @@ from graftlib.surgery.fit import ties
 from . import nets
 
 
-def problem(kind=nets.Residual, *, multiple_of=1, minimum=0.1, ranking="global", seed=0):
+@functools.cache
+def traced(kind):
     model, x = nets.made(kind)
     graph = trace(model, x)
-    tied = ties(model, graph, outer_classes(graph))
+    return model, graph, ties(model, graph, outer_classes(graph)), costs_of(graph)
+
+
+def problem(kind=nets.Residual, *, multiple_of=1, minimum=0.1, ranking="global", seed=0):
+    model, graph, tied, costs = traced(kind)
     torch.manual_seed(seed)
     worth = {each: torch.rand(each.size).double() + 0.01 for group in tied for each in group}
     rules = {"multiple_of": multiple_of, "minimum": minimum, "ranking": ranking}
-    return groups_of(model, graph, tied, worth, **rules), costs_of(graph)
+    return groups_of(model, graph, tied, worth, **rules), costs
 
 
 @pytest.mark.parametrize("ranking", RANKINGS)
