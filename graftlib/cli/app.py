@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import GraftError
-from . import doctor, export, plugins, trace, view
+from . import doctor, export, plugins, slim, trace, view
 from .console import complain
 from .options import DEBUG, Debug
 
@@ -92,7 +92,7 @@ def _root(
     """Hold the options that stand before the command."""
 
 
-for room in (trace, view, export, doctor):
+for room in (trace, view, slim, export, doctor):
     room.register(app)
 
 

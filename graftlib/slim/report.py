@@ -6,7 +6,8 @@ In: costs, widths, both models, batches. Out: records that print themselves.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +63,17 @@ class SlimReport:
     widths: Widths
     rows: tuple[tuple[str, int, int], ...]
     fidelity: Fidelity | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "model": self.model,
+            "before": self.before,
+            "after": self.widths.costs,
+            "limits": self.widths.limits,
+            "widths": [{"layer": name, "before": old, "after": n} for name, old, n in self.rows],
+            "fidelity": None if self.fidelity is None else asdict(self.fidelity),
+        }
 
     def __str__(self) -> str:
         after = self.widths.costs
