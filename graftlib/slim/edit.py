@@ -229,6 +229,9 @@ class Edit:
             model: the unedited one whose parameters the optimizer was given, all of them, in the order of
                 ``model.parameters()``, or by names (``param_names`` in its groups).
 
+        Returns:
+            a new state, with tensors of its own, for an optimizer of the edited model's parameters in the same order.
+
         Raises:
             SurgeryError: the optimizer has other parameters, or keeps tensors of another shape than theirs.
         """
@@ -255,7 +258,7 @@ class Edit:
                         fault = f"{tuple(value.shape)}, not {tuple(shape)}"
                         raise _unlike(self.model, {f"{key} of '{name}'": fault})
                     value = _selected(value, cuts)
-                edited[number][key] = value
+                edited[number][key] = value.clone() if isinstance(value, Tensor) else value
         return {**state, "state": {n: kept for n, kept in edited.items() if n in state["state"]}}
 
     def _check(self, tensors: Mapping[str, Tensor]) -> None:

@@ -52,7 +52,8 @@ def slim(
         losses: for ``"taylor"`` and ``"fisher"``: a function that, given a model, yields a loss for each labelled
             batch. None: how far the outputs on `data` move.
         ranking: what importances are compared with: ``"isomorphic"`` (the rank among units of the same kind, with one
-            threshold for all, as in Fang et al. 2024), ``"uniform"`` (the rank in the class: one share for all), or
+            threshold for all, as in Fang et al. 2024), ``"uniform"`` (the rank in the class: one share for all, so
+            that layers alike stay alike, as the config of a Hugging Face model asks), or
             ``"global"`` (as they are, in the whole model, for what they cost: see `solver`).
         solver: of ``"global"``: ``"greedy"`` (step by step the least worth for what it saves, at exact marginal
             costs), or ``"milp"`` (a mixed-integer program, which needs scipy; at most 20 s, never worse than greedy).

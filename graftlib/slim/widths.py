@@ -9,6 +9,7 @@ Elsewhere: what a unit is worth (`importance`), which sizes go together (`surger
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, gcd, lcm, prod
@@ -304,10 +305,11 @@ def _filled(problem: _Problem, choice: list[int]) -> list[int]:
     return choice
 
 
-def _threshold(problem: _Problem) -> list[int]:
-    """All steps that are worth less than a common number go; then back up where there is room.
+def _threshold(problem: _Problem, *, fill: bool) -> list[int]:
+    """All steps that are worth less than a common number go; then, with `fill`, back up where there is room.
 
     With ranks for worths it is one share for each kind of class (Fang et al. 2024, Isomorphic Pruning), or for all.
+    Without `fill` classes of one size keep one size, which a config can say.
     """
     worths = [
         [
@@ -327,7 +329,8 @@ def _threshold(problem: _Problem) -> list[int]:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if problem.excess(at(every[middle])) <= 0 else (middle, high)
-    return _filled(problem, at(every[high]))
+    choice = at(every[high])
+    return _filled(problem, choice) if fill else choice
 
 
 def _milp(problem: _Problem) -> list[int]:
@@ -497,7 +500,8 @@ def solve(
             fix="give a larger budget, a smaller minimum=, or keep fewer layers",
             least={name: round(value) for name, value in least.items()},
         )
-    choice = (SOLVERS[solver] if ranking == "global" else _threshold)(problem)
+    by_rank = functools.partial(_threshold, fill=ranking != "uniform")
+    choice = (SOLVERS[solver] if ranking == "global" else by_rank)(problem)
     sizes = {
         each: n
         for group, level in zip(problem.groups, choice, strict=True)

@@ -16,7 +16,7 @@ import graftlib
 from graftlib import Edit
 from graftlib.errors import CheckpointError
 from graftlib.slim.edit import digest
-from graftlib.surgery import SurgeryError
+from graftlib.surgery import SurgeryError, SurgeryWarning
 
 from . import nets
 from .test_slim import KINDS, slim
@@ -224,20 +224,28 @@ def test_a_hugging_face_model_is_read_back_both_ways(tmp_path):
             vocab_size=11, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
             intermediate_size=64, max_position_embeddings=9,
         )  # fmt: skip
-        return transformers.BertModel(config, add_pooling_layer=False).eval()
+        return transformers.BertModel(config).eval()
 
     torch.manual_seed(0)
     model, ids = make(), torch.randint(0, 11, (2, 7))
     graph = graftlib.trace(model, kwargs={"input_ids": ids})
-    small = graftlib.slim(graph, budget={"params": 0.7}, ranking="uniform", multiple_of=1)
-    small.save(tmp_path)
-    due = small.model(input_ids=ids).last_hidden_state
+    keep = ["embeddings.*", "*.attention.self.*"]
+    even = graftlib.slim(graph, budget={"params": 0.8}, ranking="uniform", keep=keep)
+    even.save(tmp_path)
+    read = transformers.BertModel.from_pretrained(tmp_path).eval()
     again = graftlib.load(tmp_path, make)
+    due = even.model(input_ids=ids).last_hidden_state
+    for each in (read, again):
+        assert torch.equal(each(input_ids=ids).last_hidden_state, due)
+        assert each.config.intermediate_size == even.model.config.intermediate_size < 64
+
+    worth = lambda graph, model, each: torch.rand(each.size).double()  # noqa: E731
+    with pytest.warns(SurgeryWarning, match="config of 'BertModel' cannot say"):
+        uneven = graftlib.slim(graph, budget={"params": 0.6}, importance=worth, multiple_of=1)
+    uneven.save(tmp_path)
+    assert not (tmp_path / "config.json").exists()  # that of before would say other sizes
+    again, due = graftlib.load(tmp_path, make), uneven.model(input_ids=ids).last_hidden_state
     assert torch.equal(again(input_ids=ids).last_hidden_state, due)
-    assert again.config.to_dict() == small.model.config.to_dict() != make().config.to_dict()
-    if (tmp_path / "config.json").exists():  # one width for all layers
-        read = transformers.BertModel.from_pretrained(tmp_path, add_pooling_layer=False).eval()
-        assert torch.equal(read(input_ids=ids).last_hidden_state, due)
 
 
 def test_the_edit_goes_into_an_onnx_file(tmp_path):
