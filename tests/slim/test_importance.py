@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from graftlib import trace
 from graftlib.slim.importance import FROM_DATA, importances
-from graftlib.surgery import SurgeryError, SurgeryWarning
+from graftlib.surgery import SurgeryError, SurgeryWarning, narrow
 from graftlib.surgery.everywhere import outer_classes
 
 from . import nets
@@ -91,6 +91,20 @@ def test_every_reader_of_a_stream_counts():
     with torch.no_grad():
         model.q.weight[:, 3] = 0
     assert float(measured("wanda", model, graph, stream, [((x,), {})])[3]) > 0
+
+
+def test_units_that_never_fluctuate_go_first_and_biases_make_up_for_them():
+    """What they gave was a constant; without the fit the outputs are off by it."""
+    model, x, graph, each = perceptron()
+    with torch.no_grad():
+        model[0].weight[:3], model[0].bias[:3] = 0, 2
+    kept = measured("fluctuation", model, graph, each, [((x,), {})]).topk(5).indices.sort().values
+    assert kept.tolist() == [3, 4, 5, 6, 7]
+    bare = narrow(model, graph, {each: kept})
+    mended = narrow(model, graph, {each: kept}, data=[x], refit="bias")
+    assert (bare(x) - model(x)).abs().max() > 0.1
+    torch.testing.assert_close(mended(x), model(x))
+    assert torch.equal(mended[2].weight, bare[2].weight)
 
 
 def test_what_cannot_be_measured_is_left_and_named():
