@@ -10,6 +10,7 @@ Elsewhere: what a unit is worth (`importance`), which sizes go together (`surger
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, gcd, lcm, prod
@@ -189,12 +190,16 @@ def _ranks(
     return ranks
 
 
-def _kind(graph: LayerGraph, each: AxisClass) -> frozenset[tuple[str, str | int]]:
-    """The kinds of the axes that a class lies on: what isomorphic parts of a model have in common."""
+def _kind(graph: LayerGraph, each: AxisClass) -> frozenset[tuple[tuple[str, str], int]]:
+    """The kinds of the axes that a class lies on, each once or more often: what isomorphic parts have in common.
+
+    So the channels inside of blocks are one kind, and those of the streams that blocks add to another.
+    """
     known = {p.fqn: p for p in graph.parameters()}
-    return frozenset(
+    places = Counter(
         (known[m.fqn].kind, known[m.fqn].axes[m.axis]) for m in each.members if m.fqn in known
     )
+    return frozenset((place, min(count, 2)) for place, count in places.items())
 
 
 # Solving --------------------------------------------------------------------------------------------------------

@@ -93,6 +93,26 @@ def test_uniform_is_one_share_for_all():
     assert len({n for each, n in widths.sizes.items() if each.size == 64}) == 1
 
 
+def test_isomorphic_compares_what_is_alike():
+    """A scale of one kind of class changes nothing: the inside of blocks is not compared with the stream."""
+    model, graph, tied, costs = traced(nets.Residual)
+    torch.manual_seed(0)
+    worth = {each: torch.rand(each.size).double() + 0.01 for group in tied for each in group}
+    stream = graph.axis_class("stem", "out")
+    found = {}
+    for scale in (1, 100):
+        scaled = {each: w * (scale if each is stream else 1) for each, w in worth.items()}
+        for ranking in ("isomorphic", "global"):
+            groups = groups_of(
+                model, graph, tied, scaled, multiple_of=1, minimum=0.1, ranking=ranking
+            )
+            limits = limits_of({"macs": 0.5}, costs)
+            sizes = solve(groups, costs, limits, ranking=ranking, solver="greedy").sizes
+            found[ranking, scale] = sizes[stream]
+    assert found["isomorphic", 1] == found["isomorphic", 100]
+    assert found["global", 1] < found["global", 100]
+
+
 def test_the_least_is_kept():
     groups, costs = problem(minimum=0.5)
     with pytest.raises(SurgeryError, match="smallest model") as error:
