@@ -6,6 +6,7 @@
     export_onnx(model, path)      ship: ONNX, with its proof            graftlib.export
     view(source, target)          look: one offline page                graftlib.view
     surgery.narrow(graph, …)      cut: edits by axis class              graftlib.surgery
+    slim(graph, budget=…)         slim: a small model for a budget      graftlib.slim
 
 The methods themselves, such as MergeNet, are adapters and live in `graftlib_adapters`.
 
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 from .errors import GraftError as GraftError
+from .slim import slim as slim  # like `view`, it needs no torch until it is called
 from .view import (
     view as view,  # needs no torch; late, the sub-package of the same name would stand in its place
 )
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
     from .match import Mapping as Mapping
     from .match import matrix as matrix
     from .match import unmatrix as unmatrix
+    from .slim import Edit as Edit
+    from .slim import Slim as Slim
+    from .slim import load as load
 
 __version__ = "0.1.0"
 
@@ -47,21 +52,26 @@ __getattr__, _, _ = lazy_loader.attach(
         "graft": ["Adapter", "Graft", "TransferCycle", "attach"],
         "graph": ["LayerGraph", "Parameter", "rule", "trace"],
         "match": ["Mapping", "matrix", "unmatrix"],
+        "slim": ["Edit", "Slim", "load"],
     },
 )
 
 __all__ = [
     "Adapter",
+    "Edit",
     "Graft",
     "GraftError",
     "LayerGraph",
     "Mapping",
     "Parameter",
+    "Slim",
     "TransferCycle",
     "attach",
     "export_onnx",
+    "load",
     "matrix",
     "rule",
+    "slim",
     "surgery",
     "trace",
     "unmatrix",

@@ -55,6 +55,7 @@ def export_onnx(
     opset: int | None = None,
     measure: bool = True,
     card: bool = True,
+    metadata: Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> ExportReport:
     """Export `model` to ONNX, prove the file, and put it at `path`.
@@ -77,6 +78,7 @@ def export_onnx(
         opset: version of ONNX's operator set; None for torch's choice.
         measure: time the file and watch its memory in a process of its own (about 2 s a model).
         card: write the report beside the file as ``.card.json``.
+        metadata: texts by name that go into the file's ``metadata_props``.
         seed: of the inputs that the proof draws.
 
     Returns:
@@ -102,6 +104,7 @@ def export_onnx(
         opset=(opset, Annotated[int, Meta(ge=1, le=1000)] | None),
         measure=(measure, bool),
         card=(card, bool),
+        metadata=(metadata, dict[str, str] | None),
         seed=(seed, Seed),
     )
     require_onnx()
@@ -116,7 +119,7 @@ def export_onnx(
     with _workshop(place) as folder, undisturbed():
         twin = detached(model, graft)
         tolerance = tolerance_for(twin) if tolerance is None else tolerance
-        built = _build(twin, folder / place.name, example, dynamic_batch, opset)
+        built = _build(twin, folder / place.name, example, dynamic_batch, opset, metadata)
         comparison = prove(
             twin,
             built,
@@ -184,9 +187,15 @@ def _require_batch(example: Any, dynamic_batch: bool, batch_sizes: Sequence[int]
 
 
 def _build(
-    twin: nn.Module, file: Path, example: Any, dynamic_batch: bool, opset: int | None
+    twin: nn.Module,
+    file: Path,
+    example: Any,
+    dynamic_batch: bool,
+    opset: int | None,
+    metadata: Mapping[str, str] | None = None,
 ) -> Path:
     program = convert(twin, *example, dynamic_batch=dynamic_batch, opset=opset)
+    program.model.metadata_props.update(metadata or {})
     beside = _weight_bytes(twin) > ONE_FILE
     _write_program(program, file, external_data=beside)
     if beside:

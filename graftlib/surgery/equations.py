@@ -138,7 +138,7 @@ class Equations:
             if not broken:
                 break
             one = broken[0]
-            involved = [c for c in self._classes_of(one) if sizes.get(c, c.size) != c.size]
+            involved = [c for c in self.classes_of(one) if sizes.get(c, c.size) != c.size]
             if not involved:
                 # Attributes that say several sizes at once: whatever they say stays.
                 involved = [c for c in self._behind(one) if sizes.get(c, c.size) != c.size]
@@ -226,14 +226,15 @@ class Equations:
             numbers |= dict.fromkeys(_class_numbers(self._defined.get(place, 0)))
         return tuple(numbers), tuple(places)
 
-    def _classes_of(self, one: Equation) -> list[AxisClass]:
+    def classes_of(self, one: Equation) -> list[AxisClass]:
+        """The classes that an equation speaks of, through the attributes that classes define too."""
         return [self.classes[number] for number in self._parts[one][0]]
 
     def _behind(self, one: Equation) -> list[AxisClass]:
         """The classes of all equations that share an attribute with this one."""
         mine = set(self._parts[one][1])
         near = [each for each, (_, places) in self._parts.items() if mine & set(places)]
-        return list(dict.fromkeys(c for each in near for c in self._classes_of(each)))
+        return list(dict.fromkeys(c for each in near for c in self.classes_of(each)))
 
     def _numbers(self, sizes: Sizes) -> list[int]:
         return [sizes.get(each, each.size) for each in self.classes]

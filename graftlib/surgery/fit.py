@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import networkx as nx
 import torch
 from torch import Tensor, fx, nn
 
@@ -30,7 +31,7 @@ from .scratch import Misfit, Reference, equations_of, passage, reference_of, scr
 from .stale import labels, refresh_layers
 from .tagged import Place, put
 
-__all__ = ["Plan", "fitted", "plan"]
+__all__ = ["Plan", "fitted", "plan", "ties"]
 
 Rows = Mapping[tuple[str, int], Tensor]
 Sizes = Mapping[AxisClass, int]
@@ -198,6 +199,41 @@ def plan(model: nn.Module, graph: LayerGraph, wishes: Sizes, *, fixed: bool) -> 
         for each in left:
             refused[each] = learned.refused[each] = failure.why
             sizes[each] = each.size
+
+
+def ties(
+    model: nn.Module, graph: LayerGraph, classes: Sequence[AxisClass]
+) -> list[tuple[AxisClass, ...]]:
+    """Groups of classes that the code ties: those of a group change in one proportion, each group by itself.
+
+    Args:
+        model: the traced one, or another of the same structure.
+        graph: of it; what is learned is kept with it.
+        classes: free ones. Those whose size the code holds are in no group.
+
+    Raises:
+        SurgeryError: none of them can change.
+    """
+    half = {each: max(each.size // 2, 1) for each in classes}
+    plan(model, graph, half, fixed=False)
+    learned = _learned[graph]
+    loose = [each for each in half if each not in learned.refused]
+    equations = learned.equations
+    if equations is None:
+        return [(each,) for each in loose]
+    groups: nx.Graph[AxisClass] = nx.Graph()
+    groups.add_nodes_from(loose)
+    for each in loose:
+        for one in equations.attributes_for({each: half[each]})[1]:
+            groups.add_edges_from((each, other) for other in equations.classes_of(one))
+    found = [tuple(c for c in classes if c in group) for group in nx.connected_components(groups)]
+    return [
+        group
+        for group in sorted(found, key=lambda group: classes.index(group[0]) if group else -1)
+        if group
+        and set(group) <= set(loose)
+        and not equations.attributes_for({each: half[each] for each in group})[1]
+    ]
 
 
 def _together(

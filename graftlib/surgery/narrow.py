@@ -63,11 +63,12 @@ def narrow(
             (args, kwargs). The labels of a loader are no input. Both models run over them once, all batches in step,
             so what a forward pass holds at a time is held for each of them. A part is held out.
         refit: what `data` is used for: ``"least-squares"`` (the layers that read narrowed units get the weights and
-            biases that best give what they gave before), ``"rescale"`` (one factor for each such layer, so that the
-            mean square of what it gives stays), or None. Without `data` nothing is fitted. A least-squares fit stays
-            where the layer's held-out error falls; and fits are taken back until what the whole model gives is, on
-            held-out inputs, clearly nearer to what it was than without them. A factor is not held to that: it keeps
-            the scale of a layer, and what the model gives may be further from what it was.
+            biases that best give what they gave before), ``"bias"`` (the biases alone, for few inputs), ``"rescale"``
+            (one factor for each such layer, so that the mean square of what it gives stays), or None. Without `data`
+            nothing is fitted. A fit of weights or biases stays where the layer's held-out error falls; and fits are
+            taken back until what the whole model gives is, on held-out inputs, clearly nearer to what it was than
+            without them. A factor is not held to that: it keeps the scale of a layer, and what the model gives may be
+            further from what it was.
         ridge: of the least squares, in units of the mean square of a feature; larger stays nearer to the weights
             that were kept. ``"auto"``: for each layer the one with the least held-out error.
         statistics: take the running statistics of batch norms anew from `data`, after the fit; from all of it, and

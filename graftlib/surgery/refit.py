@@ -86,9 +86,7 @@ def refitted(
             model, slim, order, uses, batches, fitting, REFITS[how], rows, graph
         )
         count = len(fitting.fits)
-        if (
-            how == "least-squares"
-        ):  # a rescaled layer keeps a mean square, and may well be further off
+        if how != "rescale":  # a rescaled layer keeps a mean square, and may well be further off
             _take_back(model, slim, batches, fitting, unfitted, fitted)
     _tell_left(readers, [fqn for fqn in sorted(readers) if fqn not in fits])
     _tell_few(fitting)
@@ -436,8 +434,31 @@ def _rescale(fitting: _Fitting, fqn: str, pairs: Pairs, places: Tensor | None) -
         fitting.write({fqn: tensor_of(fitting.slim, fqn).detach() * (old / new) ** 0.5})
 
 
+def _bias(fitting: _Fitting, fqn: str, pairs: Pairs, places: Tensor | None) -> None:
+    """The bias alone: the mean of what is missing (FLAP, An et al. 2024, eq. 6); few rows are enough for it."""
+    learnt, held_out = _Moments(), _Moments()
+    use: Use | None = None
+    for block in _blocks(pairs, places, fitting.holdout):
+        use = block.use
+        x = block.x.new_ones(1, len(block.given), 1)
+        missing = (block.wanted - block.given)[None]
+        for moments, mask in ((learnt, ~block.held_out), (held_out, block.held_out)):
+            moments.add(x[:, mask], missing[:, mask], block.wanted[mask])
+    if use is None or use.bias is None or not learnt.rows or not held_out.rows:
+        return
+    mean = torch.as_tensor(learnt.moment) / learnt.rows  # (1, 1, out)
+    if held_out.change(mean) < -_FALL * held_out.missing:
+        name = fitting.biases[fqn]
+        bias = tensor_of(fitting.slim, name).detach()
+        fitting.write({name: bias + mean.flatten().to(bias.device)})
+
+
 Refit = Callable[[_Fitting, str, Pairs, "Tensor | None"], None]
-REFITS: dict[str, Refit] = {"least-squares": _least_squares, "rescale": _rescale}
+REFITS: dict[str, Refit] = {
+    "least-squares": _least_squares,
+    "bias": _bias,
+    "rescale": _rescale,
+}
 
 
 def reestimate(model: nn.Module, batches: Sequence[Batch]) -> None:

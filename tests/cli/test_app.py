@@ -27,12 +27,12 @@ def test_help_and_version_are_fine(arguments: list[str]):
     assert "graftlib" in result.stdout
 
 
-@pytest.mark.parametrize("command", ["trace", "check", "map", "view", "export", "doctor"])
+@pytest.mark.parametrize("command", ["trace", "check", "map", "view", "slim", "export", "doctor"])
 def test_every_command_shows_an_example(command: str):
     assert f"Example: graftlib {command} " in run(app, [command, "--help"]).stdout
 
 
-@pytest.mark.parametrize("command", ["trace", "check", "map", "view", "export"])
+@pytest.mark.parametrize("command", ["trace", "check", "map", "view", "slim", "export"])
 def test_help_says_that_a_file_is_executed(command: str):
     assert "executes FILE.py" in " ".join(run(app, [command, "--help"]).stdout.split())
 
@@ -54,6 +54,9 @@ def test_help_says_that_a_file_is_executed(command: str):
         ["export", "torchvision:resnet18", "--device", "meta"],
         ["map", "torchvision:resnet18"],
         ["map", "torchvision:resnet18", "torchvision:resnet18", "--link", "fc"],
+        ["slim", "torchvision:resnet18", "--budget", "macs=0.5", "-o", "x", "--device", "meta"],
+        ["slim", "torchvision:resnet18", "--budget", "macs", "-o", "x"],
+        ["slim", "torchvision:resnet18", "-o", "x"],
         ["\x1b[2J"],
     ],
 )

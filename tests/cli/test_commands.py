@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner
 
+from graftlib import load
 from graftlib.cli import steps
 from graftlib.cli.app import app
 from graftlib.cli.doctor import extras
@@ -252,15 +253,42 @@ def test_map_proposes_pairs_where_no_link_is_given(folder: Path):
     assert (folder / "mapping.yaml").exists()
 
 
+# --------------------------------------------------------------------------------------------- slim
+
+
+def test_slim_writes_what_load_reads(folder: Path):
+    arguments = ["slim", "nets.py:wide", "--budget", "macs=0.5", "--multiple-of", "1"]
+    result = run(app, [*arguments, "-o", "out", "--json"])
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["after"]["macs"] * 2 == report["before"]["macs"]
+    assert report["widths"] == [{"layer": "0", "before": 8, "after": 4}]
+    assert files(folder) == {"nets.py", "out/edit.json", "out/model.safetensors"}
+    again = load(folder / "out", _wide)
+    assert again[0].out_channels == 4
+
+
+def _wide() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(512, 2))
+
+
+def test_a_budget_that_cannot_be_met_writes_nothing(folder: Path):
+    result = run(app, ["slim", "nets.py:wide", "--budget", "macs=10", "-o", "out"])
+    assert result.exit_code == 1
+    assert "below the smallest model" in result.stderr
+    assert files(folder) == {"nets.py"}
+
+
 # ------------------------------------------------------------------------------------------ dry run
 
 
-@pytest.mark.parametrize("command", ["trace", "view", "export"])
+@pytest.mark.parametrize("command", ["trace", "view", "slim", "export"])
 @pytest.mark.parametrize("form", [[], ["--json"]])
 def test_a_dry_run_writes_and_executes_nothing(folder: Path, command: str, form: list[str]):
     (folder / "nets.py").write_text("open('ran', 'w')\ndef small(): pass")
-    suffix = {"trace": "json", "view": "html", "export": "onnx"}[command]
-    arguments = [command, "nets.py:small", "-o", f"x.{suffix}", "--dry-run", *form]
+    suffix = {"trace": "json", "view": "html", "slim": "out", "export": "onnx"}[command]
+    more = ["--budget", "macs=0.5"] if command == "slim" else []
+    arguments = [command, "nets.py:small", "-o", f"x.{suffix}", "--dry-run", *more, *form]
     result = run(app, arguments)
     assert result.exit_code == 0, result.stderr
     assert files(folder) == {"nets.py"}

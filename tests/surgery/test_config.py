@@ -283,7 +283,7 @@ def test_a_permuted_buffer_that_no_file_holds_is_named(saved, unsaved, recwarn):
     Model.saved, Model.unsaved = saved, unsaved
     torch.manual_seed(0)
     model = Model(llama().config).eval()
-    moved = permute(model, trace(model, (IDS["input_ids"],)), seed=0)
+    moved = permute(trace(model, (IDS["input_ids"],)), seed=0)
     torch.testing.assert_close(
         moved(IDS["input_ids"]), model(IDS["input_ids"]), rtol=1e-4, atol=1e-5
     )

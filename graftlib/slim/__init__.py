@@ -1,0 +1,29 @@
+"""Slim: from a large model and a budget to a small one that is proven, loadable and fast.
+
+What needs torch is imported when it is first used, so that ``graftlib --help`` is quick.
+"""
+
+from typing import TYPE_CHECKING
+
+import lazy_loader
+
+from .verb import slim as slim
+
+if TYPE_CHECKING:
+    from .costs import Costs as Costs
+    from .costs import costs_of as costs_of
+    from .edit import Edit as Edit
+    from .saving import load as load
+    from .slimming import Slim as Slim
+
+__getattr__, _, _ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "costs": ["Costs", "costs_of"],
+        "edit": ["Edit"],
+        "saving": ["load"],
+        "slimming": ["Slim"],
+    },
+)
+
+__all__ = ["Costs", "Edit", "Slim", "costs_of", "load", "slim"]

@@ -1,0 +1,289 @@
+"""What a model costs, as exact polynomials in the sizes of its axis classes.
+
+In: a layer graph. Out: `Costs`: parameters, multiply-accumulates, bytes and activation memory at any sizes of the free
+classes, without building a model. Always true: at the traced sizes the numbers are those of the tensors and of
+`torch.utils.flop_counter` (which counts two FLOPs a MAC); after a prune they are those of the pruned model.
+MACs are those of products and convolutions of tensors, as that counter has them: norms, activations and pooling are
+free. A causal mask saves nothing there.
+Not here: latency.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx
+
+from ..graph import LayerGraph
+from ..graph.axes import AxisClass
+from ..graph.axes.algebra import Atom, Expr, Prod, resolve
+from ..graph.axes.values import Axes, Stack
+from ..graph.ops import overload
+from ..surgery.scratch import Reference, reference_of
+
+__all__ = ["COSTS", "Costs", "Polynomial", "costs_of"]
+
+COSTS = ("params", "macs", "bytes", "activations")
+_DROPOUTS = ("dropout", "feature_dropout", "alpha_dropout")  # in eval mode the input itself
+
+
+@dataclass(frozen=True)
+class Polynomial:
+    """A sum of products of sizes.
+
+    Attributes:
+        terms: numbers of the classes that are multiplied, sorted, each as often as it occurs -> how often.
+
+    >>> x, y = Polynomial.of(0), Polynomial.of(1)
+    >>> print(x * y + x * 9 + 2, (x * y + x * 9 + 2)([3, 5]))
+    c0 c1 + 9 c0 + 2 44
+    """
+
+    terms: Mapping[tuple[int, ...], int]
+
+    @staticmethod
+    def of(number: int) -> Polynomial:
+        """The size of the class of this number."""
+        return Polynomial({(number,): 1})
+
+    def __add__(self, other: Polynomial | int) -> Polynomial:
+        total = Counter(self.terms)
+        total.update(_polynomial(other).terms)
+        return Polynomial(total)
+
+    def __mul__(self, other: Polynomial | int) -> Polynomial:
+        product: Counter[tuple[int, ...]] = Counter()
+        for left, count in self.terms.items():
+            for right, times in _polynomial(other).terms.items():
+                product[tuple(sorted((*left, *right)))] += count * times
+        return Polynomial(product)
+
+    def __call__(self, sizes: Sequence[int]) -> int:
+        """Its value where class `i` has ``sizes[i]`` units."""
+        total = 0
+        for numbers, count in self.terms.items():
+            for number in numbers:
+                count *= sizes[number]
+            total += count
+        return total
+
+    def __str__(self) -> str:
+        words = []
+        for numbers, count in sorted(self.terms.items(), key=lambda item: (-len(item[0]), item[0])):
+            factors = [f"c{number}" for number in numbers]
+            words.append(" ".join([str(count), *factors] if count != 1 or not factors else factors))
+        return " + ".join(words) or "0"
+
+
+def _polynomial(value: Polynomial | int) -> Polynomial:
+    return value if isinstance(value, Polynomial) else Polynomial({(): value} if value else {})
+
+
+def _product(values: Iterable[Polynomial]) -> Polynomial:
+    total = _polynomial(1)
+    for value in values:
+        total = total * value
+    return total
+
+
+def _sum(values: Iterable[Polynomial]) -> Polynomial:
+    total: Counter[tuple[int, ...]] = Counter()
+    for value in values:
+        total.update(value.terms)
+    return Polynomial(total)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a model costs at the traced inputs (their batch size included).
+
+    Attributes:
+        classes: of the graph, in its order: ``c3`` of a polynomial is the size of ``classes[3]``.
+        params: elements of all parameters, each once where it is tied.
+        macs: multiply-accumulates of one forward pass.
+        bytes: of the parameters and of the buffers that the state dict carries, in their dtypes.
+        activations: bytes of all that the ops of one forward pass make; views, what is written in place, and tensors
+            of equal elements count nothing. What training keeps is of this order; inference needs less at a time.
+    """
+
+    classes: tuple[AxisClass, ...]
+    params: Polynomial
+    macs: Polynomial
+    bytes: Polynomial
+    activations: Polynomial
+
+    def at(self, sizes: Mapping[AxisClass, int] | None = None) -> dict[str, int]:
+        """Each of `COSTS` where classes have these sizes; those that are absent have their own."""
+        numbers = [(sizes or {}).get(each, each.size) for each in self.classes]
+        return {name: getattr(self, name)(numbers) for name in COSTS}
+
+
+def costs_of(graph: LayerGraph) -> Costs:
+    """The costs of the traced model.
+
+    >>> from torch import nn
+    >>> from graftlib import trace
+    >>> graph = trace(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(1, 3))
+    >>> print(costs_of(graph).params, "|", costs_of(graph).macs)
+    6 c0 + 2 | 5 c0
+    """
+    reader = _Reader(graph)
+    held = [t for t in graph.model.state_dict(keep_vars=True).items() if isinstance(t[1], Tensor)]
+    state = {id(tensor): (fqn, tensor) for fqn, tensor in reversed(held)}
+    parameters = {id(p): (fqn, p) for fqn, p in graph.model.named_parameters()}
+    ops = [node for node in graph.fx.nodes if node.op == "call_function"]
+    return Costs(
+        reader.reference.classes,
+        _sum(reader.tensor(fqn, tensor) for fqn, tensor in parameters.values()),
+        _sum(reader.macs(node) for node in ops),
+        _sum(reader.tensor(f, t) * t.element_size() for f, t in state.values()),
+        _sum(reader.made(node) for node in ops if not _is_view(node)),
+    )
+
+
+class _Reader:
+    """Sizes of what the traced pass holds."""
+
+    def __init__(self, graph: LayerGraph) -> None:
+        self.reference: Reference = reference_of(graph)
+
+    def size(self, axis: Expr) -> Polynomial:
+        axis = resolve(axis)
+        if isinstance(axis, Atom):
+            number = self.reference.number.get(axis)
+            free = number is not None and self.reference.classes[number].free
+            return Polynomial.of(number) if number is not None and free else _polynomial(axis.size)
+        if isinstance(axis, Prod):
+            return _product(self.size(factor) for factor in axis.factors)
+        return _sum(self.size(term) for term in axis.terms)
+
+    def tensor(self, fqn: str, tensor: Tensor) -> Polynomial:
+        """Elements of a parameter or buffer."""
+        axes = self.reference.found.axes.get(fqn)
+        return _polynomial(tensor.numel()) if axes is None else _product(map(self.size, axes))
+
+    def sizes(self, node: Any) -> list[Polynomial]:
+        """Of each dimension of a tensor; of tensors side by side, of the first."""
+        axes = self.reference.found.values.get(node)
+        if isinstance(axes, Stack):
+            axes = axes.parts[0]
+        if isinstance(axes, Axes):
+            return [self.size(axis) for axis in axes]
+        return [_polynomial(size) for size in node.meta["val"].shape]
+
+    def elements(self, node: fx.Node) -> Polynomial:
+        """Of one tensor."""
+        axes = self.reference.found.values.get(node)
+        if isinstance(axes, Stack) and axes.dim >= 0:
+            return _sum(_product(map(self.size, axes.part(i))) for i in range(len(axes.parts)))
+        return _product(self.sizes(node))
+
+    def made(self, node: fx.Node) -> Polynomial:
+        """Bytes of the tensors that an op makes."""
+        value, axes = node.meta.get("val"), self.reference.found.values.get(node)
+        if isinstance(value, Tensor):
+            uniform = isinstance(axes, Axes) and axes.uniform
+            return _polynomial(0) if uniform else self.elements(node) * value.element_size()
+        if not isinstance(value, (list, tuple)):
+            return _polynomial(0)
+        known = axes if isinstance(axes, (list, tuple)) and len(axes) == len(value) else value
+        return _sum(
+            _product(map(self.size, one)) * tensor.element_size()
+            if isinstance(one, Axes)
+            else _polynomial(tensor.numel() * tensor.element_size())
+            for one, tensor in zip(known, value, strict=True)
+            if isinstance(tensor, Tensor)
+        )
+
+    def macs(self, node: fx.Node) -> Polynomial:
+        rule = _MACS.get(_short(node))
+        return _polynomial(0) if rule is None else rule(self, node, list(node.args))
+
+
+def _short(node: fx.Node) -> str:
+    return overload(node).rpartition(".")[0].removeprefix("aten.")
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Whether the result is the memory of an argument."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or _short(node) in _DROPOUTS:
+        return True  # `getitem`
+    return any(each.alias_info is not None for each in schema.returns)
+
+
+# Multiply-accumulates, op by op ---------------------------------------------------------------------------------
+
+_Rule = Callable[[_Reader, fx.Node, list[Any]], Polynomial]
+
+
+def _matrix(first: int) -> _Rule:
+    """z[..., o] = sum_i x[..., i] w[i, o], where x is the argument number `first`."""
+    return lambda reader, node, args: reader.elements(node) * reader.sizes(args[first])[-1]
+
+
+def _conv(reader: _Reader, node: fx.Node, args: list[Any]) -> Polynomial:
+    """Each element of the result reads a window of the input channels of its group."""
+    return reader.elements(node) * _product(reader.sizes(args[1])[1:])
+
+
+def _transposed(reader: _Reader, node: fx.Node, args: list[Any]) -> Polynomial:
+    """Each element of the input is written to a window of the output channels of its group."""
+    return reader.elements(args[0]) * _product(reader.sizes(args[1])[1:])
+
+
+def _convolution(reader: _Reader, node: fx.Node, args: list[Any]) -> Polynomial:
+    return (_transposed if args[6] else _conv)(reader, node, args)
+
+
+def _attention(reader: _Reader, node: fx.Node, args: list[Any]) -> Polynomial:
+    """Queries times keys, and weights times values."""
+    return (reader.elements(args[0]) + reader.elements(node)) * reader.sizes(args[1])[-2]
+
+
+def _recurrent(reader: _Reader, node: fx.Node, args: list[Any]) -> Polynomial:
+    """Every weight matrix once for each step of each sequence."""
+    weights = next(a for a in args[2:4] if isinstance(a, (list, tuple)) and len(a) > 1)
+    matrices = [w for w in weights if isinstance(w, fx.Node) and w.meta["val"].ndim == 2]
+    return _product(reader.sizes(args[0])[:-1]) * _sum(map(reader.elements, matrices))
+
+
+def _cell(reader: _Reader, node: fx.Node, args: list[Any]) -> Polynomial:
+    return _product(reader.sizes(args[0])[:-1]) * _sum(map(reader.elements, args[2:4]))
+
+
+def _einsum(reader: _Reader, node: fx.Node, args: list[Any]) -> Polynomial:
+    """Of two tensors: all letters that both have, or that one has and the result keeps."""
+    left, _, out = str(args[0]).replace(" ", "").partition("->")
+    words, operands = left.split(","), list(args[1])
+    if len(words) != 2 or not out or "." in left:
+        return _polynomial(0)
+    sizes = {
+        letter: size
+        for word, operand in zip(words, operands, strict=True)
+        for letter, size in zip(word, reader.sizes(operand), strict=True)
+    }
+    both = set(words[0]) & set(words[1])
+    return _product(size for letter, size in sizes.items() if letter in both or letter in out)
+
+
+def _rules() -> Iterator[tuple[str, _Rule]]:
+    for name in ("linear", "mm", "bmm", "matmul", "mv", "dot"):
+        yield name, _matrix(0)
+    for name in ("addmm", "baddbmm", "addmm_", "addbmm", "addmv"):
+        yield name, _matrix(1)
+    for n in (1, 2, 3):
+        yield f"conv{n}d", _conv
+        yield f"conv_transpose{n}d", _transposed
+    yield "convolution", _convolution
+    yield "scaled_dot_product_attention", _attention
+    for name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+        yield name, _recurrent
+        yield f"{name}_cell", _cell
+    yield "einsum", _einsum
+
+
+_MACS: dict[str, _Rule] = dict(_rules())

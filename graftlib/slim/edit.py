@@ -1,0 +1,555 @@
+"""An edit as data: which units of which axis classes stay, in names, to be applied again and to be read by anybody.
+
+In: a prune. Out: an `Edit`, JSON and back. It applies to the model that it was made of, to another checkpoint of the
+same architecture, to a state dict, to a low-rank adapter of the large model, and to an optimizer's state.
+Always true: everything is checked before anything is written: the shapes of all tensors concerned are those of the
+model that the edit was made of. An edit only selects; weights that were fitted to data are not a part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..disk import write_whole
+from ..documents import Count, Record, convert, read_json
+from ..errors import shown
+from ..graph import LayerGraph, structure
+from ..graph.axes import AxisClass, Member
+from ..surgery import SurgeryError
+from ..surgery.edits import resize, tensor_of
+from ..surgery.fields import Path as Way
+from ..surgery.fields import numbers, set_field
+from ..surgery.stale import refresh_layers
+from ..surgery.tagged import Place, put
+
+__all__ = ["Edit", "digest"]
+
+T = TypeVar("T", bound="nn.Module | Mapping[str, Tensor]")
+_FORMAT, _VERSION = "graftlib edit", 1
+# What wrappers put in front of the names of a model.
+_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|base_model\.model\.)+")
+_LORA = re.compile(
+    r"^(?P<module>.+)\.(?P<part>lora_(?:embedding_)?[AB]|lora_magnitude_vector)(?:\.[^.]+)*$"
+)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A tensor that an edit changes.
+
+    Attributes:
+        shape: before the edit.
+        axes: the word of each axis, as in `Parameter.axes`; empty for a buffer.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """Which units stay. Two edits are equal where their documents are.
+
+    Attributes:
+        model: the name of the model's class.
+        kept: axis class -> the numbers of its units that stay, ascending.
+        tensors: FQN -> what it was, for each tensor that a class lies on.
+        aliases: FQN -> the FQN in `tensors` that is the same tensor under another name.
+        attributes: (FQN of a module, way to an attribute) -> the number that it says after the edit.
+        config: (FQN of a module, way in its config) -> what it says after the edit, of Hugging Face models.
+        source: SHA-256 of the model's state dict before the edit (see `digest`); empty where it had no values.
+    """
+
+    model: str
+    kept: Mapping[AxisClass, tuple[int, ...]]
+    tensors: Mapping[str, Shape]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    attributes: Mapping[Place, int] = field(default_factory=dict)
+    config: Mapping[tuple[str, Way], Any] = field(default_factory=dict)
+    source: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        graph: LayerGraph,
+        kept: Mapping[AxisClass, Sequence[int]],
+        attributes: Mapping[Place, int],
+    ) -> Edit:
+        """The edit that keeps these units of `model`, which `graph` is of; `attributes` of its `Plan`."""
+        words = {each.fqn: each.axes for each in graph.parameters()}
+        concerned = dict.fromkeys(m.fqn for each in kept for m in each.members)
+        tensors = {
+            fqn: Shape(tuple(tensor_of(model, fqn).shape), words.get(fqn, ())) for fqn in concerned
+        }
+        first = {id(tensor_of(model, fqn)): fqn for fqn in concerned}
+        state = model.state_dict(keep_vars=True)
+        aliases = {
+            name: first[id(tensor)]
+            for name, tensor in state.items()
+            if id(tensor) in first and name not in concerned
+        }
+        return cls(
+            graph.name,
+            {each: tuple(int(unit) for unit in units) for each, units in kept.items()},
+            tensors,
+            aliases,
+            dict(attributes),
+            {},
+            digest(state),
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Edit) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash(self.sha256)
+
+    @property
+    def sizes(self) -> dict[AxisClass, int]:
+        """Axis class -> how many of its units stay."""
+        return {each: len(units) for each, units in self.kept.items()}
+
+    def rows(self) -> dict[tuple[str, int], Tensor]:
+        """(FQN, axis) -> (n,) int64, the places that stay: where classes meet on an axis, those that all keep."""
+        masks: dict[tuple[str, int], Tensor] = {}
+        for each, units in self.kept.items():
+            mine = torch.zeros(each.size, dtype=torch.bool, device="cpu")
+            mine[list(units)] = True
+            for m in each.members:
+                length = self.tensors[m.fqn].shape[m.axis]
+                mask = masks.setdefault(
+                    (m.fqn, m.axis), torch.ones(length, dtype=torch.bool, device="cpu")
+                )
+                shape = [each.size if i == m.position else 1 for i in range(len(m.factors))]
+                mask[m.start : m.start + prod(m.factors)] &= (
+                    mine.view(shape).expand(m.factors).flatten()
+                )
+        return {key: mask.nonzero().flatten() for key, mask in masks.items()}
+
+    def apply(self, target: T, *, inplace: bool = False) -> T:
+        """The same edit of another model or of tensors by name.
+
+        Args:
+            target: a model of the architecture that the edit was made of; or a state dict of one (names may begin
+                with ``module.`` or ``_orig_mod.``); or the state dict of a low-rank adapter of the `peft` library
+                for one, whose matrices lose the inputs and outputs that the weights beside them lose.
+            inplace: edit a model itself; otherwise a copy is made. A state dict is never changed.
+
+        Returns:
+            the model, or a new dict whose unchanged tensors are the same objects.
+
+        Raises:
+            SurgeryError: a tensor is missing or has another shape than the edit says; all of them are named.
+        """
+        if isinstance(target, nn.Module):
+            edited: Any = self._of_model(target, inplace)
+        else:
+            edited = self._of_state(target)
+        result: T = edited
+        return result
+
+    def _of_model(self, model: Any, inplace: bool) -> Any:
+        model = structure.unwrap(model, SurgeryError)
+        if any("base_layer" in module._modules for module in model.modules()):
+            raise SurgeryError(
+                "an edit does not apply to a model with adapters in it.",
+                fix="apply it to the base model, and to get_peft_model_state_dict(model)",
+            )
+        self._check({**dict(model.named_buffers()), **dict(model.named_parameters())})
+        self._check_attributes(model)
+        if not inplace:
+            model = structure.duplicate(model, structure.own)
+        resize(model, self.rows())
+        put(model, dict(self.attributes))
+        refresh_layers(model, self.sizes)
+        for (fqn, way), value in self.config.items():
+            set_field(model.get_submodule(fqn).config, way, value)
+        return model
+
+    def _of_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        rows = self.rows()
+        by_axis: dict[str, dict[int, Tensor]] = {}
+        for (fqn, axis), places in rows.items():
+            by_axis.setdefault(fqn, {})[axis] = places
+        plain = {_WRAPPERS.sub("", name): name for name in state}
+        adapters = {n: found for n in plain if (found := _LORA.match(n))}
+        if not adapters:
+            self._check({name: state[full] for name, full in plain.items()})
+        edited: dict[str, Tensor] = {}
+        faults: dict[str, str] = {}
+        for name, full in plain.items():
+            tensor = state[full]
+            cuts = by_axis.get(self.aliases.get(name, name), {})
+            if name in adapters:
+                cuts, fault = self._of_adapter(adapters[name], tensor, by_axis)
+                faults |= {full: fault} if fault else {}
+            edited[full] = tensor if faults else _selected(tensor, cuts)
+        if faults:
+            raise _unlike(self.model, faults)
+        return edited
+
+    def _of_adapter(
+        self, found: re.Match[str], tensor: Tensor, by_axis: Mapping[str, Mapping[int, Tensor]]
+    ) -> tuple[dict[int, Tensor], str]:
+        """(axis -> the places that stay, what is wrong) of one tensor of a low-rank adapter."""
+        fqn = f"{found['module'].removesuffix('.base_layer')}.weight"
+        fqn = self.aliases.get(fqn, fqn)
+        if fqn not in by_axis:
+            return {}, ""
+        shape, words = self.tensors[fqn].shape, self.tensors[fqn].axes
+        reading = found["part"] in ("lora_A", "lora_embedding_A")
+        named = ("in", "entry") if reading else ("out", "dim")
+        axis = next((words.index(word) for word in named if word in words), -1)
+        if axis < 0:
+            return {}, f"the axes of '{fqn}' are {' '.join(words)}"
+        mine = 1 if reading else 0
+        if found["part"] == "lora_magnitude_vector":
+            mine = tuple(tensor.shape).index(shape[axis]) if shape[axis] in tensor.shape else -1
+        if not 0 <= mine < tensor.ndim or tensor.shape[mine] != shape[axis]:
+            return {}, f"{tuple(tensor.shape)} beside '{fqn}' {shape}"
+        places = by_axis[fqn].get(axis)
+        return ({} if places is None else {mine: places}), ""
+
+    def apply_optimizer(self, state: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+        """An optimizer's state for the edited model: what is kept for a parameter is edited as the parameter is.
+
+        Args:
+            state: ``optimizer.state_dict()``; not changed.
+            model: the unedited one whose parameters the optimizer was given, all of them, in the order of
+                ``model.parameters()``, or by names (``param_names`` in its groups).
+
+        Returns:
+            a new state, with tensors of its own, for an optimizer of the edited model's parameters in the same order.
+
+        Raises:
+            SurgeryError: the optimizer has other parameters, or keeps tensors of another shape than theirs.
+        """
+        self._check(dict(model.state_dict(keep_vars=True)))
+        owned = dict(model.named_parameters())
+        numbers_of = [n for group in state["param_groups"] for n in group["params"]]
+        named = [n for group in state["param_groups"] for n in group.get("param_names", ())]
+        names = [_WRAPPERS.sub("", name) for name in named] or list(owned)
+        if len(names) != len(numbers_of) or not owned.keys() >= set(names):
+            raise SurgeryError(
+                f"the optimizer has {len(numbers_of)} parameters, and the model {len(owned)}.",
+                fix="make the optimizer from model.named_parameters(), so that it knows their names",
+            )
+        by_axis: dict[str, dict[int, Tensor]] = {}
+        for (fqn, axis), places in self.rows().items():
+            by_axis.setdefault(fqn, {})[axis] = places
+        edited: dict[Any, Any] = {}
+        for number, name in zip(numbers_of, names, strict=True):
+            cuts, shape = by_axis.get(name, {}), owned[name].shape
+            edited[number] = {}
+            for key, value in state["state"].get(number, {}).items():
+                if cuts and isinstance(value, Tensor) and value.ndim:
+                    if value.shape != shape:
+                        fault = f"{tuple(value.shape)}, not {tuple(shape)}"
+                        raise _unlike(self.model, {f"{key} of '{name}'": fault})
+                    value = _selected(value, cuts)
+                edited[number][key] = value.clone() if isinstance(value, Tensor) else value
+        return {**state, "state": {n: kept for n, kept in edited.items() if n in state["state"]}}
+
+    def _check(self, tensors: Mapping[str, Tensor]) -> None:
+        faults = {}
+        for fqn, due in self.tensors.items():
+            if fqn not in tensors:
+                names = [a for a, first in self.aliases.items() if first == fqn and a in tensors]
+                if not names:
+                    faults[fqn] = "is missing"
+            elif tuple(tensors[fqn].shape) != due.shape:
+                faults[fqn] = f"{tuple(tensors[fqn].shape)}, not {due.shape}"
+        if faults:
+            raise _unlike(self.model, faults)
+
+    def _check_attributes(self, model: nn.Module) -> None:
+        """Only numbers that are there are set, whatever the document says."""
+        modules = dict(model.named_modules(remove_duplicate=False))
+        faults = {}
+        for (fqn, way), _ in self.attributes.items():
+            if type(_at(vars(modules[fqn]) if fqn in modules else {}, way)) is not int:
+                faults[f"'{fqn}' {'.'.join(map(str, way))}"] = "is no whole number"
+        for (fqn, way), _ in self.config.items():
+            config = vars(modules[fqn]).get("config") if fqn in modules else None
+            if not hasattr(config, "to_dict") or _at(vars(config), way[:1]) is _NOTHING:
+                faults[f"the config of '{fqn}'"] = f"has no {'.'.join(map(str, way))}"
+        if faults:
+            raise _unlike(self.model, faults)
+
+    # As a document ------------------------------------------------------------------------------------------------
+
+    def to_json(self) -> str:
+        """The edit as a versioned JSON document; the same text for the same edit."""
+        content = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "model": self.model,
+            "source": self.source,
+            "classes": [
+                {
+                    "size": each.size,
+                    "keep": list(units),
+                    "members": [
+                        {
+                            "fqn": m.fqn,
+                            "axis": m.axis,
+                            "start": m.start,
+                            "factors": list(m.factors),
+                            "position": m.position,
+                        }
+                        for m in each.members
+                    ],
+                }
+                for each, units in self.kept.items()
+            ],
+            "tensors": {
+                fqn: {"shape": list(t.shape), "axes": list(t.axes)}
+                for fqn, t in self.tensors.items()
+            },
+            "aliases": dict(self.aliases),
+            "attributes": [
+                {"module": module, "way": list(way), "value": value}
+                for (module, way), value in self.attributes.items()
+            ],
+            "config": [
+                {"module": module, "way": list(way), "value": value}
+                for (module, way), value in self.config.items()
+            ],
+        }
+        return json.dumps(content, separators=(",", ":")) + "\n"
+
+    @property
+    def sha256(self) -> str:
+        """Of `to_json`."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def save(self, path: str | Path) -> None:
+        """Write `to_json` to a file, whole or not at all.
+
+        Raises:
+            SurgeryError: the path cannot be written.
+        """
+        write_whole(path, self.to_json(), error=SurgeryError)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Edit:
+        """Read what `save` wrote.
+
+        Raises:
+            SurgeryError: the file cannot be read, or is no edit; all faults at once.
+        """
+        return cls._of_document(read_json(path, _File, what="edit", error=SurgeryError))
+
+    @classmethod
+    def from_json(cls, text: str) -> Edit:
+        """Read what `to_json` gave.
+
+        Raises:
+            SurgeryError: the text is no edit; all faults at once.
+        """
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as refusal:
+            raise SurgeryError("the edit cannot be read as JSON.", why=str(refusal)) from None
+        return cls._of_document(convert(values, _File, what="the edit", error=SurgeryError))
+
+    @classmethod
+    def _of_document(cls, content: _File) -> Edit:
+        faults = dict(_contradictions(content))
+        if faults:
+            raise SurgeryError(
+                "the edit contradicts itself.", where=faults, fix="write it again with save"
+            )
+        kept = {
+            AxisClass(
+                each.size,
+                tuple(
+                    Member(m.fqn, m.axis, m.start, tuple(m.factors), m.position)
+                    for m in each.members
+                ),
+            ): tuple(each.keep)
+            for each in content.classes
+        }
+        tensors = {f: Shape(tuple(t.shape), tuple(t.axes)) for f, t in content.tensors.items()}
+        return cls(
+            content.model,
+            kept,
+            tensors,
+            content.aliases,
+            {(a.module, tuple(a.way)): a.value for a in content.attributes},
+            {(c.module, tuple(c.way)): c.value for c in content.config},
+            content.source,
+        )
+
+    def with_config(self, before: nn.Module, after: nn.Module) -> Edit:
+        """The same, with what the configs of the edited model say otherwise than those of the model before."""
+        changed: dict[tuple[str, Way], Any] = {}
+        configs = {fqn: vars(m).get("config") for fqn, m in after.named_modules()}
+        seen: set[int] = set()
+        for fqn, config in configs.items():
+            if not hasattr(config, "to_dict") or id(config) in seen:
+                continue
+            seen.add(id(config))
+            old, new = (
+                dict(numbers(vars(before.get_submodule(fqn))["config"])),
+                dict(numbers(config)),
+            )
+            for way in dict.fromkeys(way[:1] for way in new if old.get(way) != new[way]):
+                whole = getattr(config, str(way[0]))
+                if _plain(whole):
+                    changed[fqn, way] = whole
+                else:
+                    changed |= {
+                        (fqn, w): n for w, n in new.items() if w[:1] == way and old.get(w) != n
+                    }
+        return replace(self, config=changed)
+
+    def __str__(self) -> str:
+        lines = [f"edit of {self.model}: {len(self.kept)} axis classes"]
+        rows = [(str(each.members[0]), each.size, len(units)) for each, units in self.kept.items()]
+        width = max((len(name) for name, _, _ in rows), default=0)
+        lines += [f"  {name:<{width}}  {old:>6} -> {new}" for name, old, new in rows]
+        return "\n".join(lines)
+
+
+_NOTHING = object()
+
+
+def _at(holder: Any, way: Sequence[str | int]) -> Any:
+    """What lies at the end of a way through attributes and lists; `_NOTHING` where nothing does."""
+    for word in way:
+        try:
+            inner: Any = holder if isinstance(holder, (list, tuple, dict)) else vars(holder)
+            holder = inner[word]
+        except (LookupError, TypeError):
+            return _NOTHING
+        if isinstance(word, str) and word.startswith("_"):
+            return _NOTHING
+    return holder
+
+
+def _plain(value: object) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_plain, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _plain(each) for key, each in value.items())
+    return isinstance(value, (bool, int, float, str, type(None)))
+
+
+def _selected(tensor: Tensor, cuts: Mapping[int, Tensor]) -> Tensor:
+    for axis, places in cuts.items():
+        tensor = tensor.index_select(axis, places.to(tensor.device))
+    return tensor
+
+
+def _unlike(model: str, faults: Mapping[str, str]) -> SurgeryError:
+    return SurgeryError(
+        f"this is not the {model} that the edit was made of: {len(faults)} tensors or settings differ.",
+        where=dict(list(faults.items())[:8]),
+        fix="apply it to a model of the same architecture and sizes, before any other edit",
+        faults=dict(faults),
+    )
+
+
+def digest(state: Mapping[str, Any]) -> str:
+    """SHA-256 of a state dict: names, dtypes, shapes and values, in the order of the names; "" on the meta device."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        if not isinstance(tensor, Tensor):
+            continue
+        if tensor.is_meta:
+            return ""
+        total.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        values = tensor.detach().to("cpu").contiguous().flatten()
+        total.update(values.view(torch.uint8).numpy().data if values.numel() else b"")
+    return total.hexdigest()
+
+
+class _Member(Record):
+    """A part of one axis of one tensor."""
+
+    fqn: str
+    axis: Count
+    start: Count
+    factors: list[Count]
+    position: Count
+
+
+class _Class(Record):
+    """An axis class and the units that stay."""
+
+    size: Count
+    keep: list[Count]
+    members: list[_Member]
+
+
+class _Shape(Record):
+    """A tensor before the edit."""
+
+    shape: list[Count]
+    axes: list[str]
+
+
+class _Number(Record):
+    """What an attribute says after the edit."""
+
+    module: str
+    way: list[str | int]
+    value: Count
+
+
+class _Setting(Record):
+    """What a config says after the edit."""
+
+    module: str
+    way: list[str | int]
+    value: Any
+
+
+class _File(Record):
+    """The whole document."""
+
+    format: Literal["graftlib edit"]
+    version: Literal[1]
+    model: str
+    source: str
+    classes: list[_Class]
+    tensors: dict[str, _Shape]
+    aliases: dict[str, str]
+    attributes: list[_Number]
+    config: list[_Setting]
+
+
+def _contradictions(content: _File) -> Iterator[tuple[str, str]]:
+    for number, each in enumerate(content.classes):
+        at = f"classes[{number}]"
+        if sorted(set(each.keep)) != each.keep or not each.keep or each.keep[-1] >= each.size:
+            yield f"{at}.keep", f"is no ascending list of units of {each.size}"
+        for m in each.members:
+            shape = content.tensors[m.fqn].shape if m.fqn in content.tensors else []
+            fits = (
+                m.axis < len(shape)
+                and m.position < len(m.factors)
+                and m.factors[m.position] == each.size
+                and m.start + prod(m.factors) <= shape[m.axis]
+            )
+            if not fits:
+                yield f"{at}.members", f"{shown(m.fqn)} axis {m.axis} holds no such units"
+    for name, first in content.aliases.items():
+        if first not in content.tensors:
+            yield f"aliases[{name!r}]", f"there is no tensor {shown(first)}"
+    both: list[_Number | _Setting] = [*content.attributes, *content.config]
+    for said in both:
+        if not said.way:
+            yield f"attributes of {shown(said.module)}", "a way has no steps"

@@ -1,0 +1,144 @@
+"""What a slimmed model costs beside the original, and how far its outputs are from the original's.
+
+In: costs, widths, both models, batches. Out: records that print themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..graph.tensors import tensor_leaves
+from ..surgery.holdout import Holdout
+from ..surgery.recording import Batch, Twin, alone
+from .widths import Widths
+
+__all__ = ["Fidelity", "SlimReport", "fidelity_of"]
+
+_CLOSE = 0.02
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How much the outputs on held-out samples are those of the original.
+
+    Attributes:
+        error: root of the squared difference over the squares of the original's outputs; 0.0 is equal.
+        cosine: the mean cosine of the samples' outputs.
+        top1: the share of rows with the same largest entry, of outputs with a last axis longer than one; None where
+            there are none.
+        samples: how many were held out; 0 where the data are one sample, whose last outputs were compared.
+    """
+
+    error: float
+    cosine: float
+    top1: float | None
+    samples: int
+
+    def __str__(self) -> str:
+        words = f"error {self.error:.3f}, cosine {self.cosine:.3f}"
+        if self.top1 is not None:
+            words += f", same largest entry {100 * self.top1:.1f} %"
+        return f"{words} ({self.samples} samples held out)"
+
+
+@dataclass(frozen=True)
+class SlimReport:
+    """Before and after.
+
+    Attributes:
+        model: the name of its class.
+        before: each cost of the original, as in `Costs`.
+        widths: sizes, costs and limits of the small model.
+        rows: (layer that makes the units, how many there were, how many there are).
+        fidelity: on held-out samples of the data; None without data.
+    """
+
+    model: str
+    before: dict[str, int]
+    widths: Widths
+    rows: tuple[tuple[str, int, int], ...]
+    fidelity: Fidelity | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "model": self.model,
+            "before": self.before,
+            "after": self.widths.costs,
+            "limits": self.widths.limits,
+            "widths": [{"layer": name, "before": old, "after": n} for name, old, n in self.rows],
+            "fidelity": None if self.fidelity is None else asdict(self.fidelity),
+        }
+
+    def __str__(self) -> str:
+        after = self.widths.costs
+        lines = [f"slim {self.model}", f"  {'':<12}{'before':>16}{'after':>16}{'share':>8}  budget"]
+        words = {
+            "params": "parameters",
+            "macs": "MACs",
+            "bytes": "bytes",
+            "activations": "activations",
+        }
+        for name, old in self.before.items():
+            limit = self.widths.limits.get(name)
+            asked = "" if limit is None else f"{limit:,.0f}"
+            share = after[name] / old if old else 1.0
+            lines.append(
+                f"  {words[name]:<12}{old:>16,}{after[name]:>16,}{share:>8.3f}  {asked}".rstrip()
+            )
+        if self.widths.slack > _CLOSE:
+            lines.append(
+                f"  the tightest budget is met with {100 * self.widths.slack:.1f} % to spare: no step of these widths "
+                "comes nearer"
+            )
+        if self.fidelity is not None:
+            lines.append(f"  fidelity    {self.fidelity}")
+        width = max((len(name) for name, _, _ in self.rows), default=0)
+        lines.append("  widths")
+        lines += [f"    {name:<{width}}  {old:>6} -> {new}" for name, old, new in self.rows]
+        return "\n".join(lines)
+
+
+def fidelity_of(model: nn.Module, small: nn.Module, batches: Sequence[Batch]) -> Fidelity:
+    """Compare the outputs of two models on the samples that `Holdout` holds out of the batches."""
+    holdout, twins = Holdout(batches), (Twin(model), Twin(small))
+    missing = squares = cosines = 0.0
+    rows = agree = ranked = 0
+    samples = 0
+    with alone(), torch.no_grad():
+        for number, (args, kwargs) in enumerate(batches):
+            if not holdout.concerns(number):
+                continue
+            before, after = (twin.model(*args, **kwargs) for twin in twins)
+            pairs = zip(tensor_leaves(before), tensor_leaves(after), strict=True)
+            counted = 0
+            for wanted, given in pairs:
+                if not wanted.is_floating_point():
+                    continue
+                w, g = (_held_out(t, holdout, number) for t in (wanted, given))
+                counted = max(counted, len(w) if holdout.some else 0)
+                missing += float((w - g).square().sum())
+                squares += float(w.square().sum())
+                cosines += float(torch.cosine_similarity(w.flatten(1), g.flatten(1), dim=1).sum())
+                rows += len(w)
+                if w.ndim > 1 and w.shape[-1] > 1:
+                    same = w.argmax(-1) == g.argmax(-1)
+                    agree, ranked = agree + int(same.sum()), ranked + same.numel()
+            samples += counted
+    error = (missing / squares) ** 0.5 if squares > 0 else float(missing > 0)
+    return Fidelity(error, cosines / max(rows, 1), agree / ranked if ranked else None, samples)
+
+
+def _held_out(result: Tensor, holdout: Holdout, number: int) -> Tensor:
+    """(samples, ...) in doubles on the CPU; one sample where no dimension is that of samples."""
+    result = result.detach().to("cpu", torch.float64)
+    dim = holdout.dim(number, result)
+    if dim is None:
+        return result[None]
+    result = result.movedim(dim, 0)
+    return result[holdout.rows(number, len(result))]

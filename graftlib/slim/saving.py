@@ -1,0 +1,180 @@
+"""A slimmed model as files, and back: safetensors, the edit as JSON, a Hugging Face config where it can say the sizes.
+
+In: a model and its edit; a folder and a function that makes the original's class. Out: the files; the model again.
+Always true: no pickle; the files appear together or not at all, and are refused where they do not belong together or
+do not fit what the function makes.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from ..arguments import check
+from ..disk import destination, make_folder, named, place_all, require_file, unwritable
+from ..errors import CheckpointError
+from ..graph.capture import _mute
+from ..surgery import SurgeryError
+from .edit import Edit
+
+__all__ = ["load", "metadata_of", "save"]
+
+WEIGHTS, EDIT, CONFIG = "model.safetensors", "edit.json", "config.json"
+
+
+def metadata_of(edit: Edit) -> dict[str, str]:
+    """What goes into the header of a safetensors file and the metadata of an ONNX file."""
+    return {
+        "graftlib.edit": edit.to_json(),
+        "graftlib.edit_sha256": edit.sha256,
+        "graftlib.source_sha256": edit.source,
+    }
+
+
+def save(model: nn.Module, edit: Edit, folder: str | os.PathLike[str]) -> None:
+    """See `Slim.save`."""
+    state = _once(model)
+    if any(tensor.is_meta for tensor in state.values()):
+        raise SurgeryError(
+            "the model is on the meta device and has no values to save.",
+            fix="slim a model with values; slim.edit.save(path) saves the edit alone",
+        )
+    home = make_folder(folder, error=SurgeryError)
+    weights, text = (destination(home / name, error=SurgeryError) for name in (WEIGHTS, EDIT))
+    data = to_bytes(_apart(state), {"format": "pt", **metadata_of(edit)})
+    config = _config(model)
+    moves: list[tuple[Path | bytes | None, Path]] = [(None, text), (data, weights)]
+    place = destination(home / CONFIG, error=SurgeryError)
+    if config is not None or place.exists():
+        moves.append((config, place))
+    moves.append((edit.to_json().encode(), text))
+    try:
+        place_all(moves)
+    except OSError as refusal:
+        raise unwritable(folder, refusal, SurgeryError) from refusal
+
+
+def load(folder: str | os.PathLike[str], factory: Callable[[], nn.Module]) -> nn.Module:
+    """The model that `Slim.save` wrote, in its own class.
+
+    Args:
+        folder: that was saved to.
+        factory: makes a model of the original's class and sizes, with any values; nothing is unpickled. It runs in
+            this process, so it is as trusted as your own code.
+
+    Returns:
+        a model on the factory's device, with the saved values bit for bit in the saved dtypes; training flags are
+        those that the factory gives.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, the two do not belong together, or the weights do not fit.
+        SurgeryError: the edit is malformed, or what the factory makes is not what was slimmed.
+
+    >>> import tempfile, torch
+    >>> from graftlib import slim, trace
+    >>> make = lambda: nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 2))
+    >>> small = slim(trace(make(), torch.zeros(1, 4)), budget={"params": 0.6})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     small.save(folder)
+    ...     again = load(folder, make)
+    >>> again[0].out_features, torch.equal(again[2].weight, small.model[2].weight)
+    (16, True)
+    """
+    check(CheckpointError, folder=(folder, (str, os.PathLike)), factory=(factory, (Callable,)))
+    home = Path(folder)
+    edit = Edit.load(home / EDIT)
+    tensors, metadata = _read(home / WEIGHTS)
+    if metadata.get("graftlib.edit_sha256") != edit.sha256:
+        raise CheckpointError(
+            f"{named(home / EDIT)} is not the edit that {named(home / WEIGHTS)} was saved with.",
+            fix="save the slimmed model again, or take both files from one place",
+        )
+    model = factory()
+    check(CheckpointError, model=(model, (nn.Module,)))
+    model = edit.apply(model, inplace=True)
+    _fill(model, tensors)
+    return model
+
+
+def _once(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict with every tensor under its first name alone."""
+    first: dict[int, str] = {}
+    state = {n: t for n, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
+    for name, tensor in state.items():
+        first.setdefault(id(tensor), name)
+    return {name: state[name].detach() for name in first.values()}
+
+
+def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, contiguous, none in the memory of another."""
+    seen: set[int] = set()
+    apart: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        tensor = tensor.cpu().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    return apart
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    require_file(path, error=CheckpointError)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as refusal:
+        raise CheckpointError(
+            f"{named(path)} cannot be read as safetensors.",
+            why=str(refusal)[:300],
+            fix="save the slimmed model again",
+        ) from None
+
+
+@torch.no_grad()
+def _fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    state = {n: t for n, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
+    faults = {name: "is none of the model's" for name in tensors if name not in state}
+    given = {id(state[name]) for name in tensors if name in state}
+    faults |= {name: "is missing" for name, tensor in state.items() if id(tensor) not in given}
+    for name, tensor in tensors.items():
+        if name in state and state[name].shape != tensor.shape:
+            faults[name] = f"{tuple(tensor.shape)}, and {tuple(state[name].shape)} in the model"
+    if faults:
+        raise CheckpointError(
+            f"the weights do not fit what the factory makes: {len(faults)} tensors differ.",
+            where=dict(list(faults.items())[:8]),
+            fix="give the function that made the model which was slimmed",
+            faults=faults,
+        )
+    for name, tensor in tensors.items():
+        held = state[name]
+        if held.dtype != tensor.dtype:
+            held.data = held.data.to(tensor.dtype)
+        held.copy_(tensor)
+
+
+def _config(model: nn.Module) -> bytes | None:
+    """The config of a Hugging Face model, once its class, built from it, has the shapes of the model; else None."""
+    config: Any = vars(model).get("config")
+    if not hasattr(config, "to_json_string") or not hasattr(model, "save_pretrained"):
+        return None
+    config = copy.deepcopy(config)
+    config.architectures = [type(model).__name__]
+    kind: Any = type(model)
+    try:
+        with torch.device("meta"), warnings.catch_warnings(), _mute("transformers"):
+            warnings.simplefilter("ignore")
+            built: nn.Module = kind(copy.deepcopy(config))
+    except Exception:  # whatever a stranger's constructor raises
+        return None
+    shapes = [{n: t.shape for n, t in each.state_dict().items()} for each in (model, built)]
+    return config.to_json_string().encode() if shapes[0] == shapes[1] else None

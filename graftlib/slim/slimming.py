@@ -1,0 +1,228 @@
+"""The way from a budget to a small model: costs, groups, importances, widths, a prune, its edit and its report.
+
+In: what `slim` is given. Out: a `Slim`. Always true: the sizes were proven to run together before a value was copied;
+the report's costs are those of the small model, and its fidelity is that on samples that no fit learnt from.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from msgspec import Meta
+from torch import Tensor, nn
+
+from ..arguments import Positive, check
+from ..errors import MatchError, nearest, shown
+from ..graph import LayerGraph
+from ..graph.axes import AxisClass
+from ..graph.structure import unwrap
+from ..surgery import SurgeryError, narrow
+from ..surgery.edits import Request, editable
+from ..surgery.fit import plan, ties
+from ..surgery.lora import ranks
+from ..surgery.recording import as_batches
+from ..surgery.scores import Score
+from ..surgery.whole_model import outer_classes
+from .costs import costs_of
+from .edit import Edit
+from .importance import Losses, importances
+from .report import SlimReport, fidelity_of
+from .saving import metadata_of, save
+from .widths import RANKINGS, SOLVERS, Widths, groups_of, limits_of, solve
+
+if TYPE_CHECKING:
+    from ..export.report import ExportReport
+
+__all__ = ["Slim", "slimmed"]
+
+_ROUNDS = 16
+
+
+@dataclass(frozen=True)
+class Slim:
+    """A small model, how it was made, and what it is worth.
+
+    Attributes:
+        model: the same modules with smaller tensors.
+        edit: which units stayed; it applies to the original again.
+        report: before and after; ``print(slim)`` shows it.
+        graph: of the original.
+    """
+
+    model: nn.Module
+    edit: Edit
+    report: SlimReport
+    graph: LayerGraph
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``model.safetensors``, ``edit.json``, and ``config.json`` where a Hugging Face config says the sizes.
+
+        All or nothing; `graftlib.load` reads it back. No pickle is written.
+
+        Args:
+            folder: made where it is missing; files of these names are replaced.
+
+        Raises:
+            SurgeryError: it cannot be written, or the model has no values.
+        """
+        save(self.model, self.edit, folder)
+
+    def export_onnx(
+        self, path: str | os.PathLike[str], args: Any = None, kwargs: Any = None, **options: Any
+    ) -> ExportReport:
+        """Export the small model, proven, with the edit in the file's metadata.
+
+        Args:
+            path: as for `graftlib.export_onnx`, and so are `options`.
+            args: example inputs; None: such as were traced.
+            kwargs: example keyword inputs.
+            options: see `graftlib.export_onnx`.
+
+        Raises:
+            ExportError: as `graftlib.export_onnx` does.
+        """
+        from ..export import export_onnx
+
+        if args is None and kwargs is None:
+            args, kwargs = self.graph.example
+        options.setdefault("metadata", metadata_of(self.edit))
+        return export_onnx(self.model, path, () if args is None else args, kwargs, **options)
+
+    def __str__(self) -> str:
+        return str(self.report)
+
+
+def slimmed(
+    graph: LayerGraph,
+    *,
+    budget: Mapping[str, float],
+    data: Iterable[Any] | None,
+    importance: str | Score,
+    losses: Losses | None,
+    ranking: str,
+    solver: str,
+    multiple_of: int,
+    minimum: float,
+    keep: str | Sequence[str],
+    refit: str | None,
+    statistics: bool,
+    model: nn.Module | None,
+) -> Slim:
+    """See `graftlib.slim`."""
+    check(
+        SurgeryError,
+        graph=(graph, (LayerGraph,)),
+        budget=(budget, (Mapping,)),
+        data=(data, (Iterable, type(None))),
+        importance=(importance, (str, Callable)),
+        losses=(losses, (Callable, type(None))),
+        ranking=(ranking, (str,)),
+        solver=(solver, (str,)),
+        multiple_of=(multiple_of, Positive),
+        minimum=(minimum, Annotated[float, Meta(ge=0, le=1)]),
+        keep=(keep, str | list[str]),
+        refit=(refit, str | None),
+        statistics=(statistics, bool),
+        model=(model, (nn.Module, type(None))),
+    )
+    for name, value, known in (("ranking", ranking, RANKINGS), ("solver", solver, tuple(SOLVERS))):
+        if value not in known:
+            words = f"there is no {name} {shown(value)}."
+            raise SurgeryError(
+                words, near=nearest(value, known), fix=f"use one of {', '.join(known)}"
+            )
+    model = unwrap(graph.model if model is None else model, SurgeryError)
+    batches = None if data is None else as_batches(data)
+    costs = costs_of(graph)
+    limits = limits_of(budget, costs)
+    editable(model, graph, graph.axis_classes, inplace=True)
+    tied = _may_change(model, graph, [keep] if isinstance(keep, str) else list(keep))
+    asked = [each for group in tied for each in group]
+    worth = importances(graph, model, asked, importance, batches, losses)
+
+    for _ in range(_ROUNDS):
+        tied = [group for group in tied if all(each in worth for each in group)]
+        groups = groups_of(
+            model,
+            graph,
+            tied,
+            {each: worth[each] for group in tied for each in group},
+            multiple_of=multiple_of,
+            minimum=minimum,
+            ranking=ranking,
+        )
+        widths = solve(groups, costs, limits, ranking=ranking, solver=solver)
+        sizes = {each: n for each, n in widths.sizes.items() if n < each.size}
+        if not sizes:
+            return _unchanged(model, graph, widths)
+        feasible = plan(model, graph, sizes, fixed=False)
+        wrong = {each for each, n in feasible.sizes.items() if n != sizes[each]}
+        if not wrong:
+            break
+        tied = [group for group in tied if wrong.isdisjoint(group)]
+    else:
+        raise SurgeryError(
+            "no sizes were found that meet the budget and go together.",
+            fix="keep= the layers whose code ties their sizes, or give a larger budget",
+        )
+    kept: dict[Request, Tensor] = {each: _best(worth[each], n) for each, n in sizes.items()}
+    small = narrow(graph, kept, model=model, data=batches, refit=refit, statistics=statistics)
+    lists = {each: kept[each].tolist() for each in sizes}
+    edit = Edit.of(model, graph, lists, feasible.attributes).with_config(model, small)
+    fidelity = None if batches is None else fidelity_of(model, small, batches)
+    report = SlimReport(graph.name, costs.at(), widths, _rows(widths.sizes), fidelity)
+    return Slim(small, edit, report, graph)
+
+
+def _best(worth: Tensor, count: int) -> Tensor:
+    best: Tensor = worth.topk(count).indices.sort().values
+    return best
+
+
+def _unchanged(model: nn.Module, graph: LayerGraph, widths: Widths) -> Slim:
+    """The model meets the budget as it is."""
+    small = editable(model, graph, [], inplace=False)
+    report = SlimReport(graph.name, widths.costs, widths, _rows(widths.sizes), None)
+    return Slim(small, Edit.of(model, graph, {}, {}), report, graph)
+
+
+def _rows(sizes: Mapping[AxisClass, int]) -> tuple[tuple[str, int, int], ...]:
+    """(the layer that makes the units, how many there were, how many there are), in the model's order."""
+    return tuple((_layer(each), each.size, n) for each, n in sizes.items())
+
+
+def _layer(each: AxisClass) -> str:
+    fqn, _, leaf = each.members[0].fqn.rpartition(".")
+    return fqn if leaf in ("weight", "bias") else each.members[0].fqn
+
+
+def _may_change(
+    model: nn.Module, graph: LayerGraph, keep: Sequence[str]
+) -> list[tuple[AxisClass, ...]]:
+    """The groups of classes that may change: not the ranks of adapters, nor what is to be kept."""
+    fixed: set[AxisClass] = set(ranks(model, graph.axis_classes))
+    for pattern in keep:
+        hits = [each for each in graph.parameters(pattern) if each.axes]
+        if not hits:
+            raise SurgeryError(
+                f"keep={shown(pattern)} hits no layer.",
+                near=nearest(pattern, [p.fqn for p in graph.parameters()]),
+                fix="name layers as in model.named_modules(), with globs",
+            )
+        for each in hits:
+            try:
+                fixed.add(graph.axis_class(each.fqn))
+            except MatchError:
+                continue  # several classes lie side by side there, or none
+    outer = [each for each in outer_classes(graph) if each not in fixed]
+    if not outer:
+        raise SurgeryError(
+            "no axis class may change.",
+            why="all are frozen or kept",
+            fix="keep fewer layers; graph.axis_classes says what freezes the others",
+        )
+    groups = ties(model, graph, outer_classes(graph))
+    return [group for group in groups if fixed.isdisjoint(group)]

@@ -1,0 +1,258 @@
+"""An edit is data: it applies again, to whatever has the shapes, and is refused by what has not."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+import graftlib
+from graftlib import Edit
+from graftlib.errors import CheckpointError
+from graftlib.slim.edit import digest
+from graftlib.surgery import SurgeryError, SurgeryWarning
+
+from . import nets
+from .test_slim import KINDS, slim
+
+BUDGET = {"budget": {"params": 0.6}, "multiple_of": 1}
+
+
+@functools.cache
+def standard(kind):
+    """A model, its input, and its slim form: made once; nobody writes to them."""
+    return slim(kind, **BUDGET)
+
+
+def same(one, other) -> bool:
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@KINDS
+def test_it_makes_the_same_model_again(kind):
+    model, x, small = standard(kind)
+    again = Edit.from_json(small.edit.to_json())
+    assert again == small.edit
+    assert again.sha256 == small.edit.sha256
+    assert same(again.apply(model), small.model)
+    assert torch.equal(again.apply(model)(x), small.model(x))
+
+
+@KINDS
+def test_it_applies_to_another_checkpoint_and_to_its_state_dict(kind):
+    model, x, small = standard(kind)
+    torch.manual_seed(1)
+    other = kind().eval()
+    edited = small.edit.apply(other)
+    state = small.edit.apply({f"module.{k}": v for k, v in other.state_dict().items()})
+    assert {k.removeprefix("module."): v.shape for k, v in state.items()} == {
+        k: v.shape for k, v in small.model.state_dict().items()
+    }
+    filled = copy.deepcopy(small.model)
+    filled.load_state_dict({k.removeprefix("module."): v for k, v in state.items()})
+    assert torch.equal(edited(x), filled(x))
+    assert not same(edited, small.edit.apply(model))
+
+
+@pytest.mark.parametrize(
+    "names", ["{}.lora_{}.weight", "base_model.model.{}.lora_{}.default.weight"]
+)
+@settings(max_examples=5)
+@given(seed=st.integers(0, 100))
+def test_an_adapter_then_a_prune_is_a_prune_then_the_adapter(names, seed):
+    model, x, small = standard(nets.GroupedHeads)
+    torch.manual_seed(seed)
+    layers, lora = ("q", "o", "up", "down"), {}
+    for layer in layers:
+        out, inside = model.get_submodule(layer).weight.shape
+        lora[names.format(layer, "A")] = torch.randn(2, inside).double()
+        lora[names.format(layer, "B")] = torch.randn(out, 2).double()
+
+    def merged(net, adapter):
+        net = net.double()
+        with torch.no_grad():
+            for layer in layers:
+                a, b = (adapter[names.format(layer, part)] for part in "AB")
+                net.get_submodule(layer).weight += b @ a
+        return net
+
+    edit = small.edit
+    first = edit.apply(merged(nets.made(nets.GroupedHeads)[0], lora))
+    then = merged(edit.apply(nets.made(nets.GroupedHeads)[0]), edit.apply(lora))
+    for key, value in first.state_dict().items():
+        torch.testing.assert_close(then.state_dict()[key], value, rtol=1e-12, atol=1e-12)
+    assert (then(x.double()) - small.model(x)).abs().max() > 1e-3
+    wrong = {key: tensor[:, :-1] if ".lora_A" in key else tensor for key, tensor in lora.items()}
+    with pytest.raises(SurgeryError, match="not the GroupedHeads"):
+        edit.apply(wrong)
+
+
+def test_training_goes_on_where_the_optimizer_stood():
+    """A step of the pruned model with the pruned state is the step of the kept units."""
+    model, x, small = standard(nets.GroupedHeads)
+    model = copy.deepcopy(model)
+    optimizer = torch.optim.AdamW(model.named_parameters(), lr=0.01)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+    state = small.edit.apply_optimizer(optimizer.state_dict(), model)
+    pruned = small.edit.apply(model)
+    mine = torch.optim.AdamW(pruned.named_parameters(), lr=0.01)
+    mine.load_state_dict(state)
+    gradients = small.edit.apply({n: p.grad for n, p in model.named_parameters()})
+    for name, parameter in pruned.named_parameters():
+        parameter.grad = gradients[name]
+    mine.step()
+    optimizer.step()
+    assert same(pruned, small.edit.apply(model))
+    one = torch.optim.SGD([model.head.weight])
+    with pytest.raises(SurgeryError, match="optimizer has 1 parameters"):
+        small.edit.apply_optimizer(one.state_dict(), model)
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_written():
+    model, _, small = standard(nets.GroupedHeads)
+    before = digest(model.state_dict())
+    with pytest.raises(SurgeryError, match="differ") as error:
+        small.edit.apply(small.model, inplace=True)
+    assert "down.weight" in error.value.faults
+    with pytest.raises(SurgeryError, match="differ"):
+        small.edit.apply(nets.GroupedHeads(width=24))
+    state = model.state_dict()
+    state.pop("down.weight")
+    with pytest.raises(SurgeryError, match="is missing"):
+        small.edit.apply(state)
+    assert digest(model.state_dict()) == before == small.edit.source
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda e: e["classes"][0].update(keep=[3, 1]), "ascending"),
+        (lambda e: e["classes"][0].update(keep=[10**6]), "ascending"),
+        (lambda e: e["classes"][0]["members"][0].update(axis=7), "holds no such units"),
+        (lambda e: e["classes"][0]["members"][0].update(fqn="nowhere"), "holds no such units"),
+        (lambda e: e.update(version=2), "version"),
+        (lambda e: e.update(more=1), "unknown"),
+        (lambda e: e["attributes"].append({"module": "", "way": [], "value": 1}), "no steps"),
+    ],
+)
+def test_a_document_of_a_stranger_is_read_with_care(change, words):
+    _, _, small = standard(nets.Packed)
+    content = json.loads(small.edit.to_json())
+    change(content)
+    with pytest.raises(SurgeryError, match=words):
+        Edit.from_json(json.dumps(content))
+
+
+@pytest.mark.parametrize("way", [["__class__"], ["forward"], ["_modules"], ["training"], ["nope"]])
+def test_only_numbers_that_are_there_are_set(way):
+    model, _, small = standard(nets.Packed)
+    content = json.loads(small.edit.to_json())
+    content["attributes"].append({"module": "", "way": way, "value": 3})
+    with pytest.raises(SurgeryError, match="settings differ"):
+        Edit.from_json(json.dumps(content)).apply(model)
+
+
+# Files ----------------------------------------------------------------------------------------------------------
+
+
+@KINDS
+def test_files_give_the_model_back_to_the_bit(kind, tmp_path):
+    _, x, small = slim(kind, **BUDGET, data=[nets.INPUTS[kind]])
+    small.save(tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "edit.json",
+        "model.safetensors",
+    ]
+    again = graftlib.load(tmp_path / "out", kind).eval()
+    assert same(again, small.model)
+    assert torch.equal(again(x), small.model(x))
+
+
+def test_dtypes_and_ties_come_back(tmp_path):
+    class Tied(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.mid = torch.nn.Embedding(7, 16), torch.nn.Linear(16, 16)
+            self.out = torch.nn.Linear(16, 7, bias=False)
+            self.out.weight = self.table.weight
+
+        def forward(self, ids):
+            return self.out(F.relu(self.mid(self.table(ids))) + self.table(ids))
+
+    model, x = Tied().to(torch.bfloat16).eval(), torch.randint(0, 7, (2, 5))
+    small = graftlib.slim(graftlib.trace(model, x), budget={"params": 0.6}, multiple_of=1)
+    small.save(tmp_path)
+    again = graftlib.load(tmp_path, Tied).eval()
+    assert again.out.weight is again.table.weight
+    assert again.out.weight.dtype == torch.bfloat16
+    assert torch.equal(again(x), small.model(x))
+
+
+def test_files_that_do_not_belong_together_or_do_not_fit_are_refused(tmp_path):
+    _, _, small = standard(nets.Packed)
+    _, _, other = slim(nets.Packed, budget={"params": 0.8}, multiple_of=1)
+    small.save(tmp_path / "a")
+    other.save(tmp_path / "b")
+    with pytest.raises(SurgeryError, match="differ"):
+        graftlib.load(tmp_path / "a", nets.GroupedHeads)
+    (tmp_path / "b/edit.json").replace(tmp_path / "a/edit.json")
+    with pytest.raises(CheckpointError, match="is not the edit"):
+        graftlib.load(tmp_path / "a", nets.Packed)
+    with pytest.raises(SurgeryError, match="cannot be read"):
+        graftlib.load(tmp_path / "b", nets.Packed)
+    small.edit.save(tmp_path / "b/edit.json")
+    (tmp_path / "b/model.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(CheckpointError, match="as safetensors"):
+        graftlib.load(tmp_path / "b", nets.Packed)
+
+
+def test_a_hugging_face_model_is_read_back_both_ways(tmp_path):
+    transformers = pytest.importorskip("transformers")
+
+    def make():
+        config = transformers.BertConfig(
+            vocab_size=11, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+            intermediate_size=64, max_position_embeddings=9,
+        )  # fmt: skip
+        return transformers.BertModel(config).eval()
+
+    torch.manual_seed(0)
+    model, ids = make(), torch.randint(0, 11, (2, 7))
+    graph = graftlib.trace(model, kwargs={"input_ids": ids})
+    keep = ["embeddings.*", "*.attention.self.*"]
+    even = graftlib.slim(graph, budget={"params": 0.8}, ranking="uniform", keep=keep)
+    even.save(tmp_path)
+    read = transformers.BertModel.from_pretrained(tmp_path).eval()
+    again = graftlib.load(tmp_path, make)
+    due = even.model(input_ids=ids).last_hidden_state
+    for each in (read, again):
+        assert torch.equal(each(input_ids=ids).last_hidden_state, due)
+        assert each.config.intermediate_size == even.model.config.intermediate_size < 64
+
+    worth = lambda graph, model, each: torch.rand(each.size).double()  # noqa: E731
+    with pytest.warns(SurgeryWarning, match="config of 'BertModel' cannot say"):
+        uneven = graftlib.slim(graph, budget={"params": 0.6}, importance=worth, multiple_of=1)
+    uneven.save(tmp_path)
+    assert not (tmp_path / "config.json").exists()  # that of before would say other sizes
+    again, due = graftlib.load(tmp_path, make), uneven.model(input_ids=ids).last_hidden_state
+    assert torch.equal(again(input_ids=ids).last_hidden_state, due)
+
+
+def test_the_edit_goes_into_an_onnx_file(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    _, _, small = slim(nets.Written, budget={"params": 0.7}, multiple_of=1)
+    small.export_onnx(tmp_path / "slim.onnx", measure=False)
+    props = {p.key: p.value for p in onnx.load(str(tmp_path / "slim.onnx")).metadata_props}
+    assert Edit.from_json(props["graftlib.edit"]) == small.edit
+    assert props["graftlib.source_sha256"] == small.edit.source
