@@ -120,6 +120,7 @@ class _Branch:
     layer: Any = None
     leaves: list[int] = field(default_factory=list)  # numbers of the layers inside
     repeats: int = 1
+    ends: tuple[str, str] = ("", "")  # labels of the first and the last that are bundled
     shape: int = 0  # the number of what it is built of; equal for blocks that are built alike
 
 
@@ -292,9 +293,10 @@ def _ranged(children: list[_Branch], prefix: str) -> list[_Branch]:
 
 
 def _bundle(form: str, run: Sequence[_Branch], prefix: str) -> _Branch:
-    label = f"{run[0].label} \N{HORIZONTAL ELLIPSIS} {run[-1].label}"
+    ends = (run[0].ends[0] or run[0].label, run[-1].ends[1] or run[-1].label)
+    label = f"{ends[0]} \N{HORIZONTAL ELLIPSIS} {ends[1]}"
     leaves = [leaf for each in run for leaf in each.leaves]
-    return _Branch(label, f"{prefix}[{label}]", form, list(run), leaves=leaves)
+    return _Branch(label, f"{prefix}[{label}]", form, list(run), leaves=leaves, ends=ends)
 
 
 def _lay_out(branch: _Branch, parent: int, tree: Tree, model: Any, places: dict[str, int]) -> int:
@@ -359,7 +361,7 @@ def _sum_up(tree: Tree) -> None:
 
 
 def _open(tree: Tree, depth: int | None) -> None:
-    """Open whole levels, from the root down, while the picture stays readable; folds and ranges stay closed."""
+    """Open whole levels, from the root down, while the picture stays readable; folds stay closed beside others."""
     tree.nodes[0].open = True
     if depth is not None:
         levels = [0] * len(tree.nodes)
@@ -371,11 +373,12 @@ def _open(tree: Tree, depth: int | None) -> None:
     level = list(tree.nodes[0].children)
     while level:
         nodes = [tree.nodes[i] for i in level]
-        closed = [node for node in nodes if node.children and node.form == "module"]
+        lone = visible <= 3
+        closed = [node for node in nodes if node.children and (lone or node.form == "module")]
         after = visible + sum(
             len(node.children) for node in closed
         )  # an open box stays on the screen
-        if not closed or after > (WIDEST if visible <= 3 else READABLE):
+        if not closed or after > (WIDEST if lone else READABLE):
             return
         for node in closed:
             node.open = True

@@ -154,23 +154,16 @@
       const part = partOf[Math.min(i, j)];
       (partOf[i] === partOf[j] ? part.inner : part.outer).push([i, j]);
     });
-    parts.forEach((part) => layered(part, inside));
-    const plan = columns(parts);
-    plan.at = inside.map((_, i) => [partOf[i].x + partOf[i].at.get(i)[0], partOf[i].y + partOf[i].at.get(i)[1]]);
+    parts.forEach((part) => { layered(part, inside); slice(part, inside); });
+    const plan = columns(parts.flatMap((part) => part.slices));
+    plan.at = inside.map((_, i) => moved(partOf[i], partOf[i].at.get(i)));
     plan.wires = new Map();
     for (const part of parts) {
-      const moved = ([x, y]) => [x + part.x, y + part.y];
-      part.wires.forEach((points, name) => plan.wires.set(name, points.map(moved)));
+      part.wires.forEach((points, name) => plan.wires.set(name, wrapped(part, points)));
       for (const [i, j] of part.outer) {
-        const low = Math.min(i, j), high = Math.max(i, j);
+        const low = Math.min(i, j), high = Math.max(i, j), points = wrapped(part, part.exits.get(low));
         const end = [plan.at[high][0] + inside[high].w / 2, plan.at[high][1]];
-        const points = part.exits.get(low).map(moved);
-        const next = partOf[high];
-        if (next.column !== part.column) {
-          const x = next.left - GUTTER / 2;
-          points.push([points.at(-1)[0], part.y + part.h + 12], [x, part.y + part.h + 12], [x, next.y - 12], [end[0], next.y - 12]);
-        }
-        points.push(end);
+        points.push(...around(points.at(-1)[0], part.slices.at(-1), partOf[high].slices[0], end[0]), end);
         plan.wires.set(i + ">" + j, i < j ? points : points.reverse());
       }
     }
@@ -217,44 +210,82 @@
     part.w = right - left; part.h = bottom - top;
   }
 
-  /* The fewest columns in which the parts can be read, else those in which they are largest. */
-  function columns(parts) {
+  /* Between two ranks a part may go on in the next column. */
+  function slice(part, inside) {
+    const spans = [...part.at].map(([i, [, y]]) => [y, y + inside[i].h]).sort((a, b) => a[0] - b[0]);
+    part.slices = [];
+    let top = 0, bottom = spans[0][1];
+    const add = (end) => { part.slices.push({ part, top, end, h: end - top, crossings: 0 }); top = end; };
+    for (const [from, to] of spans) {
+      if (from > bottom) add((bottom + from) / 2);
+      bottom = Math.max(bottom, to);
+    }
+    add(part.h);
+  }
+  const sliceAt = (part, y) => part.slices.find((each) => y < each.end) || part.slices.at(-1);
+  const moved = (part, [x, y], on = sliceAt(part, y)) => [x + on.x, y - on.top + on.y];
+  function wrapped(part, points) {
+    const line = [moved(part, points[0])];
+    for (let n = 1; n < points.length; n++) {
+      const [a, b] = [points[n - 1], points[n]], down = b[1] >= a[1];
+      let here = part.slices.indexOf(sliceAt(part, a[1]));
+      for (const last = part.slices.indexOf(sliceAt(part, b[1])); here !== last; here += down ? 1 : -1) {
+        const [from, to] = [part.slices[here], part.slices[here + (down ? 1 : -1)]], y = down ? from.end : from.top;
+        if (from.column === to.column) continue;
+        const x = a[0] + (b[0] - a[0]) * (y - a[1]) / (b[1] - a[1]);
+        line.push(...down ? around(x + from.x, from, to, x + to.x) : around(x + to.x, to, from, x + from.x).reverse());
+      }
+      line.push(moved(part, b));
+    }
+    return line;
+  }
+  /* From the foot of a column to the head of the next, beside others that go there; nothing within a column. */
+  function around(x0, from, to, x1) {
+    if (from.column === to.column) return [];
+    const off = 5 * (from.crossings++ % 6), low = from.y + from.h + 6 + off, high = to.y - 6 - off, x = to.left - GUTTER / 2 - 14 + off;
+    return [[x0, low], [x, low], [x, high], [x1, high]];
+  }
+
+  /* The fewest columns in which the slices can be read, else those in which they are largest. */
+  function columns(slices) {
+    const gap = (i) => slices[i - 1].part === slices[i].part ? 0 : GAP_Y;
     const fill = (limit) => {
       let column = 0, height = 0;
-      return parts.map((part) => {
-        if (height && height + part.h > limit) { column++; height = 0; }
-        height += part.h + GAP_Y;
+      return slices.map((each, i) => {
+        if (i && height + gap(i) + each.h > limit) { column++; height = 0; }
+        height += each.h + (height ? gap(i) : 0);
         return column;
       });
     };
-    const most = Math.max(...parts.map((part) => part.h)), total = parts.reduce((sum, part) => sum + part.h + GAP_Y, 0);
+    const most = Math.max(...slices.map((each) => each.h)), total = slices.reduce((sum, each) => sum + each.h + GAP_Y, 0);
     let best = null;
-    for (let count = 1; count <= parts.length; count++) {
+    for (let count = 1; count <= slices.length; count++) {
       let low = most, high = total;
-      while (high - low > 8) {
+      while (count > 1 && high - low > 8) {
         const middle = (low + high) / 2;
         if (fill(middle).at(-1) < count) high = middle; else low = middle;
       }
       const column = fill(high), wide = [], tall = [];
-      parts.forEach((part, i) => {
+      slices.forEach((each, i) => {
         const c = column[i];
-        wide[c] = Math.max(wide[c] || 0, part.w);
-        tall[c] = (tall[c] === undefined ? 0 : tall[c] + GAP_Y) + part.h;
+        wide[c] = Math.max(wide[c] || 0, each.part.w);
+        tall[c] = (tall[c] === undefined ? 0 : tall[c] + gap(i)) + each.h;
       });
-      const w = wide.reduce((a, b) => a + b) + GUTTER * (wide.length - 1), h = Math.max(...tall) + (wide.length > 1 ? 32 : 0);
+      const w = wide.reduce((a, b) => a + b) + GUTTER * (wide.length - 1), h = Math.max(...tall) + (wide.length > 1 ? 64 : 0);
       const scale = Math.min(1, space.w / w, space.h / h);
       if (!best || scale > best.scale * 1.04) best = { w, h, scale, column, wide };
       if (best.scale > 0.8 || count > 8 && scale < best.scale) break;
     }
-    const top = best.wide.length > 1 ? 16 : 0;
+    const top = best.wide.length > 1 ? 32 : 0;
     let x = 0;
-    const lefts = best.wide.map((width) => { const left = x; x += width + GUTTER; return left; });
-    const at = best.wide.map(() => top);
-    parts.forEach((part, i) => {
+    const lefts = best.wide.map((width) => { const left = x; x += width + GUTTER; return left; }), at = best.wide.map(() => top);
+    slices.forEach((each, i) => {
       const c = best.column[i];
-      part.column = c; part.left = lefts[c];
-      part.x = lefts[c] + (best.wide[c] - part.w) / 2; part.y = at[c];
-      at[c] += part.h + GAP_Y;
+      each.column = c; each.left = lefts[c];
+      each.x = lefts[c] + (best.wide[c] - each.part.w) / 2;
+      if (at[c] > top) at[c] += gap(i);
+      each.y = at[c];
+      at[c] += each.h;
     });
     return { w: best.w, h: best.h };
   }
@@ -374,19 +405,23 @@
     if (KINDS.includes(kind)) element.style.setProperty("--k", `var(--${kind})`);
     return element;
   };
-  const stage = make("g", {}), models = make("g", {}), bonds = make("g", {});
-  stage.append(models, bonds);
+  // Open modules and edges below, links over them, boxes and names on top.
+  const stage = make("g", {}), floors = make("g", { "aria-hidden": "true" }), bonds = make("g", {}), models = make("g", {});
+  stage.append(floors, bonds, models);
   svg.append(stage);
 
+  /* A line through the points, round at its corners. */
   function curve(points) {
-    if (points.length === 2) return `M${points[0]}L${points[1]}`;
     let d = `M${points[0]}`;
     for (let i = 1; i < points.length - 1; i++) {
-      const mid = i === points.length - 2 ? points[i + 1]
-        : [(points[i][0] + points[i + 1][0]) / 2, (points[i][1] + points[i + 1][1]) / 2];
-      d += `Q${points[i]} ${mid}`;
+      const [a, b, c] = points.slice(i - 1, i + 2);
+      const towards = (end) => {
+        const length = Math.hypot(end[0] - b[0], end[1] - b[1]), t = length ? Math.min(0.5, 30 / length) : 0;
+        return [b[0] + (end[0] - b[0]) * t, b[1] + (end[1] - b[1]) * t];
+      };
+      d += `L${towards(a)}Q${b} ${towards(c)}`;
     }
-    return d;
+    return d + `L${points.at(-1)}`;
   }
 
   function arrow(at, from, size) {
@@ -421,28 +456,23 @@
     layout();
     drawn = new Map();
     models.replaceChildren();
+    floors.replaceChildren();
     shownGraphs().forEach((graph) => {
-      const whole = make("g", { role: "tree", "aria-label": graph.name });
+      graph.floor = make("g", {});
+      graph.whole = make("g", { role: "tree", "aria-label": graph.name });
+      floors.append(graph.floor);
+      models.append(graph.whole);
       const middle = graph.left + graph.width / 2;
-      whole.append(make("text", { class: "model-name", x: middle, y: 18, "text-anchor": "middle" }, clip(graph.name, 40)),
+      graph.whole.append(make("text", { class: "model-name", x: middle, y: 18, "text-anchor": "middle" }, clip(graph.name, 40)),
         make("text", { class: "model-facts", x: middle, y: 38, "text-anchor": "middle" },
           plural(graph.layers, "layer") + ", " + plural(graph.nodes[0].elements, "parameter")));
-      graph.whole = whole;
-      graph.frames = [];         // open modules, by level, so that what lies inside lies above
-      graph.mass = make("g", { class: "mass", "aria-hidden": "true" });
-      graph.edge = make("path", { class: "edge" });
-      graph.tips = make("path", { class: "tip-edge" });
-      graph.cards = make("g", {});
-      graph.frame = make("g", {});
-      whole.append(graph.frame, graph.mass, graph.edge, graph.tips, graph.cards);
-      models.append(whole);
     });
     painted = null;
     refresh();
   }
 
   function refresh() {
-    if (!size.width || !graphs[only].whole) return;
+    if (!size.width || !stamp) return;
     const r = region(0.5), fine = r.k >= FINE, fresh = !painted || painted.fine !== fine;
     painted = { ...r, fine };
     shownGraphs().forEach((graph) => {
@@ -454,52 +484,41 @@
         const node = byId(id);
         if (node.g === graph.g && (fresh || !wanted.has(node))) { if (element !== document.activeElement) { element.remove(); drawn.delete(id); } }
       });
-      wanted.forEach((node) => { if (!drawn.has(node.id)) drawn.set(node.id, place(graph, node, drawNode(node))); });
+      wanted.forEach((node) => { if (!drawn.has(node.id)) { drawn.set(node.id, drawNode(node)); graph.whole.append(drawn.get(node.id)); } });
       graph.whole.querySelectorAll('[tabindex="0"]').forEach((other) => other.setAttribute("tabindex", "-1"));
       if (drawn.has(tab.id)) drawn.get(tab.id).setAttribute("tabindex", "0");
-      graph.mass.replaceChildren();
-      if (!fine) inMass(graph, here);
-      const routes = graph.routes.filter((route) => meets(route, r));
-      graph.edge.setAttribute("d", routes.map((route) => r.k < 0.12 ? "M" + route.points.join("L") : curve(route.points)).join(""));
-      graph.tips.setAttribute("d", fine ? routes.map((route) => arrow(route.points.at(-1), route.points.at(-2), 6)).join("") : "");
+      drawFloor(graph, here, fine);
     });
     drawLinks(r, fresh);
     mark();
   }
 
-  function place(graph, node, element) {
-    if (!(node.open && node.children.length)) { graph.cards.append(element); return element; }
-    while (graph.frames.length <= node.level) {
-      graph.frames.push(make("g", {}));
-      graph.frame.append(graph.frames.at(-1));
-    }
-    graph.frames[node.level].append(element);
-    return element;
-  }
-
-  /* From afar: one path for all boxes of a colour. */
-  function inMass(graph, here) {
-    const groups = new Map();
-    const add = (name, kind, d) => {
-      if (!groups.has(name)) groups.set(name, { kind, d: [] });
-      groups.get(name).d.push(d);
+  /* Open modules, one path a level; edges; and from afar all boxes, one path a colour. */
+  function drawFloor(graph, here, fine) {
+    const shapes = new Map();
+    const add = (layer, className, colours, d) => {
+      const key = layer + className + colours;
+      if (!shapes.has(key)) shapes.set(key, { layer, className, colours, d: [] });
+      shapes.get(key).d.push(d);
     };
     here.forEach((node) => {
-      if (node.open && node.children.length) add("frame" + node.level, "", box(node));
-      else add("card " + tint(node), tint(node), box(node));
-    });
-    here.forEach((node) => {
-      if (!node.colour) return;
       const open = node.open && node.children.length;
-      add("stripe " + node.colour, node.colour, `M${node.X + 2} ${node.Y + 4}h9v${(open ? HEAD : node.h) - 8}h-9z`);
+      if (open) add(node.level, "frame" + (node.level % 2 ? "" : " level-odd"), "", box(node));
+      if (fine) return;
+      if (!open) add(1e6, "card", tint(node), box(node));
+      if (node.colour) add(1e7, "stripe", node.colour, `M${node.X + 2} ${node.Y + 4}h9v${(open ? HEAD : node.h) - 8}h-9z`);
     });
-    const order = (name) => name.startsWith("frame") ? +name.slice(5) : name.startsWith("card") ? 1e6 : 1e7;
-    [...groups].sort(([a], [b]) => order(a) - order(b)).forEach(([name, { kind, d }]) => {
-      const shape = make("path", { class: name.split(/[ \d]/)[0] + (name.startsWith("frame") && +name.slice(5) % 2 === 0 ? " level-odd" : ""), d: d.join("") });
-      if (name.startsWith("stripe")) paint(shape, kind);
-      else if (kind) shape.style.fill = kind;
-      graph.mass.append(shape);
-    });
+    const draw = ({ className, colours, d }) => {
+      const shape = make("path", { class: className, d: d.join("") });
+      if (className === "stripe") paint(shape, colours);
+      else if (colours) shape.style.fill = colours;
+      return shape;
+    };
+    const list = [...shapes.values()].sort((a, b) => a.layer - b.layer);
+    const routes = graph.routes.filter((route) => meets(route, painted)), straight = painted.k < 0.12;
+    const edge = make("path", { class: "edge", d: routes.map((route) => straight ? "M" + route.points.join("L") : curve(route.points)).join("") });
+    const tips = make("path", { class: "tip-edge", d: fine ? routes.map((route) => arrow(route.points.at(-1), route.points.at(-2), 6)).join("") : "" });
+    graph.floor.replaceChildren(...list.filter((shape) => shape.layer < 1e6).map(draw), edge, tips, ...list.filter((shape) => shape.layer >= 1e6).map(draw));
   }
 
   function drawNode(node) {
