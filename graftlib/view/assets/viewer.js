@@ -11,8 +11,8 @@
   const MANY = 400;              // links that are drawn one by one
   const NARROW = 640;            // pixels that show one model at a time
   const $ = (id) => document.getElementById(id);
-  const svg = $("picture"), panel = $("panel"), tip = $("tip"), results = $("results"), search = $("search");
-  const number = (n) => n.toLocaleString("en-US");
+  const sheet = $("sheet"), svg = $("picture"), panel = $("panel"), tip = $("tip"), results = $("results"), search = $("search");
+  const digits = new Intl.NumberFormat("en-US"), number = (n) => digits.format(n);
   const short = (n) => n < 1e3 ? String(n) : n < 1e6 ? +(n / 1e3).toPrecision(3) + " k"
     : n < 1e9 ? +(n / 1e6).toPrecision(3) + " M" : +(n / 1e9).toPrecision(3) + " G";
   const plural = (n, word) => number(n) + " " + word + (n === 1 ? "" : word.endsWith("s") ? "es" : "s");
@@ -343,7 +343,7 @@
         points.push(...above ? [[to.X + to.w + 10, to.Y - 10], [to.X + to.w, to.Y + to.h / 2]] : [[to.X + to.w / 2, to.Y]]);
       }
       const xs = points.map((p) => p[0]), ys = points.map((p) => p[1]);
-      list.push({ from, to, points, X: Math.min(...xs), Y: Math.min(...ys), w: Math.max(...xs) - Math.min(...xs), h: Math.max(...ys) - Math.min(...ys) });
+      list.push({ from, to, points, home: parent.i, X: Math.min(...xs), Y: Math.min(...ys), w: Math.max(...xs) - Math.min(...xs), h: Math.max(...ys) - Math.min(...ys) });
     }
     return list;
   }
@@ -433,7 +433,7 @@
   const box = ({ X, Y, w, h }) => `M${X} ${Y}h${w}v${h}h${-w}z`;
   const meets = (a, r) => a.X <= r.X + r.w && a.X + a.w >= r.X && a.Y <= r.Y + r.h && a.Y + a.h >= r.Y;
 
-  /* What is drawn: everything within the window and half of one around it. */
+  /* The window, with as many windows around it. */
   function region(around) {
     const t = transform(), w = size.width / t.k, h = size.height / t.k;
     return { X: -t.x / t.k - around * w, Y: -t.y / t.k - around * h, w: w * (1 + 2 * around), h: h * (1 + 2 * around), k: t.k };
@@ -449,7 +449,10 @@
     return list;
   }
 
-  let painted = null;
+  /* What is drawn reaches AROUND windows beyond the window on each side. While the picture moves, the browser moves what
+     it has drawn; only what comes into sight, or would be blurred for long, is drawn anew. */
+  const AROUND = 0.5;
+  let painted = null, lastDrawn = 0;
   /* A new layout, then everything that is in view. */
   function draw() {
     if (!size.width || !size.height) return;
@@ -473,8 +476,10 @@
 
   function refresh() {
     if (!size.width || !stamp) return;
-    const r = region(0.5), fine = r.k >= FINE, fresh = !painted || painted.fine !== fine;
-    painted = { ...r, fine };
+    const r = region(AROUND), fine = r.k >= FINE, fresh = !painted || painted.fine !== fine, t = transform();
+    painted = { ...r, fine, t };
+    stage.setAttribute("transform", t.toString());
+    svg.style.transform = "";
     shownGraphs().forEach((graph) => {
       const here = within(graph, r), tab = visible(chosen && chosen.g === graph.g ? chosen : graph.tab);
       graph.tab = tab;
@@ -491,34 +496,44 @@
     });
     drawLinks(r, fresh);
     mark();
+    lastDrawn = performance.now();
   }
 
-  /* Open modules, one path a level; edges; and from afar all boxes, one path a colour. */
+  /* Open modules and edges; and from afar all boxes. What is alike and lies together is one path. */
   function drawFloor(graph, here, fine) {
-    const shapes = new Map();
-    const add = (layer, className, colours, d) => {
-      const key = layer + className + colours;
-      if (!shapes.has(key)) shapes.set(key, { layer, className, colours, d: [] });
-      shapes.get(key).d.push(d);
+    const shapes = new Map(), { k } = painted, tiny = k < 0.15;
+    const add = (layer, className, colours, home, d) => {
+      const key = layer + "|" + colours + "|" + home;
+      let shape = shapes.get(key);
+      if (!shape) shapes.set(key, shape = { layer, className, colours, d: "" });
+      shape.d += d;
+    };
+    // The module that is large enough on the screen for a path of its own: the browser leaves out paths that lie elsewhere.
+    const homes = new Map();
+    const home = (i) => {
+      if (i <= 0) return 0;
+      if (!homes.has(i)) homes.set(i, graph.nodes[i].h * k > 120 ? i : home(graph.nodes[i].parent));
+      return homes.get(i);
     };
     here.forEach((node) => {
-      const open = node.open && node.children.length;
-      if (open) add(node.level, "frame" + (node.level % 2 ? "" : " level-odd"), "", box(node));
+      const open = node.open && node.children.length, at = home(node.parent);
+      if (open) add(node.level, "frame" + (node.level % 2 ? "" : " level-odd"), "", at, box(node));
       if (fine) return;
-      if (!open) add(1e6, "card", tint(node), box(node));
-      if (node.colour) add(1e7, "stripe", node.colour, `M${node.X + 2} ${node.Y + 4}h9v${(open ? HEAD : node.h) - 8}h-9z`);
+      if (!open) add(1e6, "card", tint(node) || (tiny && node.colour), at, box(node));
+      if (!tiny && node.colour) add(1e7, "stripe", node.colour, at, `M${node.X + 2} ${node.Y + 4}h9v${(open ? HEAD : node.h) - 8}h-9z`);
     });
-    const draw = ({ className, colours, d }) => {
-      const shape = make("path", { class: className, d: d.join("") });
-      if (className === "stripe") paint(shape, colours);
+    graph.routes.forEach((route) => {
+      if (!meets(route, painted)) return;
+      const at = home(route.home);
+      add(1e4, "edge", "", at, tiny ? "M" + route.points.join("L") : curve(route.points));
+      if (fine) add(1e5, "tip-edge", "", at, arrow(route.points.at(-1), route.points.at(-2), 6));
+    });
+    graph.floor.replaceChildren(...[...shapes.values()].sort((a, b) => a.layer - b.layer).map(({ className, colours, d }) => {
+      const shape = make("path", { class: className, d });
+      if (KINDS.includes(colours)) paint(shape, colours);
       else if (colours) shape.style.fill = colours;
       return shape;
-    };
-    const list = [...shapes.values()].sort((a, b) => a.layer - b.layer);
-    const routes = graph.routes.filter((route) => meets(route, painted)), straight = painted.k < 0.12;
-    const edge = make("path", { class: "edge", d: routes.map((route) => straight ? "M" + route.points.join("L") : curve(route.points)).join("") });
-    const tips = make("path", { class: "tip-edge", d: fine ? routes.map((route) => arrow(route.points.at(-1), route.points.at(-2), 6)).join("") : "" });
-    graph.floor.replaceChildren(...list.filter((shape) => shape.layer < 1e6).map(draw), edge, tips, ...list.filter((shape) => shape.layer >= 1e6).map(draw));
+    }));
   }
 
   function drawNode(node) {
@@ -686,18 +701,30 @@
   // ---- moving about ------------------------------------------------------------------------------------------
   let touched = false, waiting = false;
   const zoom = d3.zoom().scaleExtent([0.01, 4]).on("zoom", (event) => {
-    stage.setAttribute("transform", event.transform);
     if (event.sourceEvent) touched = true;
     hideTip();
-    if (waiting || !painted) return;
-    const now = region(0), fine = now.k >= FINE;
+    if (!painted) return;
+    const t = event.transform, by = t.k / painted.t.k, x = t.x - painted.t.x * by, y = t.y - painted.t.y * by;
+    svg.style.transform = `translate(${x + AROUND * size.width * (by - 1)}px, ${y + AROUND * size.height * (by - 1)}px) scale(${by})`;
+    const now = region(0);
     const inside = now.X >= painted.X && now.Y >= painted.Y && now.X + now.w <= painted.X + painted.w && now.Y + now.h <= painted.Y + painted.h;
-    if (inside && fine === painted.fine && now.k < painted.k * 2.5) return;
-    waiting = true;
-    requestAnimationFrame(() => { waiting = false; refresh(); });
+    later(inside && by > 0.4 && by < 3 ? 140 : 0);
   });
-  const canvas = d3.select(svg).call(zoom).on("dblclick.zoom", null);
-  const transform = () => d3.zoomTransform(svg);
+  /* Draw anew after a rest of so many milliseconds, at once where that is 0; but not more often than can be watched. */
+  let timer = 0, due = Infinity;
+  function later(wait) {
+    const at = Math.max(performance.now() + wait, lastDrawn + 120);
+    if (!wait && at >= due) return;
+    clearTimeout(timer);
+    due = at;
+    timer = setTimeout(() => requestAnimationFrame(() => { due = Infinity; if (transform().k !== painted.t.k || soonOut()) refresh(); }), at - performance.now());
+  }
+  function soonOut() {
+    const now = region(0.1);
+    return now.X < painted.X || now.Y < painted.Y || now.X + now.w > painted.X + painted.w || now.Y + now.h > painted.Y + painted.h;
+  }
+  const canvas = d3.select(sheet).call(zoom).on("dblclick.zoom", null);
+  const transform = () => d3.zoomTransform(sheet);
   const moveTo = (t) => canvas.call(zoom.transform, t);
   const scaleBy = (by) => { touched = true; canvas.call(zoom.scaleBy, by); };
 
@@ -771,11 +798,14 @@
   }
   /* The picture follows its window: whole while nobody has moved it, else with what is in the middle. */
   function resize() {
-    const { width, height } = svg.getBoundingClientRect();
+    const { width, height } = sheet.getBoundingClientRect();
     if (width === size.width && height === size.height) return;
     const before = size, t = transform();
     size = { width, height };
     if (!width || !height) return;
+    const edge = [-AROUND * width, -AROUND * height];
+    svg.setAttribute("viewBox", [...edge, width * (1 + 2 * AROUND), height * (1 + 2 * AROUND)].join(" "));
+    Object.assign(svg.style, { left: edge[0] + "px", top: edge[1] + "px", width: width * (1 + 2 * AROUND) + "px", height: height * (1 + 2 * AROUND) + "px" });
     tabs();
     draw();
     if (!touched || !before.width) { fit(); refresh(); } else moveTo(d3.zoomIdentity.translate(t.x + (width - before.width) / 2, t.y + (height - before.height) / 2).scale(t.k));
@@ -986,6 +1016,7 @@
   const WORN = ["fill", "fill-opacity", "stroke", "stroke-width", "stroke-opacity", "stroke-dasharray", "opacity", "font-family", "font-size",
     "font-weight", "text-anchor", "paint-order", "rx"];
   function picture() {
+    refresh();
     const copy = svg.cloneNode(true), own = svg.querySelectorAll("*"), theirs = copy.querySelectorAll("*");
     own.forEach((element, i) => {
       const style = getComputedStyle(element);
@@ -1023,7 +1054,7 @@
   /* By place, not by element: from afar boxes are one element. */
   function under(event) {
     if (!painted) return null;
-    const edge = svg.getBoundingClientRect(), [x, y] = transform().invert([event.clientX - edge.left, event.clientY - edge.top]);
+    const edge = sheet.getBoundingClientRect(), [x, y] = transform().invert([event.clientX - edge.left, event.clientY - edge.top]);
     const holdsPoint = (node) => x >= node.X && x <= node.X + node.w && y >= node.Y && y <= node.Y + node.h;
     for (const graph of shownGraphs()) {
       let node = graph.nodes[0];
@@ -1045,14 +1076,14 @@
     tip.replaceChildren();
     lines.filter(Boolean).forEach((line, i) => { tip.append(i ? "\n" : "", i ? line : html("b", line)); });
     tip.hidden = false;
-    const box = svg.parentElement.getBoundingClientRect(), own = tip.getBoundingClientRect();
+    const box = sheet.getBoundingClientRect(), own = tip.getBoundingClientRect();
     const x = event.clientX - box.left + 14, y = event.clientY - box.top + 14;
     tip.style.left = Math.max(4, Math.min(x, box.width - own.width - 8)) + "px";
     tip.style.top = Math.max(4, y + own.height > box.height ? y - own.height - 24 : y) + "px";
   }
   function hideTip() { tip.hidden = true; }
-  svg.addEventListener("pointermove", (event) => {
-    if (event.buttons) return;
+  sheet.addEventListener("pointermove", (event) => {
+    if (event.buttons || event.target.closest("#legend, #scale")) return;
     const bundle = event.target.__bundle, node = bundle ? null : under(event);
     if (node !== hovered) { hovered = node; mark(); }
     if (node && !(node.open && node.children.length && !nearHead(event, node))) {
@@ -1067,9 +1098,10 @@
       showTip(event, [plural(bundle.links.length, "link") + ", " + kindName(bundle.kind), ...some, bundle.links.length > 6 ? "and " + (bundle.links.length - 6) + " more" : ""]);
     } else hideTip();
   });
-  const nearHead = (event, node) => (event.clientY - svg.getBoundingClientRect().top - transform().applyY(node.Y)) < HEAD * transform().k;
-  svg.addEventListener("pointerleave", () => { hovered = null; hideTip(); mark(); });
-  svg.addEventListener("click", (event) => {
+  const nearHead = (event, node) => (event.clientY - sheet.getBoundingClientRect().top - transform().applyY(node.Y)) < HEAD * transform().k;
+  sheet.addEventListener("pointerleave", () => { hovered = null; hideTip(); mark(); });
+  sheet.addEventListener("click", (event) => {
+    if (event.target.closest("#legend, #scale")) return;
     const bundle = event.target.__bundle, chevron = event.target.closest("[data-toggle]"), node = under(event);
     hideTip();
     if (chevron) toggle(byId(+chevron.dataset.toggle));
@@ -1077,7 +1109,7 @@
     else if (node) { choose(node); focus(node); }
     else clear();
   });
-  svg.addEventListener("dblclick", (event) => {
+  sheet.addEventListener("dblclick", (event) => {
     const node = under(event);
     if (node && !event.target.closest("[data-toggle]")) toggle(node);
   });
@@ -1238,7 +1270,7 @@
         if (!hiddenKinds.delete(kind)) hiddenKinds.add(kind);
         entry.setAttribute("aria-pressed", String(!hiddenKinds.has(kind)));
         bundles = bundled();
-        drawLinks(region(0.5), true);
+        drawLinks(painted, true);
         mark();
       });
       entry.setAttribute("aria-pressed", "true");
@@ -1265,6 +1297,6 @@
   resize();
   showOverview();
   recall();
-  new ResizeObserver(resize).observe(svg);
+  new ResizeObserver(resize).observe(sheet);
   document.documentElement.dataset.ready = "true";
 })();
