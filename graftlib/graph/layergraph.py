@@ -293,6 +293,11 @@ class LayerGraph:
         count = len(self._records)
         return f"<LayerGraph of {self.name}: {len(self.layers)} layers, {count} parameters>"
 
+    def _repr_html_(self) -> str:
+        from ..view import view
+
+        return view(self)._repr_html_()
+
     def _runnable(self) -> fx.Graph:
         """The graph with the real value of every constant: run it with ``GraphModule(graph._root(), …)``.
 

@@ -1,8 +1,16 @@
 """What a reader does with the page, in a real browser."""
 
+import xml.etree.ElementTree as ET
+from importlib.resources import files
+
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
+from graftlib.graph import trace
+from graftlib.graph.parameter import Part
+from graftlib.match import Mapping
 from graftlib.view import view
 
 pytestmark = pytest.mark.browser
@@ -247,3 +255,215 @@ def test_two_real_models_fit_in_a_small_page(opened, standin):
     page.click("#collapse")
     page.click("#fit")
     assert page.locator(".link").count() >= 5
+
+
+# ---------------------------------------------------------------------------------------- where things lie
+
+# On the screen: every box as [label, x, y, width, height]; every edge as [first point, last point].
+BOXES = """[...document.querySelectorAll('.node')].map(node => {
+  const r = node.querySelector('.box').getBoundingClientRect();
+  return [node.querySelector('.label').textContent, r.x, r.y, r.width, r.height];
+})"""
+EDGES = """[...document.querySelectorAll('.edge')].flatMap(edge => {
+  const on = edge.getScreenCTM();
+  return edge.getAttribute('d').split('M').slice(1).map(d => {
+    const n = d.match(/-?[\\d.]+(e-?\\d+)?/g).map(Number);
+    const at = (x, y) => { const p = new DOMPoint(x, y).matrixTransform(on); return [p.x, p.y]; };
+    return [at(n[0], n[1]), at(n.at(-2), n.at(-1))];
+  });
+})"""
+
+
+def joined(page):
+    """{(label, label)}: which boxes the edges join, by where the edges begin and end."""
+    boxes = page.evaluate(BOXES)
+
+    def box_at(point):
+        x, y = point
+        near = [b for b in boxes if b[1] - 2 <= x <= b[1] + b[3] + 2 and b[2] - 2 <= y <= b[2] + b[4] + 2]
+        return min(near, key=lambda b: b[3] * b[4])[0] if near else None
+
+    return {(box_at(start), box_at(end)) for start, end in page.evaluate(EDGES)}
+
+
+def test_a_frame_that_was_hidden_shows_the_whole_picture(chromium, standin):
+    page = chromium.new_page(viewport={"width": 1000, "height": 900})
+    troubles = []
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    shown = linked(standin)
+    page.set_content(f"<div id=cell style='display:none'>{shown._repr_html_()}</div>")
+    page.wait_for_function("document.querySelector('iframe').getAttribute('srcdoc').length > 0")
+    frame = page.frames[1]
+    frame.wait_for_selector("html[data-ready]", state="attached")
+    page.evaluate("document.getElementById('cell').style.display = ''")
+    for width in (1000, 700, 1200):
+        page.set_viewport_size({"width": width, "height": 900})
+        frame.wait_for_function(
+            """() => { const s = document.getElementById('sheet').getBoundingClientRect();
+            const nodes = [...document.querySelectorAll('.node .box')].map(e => e.getBoundingClientRect());
+            return s.width > 0 && nodes.length > 3 && nodes.every(r => r.left >= s.left && r.right <= s.right && r.top >= s.top && r.bottom <= s.bottom)
+              && Math.abs(Math.min(...nodes.map(r => r.left)) - s.left - (s.right - Math.max(...nodes.map(r => r.right)))) < 0.5 * s.width; }"""
+        )
+    assert troubles == []
+    page.close()
+
+
+class Zipped(nn.Module):
+    def __init__(self, count):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(4, 4, 1) for _ in range(count))
+        self.bns = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(count))
+
+    def forward(self, x):
+        for conv, bn in zip(self.convs, self.bns, strict=True):
+            x = torch.relu(bn(conv(x)))
+        return x
+
+
+def test_containers_that_alternate_are_drawn_in_the_order_of_execution(opened):
+    page = opened(view(trace(Zipped(3), torch.randn(1, 4, 2, 2))))
+    labels = page.locator(".node .label").all_text_contents()
+    assert labels == [name for i in range(3) for name in (f"convs.{i}", f"bns.{i}", "relu")]
+    edges = joined(page)
+    assert ("convs.0", "bns.0") in edges
+    assert ("relu", "convs.1") in edges
+    assert ("bns.0", "convs.0") not in edges
+    assert len(page.evaluate(EDGES)) == 8  # one after the other, none to and fro
+
+
+def test_an_arrow_ends_at_the_layer_inside_an_open_container(opened, standin):
+    graph = standin.by_hand(
+        "M", {"stem": {"weight": (4, 4)}, "body.a": {"weight": (4, 4)}, "body.b": {"weight": (4, 4)}, "head": {"weight": (4, 4)}}
+    )
+    page = opened(view(graph))
+    assert joined(page) == {("stem", "a"), ("a", "b"), ("b", "head")}
+    node(page, "body", "M").locator("[data-toggle]").click()
+    assert joined(page) == {("stem", "body"), ("body", "head")}
+
+
+class Skipping(nn.Module):
+    """What leaves the relu is pooled, and read again beside what comes back: as in a U-Net."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 1)
+        self.head = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        skip = torch.relu(self.down(x))
+        y = self.up(F.max_pool2d(skip, 2))
+        return self.head(torch.cat([skip, F.interpolate(y, scale_factor=2.0)], 1))
+
+
+def test_a_skip_is_drawn_from_the_op_that_it_leaves(opened):
+    page = opened(view(trace(Skipping(), torch.randn(1, 2, 4, 4))))
+    edges = joined(page)
+    assert ("relu", "max_pool2d") in edges
+    assert {b for a, b in edges if a == "relu"} - {"max_pool2d"}  # and on to where both come together
+    assert not any("relu+" in name for edge in edges for name in edge)
+
+
+def test_long_chains_wrap_into_columns_that_can_be_read(opened, standin):
+    graph = standin.by_hand("Chain", {f"l{i}": {"weight": (4, i + 1)} for i in range(36)})
+    page = opened(view(graph))
+    boxes = page.evaluate(BOXES)
+    assert len(boxes) == 36
+    assert page.evaluate(SCALE) > 0.7  # text of more than eight pixels
+    assert len({round(x + w / 2) for _, x, _, w, _ in boxes}) > 1
+    sheet = page.locator("#sheet").bounding_box()
+    assert all(sheet["y"] <= y and y + h <= sheet["y"] + sheet["height"] for *_, y, _, h in boxes)
+    assert {(f"l{i}", f"l{i + 1}") for i in range(35)} == joined(page)
+
+
+def test_a_phone_shows_one_model_at_a_time(chromium, standin, tmp_path):
+    page = chromium.new_page(viewport={"width": 390, "height": 800})
+    page.goto(linked(standin).save(tmp_path / "x.html").as_uri())
+    page.wait_for_selector("html[data-ready]")
+    assert page.locator("[role=tree]").count() == 1
+    assert node(page, "stage").count() == 1
+    assert page.locator(".link").count() == 3  # that they go on elsewhere is seen
+    assert page.evaluate(SCALE) > 0.7
+    page.locator("#models button", has_text="Target").click()
+    assert page.locator("[role=tree]").get_attribute("aria-label") == "Target"
+    assert page.locator("#models button[aria-pressed=true]").text_content() == "Target"
+    page.set_viewport_size({"width": 1200, "height": 800})
+    page.wait_for_function("document.querySelectorAll('[role=tree]').length === 2")
+    page.close()
+
+
+def packed(standin):
+    graph = standin.by_hand("Packed", {f"blocks.{i}.attn.{n}": {"weight": (12, 4)} for i in range(3) for n in ("qkv", "proj")})
+    for i, each in enumerate(graph.held):
+        if "qkv" in each.fqn:
+            names = ("query", "key", "value")
+            parts = {n: Part(0, range(4 * j, 4 * j + 4), 2, f"attention.{n}") for j, n in enumerate(names)}
+            graph.held[i] = standin.parameter(each.fqn, (12, 4), role="attention.fused", parts=parts)
+    return graph
+
+
+@pytest.mark.parametrize(
+    ("query", "hits"),
+    [
+        ("blocks.0.attn.qkv.weight::query", 1),
+        ("blocks.0.attn.qkv.weight::que", 1),
+        ("qkv.weight::value.head[1]", 3),
+        ("qkv.weight::value.head[2]", 0),
+        ("blocks.*.qkv::key", 3),
+        ("proj.weight::key", 0),
+        ("attention.value", 3),
+        ("12 × 4", 6),
+        ("12x4 proj", 3),
+        ("(12, 4)", 6),
+        ("(12, 5)", 0),
+        ("blocks.*.proj", 3),
+        ("blocks.{i}.attn.proj", 3),
+        ("blocks.[!1].attn.proj.weight", 2),
+        (r"re:blocks\.\d\.attn\.q\D+", 3),
+        (r"re:blocks\.(?P<i>\d)\.attn\.proj", 3),
+        ("re:blocks[", 0),
+    ],
+)
+def test_search_finds_addresses_roles_shapes_and_globs(packed_page, query, hits):
+    packed_page.fill("#search", query)
+    labels = packed_page.locator("#results button").all_text_contents()
+    assert sum("attn." in label for label in labels) == hits
+
+
+@pytest.fixture(scope="module")
+def packed_page(chromium, standin, tmp_path_factory):
+    page = chromium.new_page()
+    page.goto(view(packed(standin)).save(tmp_path_factory.mktemp("packed") / "x.html").as_uri())
+    page.wait_for_selector("html[data-ready]")
+    yield page
+    page.close()
+
+
+def test_the_page_prints_addresses_that_search_finds(opened, standin):
+    page = opened(view(packed(standin)))
+    page.fill("#search", "blocks.1.attn.qkv")
+    page.keyboard.press("Enter")
+    assert "blocks.1.attn.qkv.weight::query (attention.query)" in page.locator("#panel").text_content()
+
+
+AXE = "axe.run({runOnly: {type: 'tag', values: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice', 'experimental']}})"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(chromium, standin, tmp_path, scheme):
+    pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed")
+    page = chromium.new_page(color_scheme=scheme)
+    page.goto(linked(standin).save(tmp_path / "x.html").as_uri())
+    page.wait_for_selector("html[data-ready]")
+    page.evaluate((files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8"))
+    node(page, "stem", "Target").locator(".box").click()
+    assert [found["id"] for found in page.evaluate(AXE)["violations"]] == []
+    page.evaluate("document.querySelector('.node').setAttribute('aria-label', 'another name')")
+    assert "label-content-name-mismatch" in [found["id"] for found in page.evaluate(AXE)["violations"]]
+    page.close()
+
+
+def test_what_is_read_on_a_box_begins_its_name(opened, standin):
+    page = opened(linked(standin))
+    for box in page.locator(".node").all():
+        seen = " ".join(box.locator("text").all_text_contents()).split()
+        assert " ".join(filter(None, seen)) in box.get_attribute("aria-label")

@@ -457,6 +457,7 @@
   function draw() {
     if (!size.width || !size.height) return;
     layout();
+    if (coupled) lightShown();
     drawn = new Map();
     models.replaceChildren();
     floors.replaceChildren();
@@ -861,10 +862,13 @@
     return graph.byAddress.get(address) || graph.byAddress.get(address.slice(0, address.lastIndexOf("::")));
   }
   function light(graph, c) {
-    const shown = new Set();
-    partners(graph, c).forEach(([other, d]) => other.classes[d].members.forEach(([p]) => other.parameters[p].nodes.forEach((node) => shown.add(visible(node).id))));
-    coupled = { graph, c, shown };
+    coupled = { graph, c };
+    lightShown();
     remark();
+  }
+  function lightShown() {
+    coupled.shown = new Set();
+    partners(coupled.graph, coupled.c).forEach(([other, d]) => other.classes[d].members.forEach(([p]) => other.parameters[p].nodes.forEach((node) => coupled.shown.add(visible(node).id))));
   }
   function unlight() { if (pinned) light(...pinned); else if (coupled) { coupled = null; remark(); } }
   function release() { pinned = null; coupled = null; }
