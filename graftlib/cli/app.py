@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import GraftError
-from . import doctor, export, plugins, trace, view
+from . import diff, doctor, export, plugins, trace, view
 from .console import complain
 from .options import DEBUG, Debug
 
@@ -92,8 +92,8 @@ def _root(
     """Hold the options that stand before the command."""
 
 
-for room in (trace, view, export, doctor):
-    room.register(app)
+for command in (trace, view, diff, export, doctor):
+    command.register(app)
 
 
 def main() -> None:

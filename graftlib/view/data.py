@@ -39,6 +39,7 @@ def scene_data(scene: Scene) -> dict[str, Any]:
     words = _Words()
     return {
         "title": scene.title,
+        "notes": list(scene.notes),
         "graphs": [_graph(tree, words) for tree in scene.trees],
         "links": _links(scene, words),
         "overlays": [
@@ -92,9 +93,7 @@ def _graph(tree: Tree, words: _Words) -> dict[str, Any]:
             "size": [each.size for each in tree.classes],
             "frozen_by$": [words(each.frozen_by) for each in tree.classes],
             "ties$": [[words(tie) for tie in each.ties[:12]] for each in tree.classes],
-            "members": [
-                [[place, axis] for place, axis in each.members] for each in tree.classes
-            ],
+            "members": [[[place, axis] for place, axis in each.members] for each in tree.classes],
             "tied_by$": [[words(tie) for tie in each.tied_by] for each in tree.classes],
         },
     }
@@ -122,7 +121,11 @@ def _parameters(parameters: Sequence[Any], words: _Words) -> dict[str, Any]:
         "tied$": [words(each.tied_to) for each in parameters],
         "groups": [each.groups for each in parameters],
         "parts$": [
-            [number for name, part in each.parts.items() for number in (words(name), words(part.role))]
+            [
+                number
+                for name, part in each.parts.items()
+                for number in (words(name), words(part.role))
+            ]
             or 0
             for each in parameters
         ],

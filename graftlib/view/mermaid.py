@@ -27,7 +27,8 @@ def scene_to_mermaid(scene: Scene) -> str:
     links: dict[tuple[str, str, str], int] = {}
     for link in scene.links:
         ends = [
-            _name(place, _shown(scene.trees[place], node)) for place, node in (link.source, link.target)
+            _name(place, _shown(scene.trees[place], node))
+            for place, node in (link.source, link.target)
         ]
         key = (ends[0], ARROWS.get(link.direction, "-.->"), ends[1])
         links[key] = links.get(key, 0) + 1
@@ -49,7 +50,9 @@ def _inside(tree: Tree, place: int, index: int, indent: str) -> Iterator[str]:
             yield f"{indent}{_name(place, i)}[{_quoted(_label(node))}]"
     if index == 0:
         edges = {(_shown(tree, u), _shown(tree, v)) for u, v, _ in tree.edges}
-        yield from (f"{indent}{_name(place, u)} --> {_name(place, v)}" for u, v in sorted(edges) if u != v)
+        yield from (
+            f"{indent}{_name(place, u)} --> {_name(place, v)}" for u, v in sorted(edges) if u != v
+        )
 
 
 def _label(node: Node) -> str:
@@ -77,5 +80,7 @@ def _quoted(text: str) -> str:
     >>> _quoted('a"<b>')
     '"a#34;#60;b#62;"'
     """
-    safe = "".join(c if c.isalnum() or c in " ._-×…" else f"#{ord(c)};" for c in text if c.isprintable())
+    safe = "".join(
+        c if c.isalnum() or c in " ._-×…" else f"#{ord(c)};" for c in text if c.isprintable()
+    )
     return f'"{safe}"'

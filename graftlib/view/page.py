@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..arguments import Positive, check
 from ..disk import write_whole
@@ -30,6 +30,9 @@ from .dot import scene_to_dot
 from .mermaid import scene_to_mermaid
 from .scene import Scene, build_scene
 from .text import scene_to_text
+
+if TYPE_CHECKING:
+    from .compare import Diff
 
 __all__ = ["View", "view"]
 
@@ -118,6 +121,7 @@ def view(
     mapping: Any = None,
     *,
     overlay: Mapping[str, Any] | None = None,
+    diff: bool | Diff = False,
     depth: int | None = None,
     title: str | None = None,
     theme: Literal["auto", "light", "dark"] = "auto",
@@ -133,13 +137,16 @@ def view(
             of any unit; in both models where both have the name, in one behind ``source:`` or ``target:``. Or several
             of these by their titles, among which the reader chooses. A closed module without a number of its own shows
             the largest inside.
+        diff: True compares the two models, a `Diff` is shown as it is: what differs stands in the overview, and an overlay shows how far the
+            weights of each layer moved, by the norm of the first's.
         depth: how many levels of modules are open at first; None for as many as stay readable.
         title: of the page; None for the models' names.
         theme: of the page; ``"auto"`` follows the reader's system.
         height: of the frame in a notebook, in pixels.
 
     Raises:
-        GraftError: an argument is no layer graph, the mapping is of other models, or an overlay names nothing.
+        GraftError: an argument is no layer graph, the mapping is of other models, an overlay names nothing, or there is
+            one model alone to compare.
     """
     themes = Literal["auto", "light", "dark"]
     check(
@@ -149,8 +156,28 @@ def view(
         theme=(theme, themes),
         height=(height, Positive),
     )
-    scene = build_scene(source, target, mapping, overlay=overlay, depth=depth, title=title)
+    notes: tuple[str, ...] = ()
+    if diff:
+        compared = _compared(source, target, mapping) if diff is True else diff
+        notes, overlay = compared.lines, overlay or compared.overlay
+    scene = build_scene(
+        source, target, mapping, overlay=overlay, depth=depth, title=title, notes=notes
+    )
     return View(scene, height, theme)
+
+
+def _compared(source: Any, target: Any, mapping: Any) -> Diff:
+    from .compare import diff as compare
+
+    build_scene(source, target, mapping)  # refuses what cannot be shown
+    if mapping is None and hasattr(source, "source") and hasattr(source, "target"):
+        source, target = source.source, source.target
+    other = mapping.target if target is None and mapping is not None else target
+    if other is None:
+        raise GraftError(
+            "diff=True compares two models, and there is one.", fix="view(a, b, diff=True)"
+        )
+    return compare(source, other)
 
 
 def _page(scene: Scene, theme: str) -> str:

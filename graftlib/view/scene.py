@@ -54,12 +54,13 @@ class Overlay:
 
 @dataclass(frozen=True)
 class Scene:
-    """One or two trees, source first, the links between their layers, and what is laid over them."""
+    """One or two trees, source first, the links between their layers, what is laid over them, and lines to read."""
 
     trees: tuple[Tree, ...]
     links: tuple[SceneLink, ...]
     overlays: tuple[Overlay, ...] = ()
     name: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -75,6 +76,7 @@ def build_scene(
     overlay: Mapping[str, Any] | None = None,
     depth: int | None = None,
     title: str | None = None,
+    notes: tuple[str, ...] = (),
 ) -> Scene:
     """Gather the scene.
 
@@ -84,6 +86,7 @@ def build_scene(
         mapping: the pairs; None for none.
         overlay, depth: see `view`.
         title: of the page; None for the models' names.
+        notes: lines for the page's overview.
 
     Raises:
         GraftError: an argument is no layer graph, the mapping is of other graphs, or an overlay names no layer.
@@ -109,7 +112,7 @@ def build_scene(
     alone = target is None or target.model is source.model
     trees = tuple(build_tree(graph, depth) for graph in ((source,) if alone else (source, target)))
     links = () if mapping is None else tuple(_links(mapping, source, trees))
-    return Scene(trees, links, tuple(_overlays(overlay or {}, trees)), title)
+    return Scene(trees, links, tuple(_overlays(overlay or {}, trees)), title, notes)
 
 
 def _overlays(overlay: Mapping[str, Any], trees: tuple[Tree, ...]) -> Iterable[Overlay]:
@@ -145,7 +148,9 @@ def _overlays(overlay: Mapping[str, Any], trees: tuple[Tree, ...]) -> Iterable[O
 
 def _ends(tree: Tree) -> dict[str, int]:
     """Every name that an overlay may use -> the node that it colours."""
-    modules = {node.path: i for i, node in enumerate(tree.nodes) if node.form in ("module", "layer")}
+    modules = {
+        node.path: i for i, node in enumerate(tree.nodes) if node.form in ("module", "layer")
+    }
     return {**tree.owner, **modules}
 
 

@@ -16,8 +16,6 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
-import networkx as nx
-
 __all__ = ["Node", "Tree", "build_tree", "kind_of"]
 
 READABLE = 26  # nodes on the screen at the start, for each graph, where it can be had
@@ -181,6 +179,8 @@ def _modules(layers: Any) -> set[str]:
 
 def _untangle(branch: _Branch, edges: set[tuple[int, int]]) -> None:
     """Cut children that feed each other to and fro where they alternate; then the same inside each."""
+    import networkx as nx
+
     home = {leaf: i for i, child in enumerate(branch.children) for leaf in child.leaves}
     between: nx.DiGraph[int] = nx.DiGraph(
         (home[u], home[v]) for u, v in edges if home[u] != home[v]
@@ -374,7 +374,8 @@ def _open(tree: Tree, depth: int | None) -> None:
     while level:
         nodes = [tree.nodes[i] for i in level]
         lone = visible <= 3
-        closed = [node for node in nodes if node.children and (lone or node.form == "module")]
+        folds = ("fold", "range") if visible == 1 else ()
+        closed = [node for node in nodes if node.children and node.form in ("module", *folds)]
         after = visible + sum(
             len(node.children) for node in closed
         )  # an open box stays on the screen
@@ -405,7 +406,13 @@ def _classes(graph: Any, known: dict[str, Any]) -> list[TreeClass]:
                 tied_by.setdefault((places[member.fqn], member.axis), member.tied_by or "")
         if tied_by:
             classes.append(
-                TreeClass(each.size, each.frozen_by, tuple(each.ties), tuple(tied_by), tuple(tied_by.values()))
+                TreeClass(
+                    each.size,
+                    each.frozen_by,
+                    tuple(each.ties),
+                    tuple(tied_by),
+                    tuple(tied_by.values()),
+                )
             )
     return classes
 

@@ -1,6 +1,5 @@
 """What a reader does with the page, in a real browser."""
 
-import xml.etree.ElementTree as ET
 from importlib.resources import files
 
 import pytest
@@ -10,7 +9,6 @@ from torch.nn import functional as F
 
 from graftlib.graph import trace
 from graftlib.graph.parameter import Part
-from graftlib.match import Mapping
 from graftlib.view import view
 
 pytestmark = pytest.mark.browser
@@ -195,7 +193,9 @@ def test_light_and_dark_differ_and_both_draw(chromium, standin, tmp_path, scheme
     page.close()
 
 
-SCALE = "+document.querySelector('#picture > g').getAttribute('transform').match(/scale\\(([^)]+)/)[1]"
+SCALE = (
+    "+document.querySelector('#picture > g').getAttribute('transform').match(/scale\\(([^)]+)/)[1]"
+)
 
 
 def thousands(standin, unlike):
@@ -226,7 +226,9 @@ def test_all_of_five_thousand_layers_are_drawn_in_few_pieces(opened, standin):
     for _ in range(3):
         page.click("#expand")
     assert page.locator("#picture *").count() < 1500  # from afar: one path for many boxes
-    boxes = page.evaluate("[...document.querySelectorAll('.card')].map(e => e.getAttribute('d').split('M').length - 1)")
+    boxes = page.evaluate(
+        "[...document.querySelectorAll('.card')].map(e => e.getAttribute('d').split('M').length - 1)"
+    )
     assert sum(boxes) == 5000
     page.fill("#search", "l2500")
     page.keyboard.press("Enter")
@@ -238,7 +240,10 @@ def test_all_of_five_thousand_layers_are_drawn_in_few_pieces(opened, standin):
     page.mouse.down()
     page.mouse.move(box["x"] - 900, box["y"] + 300, steps=4)
     page.mouse.up()
-    page.wait_for_function("seen => ![...document.querySelectorAll('.node .label')].every(e => seen.includes(e.textContent))", arg=sorted(names))
+    page.wait_for_function(
+        "seen => ![...document.querySelectorAll('.node .label')].every(e => seen.includes(e.textContent))",
+        arg=sorted(names),
+    )
 
 
 def test_two_real_models_fit_in_a_small_page(opened, standin):
@@ -280,7 +285,11 @@ def joined(page):
 
     def box_at(point):
         x, y = point
-        near = [b for b in boxes if b[1] - 2 <= x <= b[1] + b[3] + 2 and b[2] - 2 <= y <= b[2] + b[4] + 2]
+        near = [
+            b
+            for b in boxes
+            if b[1] - 2 <= x <= b[1] + b[3] + 2 and b[2] - 2 <= y <= b[2] + b[4] + 2
+        ]
         return min(near, key=lambda b: b[3] * b[4])[0] if near else None
 
     return {(box_at(start), box_at(end)) for start, end in page.evaluate(EDGES)}
@@ -333,7 +342,13 @@ def test_containers_that_alternate_are_drawn_in_the_order_of_execution(opened):
 
 def test_an_arrow_ends_at_the_layer_inside_an_open_container(opened, standin):
     graph = standin.by_hand(
-        "M", {"stem": {"weight": (4, 4)}, "body.a": {"weight": (4, 4)}, "body.b": {"weight": (4, 4)}, "head": {"weight": (4, 4)}}
+        "M",
+        {
+            "stem": {"weight": (4, 4)},
+            "body.a": {"weight": (4, 4)},
+            "body.b": {"weight": (4, 4)},
+            "head": {"weight": (4, 4)},
+        },
     )
     page = opened(view(graph))
     assert joined(page) == {("stem", "a"), ("a", "b"), ("b", "head")}
@@ -359,7 +374,9 @@ def test_a_skip_is_drawn_from_the_op_that_it_leaves(opened):
     page = opened(view(trace(Skipping(), torch.randn(1, 2, 4, 4))))
     edges = joined(page)
     assert ("relu", "max_pool2d") in edges
-    assert {b for a, b in edges if a == "relu"} - {"max_pool2d"}  # and on to where both come together
+    assert {b for a, b in edges if a == "relu"} - {
+        "max_pool2d"
+    }  # and on to where both come together
     assert not any("relu+" in name for edge in edges for name in edge)
 
 
@@ -392,12 +409,20 @@ def test_a_phone_shows_one_model_at_a_time(chromium, standin, tmp_path):
 
 
 def packed(standin):
-    graph = standin.by_hand("Packed", {f"blocks.{i}.attn.{n}": {"weight": (12, 4)} for i in range(3) for n in ("qkv", "proj")})
+    graph = standin.by_hand(
+        "Packed",
+        {f"blocks.{i}.attn.{n}": {"weight": (12, 4)} for i in range(3) for n in ("qkv", "proj")},
+    )
     for i, each in enumerate(graph.held):
         if "qkv" in each.fqn:
             names = ("query", "key", "value")
-            parts = {n: Part(0, range(4 * j, 4 * j + 4), 2, f"attention.{n}") for j, n in enumerate(names)}
-            graph.held[i] = standin.parameter(each.fqn, (12, 4), role="attention.fused", parts=parts)
+            parts = {
+                n: Part(0, range(4 * j, 4 * j + 4), 2, f"attention.{n}")
+                for j, n in enumerate(names)
+            }
+            graph.held[i] = standin.parameter(
+                each.fqn, (12, 4), role="attention.fused", parts=parts
+            )
     return graph
 
 
@@ -442,7 +467,9 @@ def test_the_page_prints_addresses_that_search_finds(opened, standin):
     page = opened(view(packed(standin)))
     page.fill("#search", "blocks.1.attn.qkv")
     page.keyboard.press("Enter")
-    assert "blocks.1.attn.qkv.weight::query (attention.query)" in page.locator("#panel").text_content()
+    assert (
+        "blocks.1.attn.qkv.weight::query (attention.query)" in page.locator("#panel").text_content()
+    )
 
 
 AXE = "axe.run({runOnly: {type: 'tag', values: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice', 'experimental']}})"
@@ -458,7 +485,9 @@ def test_axe_finds_nothing(chromium, standin, tmp_path, scheme):
     node(page, "stem", "Target").locator(".box").click()
     assert [found["id"] for found in page.evaluate(AXE)["violations"]] == []
     page.evaluate("document.querySelector('.node').setAttribute('aria-label', 'another name')")
-    assert "label-content-name-mismatch" in [found["id"] for found in page.evaluate(AXE)["violations"]]
+    assert "label-content-name-mismatch" in [
+        found["id"] for found in page.evaluate(AXE)["violations"]
+    ]
     page.close()
 
 

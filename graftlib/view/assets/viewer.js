@@ -929,6 +929,11 @@
   function showOverview() {
     panel.replaceChildren(html("h2", data.title));
     if (graphs.length > 1) panel.append(html("p", plural(links.length, "link") + " between them"));
+    if (data.notes.length) {
+      const list = html("ul");
+      data.notes.forEach((line) => list.append(html("li", line)));
+      panel.append(html("h3", "What differs"), list);
+    }
     graphs.forEach((graph, g) => panel.append(
       html("h3", graphs.length < 2 ? "Model" : g ? "Target, on the right" : "Source, on the left"),
       table([["name", graph.name], ["layers", number(graph.layers)], ["parameters", number(graph.nodes[0].elements)],
