@@ -67,7 +67,7 @@ def diff(
     asked = load_options(inputs, input_dtype, weights, device, seed)
     others = load_options(inputs, input_dtype, other_weights, device, seed)
     if dry_run:
-        plan(as_json, "compare", [source, target], output, device)
+        plan(as_json, "diff", [source, target], output, device)
         return
     left, right = see(source, **asked), see(target, **others)
     with working("comparing"):

@@ -4,7 +4,8 @@ In: a captured graph in the normal form and its module calls. Out: `Layer` recor
 `networkx.MultiDiGraph` of them whose edges are the tensors that flow between layers.
 Rules: consecutive ops of one module call are one run. All runs of a module that calls no other module and has
 parameters are one layer, however often it is called. Any other run is a layer of its own, and ends behind an op that
-another run reads too: ``fqn``, then ``fqn#2``, and so on; the root's are ``(root)``. Runs are contiguous, so only calling a layer again closes a cycle.
+another run reads too: ``fqn``, then ``fqn#2``, and so on; the root's are ``(root)``. Runs are contiguous, so only
+calling a layer again closes a cycle.
 """
 
 from __future__ import annotations

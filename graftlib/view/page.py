@@ -137,8 +137,8 @@ def view(
             of any unit; in both models where both have the name, in one behind ``source:`` or ``target:``. Or several
             of these by their titles, among which the reader chooses. A closed module without a number of its own shows
             the largest inside.
-        diff: True compares the two models, a `Diff` is shown as it is: what differs stands in the overview, and an overlay shows how far the
-            weights of each layer moved, by the norm of the first's.
+        diff: True compares the two models, a `Diff` is shown as it is: what differs stands in the overview, and an
+            overlay shows how far the weights of each layer moved, by the norm of the first's.
         depth: how many levels of modules are open at first; None for as many as stay readable.
         title: of the page; None for the models' names.
         theme: of the page; ``"auto"`` follows the reader's system.

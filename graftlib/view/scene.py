@@ -84,7 +84,8 @@ def build_scene(
         source: a layer graph; or a mapping, or a graft's joined graph, which bring their own two graphs.
         target: the second layer graph; None for the mapping's target, or for one graph alone.
         mapping: the pairs; None for none.
-        overlay, depth: see `view`.
+        overlay: see `view`.
+        depth: see `view`.
         title: of the page; None for the models' names.
         notes: lines for the page's overview.
 
