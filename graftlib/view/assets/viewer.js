@@ -660,7 +660,7 @@
     return shade(t);
   }
   function shade(t) {
-    const s = 0.1 + 0.75 * t;
+    const s = 0.08 + 0.5 * t;   // the text on it stays readable
     return `rgb(${overlay.cold.map((c, i) => Math.round(c + (overlay.hot[i] - c) * s)).join(", ")})`;
   }
   function lay(n) {
@@ -679,6 +679,7 @@
       overlay = { name: chosenOverlay.name, values, low: Math.min(...own), high: Math.max(...own), cold: colour("card"), hot: colour("hot") };
     }
     const scale = $("scale");
+    svg.classList.toggle("laid", !!overlay);
     scale.hidden = !overlay;
     if (overlay) {
       const few = (value) => String(+value.toPrecision(4));
@@ -928,7 +929,7 @@
 
   function showOverview() {
     panel.replaceChildren(html("h2", data.title));
-    if (graphs.length > 1) panel.append(html("p", plural(links.length, "link") + " between them"));
+    if (links.length) panel.append(html("p", plural(links.length, "link")));
     if (data.notes.length) {
       const list = html("ul");
       data.notes.forEach((line) => list.append(html("li", line)));
