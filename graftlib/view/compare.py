@@ -148,13 +148,15 @@ def diff(source: Any, target: Any) -> Diff:
     pairs, permuted = _aligned(source, target, weights) if comparable else ({}, False)
     changes = []
     for fqn in [*ours, *(fqn for fqn in theirs if fqn not in ours)]:
-        shapes = [tuple(side[fqn].shape) if fqn in side else None for side in (ours, theirs)]
+        before, after = (
+            tuple(side[fqn].shape) if fqn in side else None for side in (ours, theirs)
+        )
         moved = None
         if fqn in pairs:
             a, b = pairs[fqn]
             norm = float(a.norm())
             moved = float((b - a).norm()) / norm if norm else float(bool(b.any()))
-        changes.append(Change(fqn, _structure(*shapes), *shapes, moved))
+        changes.append(Change(fqn, _structure(before, after), before, after, moved))
     cosine = _cosine([pair for pair in pairs.values() if pair[0].ndim > 1] or [*pairs.values()])
     return Diff(source.name, target.name, _edit(changes, cosine, permuted), cosine, tuple(changes))
 
@@ -337,13 +339,10 @@ def _by_unit(tensor: Tensor, member: Member) -> Tensor:
         size *= factor
     if tensor.shape[member.axis] < member.start + size:
         return tensor.new_zeros(member.factors[member.position], 0)
+    ahead, behind = tensor.shape[: member.axis], tensor.shape[member.axis + 1 :]
     part = tensor.narrow(member.axis, member.start, size)
-    part = part.unflatten(member.axis, member.factors)
-    return (
-        part.movedim(member.axis + member.position, 0).flatten(1)
-        if part.ndim > 1
-        else part[:, None]
-    )
+    part = part.reshape(*ahead, *member.factors, *behind).movedim(member.axis + member.position, 0)
+    return part.reshape(len(part), -1)
 
 
 def _size(shape: tuple[int, ...] | None) -> str:
