@@ -148,9 +148,7 @@ def diff(source: Any, target: Any) -> Diff:
     pairs, permuted = _aligned(source, target, weights) if comparable else ({}, False)
     changes = []
     for fqn in [*ours, *(fqn for fqn in theirs if fqn not in ours)]:
-        before, after = (
-            tuple(side[fqn].shape) if fqn in side else None for side in (ours, theirs)
-        )
+        before, after = (tuple(side[fqn].shape) if fqn in side else None for side in (ours, theirs))
         moved = None
         if fqn in pairs:
             a, b = pairs[fqn]
@@ -212,12 +210,15 @@ def _aligned(
     """Fqn -> (the first's weights in the second's order, the second's), and whether that order was another."""
     plain = {fqn: (a.double(), b.double()) for fqn, a, b in weights}
     raw = {fqn: pair for fqn, pair in plain.items() if pair[0].shape == pair[1].shape}
-    if len(raw) == len(plain) and (_cosine([*raw.values()]) or 0.0) >= FINE_TUNED:
+    as_it_is = _cosine([*raw.values()]) or 0.0
+    if len(raw) == len(plain) and as_it_is >= FINE_TUNED:
         return raw, False
     matching = _Matching(source, target, plain)
     carried = matching.solved()
     moved = {fqn: (a, plain[fqn][1]) for fqn, a in carried if a.shape == plain[fqn][1].shape}
-    better = (_cosine([*moved.values()]) or 0.0) > (_cosine([*raw.values()]) or 0.0)
+    aligned = _cosine([*moved.values()]) or 0.0
+    # What is related as it stands is in that order, unless another explains all of it.
+    better = aligned > as_it_is and (as_it_is < RELATED or aligned >= FINE_TUNED)
     if len(moved) > len(raw) or (len(moved) == len(raw) and better):
         return moved, matching.permuted
     return raw, False
@@ -281,7 +282,9 @@ class _Matching:
                 if number != member.axis or not isinstance(axis, Sum)
                 for leaf in axis.leaves()
             )
-            (known if settled else rest).add_(ours @ theirs.T)
+            # Half of what the squared distance falls by: where units were dropped, norms count too.
+            gain = ours @ theirs.T - ours.square().sum(1, keepdim=True) / 2
+            (known if settled else rest).add_(gain)
         gains = known if bool(known.any()) else rest
         rows, columns = linear_sum_assignment(gains.numpy(), maximize=True)
         units = torch.arange(size) % each.size
