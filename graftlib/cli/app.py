@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import GraftError
-from . import check, doctor, export, map, plugins, slim, trace, view
+from . import check, diff, doctor, export, map, plugins, slim, trace, view
 from .console import complain
 from .options import DEBUG, Debug
 
@@ -88,7 +88,7 @@ def _root(
     """Hold the options that stand before the command."""
 
 
-for command in (trace, check, map, view, slim, export, doctor):
+for command in (trace, check, map, view, diff, slim, export, doctor):
     command.register(app)
 
 

@@ -152,3 +152,8 @@ class LayerGraph(TracedGraph):
     def __repr__(self) -> str:
         count = len(self._records)
         return f"<LayerGraph of {self.name}: {len(self.layers)} layers, {count} parameters>"
+
+    def _repr_html_(self) -> str:
+        from ..view import view
+
+        return view(self)._repr_html_()

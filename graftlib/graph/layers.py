@@ -1,8 +1,9 @@
 """Ops contracted to layers.
 
 Consecutive ops of one module call are one run. All runs of a module that calls no other module and has
-parameters are one layer, however often it is called. Any other run is a layer of its own: ``fqn``, then
-``fqn#2``, and so on; the root's are ``(root)``. Runs are contiguous, so only calling a layer again closes a cycle.
+parameters are one layer, however often it is called. Any other run is a layer of its own, and ends behind an op that
+another run reads too: ``fqn``, then ``fqn#2``, and so on; the root's are ``(root)``. Runs are contiguous, so only
+calling a layer again closes a cycle.
 """
 
 from __future__ import annotations
@@ -74,7 +75,11 @@ def contract(
         depths: relative depth of each op.
     """
     modules = dict(model.named_modules())
-    runs = list(_runs(graph, calls))
+    runs = [
+        part
+        for run in _runs(graph, calls)
+        for part in ([run] if _is_one_layer(run.call, modules) else _parts(run))
+    ]
     _name(runs, modules)
     home = {node: run for run in runs for node in run.nodes}
     for node in graph.nodes:
@@ -103,6 +108,19 @@ def _runs(graph: fx.Graph, calls: Sequence[Call]) -> Iterator[_Run]:
         run.nodes.append(node)
     if run is not None:
         yield run
+
+
+def _parts(run: _Run) -> Iterator[_Run]:
+    """The run, cut behind every op that another run reads: merged with what follows, a branch would be hidden."""
+    own, part, branches = {*run.nodes}, _Run(run.call), False
+    for node in run.nodes:
+        picks = node.target is operator.getitem and node.args[0] in part.nodes
+        if branches and not picks:
+            yield part
+            part, branches = _Run(run.call), False
+        part.nodes.append(node)
+        branches = branches or any(user not in own and user.op != "output" for user in node.users)
+    yield part
 
 
 def _name(runs: Sequence[_Run], modules: Mapping[str, nn.Module]) -> None:

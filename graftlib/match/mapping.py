@@ -199,6 +199,11 @@ class Mapping:
     def __repr__(self) -> str:
         return f"<Mapping {self.source.name} -> {self.target.name}: {len(self)} pairs>"
 
+    def _repr_html_(self) -> str:
+        from ..view import view
+
+        return view(self)._repr_html_()
+
     def _follow(self, call: _LinkCall) -> Rule:
         """The rule with its pairs, checked against all that is there; nothing is added."""
         _check_words(call.direction, call.pair, call.kind)

@@ -11,19 +11,28 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import json
 import os
 import re
-from dataclasses import asdict, dataclass
+import tempfile
+import webbrowser
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from ..arguments import Positive, check
 from ..disk import write_whole
+from ..errors import GraftError
+from .data import embedded_json, scene_data
 from .dot import scene_to_dot
+from .mermaid import scene_to_mermaid
 from .scene import Scene, build_scene
 from .text import scene_to_text
+
+if TYPE_CHECKING:
+    from .compare import Diff
 
 __all__ = ["View", "view"]
 
@@ -44,14 +53,22 @@ LIBRARIES = (
 
 @dataclass(frozen=True)
 class View:
-    """A picture of one or two layer graphs. In a notebook it shows itself."""
+    """A picture of one or two layer graphs. In a notebook it shows itself.
+
+    Attributes:
+        scene: what there is to see.
+        height: of the frame in a notebook, in pixels.
+        theme: ``"auto"`` (as the reader's system), ``"light"`` or ``"dark"``.
+    """
 
     scene: Scene
+    height: int = 640
+    theme: str = "auto"
 
     @cached_property
     def html(self) -> str:
         """The page: scripts, styles and data in one text."""
-        return _page(self.scene)
+        return _page(self.scene, self.theme)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the page to `path`; the file appears whole or not at all.
@@ -62,6 +79,15 @@ class View:
         write_whole(path, self.html)
         return Path(path)
 
+    def show(self) -> Path:
+        """Write the page to a new temporary file, open it in the system's browser, and return its path.
+
+        The file stays; where there is no browser, open it by hand.
+        """
+        path = self.save(Path(tempfile.mkdtemp(prefix="graftlib-")) / "view.html")
+        webbrowser.open(path.as_uri())
+        return path
+
     def to_text(self) -> str:
         """Both trees and the links, for a terminal."""
         return scene_to_text(self.scene)
@@ -69,6 +95,10 @@ class View:
     def to_dot(self) -> str:
         """Both graphs and the links in Graphviz's language, one cluster a module."""
         return scene_to_dot(self.scene)
+
+    def to_mermaid(self) -> str:
+        """Both graphs and the links as a Mermaid flowchart, at the level that the page opens with."""
+        return scene_to_mermaid(self.scene)
 
     def __str__(self) -> str:
         return self.to_text()
@@ -79,26 +109,78 @@ class View:
     def _repr_html_(self) -> str:
         # The frame has an origin of its own, so that the page's script cannot reach the notebook.
         return (
-            f'<iframe srcdoc="{html.escape(self.html, quote=True)}" sandbox="allow-scripts" '
-            'width="100%" height="640" style="border:1px solid #8884"></iframe>'
+            f'<iframe srcdoc="{html.escape(self.html, quote=True)}" sandbox="allow-scripts allow-downloads" '
+            f'title="{html.escape(self.scene.title, quote=True)}" width="100%" height="{self.height}" '
+            'style="border:1px solid #8884"></iframe>'
         )
 
 
-def view(source: Any, target: Any = None, mapping: Any = None) -> View:
+def view(
+    source: Any,
+    target: Any = None,
+    mapping: Any = None,
+    *,
+    overlay: Mapping[str, Any] | None = None,
+    diff: bool | Diff = False,
+    depth: int | None = None,
+    title: str | None = None,
+    theme: Literal["auto", "light", "dark"] = "auto",
+    height: int = 640,
+) -> View:
     """Look at one or two layer graphs and at what links them.
 
     Args:
         source: a `LayerGraph`, drawn on the left; or a mapping, or a graft's `graph`, alone.
         target: a second `LayerGraph`, drawn on the right; None for the mapping's own, or for none.
         mapping: a `Mapping` whose pairs are drawn as links; None for none.
+        overlay: numbers to show as colours with a legend: name of a layer, a module or a parameter -> a finite number
+            of any unit; in both models where both have the name, in one behind ``source:`` or ``target:``. Or several
+            of these by their titles, among which the reader chooses. A closed module without a number of its own shows
+            the largest inside.
+        diff: True compares the two models, a `Diff` is shown as it is: what differs stands in the overview, and an
+            overlay shows how far the weights of each layer moved, by the norm of the first's.
+        depth: how many levels of modules are open at first; None for as many as stay readable.
+        title: of the page; None for the models' names.
+        theme: of the page; ``"auto"`` follows the reader's system.
+        height: of the frame in a notebook, in pixels.
 
     Raises:
-        GraftError: an argument is no layer graph, or the mapping is of other models.
+        GraftError: an argument is no layer graph, the mapping is of other models, an overlay names nothing, or there is
+            one model alone to compare.
     """
-    return View(build_scene(source, target, mapping))
+    themes = Literal["auto", "light", "dark"]
+    check(
+        GraftError,
+        depth=(depth, int | None),
+        title=(title, str | None),
+        theme=(theme, themes),
+        height=(height, Positive),
+    )
+    notes: tuple[str, ...] = ()
+    if diff:
+        compared = _compared(source, target, mapping) if diff is True else diff
+        notes, overlay = compared.lines, overlay or compared.overlay
+    scene = build_scene(
+        source, target, mapping, overlay=overlay, depth=depth, title=title, notes=notes
+    )
+    return View(scene, height, theme)
 
 
-def _page(scene: Scene) -> str:
+def _compared(source: Any, target: Any, mapping: Any) -> Diff:
+    from .compare import diff as compare
+
+    build_scene(source, target, mapping)  # refuses what cannot be shown
+    if mapping is None and hasattr(source, "source") and hasattr(source, "target"):
+        source, target = source.source, source.target
+    other = mapping.target if target is None and mapping is not None else target
+    if other is None:
+        raise GraftError(
+            "diff=True compares two models, and there is one.", fix="view(a, b, diff=True)"
+        )
+    return compare(source, other)
+
+
+def _page(scene: Scene, theme: str) -> str:
     import jinja2
     from markupsafe import Markup
 
@@ -112,6 +194,7 @@ def _page(scene: Scene) -> str:
     style = "\n" + _asset("assets/viewer.css")
     return environment.get_template("page.html.j2").render(
         title=scene.title,
+        theme=theme,
         policy=_policy(scripts, style),
         style=Markup(style),
         data=Markup(embedded_json(scene_data(scene))),
@@ -140,73 +223,3 @@ def _library(name: str) -> str:
     """A vendored script under its licence, without the pointer to a source map that is not there."""
     code = re.sub(r"(?m)^//# sourceMappingURL=.*$", "", _asset(f"vendor/{name}.min.js"))
     return f"\n/*\n{name}\n{_asset(f'vendor/{name}.LICENSE').strip()}\n*/\n{code.strip()}\n"
-
-
-def embedded_json(data: Any) -> str:
-    r"""JSON that cannot end the script element it stands in, nor start a comment or a line in it.
-
-    >>> print(embedded_json("</script>"))
-    "\u003c/script\u003e"
-    """
-    text = json.dumps(
-        data, ensure_ascii=False, separators=(",", ":"), sort_keys=True, allow_nan=False
-    )
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    # Lone surrogates are legal in Python and in JSON, and in no file.
-    return re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
-
-
-def scene_data(scene: Scene) -> dict[str, Any]:
-    """The scene as JSON-able data, with short keys and without empty values."""
-    return {
-        "title": scene.title,
-        "graphs": [
-            {
-                "name": tree.name,
-                "rung": tree.rung,
-                "nodes": [_slim(asdict(node)) for node in tree.nodes],
-                "edges": [[u, v, _shape(shape)] for u, v, shape in tree.edges],
-                "parameters": [_parameter(parameter) for parameter in tree.parameters],
-            }
-            for tree in scene.trees
-        ],
-        "links": [asdict(link) for link in scene.links],
-    }
-
-
-def _slim(record: dict[str, Any]) -> dict[str, Any]:
-    record["in_shapes"] = [_shape(shape) for shape in record["in_shapes"]]
-    record["out_shapes"] = [_shape(shape) for shape in record["out_shapes"]]
-    if record["depth"] is not None:
-        record["depth"] = round(record["depth"], 4)
-    if record["form"] != "fold":
-        del record["repeats"]
-    if not record["children"]:
-        del record["open"]
-    return {
-        key: value
-        for key, value in record.items()
-        if value not in (None, "", [], 0) or key == "depth"
-    }
-
-
-def _shape(shape: Any) -> str:
-    if isinstance(shape, str):
-        return shape
-    return " × ".join(map(str, shape)) if len(shape) else "scalar"
-
-
-def _parameter(parameter: Any) -> dict[str, Any]:
-    record = {
-        "address": parameter.address,
-        "shape": _shape(parameter.shape),
-        "dtype": str(parameter.dtype).removeprefix("torch."),
-        "kind": parameter.kind,
-        "role": parameter.role,
-        "axes": " ".join(parameter.axes),
-        "depth": None if parameter.depth is None else round(parameter.depth, 4),
-        "tied": parameter.tied_to,
-        "parts": ", ".join(parameter.parts),
-    }
-    return {key: value for key, value in record.items() if value not in (None, "")}

@@ -7,14 +7,15 @@ gives the same scene. Where modules and folds come from: `tree`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import GraftError
+from ..errors import GraftError, nearest, shown
 from .tree import Tree, build_tree, kind_of
 
-__all__ = ["Scene", "SceneLink", "build_scene"]
+__all__ = ["Overlay", "Scene", "SceneLink", "build_scene"]
 
 MIXED = "mixed"
 
@@ -44,28 +45,52 @@ class SceneLink:
 
 
 @dataclass(frozen=True)
+class Overlay:
+    """Numbers that are shown as colours: ((index of the graph, index of the node), value), at most one a node."""
+
+    name: str
+    values: tuple[tuple[tuple[int, int], float], ...]
+
+
+@dataclass(frozen=True)
 class Scene:
-    """One or two trees, source first, and the links between their layers."""
+    """One or two trees, source first, the links between their layers, what is laid over them, and lines to read."""
 
     trees: tuple[Tree, ...]
     links: tuple[SceneLink, ...]
+    overlays: tuple[Overlay, ...] = ()
+    name: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
-        """Both models' names."""
-        return " to ".join(tree.name for tree in self.trees)
+        """The name that was given, else both models' names."""
+        return self.name or " to ".join(tree.name for tree in self.trees)
 
 
-def build_scene(source: Any, target: Any = None, mapping: Any = None) -> Scene:
+def build_scene(
+    source: Any,
+    target: Any = None,
+    mapping: Any = None,
+    *,
+    overlay: Mapping[str, Any] | None = None,
+    depth: int | None = None,
+    title: str | None = None,
+    notes: tuple[str, ...] = (),
+) -> Scene:
     """Gather the scene.
 
     Args:
         source: a layer graph; or a mapping, or a graft's joined graph, which bring their own two graphs.
         target: the second layer graph; None for the mapping's target, or for one graph alone.
         mapping: the pairs; None for none.
+        overlay: see `view`.
+        depth: see `view`.
+        title: of the page; None for the models' names.
+        notes: lines for the page's overview.
 
     Raises:
-        GraftError: an argument is no layer graph, or the mapping is of other graphs.
+        GraftError: an argument is no layer graph, the mapping is of other graphs, or an overlay names no layer.
     """
     if mapping is None and hasattr(source, "source") and hasattr(source, "target"):
         source, target, mapping = source.source, source.target, source
@@ -86,9 +111,61 @@ def build_scene(source: Any, target: Any = None, mapping: Any = None) -> Scene:
             )
     _require_same_models(source, target, mapping)
     alone = target is None or target.model is source.model
-    trees = tuple(build_tree(graph) for graph in ((source,) if alone else (source, target)))
+    trees = tuple(build_tree(graph, depth) for graph in ((source,) if alone else (source, target)))
     links = () if mapping is None else tuple(_links(mapping, source, trees))
-    return Scene(trees, links)
+    return Scene(trees, links, tuple(_overlays(overlay or {}, trees)), title, notes)
+
+
+def _overlays(overlay: Mapping[str, Any], trees: tuple[Tree, ...]) -> Iterable[Overlay]:
+    """One overlay from name -> number, several from title -> (name -> number)."""
+    if not isinstance(overlay, Mapping):
+        raise GraftError(
+            f"an overlay is name -> number, and this is a {type(overlay).__name__}.",
+            fix="view(graph, overlay={'layer1.0.conv1': 0.25})",
+        )
+    several = bool(overlay) and all(isinstance(values, Mapping) for values in overlay.values())
+    ends = [_ends(tree) for tree in trees]
+    for name, values in overlay.items() if several else ([("overlay", overlay)] if overlay else []):
+        found: dict[tuple[int, int], float] = {}
+        for fqn, value in values.items():
+            number = _number(fqn, value)
+            side, colon, rest = str(fqn).partition(":")
+            only = {"source": 0, "target": len(trees) - 1}.get(side) if colon else None
+            places = [
+                ((g, nodes[key]))
+                for g, nodes in enumerate(ends)
+                for key in ([rest] if only == g else [str(fqn)])
+                if key in nodes
+            ]
+            if not places:
+                raise GraftError(
+                    f"the overlay names {shown(fqn)}, which is no layer, module or parameter.",
+                    near=nearest(str(fqn), [key for nodes in ends for key in nodes]),
+                    fix="name them as in model.named_modules() or model.named_parameters()",
+                )
+            found.update((place, number) for place in places)
+        yield Overlay(str(name), tuple(sorted(found.items())))
+
+
+def _ends(tree: Tree) -> dict[str, int]:
+    """Every name that an overlay may use -> the node that it colours."""
+    modules = {
+        node.path: i for i, node in enumerate(tree.nodes) if node.form in ("module", "layer")
+    }
+    return {**tree.owner, **modules}
+
+
+def _number(fqn: Any, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise GraftError(
+            f"the overlay's value of {shown(fqn)} is {shown(value)}, which is no finite number.",
+            fix="leave it out, or give a number",
+        )
+    return number
 
 
 def _require_same_models(source: Any, target: Any, mapping: Any) -> None:

@@ -1,20 +1,26 @@
 """A layer graph as a tree of modules, with repeated blocks folded.
 
 In: a `LayerGraph`. Out: a `Tree`: nodes in a list, children after their parents, layers as leaves, edges between
-leaves. Names are cut at their dots; a run of neighbours that are built alike is put under one **fold**.
-Always true: every layer of the graph is exactly one leaf; the visible nodes at the start are at most about `READABLE`,
-or as few as the tree allows.
+leaves. Names are cut at their dots. A container whose children alternate with another's (``zip(convs, bns)``) is cut
+where they do, so that siblings stand in execution order. What is built alike is put under one **fold**, neighbours or
+repeats with a period; what is still too long is cut into **ranges**.
+Always true: every layer of the graph is exactly one leaf; no node has more than `WIDEST` children; the visible nodes
+at the start are at most `WIDEST`, or as few as the tree allows.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
 __all__ = ["Node", "Tree", "build_tree", "kind_of"]
 
-READABLE = 26  # nodes on the screen at the start, for each graph
+READABLE = 26  # nodes on the screen at the start, for each graph, where it can be had
+WIDEST = 40  # children of one node
+LONGEST_PERIOD = 40
 FEWEST_REPEATS = 2
 
 
@@ -23,9 +29,10 @@ class Node:
     """One box of the picture.
 
     Attributes:
-        label: the last piece of the name, or ``"1 .. 5"`` for a fold.
+        label: the last piece of the name, or ``"1 … 5"`` for a fold, a group or a range.
         path: the whole name.
-        form: ``"root"``, ``"module"``, ``"fold"`` or ``"layer"``.
+        form: ``"root"``, ``"module"``, ``"layer"``; ``"fold"``: members that are built alike; ``"group"``: a member of
+            a fold with a period; ``"range"``: neighbours, where there are too many for one picture.
         kind: class name of the module, or name of the op; for a fold that of its members.
         colour: the class of the parameters inside, see `kind_of`; ``""`` without parameters.
         parent: index of the parent; -1 for the root.
@@ -56,6 +63,25 @@ class Node:
     depth: float | None = None
 
 
+@dataclass(frozen=True)
+class TreeClass:
+    """An axis class (see `graftlib.graph.AxisClass`): axes of parameters that move together.
+
+    Attributes:
+        size: how many units.
+        frozen_by: what fixes their order, in words; None where they are free.
+        ties: the ops that tied the members.
+        members: (index into `Tree.parameters`, axis), once each; buffers are left out.
+        tied_by: for each member, the op that first tied it; ``""`` where none is named.
+    """
+
+    size: int
+    frozen_by: str | None
+    ties: tuple[str, ...]
+    members: tuple[tuple[int, int], ...]
+    tied_by: tuple[str, ...]
+
+
 @dataclass
 class Tree:
     """One graph, ready to draw. `edges` are (leaf, leaf, shape of the tensor)."""
@@ -67,6 +93,7 @@ class Tree:
     parameters: list[Any]
     leaf_of: dict[str, int]
     owner: dict[str, int]
+    classes: list[TreeClass] = field(default_factory=list)
 
     def node_of(self, parameter: Any) -> int:
         """The leaf that reads `parameter`; the module that owns it where no layer does; else the root."""
@@ -82,44 +109,66 @@ class Tree:
 
 @dataclass
 class _Branch:
-    """A node while the tree grows; dicts keep the order of execution."""
+    """A node while the tree grows; children stand in the order of execution."""
 
     label: str
     path: str
-    inner: dict[str, _Branch] = field(default_factory=dict)
+    form: str = "module"
+    children: list[_Branch] = field(default_factory=list)
     layer: Any = None
-    members: list[_Branch] = field(default_factory=list)  # of a fold
-    shape: tuple[Any, ...] = ()  # what it is built of; equal for blocks that are built alike
+    leaves: list[int] = field(default_factory=list)  # numbers of the layers inside
+    repeats: int = 1
+    ends: tuple[str, str] = ("", "")  # labels of the first and the last that are bundled
+    shape: int = 0  # the number of what it is built of; equal for blocks that are built alike
 
 
-def build_tree(graph: Any) -> Tree:
-    """The tree of a layer graph."""
-    root = _Branch(graph.name, "")
-    modules = _modules(graph.layers)
-    for layer in graph.layers:
-        _plant(root, layer, modules)
+def build_tree(graph: Any, depth: int | None = None) -> Tree:
+    """The tree of a layer graph.
+
+    Args:
+        graph: a `LayerGraph`.
+        depth: levels that are open at the start; None for as many as stay readable.
+    """
+    root = _planted(graph)
+    numbers = {layer.name: i for i, layer in enumerate(graph.layers)}
+    _untangle(
+        root,
+        {(numbers[u], numbers[v]) for u, v in graph.nx.edges() if u in numbers and v in numbers},
+    )
     known = {parameter.fqn: parameter for parameter in graph.parameters()}
-    _shape(root, known)
+    _shape(root, known, {})
     _fold(root)
     tree = Tree(graph.name, str(graph.rung), [], [], list(known.values()), {}, {})
     _lay_out(root, -1, tree, graph.model, {fqn: i for i, fqn in enumerate(known)})
     _sum_up(tree)
-    _open(tree)
+    _open(tree, depth)
     tree.edges = _edges(graph, tree)
+    tree.classes = _classes(graph, known)
     return tree
 
 
-def _plant(root: _Branch, layer: Any, modules: set[str]) -> None:
-    """Hang a layer under the modules of its FQN: what a module computes itself hangs inside it, named by the op."""
-    inside = layer.fqn == "" or layer.fqn in modules
-    pieces = layer.fqn.split(".") if layer.fqn else []
-    branch = root
-    for i, piece in enumerate(pieces if inside else pieces[:-1]):
-        path = ".".join(pieces[: i + 1])
-        branch = branch.inner.setdefault(piece, _Branch(piece, path))
-    again = layer.name.removeprefix(layer.fqn) if layer.name.startswith(layer.fqn) else ""
-    label = layer.kind if inside else pieces[-1] + again
-    branch.inner["\0" + layer.name] = _Branch(str(label), layer.name, layer=layer)
+def _planted(graph: Any) -> _Branch:
+    """Every layer under the modules of its FQN: what a module computes itself hangs inside it, named by the op."""
+    root = _Branch(graph.name, "", "root")
+    modules = _modules(graph.layers)
+    inner: dict[int, dict[str, _Branch]] = {}
+    for number, layer in enumerate(graph.layers):
+        inside = layer.fqn == "" or layer.fqn in modules
+        pieces = layer.fqn.split(".") if layer.fqn else []
+        branch = root
+        branch.leaves.append(number)
+        for i, piece in enumerate(pieces if inside else pieces[:-1]):
+            held = inner.setdefault(id(branch), {})
+            if piece not in held:
+                held[piece] = _Branch(piece, ".".join(pieces[: i + 1]))
+                branch.children.append(held[piece])
+            branch = held[piece]
+            branch.leaves.append(number)
+        again = layer.name.removeprefix(layer.fqn) if layer.name.startswith(layer.fqn) else ""
+        label = layer.kind if inside else pieces[-1] + again
+        leaf = _Branch(str(label), layer.name, "layer", layer=layer, leaves=[number])
+        branch.children.append(leaf)
+    return root
 
 
 def _modules(layers: Any) -> set[str]:
@@ -128,8 +177,47 @@ def _modules(layers: Any) -> set[str]:
     return {".".join(names[:i]) for names in pieces for i in range(1, len(names))}
 
 
-def _shape(branch: _Branch, known: dict[str, Any]) -> tuple[Any, ...]:
-    """What the branch is built of, without its own name: equal shapes may be folded."""
+def _untangle(branch: _Branch, edges: set[tuple[int, int]]) -> None:
+    """Cut children that feed each other to and fro where they alternate; then the same inside each."""
+    import networkx as nx
+
+    home = {leaf: i for i, child in enumerate(branch.children) for leaf in child.leaves}
+    between: nx.DiGraph[int] = nx.DiGraph(
+        (home[u], home[v]) for u, v in edges if home[u] != home[v]
+    )
+    knots = [knot for knot in nx.strongly_connected_components(between) if len(knot) > 1]
+    tangled = set().union(*knots)
+    children = [child for i, child in enumerate(branch.children) if i not in tangled]
+    for knot in knots:
+        leaves = sorted(leaf for i in knot for leaf in branch.children[i].leaves)
+        for i, run in groupby(leaves, key=home.__getitem__):
+            children.append(_piece(branch.children[i], set(run)))
+    branch.children = sorted(children, key=lambda child: child.leaves[0])
+    home = {leaf: i for i, child in enumerate(branch.children) for leaf in child.leaves}
+    inside: list[set[tuple[int, int]]] = [set() for _ in branch.children]
+    for u, v in edges:
+        if home[u] == home[v]:
+            inside[home[u]].add((u, v))
+    for child, held in zip(branch.children, inside, strict=True):
+        if child.children and held:
+            _untangle(child, held)
+
+
+def _piece(branch: _Branch, leaves: set[int]) -> _Branch:
+    """What of `branch` holds these leaves; a container of which one child is left is that child."""
+    if leaves.issuperset(branch.leaves):
+        return branch
+    children = [
+        _piece(child, leaves) for child in branch.children if not leaves.isdisjoint(child.leaves)
+    ]
+    if len(children) == 1:
+        return replace(children[0], label=f"{branch.label}.{children[0].label}")
+    held = [leaf for leaf in branch.leaves if leaf in leaves]
+    return _Branch(branch.label, branch.path, branch.form, children, leaves=held)
+
+
+def _shape(branch: _Branch, known: dict[str, Any], numbers: dict[Any, int]) -> int:
+    """The number of what the branch is built of, without its own name: equal numbers may be folded."""
     layer = branch.layer
     held = [known[fqn] for fqn in layer.parameters if fqn in known] if layer is not None else []
     own = tuple((p.fqn.rpartition(".")[2], tuple(p.shape), p.kind) for p in held)
@@ -137,46 +225,84 @@ def _shape(branch: _Branch, known: dict[str, Any]) -> tuple[Any, ...]:
     inner = tuple(
         (
             "" if child.layer is not None and not child.layer.parameters else child.label,
-            _shape(child, known),
+            _shape(child, known, numbers),
         )
-        for child in branch.inner.values()
+        for child in branch.children
     )
-    branch.shape = (layer.kind if layer is not None else "", own, inner)
+    built_of = (layer.kind if layer is not None else "", own, inner)
+    branch.shape = numbers.setdefault(built_of, len(numbers))
     return branch.shape
 
 
 def _fold(branch: _Branch) -> None:
-    """Put runs of blocks that are built alike under folds; what lies inside a block is folded first."""
-    children = list(branch.inner.values())
-    for child in children:
+    """Put what is built alike under folds, and what is still too much under ranges; from the inside out."""
+    for child in branch.children:
         _fold(child)
-    branch.inner = {}
-    start = 0
+    prefix = f"{branch.path}." if branch.path else ""
+    branch.children = _ranged(_repeated(branch.children, prefix), prefix)
+
+
+def _repeated(children: list[_Branch], prefix: str) -> list[_Branch]:
+    """Runs of blocks under folds; of single layers, and with a period, only where there are too many to read."""
+    crowded = len(children) > READABLE
+    folded, start = [], 0
     while start < len(children):
-        end = start + 1
-        while (
-            end < len(children)
-            and children[start].inner
-            and children[end].shape == children[start].shape
-        ):
+        period, repeats = _period(children, start, crowded)
+        run = children[start : start + period * repeats]
+        start += len(run)
+        if repeats < FEWEST_REPEATS:
+            folded += run
+            continue
+        groups = [run[i : i + period] for i in range(0, len(run), period)]
+        members = run if period == 1 else [_bundle("group", group, prefix) for group in groups]
+        fold = _bundle("fold", run, prefix)
+        folded.append(replace(fold, children=_ranged(members, prefix), repeats=repeats))
+    return folded
+
+
+def _period(children: Sequence[_Branch], start: int, crowded: bool) -> tuple[int, int]:
+    """(period, repeats) of the repetition from `start` that covers most; (1, 1) where nothing repeats."""
+    best = (1, 1)
+    for period in range(1, LONGEST_PERIOD + 1 if crowded else 2):
+        end = start + period
+        while end < len(children) and children[end].shape == children[end - period].shape:
             end += 1
-        run = children[start:end]
-        if len(run) >= FEWEST_REPEATS:
-            label = f"{run[0].label} \N{HORIZONTAL ELLIPSIS} {run[-1].label}"
-            prefix = f"{branch.path}." if branch.path else ""
-            path = f"{prefix}[{run[0].label}\N{HORIZONTAL ELLIPSIS}{run[-1].label}]"
-            fold = _Branch(label, path, members=run, inner={member.label: member for member in run})
-            branch.inner[path] = fold
-        else:
-            branch.inner.update({child.path + "\0" + child.label: child for child in run})
-        start = end
+        repeats = (end - start) // period
+        blocks = period == 1 and bool(children[start].children)
+        if not blocks and not (crowded and repeats * period > 3):
+            continue
+        if repeats >= FEWEST_REPEATS and repeats * period > math.prod(best):
+            best = (period, repeats)
+    return best
+
+
+def _ranged(children: list[_Branch], prefix: str) -> list[_Branch]:
+    """The children, or, where they are more than `WIDEST`, ranges of them, of ranges if need be."""
+    if len(children) <= WIDEST:
+        return children
+    levels = math.ceil(math.log(len(children), WIDEST))
+    count = math.ceil(len(children) ** (1 / levels))
+    size = math.ceil(len(children) / min(count, WIDEST))
+    runs = [children[i : i + size] for i in range(0, len(children), size)]
+    return [
+        replace(_bundle("range", run, prefix), children=_ranged(run, prefix))
+        if len(run) > 1
+        else run[0]
+        for run in runs
+    ]
+
+
+def _bundle(form: str, run: Sequence[_Branch], prefix: str) -> _Branch:
+    ends = (run[0].ends[0] or run[0].label, run[-1].ends[1] or run[-1].label)
+    label = f"{ends[0]} \N{HORIZONTAL ELLIPSIS} {ends[1]}"
+    leaves = [leaf for each in run for leaf in each.leaves]
+    return _Branch(label, f"{prefix}[{label}]", form, list(run), leaves=leaves, ends=ends)
 
 
 def _lay_out(branch: _Branch, parent: int, tree: Tree, model: Any, places: dict[str, int]) -> int:
     """Append the branch and all below it; the index of the branch."""
     index = len(tree.nodes)
-    form = "layer" if branch.layer is not None else "fold" if branch.members else "module"
-    node = Node(branch.label, branch.path, "root" if parent < 0 else form, parent=parent)
+    node = Node(branch.label, branch.path, branch.form, parent=parent, repeats=branch.repeats)
     tree.nodes.append(node)
     if branch.layer is not None:
         layer = branch.layer
@@ -187,20 +313,23 @@ def _lay_out(branch: _Branch, parent: int, tree: Tree, model: Any, places: dict[
         for fqn in layer.parameters:
             tree.owner.setdefault(fqn, index)
         return index
-    node.repeats = max(1, len(branch.members))
-    inside = branch.members or list(branch.inner.values())
-    node.children = [_lay_out(child, index, tree, model, places) for child in inside]
-    first, last = (tree.nodes[node.children[i]] if node.children else node for i in (0, -1))
-    node.in_shapes, node.out_shapes = first.in_shapes, last.out_shapes
-    node.kind = first.kind if branch.members else _class_name(model, branch.path, tree.name)
+    node.children = [_lay_out(child, index, tree, model, places) for child in branch.children]
+    inside = [tree.nodes[i] for i in node.children] or [node]
+    node.in_shapes, node.out_shapes = inside[0].in_shapes, inside[-1].out_shapes
+    kinds = dict.fromkeys(child.kind for child in inside if child.kind)
+    node.kind = {
+        "fold": inside[0].kind,
+        "group": ", ".join(kinds),
+        "range": inside[0].kind if len(kinds) == 1 else "",
+    }.get(branch.form) or _class_name(model, branch, tree.name)
     return index
 
 
-def _class_name(model: Any, path: str, name: str) -> str:
-    if not path:
-        return name
+def _class_name(model: Any, branch: _Branch, name: str) -> str:
+    if branch.form != "module":
+        return name if branch.form == "root" else ""
     try:
-        return type(model.get_submodule(path)).__name__
+        return type(model.get_submodule(branch.path)).__name__
     except (AttributeError, KeyError, ValueError):
         return ""
 
@@ -231,20 +360,26 @@ def _sum_up(tree: Tree) -> None:
         node.colour = max(sorted(weights), key=lambda kind: weights[kind]) if weights else ""
 
 
-def _open(tree: Tree) -> None:
-    """Open whole levels, from the root down, while the picture stays readable; folds stay closed."""
+def _open(tree: Tree, depth: int | None) -> None:
+    """Open whole levels, from the root down, while the picture stays readable; folds stay closed beside others."""
     tree.nodes[0].open = True
+    if depth is not None:
+        levels = [0] * len(tree.nodes)
+        for i, node in enumerate(tree.nodes[1:], 1):
+            levels[i] = levels[node.parent] + 1
+            node.open = bool(node.children) and levels[i] < depth
+        return
     visible = len(tree.nodes[0].children)
     level = list(tree.nodes[0].children)
     while level:
-        closed = [
-            tree.nodes[i] for i in level if tree.nodes[i].children and tree.nodes[i].form != "fold"
-        ]
+        nodes = [tree.nodes[i] for i in level]
+        lone = visible <= 3
+        folds = ("fold", "range") if visible == 1 else ()
+        closed = [node for node in nodes if node.children and node.form in ("module", *folds)]
         after = visible + sum(
             len(node.children) for node in closed
         )  # an open box stays on the screen
-        lone = visible <= 3
-        if not closed or (after > READABLE and not lone):
+        if not closed or after > (WIDEST if lone else READABLE):
             return
         for node in closed:
             node.open = True
@@ -259,6 +394,27 @@ def _edges(graph: Any, tree: Tree) -> list[tuple[int, int, tuple[int, ...]]]:
         if u in tree.leaf_of and v in tree.leaf_of and u != v
     }
     return sorted(found)
+
+
+def _classes(graph: Any, known: dict[str, Any]) -> list[TreeClass]:
+    places = {fqn: i for i, fqn in enumerate(known)}
+    classes = []
+    for each in getattr(graph, "axis_classes", ()):
+        tied_by: dict[tuple[int, int], str] = {}
+        for member in each.members:
+            if member.fqn in places:
+                tied_by.setdefault((places[member.fqn], member.axis), member.tied_by or "")
+        if tied_by:
+            classes.append(
+                TreeClass(
+                    each.size,
+                    each.frozen_by,
+                    tuple(each.ties),
+                    tuple(tied_by),
+                    tuple(tied_by.values()),
+                )
+            )
+    return classes
 
 
 def kind_of(parameter: Any) -> str:

@@ -27,12 +27,14 @@ def test_help_and_version_are_fine(arguments: list[str]):
     assert "graftlib" in result.stdout
 
 
-@pytest.mark.parametrize("command", ["trace", "check", "map", "view", "slim", "export", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["trace", "check", "map", "view", "diff", "slim", "export", "doctor"]
+)
 def test_every_command_shows_an_example(command: str):
     assert f"Example: graftlib {command} " in run(app, [command, "--help"]).stdout
 
 
-@pytest.mark.parametrize("command", ["trace", "check", "map", "view", "slim", "export"])
+@pytest.mark.parametrize("command", ["trace", "check", "map", "view", "diff", "slim", "export"])
 def test_help_says_that_a_file_is_executed(command: str):
     assert "executes FILE.py" in " ".join(run(app, [command, "--help"]).stdout.split())
 

@@ -279,6 +279,20 @@ def test_a_budget_that_cannot_be_met_writes_nothing(folder: Path):
     assert files(folder) == {"nets.py"}
 
 
+# --------------------------------------------------------------------------------------------- diff
+
+
+def test_diff_names_the_edit_and_writes_a_page(folder: Path):
+    same = ["diff", "nets.py:small", "nets.py:small", "--json"]
+    result = run(app, same)
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["edit"] == "identical"
+    result = run(app, ["diff", "nets.py:wide", "nets.py:small", "-o", "x.html"])
+    assert result.exit_code == 0, result.stderr
+    assert "narrower" in result.stdout
+    assert '"notes":["Sequential by Sequential: ' in (folder / "x.html").read_text()
+
+
 # ------------------------------------------------------------------------------------------ dry run
 
 

@@ -194,6 +194,7 @@ def test_a_browser_draws_it_offline_and_without_complaint(chromium, hostile, tmp
     assert troubles == []
     assert asked == [path.as_uri()]
     assert opened.locator("section").count() == 2
+    assert opened.locator("body > main").count() == opened.locator("body > *").count() == 1
     assert opened.locator("h2").first.text_content() == f"target:parts.{HOSTILE}.weight"
     assert opened.locator("img").count() == 0
     for line in opened.locator("figure > svg polyline").all():

@@ -107,3 +107,26 @@ def test_depth_is_the_longest_chain():
     assert depth["fc.weight"] == 1.0
     assert depth["layer2.0.conv1.weight"] == depth["layer2.0.downsample.0.weight"]
     assert depth["bn1.weight"] == depth["conv1.weight"]
+
+
+class Skip(nn.Module):
+    """As in a U-Net: what leaves the relu is pooled, and read again beside what comes back."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        skip = self.down(x).relu()
+        y = nn.functional.interpolate(self.up(nn.functional.max_pool2d(skip, 2)), scale_factor=2.0)
+        return torch.cat([skip, y], 1).tanh()
+
+
+def test_a_branch_leaves_the_op_that_made_it():
+    graph = trace(Skip(), torch.empty(1, 2, 4, 4))
+    kinds = {layer.name: layer.kind for layer in graph.layers}
+    edges = {(kinds[a], kinds[b]) for a, b in graph.nx.edges()}
+    assert ("relu", "max_pool2d") in edges
+    skips = [(a, b) for a, b in edges if a == "relu" and b != "max_pool2d"]
+    assert len(skips) == 1
+    assert skips[0][1].endswith("+tanh")  # what nobody else reads stays one layer

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from graftlib.errors import GraftError
 from graftlib.view import view
-from graftlib.view.page import LIBRARIES, embedded_json
+from graftlib.view.data import embedded_json
+from graftlib.view.page import LIBRARIES
 
 HOSTILE = [
     "<script>alert(1)</script>",

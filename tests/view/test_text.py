@@ -39,3 +39,13 @@ def test_a_mapping_inside_one_model_is_drawn_once(standin):
     assert len(shown.scene.trees) == 1
     assert shown.scene.links[0].source == (0, 1)
     assert shown.scene.links[0].target == (0, 2)
+
+
+def test_mermaid_draws_what_the_page_opens_with(standin):
+    text = pair(standin).to_mermaid()
+    assert text.startswith("flowchart TB\n")
+    assert text.count("subgraph") == text.count("  end\n")
+    assert "×3" in text
+    assert "<-.->" in text
+    assert "#60;b#62;" in text  # the name's markup as entities
+    assert not set("<\x1b") & set(text.replace("<-", ""))

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graftlib.view.tree import READABLE, build_tree
+from graftlib.view.tree import READABLE, WIDEST, build_tree
 
 pieces = st.sampled_from(["a", "b", "0", "1", "2", "", "x y"])
 names = st.lists(pieces, min_size=1, max_size=4).map(".".join)
@@ -71,3 +71,22 @@ def test_a_parameter_that_no_layer_reads_ends_at_its_module(standin):
     tree = build_tree(standin.by_hand("M", {"a.b": {}, "c": {}}))
     assert tree.nodes[tree.node_of(standin.parameter("a.unread.weight", (2, 2)))].path == "a"
     assert tree.node_of(standin.parameter("gone.weight", (2, 2))) == 0
+
+
+@given(st.integers(1, 120), st.integers(1, 4), st.booleans())
+def test_no_node_has_too_many_children_and_the_start_is_small(standin, repeats, period, unlike):
+    shape = (lambda i: (4, i + 1)) if unlike else (lambda i: (4, 4))
+    names = [(f"{'abcd'[j]}.{i}", shape(i)) for i in range(repeats) for j in range(period)]
+    graph = standin.by_hand("M", {name: {"weight": size} for name, size in names})
+    tree = build_tree(graph)
+    assert all(len(node.children) <= WIDEST for node in tree.nodes)
+    assert sum(tree.nodes[node.parent].open for node in tree.nodes[1:]) <= WIDEST + 3
+    leaves = [node.path for node in tree.nodes if node.form == "layer"]
+    assert leaves == [name for name, _ in names]  # in the order of execution, whatever is cut
+
+
+def test_what_alternates_without_feeding_back_stays_whole(standin):
+    graph = standin.by_hand(
+        "M", {n: {} for n in ("a.0", "b.0", "a.1", "b.1")}, [("a.0", "a.1"), ("b.0", "b.1")]
+    )
+    assert [node.path for node in build_tree(graph).nodes if node.form == "module"] == ["a", "b"]

@@ -1,0 +1,86 @@
+"""``graftlib diff``: what became of a model, by structure and by weights."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .console import say, say_json, working
+from .options import (
+    Debug,
+    Device,
+    DeviceOption,
+    DryRun,
+    InputDtype,
+    Inputs,
+    Json,
+    ModelArgument,
+    Seed,
+    Weights,
+)
+from .steps import load_options, plan, see
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("diff")(diff)
+
+
+def diff(
+    source: ModelArgument,
+    target: Annotated[
+        str, typer.Argument(metavar="OTHER", help="The model to compare.", show_default=False)
+    ],
+    weights: Weights = None,
+    other_weights: Annotated[
+        Path | None,
+        typer.Option(
+            "--other-weights",
+            metavar="FILE",
+            help="A state_dict for OTHER: .safetensors, or a .pt that holds tensors alone.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Also write a page that shows it.", show_default=False),
+    ] = None,
+    inputs: Inputs = None,
+    input_dtype: InputDtype = None,
+    device: DeviceOption = Device.cpu,
+    seed: Seed = 0,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare two models: shapes by name, weights after the units are put in one order, and the edit that explains it.
+
+    On the meta device, structure alone. Without --weights a library's model has random values, by --seed.
+
+    Example: graftlib diff torchvision:resnet18 torchvision:resnet18 --weights a.pt --other-weights b.pt
+    """
+    asked = load_options(inputs, input_dtype, weights, device, seed)
+    others = load_options(inputs, input_dtype, other_weights, device, seed)
+    if dry_run:
+        plan(as_json, "diff", [source, target], output, device)
+        return
+    left, right = see(source, **asked), see(target, **others)
+    with working("comparing"):
+        from ..view.compare import diff as compare
+
+        found = compare(left, right)
+        if output is not None:
+            from ..view import view
+
+            view(left, right, diff=found).save(output)
+    if as_json:
+        say_json({**asdict(found), "path": str(output) if output else None})
+        return
+    say(found)
+    if output is not None:
+        say(f"wrote {output}")
