@@ -52,8 +52,8 @@ def slim(
         ),
     ] = None,
     ranking: Annotated[
-        str, typer.Option("--ranking", help="isomorphic, uniform or global.")
-    ] = "isomorphic",
+        str, typer.Option("--ranking", help="uniform, isomorphic or global.")
+    ] = "uniform",
     multiple_of: Annotated[
         int, typer.Option("--multiple-of", min=1, help="Widths become multiples of this.")
     ] = 8,

@@ -124,6 +124,7 @@ class Costs:
 def costs_of(graph: LayerGraph) -> Costs:
     """The costs of the traced model.
 
+    >>> import torch
     >>> from torch import nn
     >>> from graftlib import trace
     >>> graph = trace(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(1, 3))

@@ -23,7 +23,7 @@ def slim(
     data: Iterable[Any] | None = None,
     importance: str | Score = "magnitude",
     losses: Losses | None = None,
-    ranking: str = "isomorphic",
+    ranking: str = "uniform",
     solver: str = "greedy",
     multiple_of: int = 8,
     minimum: float = 0.1,
@@ -51,10 +51,10 @@ def slim(
             model, class) that gives a number for each unit, larger is better.
         losses: for ``"taylor"`` and ``"fisher"``: a function that, given a model, yields a loss for each labelled
             batch. None: how far the outputs on `data` move.
-        ranking: what importances are compared with: ``"isomorphic"`` (the rank among units of the same kind, with one
-            threshold for all, as in Fang et al. 2024), ``"uniform"`` (the rank in the class: one share for all, so
-            that layers alike stay alike, as the config of a Hugging Face model asks), or
-            ``"global"`` (as they are, in the whole model, for what they cost: see `solver`).
+        ranking: what importances are compared with: ``"uniform"`` (the rank in the class: one share for all, so that
+            layers alike stay alike, as the config of a Hugging Face model asks), ``"isomorphic"`` (the rank among
+            units of the same kind, with one threshold for all, as in Fang et al. 2024), or ``"global"`` (as they are,
+            in the whole model, for what they cost: see `solver`).
         solver: of ``"global"``: ``"greedy"`` (step by step the least worth for what it saves, at exact marginal
             costs), or ``"milp"`` (a mixed-integer program, which needs scipy; at most 20 s, never worse than greedy).
         multiple_of: the axes of weights become multiples of this where a class has room for two steps.

@@ -294,27 +294,38 @@ def _greedy(problem: _Problem) -> list[int]:
     return _filled(problem, choice)
 
 
-def _filled(problem: _Problem, choice: list[int]) -> list[int]:
+def _filled(
+    problem: _Problem, choice: list[int], sets: Sequence[Sequence[int]] | None = None
+) -> list[int]:
+    """Back up where there is room, the most worth for what it costs first.
+
+    With `sets` of groups, those of a set go up together, and each set by one step at most.
+    """
+    left = list(sets) if sets is not None else [[g] for g in range(len(choice))]
     while problem.excess(choice) <= 0:
-        steps = sorted(
-            ((gain / max(change, 1e-12), g) for g, gain, change in problem.moves(choice, 1)),
-            reverse=True,
-        )
-        for _, g in steps:
-            choice[g] += 1
-            if problem.excess(choice) <= 0:
+        moves = {g: (gain, change) for g, gain, change in problem.moves(choice, 1)}
+        steps = []
+        for i, groups in enumerate(left):
+            if all(g in moves for g in groups):
+                gain, change = (sum(part) for part in zip(*(moves[g] for g in groups), strict=True))
+                steps.append((gain / max(change, 1e-12), i))
+        for _, i in sorted(steps, reverse=True):
+            up = [level + (g in left[i]) for g, level in enumerate(choice)]
+            if problem.excess(up) <= 0:
+                choice = up
+                if sets is not None:
+                    left.pop(i)
                 break
-            choice[g] -= 1
         else:
             break
     return choice
 
 
-def _threshold(problem: _Problem, *, fill: bool) -> list[int]:
-    """All steps that are worth less than a common number go; then, with `fill`, back up where there is room.
+def _threshold(problem: _Problem, *, alike: bool) -> list[int]:
+    """All steps that are worth less than a common number go; then back up where there is room.
 
     With ranks for worths it is one share for each kind of class (Fang et al. 2024, Isomorphic Pruning), or for all.
-    Without `fill` classes of one size keep one size, which a config can say.
+    With `alike` groups of the same sizes keep the same sizes, which a config can say.
     """
     worths = [
         [
@@ -334,8 +345,10 @@ def _threshold(problem: _Problem, *, fill: bool) -> list[int]:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if problem.excess(at(every[middle])) <= 0 else (middle, high)
-    choice = at(every[high])
-    return _filled(problem, choice) if fill else choice
+    sets: dict[object, list[int]] = {}
+    for g, group in enumerate(problem.groups):
+        sets.setdefault(group.levels, []).append(g)
+    return _filled(problem, at(every[high]), list(sets.values()) if alike else None)
 
 
 def _milp(problem: _Problem) -> list[int]:
@@ -505,7 +518,7 @@ def solve(
             fix="give a larger budget, a smaller minimum=, or keep fewer layers",
             least={name: round(value) for name, value in least.items()},
         )
-    by_rank = functools.partial(_threshold, fill=ranking != "uniform")
+    by_rank = functools.partial(_threshold, alike=ranking == "uniform")
     choice = (SOLVERS[solver] if ranking == "global" else by_rank)(problem)
     sizes = {
         each: n
