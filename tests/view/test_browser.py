@@ -211,7 +211,7 @@ def thousands(standin, unlike):
 @pytest.mark.parametrize("unlike", [False, True])
 def test_five_thousand_layers_are_few_boxes_at_any_depth(opened, standin, unlike):
     page = opened(view(thousands(standin, unlike)))
-    assert 4 <= page.locator(".node").count() <= 42
+    assert 1 <= page.locator(".node").count() <= 42
     assert page.locator(".model-facts").text_content().startswith("5,000 layers")
     for _ in range(3):  # into the last box, and again
         before = page.locator(".node").count()

@@ -715,7 +715,7 @@
   /* Draw anew after a rest of so many milliseconds, at once where that is 0; but not more often than can be watched. */
   let timer = 0, due = Infinity;
   function later(wait) {
-    const at = Math.max(performance.now() + wait, lastDrawn + 120);
+    const at = Math.max(performance.now() + wait, lastDrawn + 160);
     if (!wait && at >= due) return;
     clearTimeout(timer);
     due = at;
