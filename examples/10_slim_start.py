@@ -34,7 +34,7 @@ def train(model, images, steps):
 large = net(32)
 print("large           ", train(large, many, 400))
 graph = trace(large, x[:2])  # 1
-slim = surgery.narrow(graph, 0.5)  # 2: half of every class that may move, the stronger half
-fitted = surgery.narrow(graph, 0.5, data=[x[few]])  # or fitted to inputs
+slim = surgery.prune(graph, 0.5)  # 2: half of every class that may move, the stronger half
+fitted = surgery.prune(graph, 0.5, data=[x[few]])  # or fitted to inputs
 for name, model in {"random": net(16), "slim": slim, "slim, fitted": fitted}.items():
     print(f"{name:<16} {train(model, few, 0)}, after 60 steps {train(model, few, 60)}")  # 3

@@ -61,7 +61,7 @@ def random_start(source, slim, steps, seed):
 
 def slim_start(source, slim, steps, seed):
     """The stronger half of the source's channels."""
-    return {"model": surgery.narrow(trace(source, EXAMPLE), 0.5).requires_grad_(True)}
+    return {"model": surgery.prune(trace(source, EXAMPLE), 0.5).requires_grad_(True)}
 
 
 def mergenet(source, slim, steps, seed):

@@ -5,7 +5,7 @@
     attach(adapter, mapping)      graft: while the target trains        graftlib.graft
     export_onnx(model, path)      ship: ONNX, with its proof            graftlib.export
     view(source, target)          look: one offline page                graftlib.view
-    surgery.narrow(graph, …)      cut: edits by axis class              graftlib.surgery
+    surgery.prune(graph, …)      cut: edits by axis class              graftlib.surgery
     slim(graph, budget=…)         slim: a small model for a budget      graftlib.slim
 
 The methods themselves, such as MergeNet, are adapters and live in `graftlib_adapters`.

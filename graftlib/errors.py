@@ -101,7 +101,7 @@ class GraftError(Exception):
 
 
 class TraceError(GraftError):
-    """No rung of the capture ladder could see the model."""
+    """No tracer of the tracing backends could see the model."""
 
 
 class RuleError(GraftError):

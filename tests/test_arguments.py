@@ -53,7 +53,7 @@ def test_the_doors_name_the_argument():
         (TraceError, "device", lambda: trace(model, x, device="gpu0")),
         (TraceError, "kwargs", lambda: trace(model, x, kwargs=3)),
         (MatchError, "limit", lambda: Mapping(graph, graph).auto(limit="3")),
-        (SurgeryError, "ridge", lambda: surgery.narrow(graph, 0.5, ridge="x")),
+        (SurgeryError, "ridge", lambda: surgery.prune(graph, 0.5, ridge="x")),
         (SurgeryError, "seed", lambda: surgery.permute(graph, seed=2**70)),
         (SurgeryError, "widths", lambda: surgery.widen(graph, {0: "x"})),
     ):

@@ -217,7 +217,7 @@ def test_pruning_on_data(world, refit):
         world.target.first.bias[4:] = world.target.first.bias[:4]
     graph = trace(world.target, world.x)
     units = {inner(graph): range(4)}
-    slim = surgery.narrow(graph, units, data=[world.x], refit=refit)
+    slim = surgery.prune(graph, units, data=[world.x], refit=refit)
     assert slim.first.weight.shape[0] == 4
     assert slim(world.x).device == world.x.device
     if refit == "least-squares":  # the other half says the same

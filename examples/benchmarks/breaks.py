@@ -1,7 +1,7 @@
 """Does the permutation check see what is wrong, and is every axis class as narrow as it can be?
 
     python -m examples.benchmarks.breaks --out docs/benchmarks/breaks.json
-    python -m examples.benchmarks.breaks --models "mlp" "resnet18" --seed 1 --widen --score
+    python -m examples.benchmarks.breaks --models "mlp" "resnet18" --seed 1 --widen --importance
 
 Controls over twelve models with random weights (nothing is downloaded), every single break and no sample:
 
@@ -14,8 +14,8 @@ Controls over twelve models with random weights (nothing is downloaded), every s
   other is then broken: a reader reads the new units, or the old units of another member are changed. The proof of
   `widen` must see it.
 
-- *scored*, with ``--score``: of every class half of the units are switched off, by what makes them and by what reads
-  them, and as many are pruned by an importance that does not see it: the function must change, as it must not where
+- *ranked*, with ``--importance``: of every class half of the units are switched off, by what makes them and by what
+  reads them, and as many are pruned by an importance that does not see it: the function must change, as it must not where
   the library's own importance chooses.
 
 Double precision, eval mode, one thread. One process a model; a model that is in the file already is not run again.
@@ -197,10 +197,10 @@ MODELS: dict[str, Callable[[], Built]] = {
 }
 
 SEEN_BAR, BLIND_BAR = 0.99, 0.06
-EDITED = ("widened", "scored")
+EDITED = ("widened", "ranked")
 
 
-def measure(name: str, seed: int, widen: bool = False, score: bool = False) -> dict[str, Any]:
+def measure(name: str, seed: int, widen: bool = False, importance: bool = False) -> dict[str, Any]:
     """All single breaks of one model; those of a widened and of a pruned one as well where asked."""
     from graftlib import trace
     from graftlib.graph.axes.breaks import left_out_members, undone_ties
@@ -219,8 +219,8 @@ def measure(name: str, seed: int, widen: bool = False, score: bool = False) -> d
     edited: dict[str, Any] = {}
     if widen:
         edited["widened"] = _counted(list(wrong_widenings(_in_doubles(model, args, kwargs))))
-    if score:
-        edited["scored"] = _counted(list(forgetful_importances(_in_doubles(model, args, kwargs))))
+    if importance:
+        edited["ranked"] = _counted(list(forgetful_importances(_in_doubles(model, args, kwargs))))
     return {
         "model": name,
         "passed": result.passed,
@@ -324,13 +324,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--widen", action="store_true", help="the control of widen's proof, too")
-    parser.add_argument("--score", action="store_true", help="the control of the importance, too")
+    parser.add_argument(
+        "--importance", action="store_true", help="the control of the importance, too"
+    )
     parser.add_argument("--one", choices=list(MODELS), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.one:
-        print(json.dumps(measure(asked.one, asked.seed, asked.widen, asked.score)))
+        print(json.dumps(measure(asked.one, asked.seed, asked.widen, asked.importance)))
         return
-    edited = [kind for kind, on in zip(EDITED, (asked.widen, asked.score), strict=True) if on]
+    edited = [kind for kind, on in zip(EDITED, (asked.widen, asked.importance), strict=True) if on]
     rows: dict[str, dict[str, Any]] = {}
     if asked.out and asked.out.exists():
         before = results.load(asked.out)
@@ -340,7 +342,7 @@ def main() -> None:
     for name in asked.models:
         if name not in rows:
             command = [sys.executable, __file__, "--one", name, "--seed", str(asked.seed)]
-            command += ["--widen"] * asked.widen + ["--score"] * asked.score
+            command += ["--widen"] * asked.widen + ["--importance"] * asked.importance
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             rows[name] = json.loads(done.stdout.splitlines()[-1])
             print(table([rows[name]]).splitlines()[-1], flush=True)

@@ -68,7 +68,7 @@ def measure(family: str, name: str, prune: bool = False, checked: bool = True) -
         return row | {"traced": False, "error": _words(error)}
     row |= {
         "traced": True,
-        "rung": graph.rung,
+        "tracer": graph.tracer,
         "trace_seconds": round(time.perf_counter() - start, 2),
     }
     if prune:
@@ -93,7 +93,7 @@ def _pruned(model: Any, graph: Any, args: Any, kwargs: Any) -> Row:
     """Half of every class: what came out and what it cost."""
     import torch
 
-    from graftlib.surgery import SurgeryWarning, narrow
+    from graftlib.surgery import SurgeryWarning, prune
 
     size = max(sum(t.numel() * t.element_size() for t in model.state_dict().values()), 1)
     count = sum(p.numel() for p in model.parameters())
@@ -102,7 +102,7 @@ def _pruned(model: Any, graph: Any, args: Any, kwargs: Any) -> Row:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:
-            slim = narrow(graph, 0.5)
+            slim = prune(graph, 0.5)
         except Exception as error:
             return {"done": False, "error": _words(error), "cpu_s": _since(start)}
     row: Row = {"done": True, "cpu_s": _since(start)}
@@ -320,7 +320,7 @@ NOTES = {
 }
 COLUMNS = (
     "model",
-    "rung",
+    "tracer",
     "traced",
     "check",
     "max rel error",
@@ -351,7 +351,7 @@ def _cells(row: Row) -> list[str]:
     error = row.get("max_rel_error")
     return [
         row["name"],
-        row.get("rung", "–"),
+        row.get("tracer", "–"),
         "yes" if row.get("traced") else "no",
         passed,
         "–" if error is None else f"{error:.0e}",

@@ -68,14 +68,14 @@ def _count(model: nn.Module) -> int:
 
 def _graftlib(model: nn.Module, args: tuple[Tensor, ...]) -> Row:
     from graftlib import trace
-    from graftlib.surgery import narrow
+    from graftlib.surgery import prune
 
     start = time.process_time()
     graph = trace(model, args)
     traced = time.process_time()
     classes = graph.axis_classes
     read = time.process_time()
-    slim = narrow(graph, 0.5)
+    slim = prune(graph, 0.5)
     done = time.process_time()
     return {
         "graftlib": done - start,

@@ -1,6 +1,6 @@
 """Does fitting ever harm? Twelve models at half of everything, fitted to little, some and more data.
 
-Each model is narrowed to half of every free class, once as it is and once fitted to some inputs (`data=`). Both are
+Each model is pruned to half of every free class, once as it is and once fitted to some inputs (`data=`). Both are
 then compared with the model as it was, on inputs that neither saw: squared error relative to the squared results, and
 the mean cosine of the results. A run harms where the error grew or the cosine fell.
 
@@ -278,9 +278,9 @@ def run(case: Case, samples: int, seed: int) -> dict[str, Any]:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         start = time.process_time()
-        plain = surgery.narrow(graph, 0.5)
+        plain = surgery.prune(graph, 0.5)
         between = time.process_time()
-        fitted = surgery.narrow(graph, 0.5, data=data)
+        fitted = surgery.prune(graph, 0.5, data=data)
         end = time.process_time()
     told = {
         key: any(text in str(each.message) for each in said)

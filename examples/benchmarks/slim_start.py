@@ -1,4 +1,4 @@
-"""Is a narrowed copy of a trained network a good start? Half the width, little data, against every simpler start.
+"""Is a pruned copy of a trained network a good start? Half the width, little data, against every simpler start.
 
 A source is trained; a target of half its width then starts from some of the source's units, and is trained on few
 images. Every start shares, seed by seed, the target's batches with random weights.
@@ -221,17 +221,17 @@ def per_tensor(source: nn.Module, target: nn.Module) -> dict[str, Tensor]:
 
 
 def drawn(seed: int) -> Callable[..., Tensor]:
-    """A score that means nothing."""
+    """An importance that means nothing."""
     random = torch.Generator().manual_seed(seed)
     return lambda graph, model, each: torch.rand(each.size, generator=random)
 
 
-# start -> how `narrow` is called, given (seed, calibration images); None: not by class
+# start -> how `prune` is called, given (seed, calibration images); None: not by class
 STARTS: dict[str, Callable[[int, list[Tensor]], dict] | None] = {
     "random weights": None,
     "per tensor": None,
-    "random units": lambda seed, data: {"score": drawn(seed)},
-    "uniform units": lambda seed, data: {"score": "uniform"},
+    "random units": lambda seed, data: {"importance": drawn(seed)},
+    "uniform units": lambda seed, data: {"importance": "uniform"},
     "magnitude units": lambda seed, data: {},
     "magnitude units, refitted": lambda seed, data: {"data": data, "statistics": True},
 }
@@ -246,7 +246,7 @@ def started(start: str, source: nn.Module, model: str, few: Set, seed: int) -> n
         target.load_state_dict(per_tensor(source, target))
     elif call is not None:
         graph = trace(source, few[0][:2])
-        slim = surgery.narrow(graph, 0.5, **call(seed, list(few[0][:512].split(128))))
+        slim = surgery.prune(graph, 0.5, **call(seed, list(few[0][:512].split(128))))
         target.load_state_dict(slim.state_dict())
     return target
 

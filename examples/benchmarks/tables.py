@@ -335,7 +335,7 @@ def restoration(found: dict) -> str:
     ]
     return f"""## What a fit restores
 
-Half of every free class, then fitted to some inputs (`narrow(…, data=)`). Squared error relative to the squared
+Half of every free class, then fitted to some inputs (`prune(…, data=)`). Squared error relative to the squared
 results and mean cosine to the model as it was, on inputs that the fit did not see; how many of {seeds} draws of the
 inputs had fits taken back, and how many left the model further off than without the fit. A sample is an image or a
 text of 64 tokens. The rules of taking back were set after harm in runs of this benchmark, so it is no independent test

@@ -142,7 +142,7 @@ def _trace() -> str:
 
     model, args = _tiny()
     graph = trace(model, args)
-    return f"{len(graph.layers)} layers, seen by {graph.rung}"
+    return f"{len(graph.layers)} layers, seen by {graph.tracer}"
 
 
 def _export() -> str:

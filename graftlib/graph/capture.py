@@ -27,12 +27,12 @@ from .fake import record_fake
 from .recorder import record_meta, record_real
 from .tensors import tensor_leaves
 
-__all__ = ["RUNGS", "TURN", "Capture", "capture", "device_of", "undisturbed"]
+__all__ = ["TRACERS", "TURN", "Capture", "capture", "device_of", "undisturbed"]
 
-Rung = Callable[
+Tracer = Callable[
     [nn.Module, Sequence[Any], Mapping[str, Any], torch.device], tuple[fx.Graph, list[Call]]
 ]
-RUNGS: dict[str, Rung] = {
+TRACERS: dict[str, Tracer] = {
     "meta": record_meta,
     "fake": record_fake,
     "export": record_export,
@@ -44,19 +44,19 @@ TURN = threading.Lock()
 
 @dataclass(frozen=True)
 class Capture:
-    """What a rung saw.
+    """What a tracer saw.
 
     Attributes:
         graph: in the normal form.
         calls: the module calls that ``node.meta["call"]`` counts.
-        rung: the name of the rung that made it.
+        tracer: the name of the tracer that made it.
         real: real tensors ran, so every constant in the graph has its value.
-        answers: rung -> ``"ok"``, or why it gave nothing.
+        answers: tracer -> ``"ok"``, or why it gave nothing.
     """
 
     graph: fx.Graph
     calls: tuple[Call, ...]
-    rung: str
+    tracer: str
     real: bool
     answers: dict[str, str]
 
@@ -67,7 +67,7 @@ def capture(
     kwargs: Mapping[str, Any] | None = None,
     *,
     device: torch.device | str | None = None,
-    rungs: Sequence[str] = tuple(RUNGS),
+    tracers: Sequence[str] = tuple(TRACERS),
 ) -> Capture:
     """See a forward pass of `model`.
 
@@ -76,33 +76,40 @@ def capture(
         args: positional example inputs, tensors on any device.
         kwargs: keyword example inputs.
         device: the device that the forward pass is meant for; the model's own by default.
-        rungs: names of rungs, tried in this order.
+        tracers: names of tracers, tried in this order.
 
     Raises:
-        TraceError: no rung saw it; ``answers`` and ``shapes`` are attributes.
+        TraceError: no tracer saw it; ``answers`` and ``shapes`` are attributes.
     """
     kwargs = dict(kwargs or {})
     home = torch.device(device) if device is not None else device_of(model)
     answers: dict[str, str] = {}
     failures: dict[str, Exception] = {}
-    for rung in rungs:
-        if rung == "real" and _on_meta(model):
-            answers[rung] = "skipped: the model has no values, it is on the meta device"
+    for tracer in tracers:
+        if tracer == "real" and _on_meta(model):
+            answers[tracer] = "skipped: the model has no values, it is on the meta device"
             continue
-        if rung == "export" and "real" in rungs and not _on_meta(model) and _by_values(failures):
-            answers[rung] = "skipped: the forward pass depends on values, as the 'fake' rung saw"
+        if (
+            tracer == "export"
+            and "real" in tracers
+            and not _on_meta(model)
+            and _by_values(failures)
+        ):
+            answers[tracer] = (
+                "skipped: the forward pass depends on values, as the 'fake' tracer saw"
+            )
             continue
         try:
             with TURN, undisturbed():
-                graph, calls = RUNGS[rung](model, args, kwargs, home)
+                graph, calls = TRACERS[tracer](model, args, kwargs, home)
         except TraceError:
             raise
         except Exception as error:
-            failures[rung] = error
-            answers[rung] = _first_line(error)
+            failures[tracer] = error
+            answers[tracer] = _first_line(error)
         else:
-            answers[rung] = "ok"
-            return Capture(graph, tuple(calls), rung, rung == "real", answers)
+            answers[tracer] = "ok"
+            return Capture(graph, tuple(calls), tracer, tracer == "real", answers)
     raise _untraceable(model, args, kwargs, answers) from next(iter(failures.values()), None)
 
 
@@ -124,7 +131,7 @@ def _on_meta(model: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Leave random states as they are, and say nothing: a rung that fails answers by its exception."""
+    """Leave random states as they are, and say nothing: a tracer that fails answers by its exception."""
     numpy = sys.modules.get("numpy")
     python_state = random.getstate()
     numpy_state = numpy.random.get_state() if numpy else None
@@ -176,7 +183,7 @@ def _untraceable(
         what = f"no way of tracing could follow '{name}' on these example inputs."
         fix = (
             "check that the model itself runs on these inputs: model(*args, **kwargs); "
-            "if it does, its forward does what none of the rungs can follow"
+            "if it does, its forward does what none of the tracers can follow"
         )
     return TraceError(
         what,

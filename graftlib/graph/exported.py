@@ -1,6 +1,6 @@
-"""The `export` rung: `torch.export.export`, not strict.
+"""The `export` tracer: `torch.export.export`, not strict.
 
-The slowest rung that runs nothing real; it takes what branches on unbacked sizes, such as some mixtures of experts.
+The slowest tracer that runs nothing real; it takes what branches on unbacked sizes, such as some mixtures of experts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The `fake` rung: `torch.fx.experimental.proxy_tensor.make_fx` on fake tensors.
+"""The `fake` tracer: `torch.fx.experimental.proxy_tensor.make_fx` on fake tensors.
 
 It knows the values of small constants, so it follows models that branch on them, where meta tensors have no value to
 branch on. No real compute.

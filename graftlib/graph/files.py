@@ -26,7 +26,7 @@ def as_json(graph: TracedGraph) -> str:
         "format": FORMAT,
         "version": VERSION,
         "name": graph.name,
-        "rung": graph.rung,
+        "tracer": graph.tracer,
         "real": graph.real,
         "answers": graph.answers,
         "inputs": [{"name": name, "shape": shape} for name, shape in graph.inputs.items()],

@@ -34,9 +34,9 @@ class LayerGraph(TracedGraph):
         nx: `networkx.MultiDiGraph`; nodes are layer names with attribute ``layer``, edges are tensors with
             attributes ``shape`` and ``dtype``.
         layers: in execution order.
-        rung: what captured it: ``meta``, ``fake``, ``export`` or ``real``.
+        tracer: what captured it: ``meta``, ``fake``, ``export`` or ``real``.
         real: real tensors ran.
-        answers: rung -> what it answered, for all that were tried.
+        answers: tracer -> what it answered, for all that were tried.
         evidence: what was kept of the example inputs; `example` draws by it.
     """
 

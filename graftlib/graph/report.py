@@ -20,7 +20,7 @@ def as_table(graph: TracedGraph) -> str:
     total = sum(tensors.values())
     lines = [
         f"{_clean(graph.name)}: {len(graph.layers)} layers, {len(tensors)} parameters, "
-        f"{total:,} elements (seen by the '{graph.rung}' rung)",
+        f"{total:,} elements (seen by the '{graph.tracer}' tracer)",
         "inputs   " + ", ".join(f"{_clean(n)} {_shape(s)}" for n, s in graph.inputs.items()),
         "outputs  " + ", ".join(_shape(s) for s in graph.outputs),
     ]

@@ -40,7 +40,7 @@ class TracedGraph:
     ) -> None:
         self.model = model
         self.fx: fx.Graph = capture.graph
-        self.rung: str = capture.rung
+        self.tracer: str = capture.tracer
         self.real: bool = capture.real
         self.answers: dict[str, str] = dict(capture.answers)
         self.evidence = Evidence.of(args, kwargs)
@@ -150,7 +150,7 @@ class TracedGraph:
         if not self.real:
             args, kwargs = self.example
             fresh = without_caches(self.model, args, kwargs)
-            graph = capture(fresh, args, kwargs, rungs=("real",)).graph
+            graph = capture(fresh, args, kwargs, tracers=("real",)).graph
         if any("autocast" in node.meta for node in graph.nodes):
             raise TraceError(
                 f"the captured graph of '{self.name}' cannot be run by itself.",

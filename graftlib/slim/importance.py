@@ -12,7 +12,7 @@ over all that read it. That takes in whatever scales it on its way, and every re
     fluctuation   sum_o w_oi^2 Var[x_i]                       FLAP (An et al. 2024, eq. 4)
     taylor        E |sum_o w_oi dL/dw_oi|                     Molchanov et al. 2019, eq. 8: the gate of a unit
     fisher        E (sum_o w_oi dL/dw_oi)^2                   Liu et al. 2021, eq. 5: Group Fisher pruning
-Elsewhere: ``"magnitude"`` and ``"uniform"``, which need no data (`surgery.scores`).
+Elsewhere: ``"magnitude"`` and ``"uniform"``, which need no data (`surgery.importance`).
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from ..random_state import preserved
 from ..surgery import SurgeryError, SurgeryWarning
 from ..surgery.consumers import use_of
 from ..surgery.edits import tensor_of
+from ..surgery.importance import IMPORTANCES, Importance, ranking, reads
 from ..surgery.recording import Batch, Op, Twin
-from ..surgery.scores import SCORES, Score, ranking, reads
 
 __all__ = ["FROM_DATA", "Losses", "importances"]
 
@@ -48,7 +48,7 @@ def importances(
     graph: LayerGraph,
     model: nn.Module,
     classes: Sequence[AxisClass],
-    importance: str | Score,
+    importance: str | Importance,
     batches: Sequence[Batch] | None,
     losses: Losses | None = None,
 ) -> dict[AxisClass, Tensor]:
@@ -72,7 +72,7 @@ def importances(
     Warns:
         SurgeryWarning: classes that could not be measured.
     """
-    names = (*SCORES, *FROM_DATA)
+    names = (*IMPORTANCES, *FROM_DATA)
     if isinstance(importance, str) and importance not in names:
         raise SurgeryError(
             f"there is no importance {shown(importance)}.",

@@ -19,12 +19,12 @@ from ..errors import MatchError, nearest, shown
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass
 from ..graph.structure import unwrap
-from ..surgery import SurgeryError, narrow
+from ..surgery import SurgeryError, prune
 from ..surgery.edits import Request, editable
 from ..surgery.fit import plan, ties
+from ..surgery.importance import Importance
 from ..surgery.lora import ranks
 from ..surgery.recording import as_batches
-from ..surgery.scores import Score
 from ..surgery.whole_model import outer_classes
 from .costs import costs_of
 from .edit import Edit
@@ -100,7 +100,7 @@ def slimmed(
     *,
     budget: Mapping[str, float],
     data: Iterable[Any] | None,
-    importance: str | Score,
+    importance: str | Importance,
     losses: Losses | None,
     ranking: str,
     solver: str,
@@ -169,7 +169,7 @@ def slimmed(
             fix="keep= the layers whose code ties their sizes, or give a larger budget",
         )
     kept: dict[Request, Tensor] = {each: _best(worth[each], n) for each, n in sizes.items()}
-    small = narrow(graph, kept, model=model, data=batches, refit=refit, statistics=statistics)
+    small = prune(graph, kept, model=model, data=batches, refit=refit, statistics=statistics)
     lists = {each: kept[each].tolist() for each in sizes}
     edit = Edit.of(model, graph, lists, feasible.attributes).with_config(model, small)
     fidelity = None if batches is None else fidelity_of(model, small, batches)

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..graph import LayerGraph
-    from ..surgery.scores import Score
+    from ..surgery.importance import Importance
     from .importance import Losses
     from .slimming import Slim
 
@@ -21,7 +21,7 @@ def slim(
     *,
     budget: Mapping[str, float],
     data: Iterable[Any] | None = None,
-    importance: str | Score = "magnitude",
+    importance: str | Importance = "magnitude",
     losses: Losses | None = None,
     ranking: str = "uniform",
     solver: str = "greedy",
@@ -45,7 +45,7 @@ def slim(
             of 1e6 bytes.
         data: inputs on the model's device, a few batches: each a tensor, a tuple of arguments, a mapping of keywords
             or (args, kwargs). Used for importances that are measured on data, and to fit what is left (see
-            `surgery.narrow`); a part is held out, and the report says the fidelity there.
+            `surgery.prune`); a part is held out, and the report says the fidelity there.
         importance: of units: ``"magnitude"``, ``"uniform"``, a measure on data (``"activation"``, ``"wanda"``,
             ``"fluctuation"``, ``"taylor"``, ``"fisher"``; see `graftlib.slim.importance`), or a function of (graph,
             model, class) that gives a number for each unit, larger is better.
@@ -60,7 +60,7 @@ def slim(
         multiple_of: the axes of weights become multiples of this where a class has room for two steps.
         minimum: the least share of its units that each class keeps, 0.0 to 1.0.
         keep: globs of layers; what these make keeps its width.
-        refit: what is fitted to `data`, as in `surgery.narrow`; None for nothing.
+        refit: what is fitted to `data`, as in `surgery.prune`; None for nothing.
         statistics: take the running statistics of batch norms anew from `data`.
         model: another one of the same structure that is slimmed instead of ``graph.model``.
 
@@ -73,7 +73,7 @@ def slim(
         MissingExtraError: ``solver="milp"`` without scipy.
 
     Warns:
-        SurgeryWarning: as `surgery.narrow`; and where classes could not be measured.
+        SurgeryWarning: as `surgery.prune`; and where classes could not be measured.
     """
     from .slimming import slimmed
 

@@ -2,10 +2,14 @@
 
 from .edits import preview as preview
 from .edits import tensor_of as tensor_of
-from .narrow import narrow as narrow
+from .importance import IMPORTANCES as IMPORTANCES
+from .importance import Importance as Importance
+from .importance import Ranking as Ranking
+from .importance import ranking as ranking
 from .permute import permute as permute
 from .proof import TOLERANCE as TOLERANCE
 from .proof import change as change
+from .prune import prune as prune
 from .refusal import SurgeryError as SurgeryError
 from .refusal import SurgeryWarning as SurgeryWarning
 from .rescale import EPS as EPS
@@ -14,25 +18,21 @@ from .rescale import rescale_norms as rescale_norms
 from .rescale import rms_norms as rms_norms
 from .rescale import role_places as role_places
 from .rescale import scores_only as scores_only
-from .scores import SCORES as SCORES
-from .scores import Ranking as Ranking
-from .scores import Score as Score
-from .scores import ranking as ranking
 from .widen import widen as widen
 
 __all__ = [
     "EPS",
-    "SCORES",
+    "IMPORTANCES",
     "TOLERANCE",
+    "Importance",
     "Ranking",
     "Rms",
-    "Score",
     "SurgeryError",
     "SurgeryWarning",
     "change",
-    "narrow",
     "permute",
     "preview",
+    "prune",
     "ranking",
     "rescale_norms",
     "rms_norms",

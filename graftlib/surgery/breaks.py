@@ -18,10 +18,10 @@ from ..graph.axes import AxisClass, Member, axis_classes
 from ..graph.axes.breaks import Break
 from .edits import rows_of, tensor_of
 from .fill import Fill, grown
-from .narrow import narrow
+from .importance import norm_of, reads
 from .proof import TOLERANCE, change
+from .prune import prune
 from .refusal import SurgeryError
-from .scores import norm_of, reads
 from .whole_model import outer_classes
 from .widen import units_like, widen
 
@@ -84,22 +84,22 @@ def forgetful_importances(graph: LayerGraph) -> Iterator[Break]:
             _scale(graph, model, each, zero, on, 0.0)
             _scale(graph, model, each, large, on, 50.0)
 
-            def pruned(keep: Tensor | int, **options: Any) -> float:
-                slim = narrow(graph, {each: keep}, model=model, **options)  # noqa: B023
+            def changed(keep: Tensor | int, **options: Any) -> float:
+                slim = prune(graph, {each: keep}, model=model, **options)  # noqa: B023
                 return change(graph, model, slim)  # noqa: B023
 
             def forgets(graph: LayerGraph, model: nn.Module, each: AxisClass) -> Tensor:
                 return norm_of(model, large)  # noqa: B023
 
             try:
-                if pruned(on) > TOLERANCE:
+                if changed(on) > TOLERANCE:
                     continue  # a norm over all units, or what comes after 0, still reads them
             except SurgeryError:
                 continue  # the code holds the size
-            if pruned(len(on)) > TOLERANCE:
+            if changed(len(on)) > TOLERANCE:
                 raise AssertionError(f"units of {each.members[0]} that are off were kept")
             what = f"{each.members[0]}: an importance that forgets what {word} a unit"
-            yield Break(what, pruned(len(on), score=forgets))
+            yield Break(what, changed(len(on), importance=forgets))
 
 
 @torch.no_grad()

@@ -169,7 +169,7 @@ def _proven(
     tensors, *attributes = search.distance(fields)
     if tensors or not any(attributes):
         return not tensors
-    valued = before.graph.rung not in ("meta", "fake")
+    valued = before.graph.tracer not in ("meta", "fake")
     built: nn.Module = search.build(fields, values=valued)
     if valued:
         built.load_state_dict(part.state_dict(), strict=False)
@@ -191,7 +191,7 @@ def _proven(
 def _ops(model: nn.Module, graph: LayerGraph, device: torch.device) -> list[tuple[str, ...]]:
     args, kwargs = graph.example
     with torch.device("cpu"):
-        seen = capture(model, args, kwargs, device=device, rungs=(graph.rung,))
+        seen = capture(model, args, kwargs, device=device, tracers=(graph.tracer,))
     return [(n.op, str(n.target), str(n.args), str(n.kwargs)) for n in seen.graph.nodes]
 
 

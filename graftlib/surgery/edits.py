@@ -63,7 +63,7 @@ class Preview:
 
 
 def preview(graph: LayerGraph, requests: Iterable[Request]) -> Preview:
-    """What an edit with these requests would change: the same for `permute`, `widen` and `narrow`; nothing is run.
+    """What an edit with these requests would change: the same for `permute`, `widen` and `prune`; nothing is run.
 
     Args:
         graph: from `graftlib.trace`.

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass, axes_of
 from .edits import rows_of, tensor_of
+from .importance import reads
 from .rescale import role_places, scores_only
-from .scores import reads
 
 __all__ = ["FILLS", "Fill", "grown"]
 

@@ -287,8 +287,8 @@ def _tried(
     attributes: Mapping[Place, int],
 ) -> _Failure | None:
     """What stands against the sizes; None where a scratch model of these sizes has proven itself."""
-    meta = graph.rung == "meta"
-    twin = _scratch(model, graph, sizes, attributes, _KINDS.get(graph.rung, "values"))
+    meta = graph.tracer == "meta"
+    twin = _scratch(model, graph, sizes, attributes, _KINDS.get(graph.tracer, "values"))
     seen: fx.Graph | None
     if meta:
         passed = passage(twin, graph, learned.reference, sizes, meta=True)
@@ -304,7 +304,7 @@ def _tried(
     if outputs != graph.outputs:
         words = f"{graph.outputs} would become {outputs}"
         return _Failure(_OUTPUTS, (Misfit((), words),))
-    found = infer(model, seen, real=graph.rung == "real")
+    found = infer(model, seen, real=graph.tracer == "real")
     lost = _lost(learned.reference.classes, classes_of(found), sizes)
     return _Failure(_CLASSES, (Misfit(tuple(lost), _CLASSES),)) if lost is not None else None
 
@@ -322,10 +322,10 @@ def _captured(twin: nn.Module, graph: LayerGraph) -> tuple[fx.Graph | None, tupl
     try:
         with torch.device("cpu"):
             home = device_of(graph.model)
-            return capture(twin, args, kwargs, device=home, rungs=(graph.rung,)).graph, ()
+            return capture(twin, args, kwargs, device=home, tracers=(graph.tracer,)).graph, ()
     except TraceError as error:
         answers: Mapping[str, str] = getattr(error, "answers", {})
-        words = "; ".join(f"{rung}: {answer}" for rung, answer in answers.items())
+        words = "; ".join(f"{tracer}: {answer}" for tracer, answer in answers.items())
         return None, (Misfit((), words[:400]),)
 
 

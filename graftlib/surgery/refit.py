@@ -1,6 +1,6 @@
-"""Make the layers that read narrowed units give again what they gave before, as well as they can.
+"""Make the layers that read pruned units give again what they gave before, as well as they can.
 
-In: a model, the same model narrowed, inputs. Out: the narrowed model with new weights and biases in those layers,
+In: a model, the same model pruned, inputs. Out: the pruned model with new weights and biases in those layers,
 fitted one after another in the order in which they run, so that each sees what the ones before it now make. Both
 models go over the inputs once, in step: every input stops at each layer until that layer is fitted.
 Always true: a part of the inputs is held out; a layer's fit stays only where its squared error falls there, and on
@@ -28,9 +28,9 @@ from ..graph.tensors import tensor_leaves
 from .consumers import Use, use_of
 from .edits import tensor_of
 from .holdout import Distance, Holdout
+from .importance import reads
 from .recording import Batch, Op, Twin, Walk, alone, called
 from .refusal import SurgeryWarning
-from .scores import reads
 
 __all__ = ["REFITS", "RIDGES", "reestimate", "refitted"]
 
@@ -59,17 +59,17 @@ def refitted(
     how: str,
     ridge: float | None,
 ) -> None:
-    """Fit, in place, the layers of `slim` that read the narrowed classes.
+    """Fit, in place, the layers of `slim` that read the pruned classes.
 
     Args:
         model: as it was before.
-        slim: the same, narrowed; its weights are written.
+        slim: the same, pruned; its weights are written.
         graph: of `model`.
-        kept: the narrowed classes.
+        kept: the pruned classes.
         rows: (FQN, axis) -> the places that stayed.
         batches: inputs for both, on their device.
         how: a name in `REFITS`.
-        ridge: see `narrow`; None: chosen for each layer.
+        ridge: see `prune`; None: chosen for each layer.
 
     Warns:
         SurgeryWarning: layers that read the classes and could not be fitted, or were fitted to few rows; fits that
@@ -197,7 +197,7 @@ def _add(distance: Distance, holdout: Holdout, number: int, before: object, afte
 def _distance(
     model: nn.Module, slim: nn.Module, batches: Sequence[Batch], holdout: Holdout
 ) -> Distance:
-    """How far the narrowed model is from what it was, on what is held out."""
+    """How far the pruned model is from what it was, on what is held out."""
     distance, twins = Distance(), (Twin(model), Twin(slim))
     for number, batch in enumerate(batches):
         if holdout.concerns(number):
@@ -354,8 +354,8 @@ class _Moments:
 def _least_squares(fitting: _Fitting, fqn: str, pairs: Pairs, places: Tensor | None) -> None:
     """W + D^T with the D that has the least |X D - (Y - X W^T - b)|^2 + lambda |D|^2.
 
-    X are the rows that the narrowed layer reads, with a column of ones where it has a bias; Y what the layer gave
-    before, on the kept units. D = 0 is the narrowed layer as it is. Lambda is the one that is best on held-out rows.
+    X are the rows that the pruned layer reads, with a column of ones where it has a bias; Y what the layer gave
+    before, on the kept units. D = 0 is the pruned layer as it is. Lambda is the one that is best on held-out rows.
     """
     learnt, held_out = _Moments(), _Moments()
     use: Use | None = None

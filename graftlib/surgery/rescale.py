@@ -22,7 +22,7 @@ from ..graph.axes import AxisClass
 from ..graph.parameter import Parameter
 from ..graph.structure import duplicate, own
 from .edits import tensor_of
-from .scores import reads
+from .importance import reads
 
 if TYPE_CHECKING:
     from .fill import Fill

@@ -389,7 +389,7 @@ def equations_of(model: nn.Module, graph: LayerGraph) -> tuple[Reference, Equati
     Raises:
         Exception: whatever the forward pass raises.
     """
-    meta = graph.rung == "meta"
+    meta = graph.tracer == "meta"
     kind = "meta" if meta else "values"
     twin = scratch(model, graph, {}, {}, kind=kind)
     watch = _Tagging()
@@ -400,7 +400,7 @@ def equations_of(model: nn.Module, graph: LayerGraph) -> tuple[Reference, Equati
     if [node.target for node in ops] == [node.target for node in reference.ops]:
         twins = dict(zip(_values_of(seen), _values_of(reference.graph), strict=False))
     else:
-        found = infer(model, seen, real=graph.rung == "real")
+        found = infer(model, seen, real=graph.tracer == "real")
         reference, twins = Reference(seen, found, reference.classes), {}
     reader = _Reader(reference, twins)
     equations = [one for node, terms in watch.asked for one in reader.of_op(node, terms)]
@@ -498,7 +498,7 @@ class _Reader:
                 inside = isinstance(end, int) and 0 <= end <= axis.size
                 if isinstance(end, int):
                     yield [boundary(axis, end, self.reference.number)] if inside else []
-        elif name == "narrow" and isinstance(first, Axes):
+        elif name == "prune" and isinstance(first, Axes):
             dim = _dim(args[1], first)
             yield []
             yield [boundary(first[dim], int(args[2]), self.reference.number)]

@@ -89,7 +89,7 @@ def widen(
     for each, width in sizes.items():
         if width < each.size:
             raise SurgeryError(
-                f"{each.size} units cannot be widened to {width}.", fix="use surgery.narrow"
+                f"{each.size} units cannot be widened to {width}.", fix="use surgery.prune"
             )
     editable(model, graph, sizes, inplace=True)  # is it the model of the graph?
     before = config_state(model, graph)

@@ -68,7 +68,7 @@ def _graph(tree: Tree, words: _Words) -> dict[str, Any]:
     layers = [node if node.form == "layer" else None for node in tree.nodes]
     return {
         "name": tree.name,
-        "tracer": tree.rung,
+        "tracer": tree.tracer,
         "nodes": {
             "label$": [words(node.label) for node in tree.nodes],
             "path$": [words(path) for path in _unsaid(tree.nodes)],

@@ -87,7 +87,7 @@ class Tree:
     """One graph, ready to draw. `edges` are (leaf, leaf, shape of the tensor)."""
 
     name: str
-    rung: str
+    tracer: str
     nodes: list[Node]
     edges: list[tuple[int, int, tuple[int, ...]]]
     parameters: list[Any]
@@ -138,7 +138,7 @@ def build_tree(graph: Any, depth: int | None = None) -> Tree:
     known = {parameter.fqn: parameter for parameter in graph.parameters()}
     _shape(root, known, {})
     _fold(root)
-    tree = Tree(graph.name, str(graph.rung), [], [], list(known.values()), {}, {})
+    tree = Tree(graph.name, str(graph.tracer), [], [], list(known.values()), {}, {})
     _lay_out(root, -1, tree, graph.model, {fqn: i for i, fqn in enumerate(known)})
     _sum_up(tree)
     _open(tree, depth)

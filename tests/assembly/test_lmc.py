@@ -156,7 +156,7 @@ def test_a_narrow_source_shrinks_what_it_does_not_reach_and_keep_does_not():
     """The source is the base less half of its units: it agrees with all that it reaches."""
     base = mlp()
     graph = trace(base, EXAMPLE)
-    half = surgery.narrow(graph, {each: 0.5 for each in graph.axis_classes if each.free})
+    half = surgery.prune(graph, {each: 0.5 for each in graph.axis_classes if each.free})
     found = controls(base, half, evaluate=like(base), args=EXAMPLE, factors=grid(5))
     assert found["matched, keep"].excess < 1e-8
     assert found["matched, zero"].excess > 1e-3

@@ -1,4 +1,4 @@
-"""Transplants: one architecture is `narrow`; others take consistent units, and leave what meets nothing."""
+"""Transplants: one architecture is `prune`; others take consistent units, and leave what meets nothing."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_within_one_architecture_it_is_narrow_to_the_bit(name, score):
         if mine.free and mine.size != theirs.size
     }
     assert widths
-    expected = surgery.narrow(mapping.source, widths, score=score, model=source).state_dict()
+    expected = surgery.prune(mapping.source, widths, importance=score, model=source).state_dict()
     done = transplant(mapping, importance=score)
     found = done.model.state_dict()
     assert found.keys() == expected.keys()

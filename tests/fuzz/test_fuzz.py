@@ -330,11 +330,11 @@ def calls(tmp_path: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]
         "to_graphml": (graph.to_graphml, {"path": tmp_path / "g.graphml"}),
         "view": (graftlib.view, {"source": graph, "target": other_graph, "mapping": None}),
         "view.save": (graftlib.view(graph).save, {"path": tmp_path / "v.html"}),
-        "narrow": (
-            surgery.narrow,
+        "prune": (
+            surgery.prune,
             {**cut, "keep": 0.5, "data": None, "refit": "least-squares", "ridge": 1e-3, "statistics": False},
         ),
-        "narrow a class": (lambda k, **o: surgery.narrow(graph, {0: k}, **o), {"k": 3}),
+        "prune a class": (lambda k, **o: surgery.prune(graph, {0: k}, **o), {"k": 3}),
         "widen": (surgery.widen, {**cut, "widths": {0: 10}, "fill": "like", "seed": 0}),
         "widen a class": (lambda k: surgery.widen(graph, {0: k}), {"k": 9}),
         "permute": (surgery.permute, {**cut, "permutations": None, "seed": 0}),

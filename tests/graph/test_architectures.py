@@ -87,7 +87,7 @@ def test_language_models(name):
         empty = make()
     assert trace(empty, (), kwargs).outputs == graph.outputs
 
-    seen = capture(model, (), kwargs, rungs=("real",))
+    seen = capture(model, (), kwargs, tracers=("real",))
     run = torch.fx.GraphModule(graph_root(model, seen.graph), seen.graph)
     with torch.no_grad():
         ours, own = run(*tensor_leaves(kwargs)), tensor_leaves(model(**kwargs))

@@ -1,4 +1,4 @@
-"""Every rung gives one normal form, computes what the model computes, and leaves no trace."""
+"""Every tracer gives one normal form, computes what the model computes, and leaves no trace."""
 
 import random
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from graftlib.errors import TraceError
 from graftlib.graph import trace
-from graftlib.graph.capture import RUNGS, capture
+from graftlib.graph.capture import TRACERS, capture
 from graftlib.graph.normal import graph_root
 from graftlib.graph.tensors import tensor_leaves
 
@@ -52,12 +52,12 @@ def outputs(model, args):
         return tensor_leaves(model.eval()(*args))
 
 
-@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize("tracer", TRACERS)
 @pytest.mark.parametrize("case", CASES)
-def test_a_captured_graph_computes_what_the_model_computes(case, rung):
+def test_a_captured_graph_computes_what_the_model_computes(case, tracer):
     make, args = CASES[case]
     model = make()
-    seen = capture(model, args, rungs=(rung,))
+    seen = capture(model, args, tracers=(tracer,))
     if any("constant" in n.meta and n.meta["constant"].is_meta for n in seen.graph.nodes):
         assert not seen.real
         return
@@ -69,26 +69,26 @@ def test_a_captured_graph_computes_what_the_model_computes(case, rung):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_rungs_agree_on_the_reads_of_parameters(case):
+def test_tracer_agree_on_the_reads_of_parameters(case):
     make, args = CASES[case]
     model = make()
     reads = {}
-    for rung in ("meta", "fake", "real"):
-        graph = capture(model, args, rungs=(rung,)).graph
-        reads[rung] = [
+    for tracer in ("meta", "fake", "real"):
+        graph = capture(model, args, tracers=(tracer,)).graph
+        reads[tracer] = [
             n.target for n in graph.nodes if n.op == "get_attr" and "constant" not in n.meta
         ]
     assert reads["meta"] == reads["fake"] == reads["real"] != []
 
 
-@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize("tracer", TRACERS)
 @pytest.mark.parametrize("case", [*CASES, "counts"])
-def test_the_model_is_as_before(case, rung):
+def test_the_model_is_as_before(case, tracer):
     make, args = CASES.get(case, (traps.CountsItsCalls, (X,)))
     model = make().train()
     before = fingerprint(model)
     given = [a.clone() for a in args]
-    capture(model, args, rungs=(rung,))
+    capture(model, args, tracers=(tracer,))
     assert fingerprint(model) == before
     assert all(torch.equal(a, b) for a, b in zip(args, given, strict=True))
 
@@ -112,25 +112,25 @@ def test_a_failed_trace_leaves_the_model_as_before():
 
 def test_the_ladder_keeps_every_answer():
     graph = trace(traps.BranchesOnValues(), X)
-    assert graph.rung == "real"
+    assert graph.tracer == "real"
     assert graph.real
     assert list(graph.answers) == ["meta", "fake", "export", "real"]
     assert graph.answers["real"] == "ok"
     assert graph.answers["fake"].startswith("DataDependentOutputException")
     assert graph.answers["export"].startswith("skipped: the forward pass depends on values")
-    assert capture(graph.model, (X,), rungs=("export", "real")).answers["export"].count(": ")
+    assert capture(graph.model, (X,), tracers=("export", "real")).answers["export"].count(": ")
 
 
-def test_a_rung_that_gives_up_is_silent(capfd):
+def test_a_tracer_that_gives_up_is_silent(capfd):
     trace(traps.BranchesOnValues(), X)
     with pytest.raises(TraceError):
-        capture(traps.BranchesOnValues(), (X,), rungs=("fake", "export"))
+        capture(traps.BranchesOnValues(), (X,), tracers=("fake", "export"))
     assert capfd.readouterr() == ("", "")
 
 
 def test_constants_are_known_to_fake_tensors():
     graph = trace(traps.BranchesOnConstants(), X)
-    assert (graph.rung, graph.real) == ("fake", False)
+    assert (graph.tracer, graph.real) == ("fake", False)
 
 
 def test_a_model_that_branches_on_values_has_none_on_meta():
@@ -155,11 +155,11 @@ def test_missing_inputs_are_said_with_the_signature():
 
 
 def test_a_parameter_is_never_written():
-    """The rung that runs for real refuses, and the user's weight stays."""
+    """The tracer that runs for real refuses, and the user's weight stays."""
     model = traps.WritesIntoParameter()
     weight = model.fc.weight.detach().clone()
     with pytest.raises(TraceError, match=r"writes into parameter 'fc.weight'"):
-        capture(model, (X,), rungs=("real",))
+        capture(model, (X,), tracers=("real",))
     assert torch.equal(model.fc.weight, weight)
 
 
@@ -188,7 +188,7 @@ def test_devices_of_model_and_arguments_may_differ(model_on, args_on):
 def test_graphs_with_constants_can_be_made_runnable():
     model = traps.HoldsALock()
     graph = trace(model, X.to("meta"))
-    assert graph.rung == "meta"
+    assert graph.tracer == "meta"
     runnable = graph._runnable()
     out = torch.fx.GraphModule(graph._root(runnable), runnable)(X)
     torch.testing.assert_close(out[0], model(X))
@@ -201,7 +201,7 @@ def test_a_graph_without_its_autocast_is_not_run():
                 return super().forward(x)
 
     graph = trace(Lowers(4, 3), X)
-    assert graph.rung == "meta"
+    assert graph.tracer == "meta"
     with pytest.raises(TraceError, match="switches autocast on"):
         graph._runnable()
 

@@ -137,7 +137,7 @@ def test_what_deepcopy_refuses_is_edited_on_a_copy(kind, edit):
 @pytest.mark.parametrize("kind", REFUSED)
 def test_they_are_pruned_and_exported(kind, tmp_path):
     with made(kind) as model:
-        slim = surgery.narrow(trace(model, (X,)), 0.5)
+        slim = surgery.prune(trace(model, (X,)), 0.5)
         assert slim(X).isfinite().all()
         assert sum(p.numel() for p in slim.parameters()) < sum(
             p.numel() for p in model.parameters()
@@ -206,7 +206,7 @@ def every_verb(wrap, folder):
     graph = trace(model, (X,))
     assert graph.model is structure.unwrap(model)
     assert graph.check().passed
-    assert surgery.narrow(graph, 0.5)[0].out_features == 4
+    assert surgery.prune(graph, 0.5)[0].out_features == 4
     assert surgery.widen(graph, {0: 16})[0].out_features == 16
     torch.testing.assert_close(surgery.permute(graph, seed=1)(X), plain(X))
     torch.testing.assert_close(EDITS["transplant"](model, graph)(X), plain(X))
@@ -250,7 +250,7 @@ def test_scripted_models_are_refused_in_one_sentence_by_every_verb(tmp_path):
     ):
         for verb in (
             lambda m: trace(m, (X,)),
-            lambda m: surgery.narrow(graph, 0.5, model=m),
+            lambda m: surgery.prune(graph, 0.5, model=m),
             lambda m: surgery.widen(graph, {0: 16}, model=m),
             lambda m: surgery.permute(graph, seed=1, model=m),
             lambda m: assemble(m, eager, args=(X,), merge_factor=0.5, show=False),

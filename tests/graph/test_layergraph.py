@@ -99,7 +99,7 @@ def test_names_in_a_model_are_untrusted(tmp_path):
 
 def test_the_report_is_a_table(graph):
     lines = str(graph).splitlines()
-    assert lines[0] == "Fused: 3 layers, 4 parameters, 624 elements (seen by the 'meta' rung)"
+    assert lines[0] == "Fused: 3 layers, 4 parameters, 624 elements (seen by the 'meta' tracer)"
     assert lines[1] == "inputs   x 2x5x12"
     assert lines[3].split() == ["layer", "kind", "calls", "in", "out", "parameters", "depth"]
     assert lines[4].split() == ["qkv", "Linear", "1", "2x5x12", "2x5x36", "468", "0.00"]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from graftlib.graph import trace
-from graftlib.graph.capture import RUNGS, capture
+from graftlib.graph.capture import TRACERS, capture
 from graftlib.graph.layergraph import LayerGraph
 
 from . import traps
@@ -71,11 +71,11 @@ def test_the_heads_of_an_output_projection_are_its_columns():
     assert (head.axis, list(head.units)) == (1, [3, 4, 5])
 
 
-@pytest.mark.parametrize("rung", RUNGS)
-def test_separate_projections_with_fewer_key_heads(rung):
+@pytest.mark.parametrize("tracer", TRACERS)
+def test_separate_projections_with_fewer_key_heads(tracer):
     model = traps.SeparateProjections()
     args = (torch.randn(2, 5, 12), torch.randn(2, 7, 12))
-    graph = LayerGraph(model, capture(model, args, rungs=(rung,)))
+    graph = LayerGraph(model, capture(model, args, tracers=(tracer,)))
     found = {p.fqn: (p.role, p.heads) for p in graph.parameters("{name}.weight")}
     assert found == {
         "q.weight": ("attention.query", 4),

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from graftlib.errors import TraceError
 from graftlib.graph import LayerGraph, trace
 from graftlib.graph.axes import axis_classes
-from graftlib.graph.capture import RUNGS, capture
+from graftlib.graph.capture import TRACERS, capture
 from graftlib.graph.tensors import Flat, is_plain, output_tensors, replaced, tensor_leaves
 
 
@@ -153,23 +153,23 @@ def test_an_object_that_holds_itself_comes_to_an_end():
     assert len(tensor_leaves(value)) == 1
 
 
-@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize("tracer", TRACERS)
 @pytest.mark.parametrize("name", WRAPS)
-def test_what_is_given_out_is_frozen_whatever_it_is_in(name, rung):
+def test_what_is_given_out_is_frozen_whatever_it_is_in(name, tracer):
     model, x = Net(WRAPS[name]).eval(), (torch.randn(2, 6),)
-    graph = LayerGraph(model, capture(model, x, rungs=(rung,)), x)
+    graph = LayerGraph(model, capture(model, x, tracers=(tracer,)), x)
     shapes = [tuple(t.shape) for t in output_tensors(model(*x))]
     assert list(graph.outputs) == shapes
     assert (2, 4) in shapes
     assert [each.size for each in axis_classes(graph) if each.free] == [8]
 
 
-@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize("tracer", TRACERS)
 @pytest.mark.parametrize("name", COPIED)
-def test_what_goes_in_is_an_input_whatever_it_is_in(name, rung):
+def test_what_goes_in_is_an_input_whatever_it_is_in(name, tracer):
     model = Batch(lambda batch: tensor_leaves(batch)[0])
     args = (WRAPS[name](torch.randn(2, 6)),)
-    graph = LayerGraph(model.eval(), capture(model, args, rungs=(rung,)), args)
+    graph = LayerGraph(model.eval(), capture(model, args, tracers=(tracer,)), args)
     assert (2, 6) in graph.inputs.values()
     assert graph.check().passed
     assert tensor_leaves(args)[0].device.type == "cpu"

@@ -29,7 +29,7 @@ def results(graph):
 @pytest.mark.parametrize("shape", [(5, 2, 4), (5, 4)], ids=["batch", "no batch"])
 def test_the_shapes_are_those_of_a_real_run(name, shape):
     model, x = LAYERS[name], torch.randn(shape)
-    meta, real = (capture(model, (x,), rungs=(rung,)).graph for rung in ("meta", "real"))
+    meta, real = (capture(model, (x,), tracers=(tracer,)).graph for tracer in ("meta", "real"))
     assert [n.target for n in meta.nodes] == [n.target for n in real.nodes]
     assert results(meta) == results(real)
 
@@ -49,15 +49,15 @@ def test_a_packed_sequence_too():
             seen.append([tuple(t.shape) for t in (out.data, *state)])
             return out.data
 
-    for rung in ("meta", "real"):
-        capture(Packed(), (x.data,), rungs=(rung,))
+    for tracer in ("meta", "real"):
+        capture(Packed(), (x.data,), tracers=(tracer,))
     assert seen[0] == seen[1] == [(8, 6), (2, 2, 3), (2, 2, 3)]
 
 
 def test_a_million_steps_take_no_step():
     """Step by step this would take hours."""
     x = torch.empty(10**6, 1, 4, device="meta")
-    graph = capture(nn.LSTM(4, 3).to("meta"), (x,), rungs=("meta",)).graph
+    graph = capture(nn.LSTM(4, 3).to("meta"), (x,), tracers=("meta",)).graph
     assert tuple(graph.output_node().meta["val"][0].shape) == (10**6, 1, 3)
 
 

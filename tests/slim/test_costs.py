@@ -66,7 +66,7 @@ def test_and_after_a_prune_without_building_it(kind, data):
     )
     count = data.draw(st.integers(1, each.size))
     foretold = costs.at({each: count})
-    pruned = surgery.narrow(graph, {each: count})
+    pruned = surgery.prune(graph, {each: count})
     again = trace(pruned, x)
     assert foretold == costs_of(again).at()
     assert {name: foretold[name] for name in ("params", "macs", "bytes")} == counted(pruned, x)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from graftlib import trace
 from graftlib.slim.importance import FROM_DATA, importances
-from graftlib.surgery import SurgeryError, SurgeryWarning, narrow
+from graftlib.surgery import SurgeryError, SurgeryWarning, prune
 from graftlib.surgery.whole_model import outer_classes
 
 from . import nets
@@ -100,8 +100,8 @@ def test_units_that_never_fluctuate_go_first_and_biases_make_up_for_them():
         model[0].weight[:3], model[0].bias[:3] = 0, 2
     kept = measured("fluctuation", model, graph, each, [((x,), {})]).topk(5).indices.sort().values
     assert kept.tolist() == [3, 4, 5, 6, 7]
-    bare = narrow(graph, {each: kept})
-    mended = narrow(graph, {each: kept}, data=[x], refit="bias")
+    bare = prune(graph, {each: kept})
+    mended = prune(graph, {each: kept}, data=[x], refit="bias")
     assert (bare(x) - model(x)).abs().max() > 0.1
     torch.testing.assert_close(mended(x), model(x))
     assert torch.equal(mended[2].weight, bare[2].weight)

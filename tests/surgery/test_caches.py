@@ -11,7 +11,7 @@ from torch import nn
 from graftlib.graph import trace
 from graftlib.graph.axes import check
 from graftlib.graph.caches import find_caches, kept_tensors, without_caches
-from graftlib.surgery import SurgeryError, narrow, permute, widen
+from graftlib.surgery import SurgeryError, permute, prune, widen
 
 # --- ways to keep what was made -----------------------------------------------------------------------------------
 
@@ -227,9 +227,9 @@ def test_a_trace_and_a_check_say_the_same_before_and_after_a_run(kind):
 
 EDITS = {
     "permute": lambda model, graph, **how: permute(graph, seed=1, **how),
-    "prune": lambda model, graph, **how: narrow(graph, 0.5, **how),
+    "prune": lambda model, graph, **how: prune(graph, 0.5, **how),
     "widen": lambda model, graph, **how: widen(graph, {first(graph): 16}, **how),
-    "fit": lambda model, graph, **how: narrow(
+    "fit": lambda model, graph, **how: prune(
         graph, 0.5, data=[torch.ones(2, 6, 3), torch.zeros(2, 6, 3)], **how
     ),
 }
@@ -289,7 +289,7 @@ def test_constants_stay():
     model(x)
     assert len(kept_tensors(model)) == 3
     assert not find_caches(model, (x,)).places
-    slim = narrow(graph, 0.5)
+    slim = prune(graph, 0.5)
     assert torch.equal(slim[1].places, torch.arange(6))
     assert slim[1].places is not model[1].places
     assert float(slim[1].sizes["scale"]) == 2
@@ -312,7 +312,7 @@ def test_what_cannot_be_made_again_is_refused_by_name():
     wanted = model(x)
     for edit in (
         lambda inplace: permute(graph, seed=1, inplace=inplace),
-        lambda inplace: narrow(graph, {first(graph): 4}, inplace=inplace),
+        lambda inplace: prune(graph, {first(graph): 4}, inplace=inplace),
         lambda inplace: widen(graph, {first(graph): 12}, inplace=inplace),
     ):
         for inplace in (False, True):

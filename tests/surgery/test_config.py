@@ -38,7 +38,7 @@ from transformers import (
 )
 
 from graftlib.graph import trace
-from graftlib.surgery import SurgeryWarning, narrow, permute, widen
+from graftlib.surgery import SurgeryWarning, permute, prune, widen
 from graftlib.surgery.fields import numbers, set_field, shown
 from graftlib.surgery.signature import signature
 
@@ -154,7 +154,7 @@ def test_half_of_a_model_is_saved_and_loaded(name, tmp_path):
     make, inputs = MODELS[name]
     model = wrapped(make)
     before = model.inner.config.to_dict()
-    slim = narrow(trace(model, (), inputs), 0.5).inner
+    slim = prune(trace(model, (), inputs), 0.5).inner
     again = reloaded(slim, tmp_path)
     torch.testing.assert_close(answers(again, inputs), answers(slim, inputs), rtol=1e-4, atol=1e-5)
     assert sum(p.numel() for p in slim.parameters()) < sum(p.numel() for p in model.parameters())
@@ -164,7 +164,7 @@ def test_half_of_a_model_is_saved_and_loaded(name, tmp_path):
 def test_only_what_must_change_does():
     """Layers and tokens that have the number of the heads keep it; inside of a model, too."""
     model = bert(num_hidden_layers=4, num_attention_heads=4, eos_token_id=4, pad_token_id=2)
-    slim = narrow(trace(model, (), IDS), 0.5)
+    slim = prune(trace(model, (), IDS), 0.5)
     was, now = model.config.to_dict(), slim.config.to_dict()
     changed = {key: now[key] for key in now if now[key] != was[key]}
     assert changed == {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
@@ -184,7 +184,7 @@ def test_a_config_that_cannot_say_the_sizes_stays():
     with pytest.warns(
         SurgeryWarning, match=r"cannot say .*layer\.0\.attention.*num_attention_heads"
     ):
-        slim = narrow(graph, {heads_of(graph, 0): 2})
+        slim = prune(graph, {heads_of(graph, 0): 2})
     assert slim.config.num_attention_heads == 4
     assert slim.encoder.layer[0].attention.self.num_attention_heads == 2
 
@@ -208,7 +208,7 @@ def test_attributes_must_agree_and_not_only_shapes(monkeypatch, tmp_path):
     model = wrapped(bert)
     for parameter in model.parameters():
         parameter.data.mul_(20)  # attentions that are not uniform
-    slim = narrow(trace(model, (), IDS), 0.5).inner
+    slim = prune(trace(model, (), IDS), 0.5).inner
     again = reloaded(slim, tmp_path)
     assert again.config.num_attention_heads == 4
     assert not torch.allclose(answers(again, IDS), answers(slim, IDS), rtol=1e-4, atol=1e-5)
@@ -243,14 +243,14 @@ def test_a_buffer_that_is_made_of_a_size_and_not_saved_is_named():
         GemmaConfig(intermediate_size=48, head_dim=8, **COMMON | HEADS | TOKENS)
     )
     with pytest.warns(SurgeryWarning, match="not saved are computed anew.*embed_scale"):
-        narrow(trace(model, (), IDS), 0.5)
+        prune(trace(model, (), IDS), 0.5)
 
 
 def test_a_scale_that_is_made_of_a_size_is_named():
     """T5 with a tied table divides its outputs by the root of a width that the edited model keeps."""
     model, (_, inputs) = wrapped(lambda: t5(tied=True)), MODELS["t5"]
     with pytest.warns(SurgeryWarning, match="'model_dim' is 32 and would be 16"):
-        narrow(trace(model, (), inputs), 0.5)
+        prune(trace(model, (), inputs), 0.5)
 
 
 class Shifted(LlamaForCausalLM):
@@ -313,7 +313,7 @@ def test_no_random_state_is_touched():
     model = bert()
     graph = trace(model, (), IDS)
     state = torch.random.get_rng_state()
-    narrow(graph, 0.5)
+    prune(graph, 0.5)
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
@@ -363,7 +363,7 @@ def test_layers_that_differ_are_said_where_the_class_honours_it(kind, tmp_path):
     model, x = kind(LayersConfig()).eval(), torch.randn(4, 3)
     graph = trace(model, (x,))
     inner = [c for c in graph.axis_classes if c.free and c.size == 6]
-    slim = narrow(graph, {inner[0]: 2, inner[2]: 4})
+    slim = prune(graph, {inner[0]: 2, inner[2]: 4})
     saved = json.loads(slim.config.to_json_string())
     if kind is Layers:
         assert saved["inner"] == [2, 6, 4]
@@ -394,7 +394,7 @@ def test_ranks_of_adapters_stay_or_are_said(layers, tmp_path):
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.3)
     graph = trace(model, (), IDS)
-    slim = narrow(graph, 0.5)
+    slim = prune(graph, 0.5)
     assert slim.peft_config["default"].r == 8
     assert all(p.shape[0] == 8 for n, p in slim.named_parameters() if "lora_A" in n)
     merged = copy.deepcopy(slim).merge_and_unload()
@@ -402,7 +402,7 @@ def test_ranks_of_adapters_stay_or_are_said(layers, tmp_path):
     torch.testing.assert_close(answers(again, IDS), answers(slim, IDS), rtol=1e-4, atol=1e-5)
 
     ranks = [c for c in graph.axis_classes if c.free and all("lora_" in m.fqn for m in c.members)]
-    lower = narrow(graph, dict.fromkeys(ranks[: 2 * layers], 4))
+    lower = prune(graph, dict.fromkeys(ranks[: 2 * layers], 4))
     lower.save_pretrained(tmp_path / "adapter")
     base = copy.deepcopy(model).unload()
     again = library.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()

@@ -14,7 +14,7 @@ from torchvision.models.swin_transformer import SwinTransformer
 
 from graftlib.export import export_onnx
 from graftlib.graph import trace
-from graftlib.surgery import SurgeryWarning, narrow, widen
+from graftlib.surgery import SurgeryWarning, prune, widen
 from graftlib.surgery.whole_model import outer_classes
 
 
@@ -165,7 +165,7 @@ def says_its_sizes(model):
 def test_half_of_everything_is_one_call(name):
     """Nothing is left out (a warning is an error here), and the outcome is a model of its own."""
     model, args, kwargs, graph = made(name)
-    slim = narrow(graph, 0.5)
+    slim = prune(graph, 0.5)
     free, after = outer_classes(graph), trace(slim, args, kwargs)
     assert sum(p.numel() for p in slim.parameters()) < 0.6 * sum(
         p.numel() for p in model.parameters()
@@ -193,10 +193,10 @@ def test_twice_everything_is_the_same_function(name):
 
 def test_heads_say_their_number():
     *_, graph = made("torch attention")
-    slim = narrow(graph, 0.5)
+    slim = prune(graph, 0.5)
     for attention in (slim.attention, slim.layer.self_attn):
         assert (attention.embed_dim, attention.num_heads, attention.head_dim) == (8, 2, 4)
-    slim = narrow(made("bert")[3], 0.5).bert.encoder.layer[0].attention.self
+    slim = prune(made("bert")[3], 0.5).bert.encoder.layer[0].attention.self
     assert (slim.num_attention_heads, slim.all_head_size, slim.attention_head_size) == (2, 8, 4)
 
 
@@ -206,7 +206,7 @@ def test_the_width_of_a_head_in_both_of_its_classes(name):
     inner = [c for c in graph.axis_classes if c.free and c not in outer_classes(graph)]
     # Their configs have no field for it, and say so.
     with pytest.warns(SurgeryWarning, match="cannot say"):
-        slim = narrow(graph, dict.fromkeys(inner, 2))
+        slim = prune(graph, dict.fromkeys(inner, 2))
     with pytest.warns(SurgeryWarning, match="cannot say"):
         wide = widen(graph, dict.fromkeys(inner, 6))
     expected = answer(model, args, kwargs)
@@ -219,7 +219,7 @@ def test_the_width_of_a_head_in_both_of_its_classes(name):
 def test_an_edited_model_ships(name, tmp_path):
     pytest.importorskip("onnxscript", reason='pip install "graftlib[onnx]"')
     _, args, kwargs, graph = made(name)
-    edited = narrow(graph, 0.5)
+    edited = prune(graph, 0.5)
     path = tmp_path / "slim.onnx"
     export_onnx(edited, path, args, kwargs, measure=False, card=False, batch_sizes=(1,))
     assert path.stat().st_size > sum(p.numel() for p in edited.parameters())

@@ -8,7 +8,7 @@ from torch import nn
 
 from graftlib import trace
 from graftlib.errors import GraftError
-from graftlib.surgery import SurgeryError, narrow, permute, preview, widen
+from graftlib.surgery import SurgeryError, permute, preview, prune, widen
 
 
 class Residual(nn.Module):
@@ -38,14 +38,14 @@ def widths(model):
 
 
 def test_a_glob_means_the_classes_that_its_layers_make(graph):
-    assert widths(narrow(graph, {"blocks.*.up": 0.5})) == ([6, 6], 8)
-    assert widths(narrow(graph, {"blocks.1.up": 5})) == ([12, 5], 8)
+    assert widths(prune(graph, {"blocks.*.up": 0.5})) == ([6, 6], 8)
+    assert widths(prune(graph, {"blocks.1.up": 5})) == ([12, 5], 8)
     assert widths(widen(graph, {"blocks.0.up": 20})) == ([20, 12], 8)
 
 
 def test_a_name_and_the_class_mean_the_same(graph):
-    by_name = narrow(graph, {"stem": [0, 3, 5]})
-    by_class = narrow(graph, {graph.axis_class("stem"): [0, 3, 5]})
+    by_name = prune(graph, {"stem": [0, 3, 5]})
+    by_class = prune(graph, {graph.axis_class("stem"): [0, 3, 5]})
     for one, other in zip(by_name.parameters(), by_class.parameters(), strict=True):
         assert torch.equal(one, other)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
@@ -74,7 +74,7 @@ def test_a_preview_says_what_each_request_hits(graph):
 
 
 EDITS = {
-    "narrow": lambda graph, key: narrow(graph, {key: 2}),
+    "prune": lambda graph, key: prune(graph, {key: 2}),
     "permute": lambda graph, key: permute(graph, permutations={key: [1, 0]}),
     "widen": lambda graph, key: widen(graph, {key: 24}),
 }
@@ -92,34 +92,34 @@ def test_every_edit_refuses_a_request_that_hits_nothing(graph, edit):
 def test_another_model_of_the_same_structure_is_edited(graph):
     """The graph holds its model; `model=` is for another, and one of another structure is refused."""
     other = Residual().eval()
-    slim = narrow(graph, {"stem": [0, 1]}, model=other)
+    slim = prune(graph, {"stem": [0, 1]}, model=other)
     assert torch.equal(slim.stem.weight, other.stem.weight[:2])
-    assert torch.equal(narrow(graph, {"stem": [0, 1]}).stem.weight, graph.model.stem.weight[:2])
+    assert torch.equal(prune(graph, {"stem": [0, 1]}).stem.weight, graph.model.stem.weight[:2])
     with pytest.raises(SurgeryError, match="not the one that was traced"):
-        narrow(graph, {"stem": 2}, model=slim)
+        prune(graph, {"stem": 2}, model=slim)
 
 
 def test_layers_of_one_stream_are_one_class(graph):
-    assert widths(narrow(graph, {"blocks.*.out": 4})) == ([12, 12], 4)
+    assert widths(prune(graph, {"blocks.*.out": 4})) == ([12, 12], 4)
 
 
 def test_a_rule_that_hits_nothing_names_the_nearest(graph):
     with pytest.raises(SurgeryError, match="hits no layer") as raised:
-        narrow(graph, {"blocks.*.upp": 0.5})
+        prune(graph, {"blocks.*.upp": 0.5})
     assert any("up" in name for name in raised.value.near)
 
 
 def test_two_rules_for_one_class_are_refused(graph):
     with pytest.raises(SurgeryError, match="another rule asks for"):
-        narrow(graph, {"stem": 4, "blocks.0.out": 6})
+        prune(graph, {"stem": 4, "blocks.0.out": 6})
 
 
 def test_what_is_frozen_says_by_what(graph):
     with pytest.raises(SurgeryError, match="cannot be edited") as raised:
-        narrow(graph, {"head": 1})
+        prune(graph, {"head": 1})
     assert raised.value.why == "their order is frozen by the output"
 
 
 def test_a_pattern_that_is_not_well_formed_is_refused(graph):
     with pytest.raises(GraftError):
-        narrow(graph, {"re:(": 0.5})
+        prune(graph, {"re:(": 0.5})

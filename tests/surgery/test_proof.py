@@ -92,7 +92,7 @@ def test_an_importance_that_counts_no_readers_is_found_out(monkeypatch):
     """The control of that control: put in the place of the library's own."""
     _, graph = traced(mixed)
     monkeypatch.setitem(
-        scores.SCORES,
+        scores.IMPORTANCES,
         "magnitude",
         lambda graph, model: (
             lambda each: scores.norm_of(

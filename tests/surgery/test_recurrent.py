@@ -13,7 +13,7 @@ from graftlib.errors import TraceError
 from graftlib.graph import trace
 from graftlib.graph.axes import check
 from graftlib.graph.capture import capture
-from graftlib.surgery import SurgeryError, narrow, permute, widen
+from graftlib.surgery import SurgeryError, permute, prune, widen
 
 # torch says so whenever one runs on the CPU.
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
@@ -105,7 +105,7 @@ def test_a_pruned_one_runs_and_is_what_its_attributes_say(
     projected = projected if kind is nn.LSTM else 0
     model = Recurrent(kind, layers, both, projected, own, first, bias).eval()
     x = torch.randn(4, 6, 5)
-    slim = narrow(trace(model, (x,)), 0.5)
+    slim = prune(trace(model, (x,)), 0.5)
     assert one_size(slim.rnn) == ({6}, {2} if projected else set())
     again = Recurrent(kind, layers, both, projected, own, first, bias).eval()
     more = {"proj_size": 2} if projected else {}
@@ -134,12 +134,12 @@ def test_layers_of_one_module_cannot_have_sizes_of_their_own():
     with pytest.raises(
         SurgeryError, match="layers and directions of 'rnn' share one hidden size"
     ) as error:
-        narrow(graph, {hidden[0]: 6})
+        prune(graph, {hidden[0]: 6})
     assert "weight_hh_l1_reverse" in str(error.value)
     with pytest.raises(SurgeryError, match="share one hidden size"):
         widen(graph, {hidden[1]: 16})
     # What the message advises works.
-    assert narrow(graph, dict.fromkeys(hidden, 6))(x).isfinite().all()
+    assert prune(graph, dict.fromkeys(hidden, 6))(x).isfinite().all()
 
 
 def test_a_projection_stays_narrower_than_what_it_projects():
@@ -147,15 +147,15 @@ def test_a_projection_stays_narrower_than_what_it_projects():
     graph = trace(model, (x,))
     (hidden,) = [each for each in graph.axis_classes if each.free and each.size == 12]
     with pytest.raises(SurgeryError, match="must be narrower than the hidden size of 3"):
-        narrow(graph, {hidden: 3})
-    assert narrow(graph, {hidden: 5})(x).isfinite().all()
+        prune(graph, {hidden: 3})
+    assert prune(graph, {hidden: 5})(x).isfinite().all()
 
 
 def test_a_size_in_the_code_is_refused_or_kept():
     model, x = OwnSize().eval(), torch.randn(4, 5, 8)
     graph = trace(model, (x,))
     with pytest.raises(SurgeryError):
-        narrow(graph, 0.5)
+        prune(graph, 0.5)
     assert one_size(model.rnn) == ({16}, set())
 
 
@@ -166,11 +166,11 @@ def test_the_trace_sees_sizes_that_do_not_fit(spoil):
     """The control: shapes on meta tensors look at every weight, as the kernels do not."""
     model = Recurrent(nn.LSTM, 2, True, 4).to("meta")
     x = torch.randn(4, 6, 5, device="meta")
-    assert capture(model, (x,), rungs=("meta",)).answers == {"meta": "ok"}
+    assert capture(model, (x,), tracers=("meta",)).answers == {"meta": "ok"}
     shorter = getattr(model.rnn, spoil)[:-1]
     setattr(model.rnn, spoil, nn.Parameter(shorter))
     with pytest.raises(TraceError) as error:
-        capture(model, (x,), rungs=("meta",))
+        capture(model, (x,), tracers=("meta",))
     assert "of a recurrent module has weights of" in error.value.answers["meta"]
 
 
@@ -187,6 +187,6 @@ def test_packed_sequences_have_classes_and_keep_their_function(kind):
 
 def test_cells_say_their_new_sizes():
     model, x = Cells().eval(), torch.randn(4, 5)
-    slim = narrow(trace(model, (x,)), 0.5)
+    slim = prune(trace(model, (x,)), 0.5)
     assert (slim.lstm.hidden_size, slim.gru.input_size, slim.gru.hidden_size) == (4, 4, 3)
     assert slim(x).isfinite().all()

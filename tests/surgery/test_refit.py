@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from graftlib.graph import trace
-from graftlib.surgery import SurgeryError, SurgeryWarning, narrow, refit
+from graftlib.surgery import SurgeryError, SurgeryWarning, prune, refit
 from graftlib.surgery.consumers import use_of
 
 few = pytest.mark.filterwarnings("ignore::graftlib.surgery.SurgeryWarning")
@@ -35,7 +35,7 @@ def test_a_fit_is_never_worse_on_its_data(seed, kept, rows, bias):
     model = mlp(seed, 8, bias)
     x = torch.randn(rows, 3).double()
     graph = trace(model, x)
-    plain, fitted = (narrow(graph, {0: kept}, data=d) for d in (None, [x]))
+    plain, fitted = (prune(graph, {0: kept}, data=d) for d in (None, [x]))
     assert error(fitted, model, x) <= error(plain, model, x) * (1 + 1e-9) + 1e-18
 
 
@@ -53,9 +53,9 @@ def test_what_the_kept_units_say_is_read_from_them(seed, factors):
     said = torch.linalg.svdvals(model[:2](x)[:, :3].detach())
     assume(said[-1] > 0.01 * said[0])
     graph = trace(model, x)
-    fitted = narrow(graph, {0: [0, 1, 2]}, data=[x], ridge=1e-12)
+    fitted = prune(graph, {0: [0, 1, 2]}, data=[x], ridge=1e-12)
     torch.testing.assert_close(fitted(unseen), model(unseen), rtol=1e-6, atol=1e-6)
-    assert error(narrow(graph, {0: [0, 1, 2]}), model, unseen) > 1e-3
+    assert error(prune(graph, {0: [0, 1, 2]}), model, unseen) > 1e-3
 
 
 class Twice(nn.Module):
@@ -84,9 +84,9 @@ def test_layers_are_fitted_in_their_order(device):
     graph = trace(model, x)
     first, second = (c for c in graph.axis_classes if c.free)
     keep = {first: [0, 1, 2], second: [0, 1, 2, 3]}
-    fitted = narrow(graph, keep, data=x.split(8), ridge=1e-12)
+    fitted = prune(graph, keep, data=x.split(8), ridge=1e-12)
     torch.testing.assert_close(fitted(x), model(x), rtol=1e-6, atol=1e-6)
-    assert error(narrow(graph, keep), model, x) > 1e-3
+    assert error(prune(graph, keep), model, x) > 1e-3
 
 
 OPS = {
@@ -124,14 +124,14 @@ def test_only_readers_change_and_the_model_is_as_it_was():
     before, hooks = copy.deepcopy(model.state_dict()), len(model.a._forward_hooks)
     graph = trace(model, x)
     first = next(c for c in graph.axis_classes if c.free)
-    plain, fitted = (narrow(graph, {first: 3}, data=d) for d in (None, [x]))
+    plain, fitted = (prune(graph, {first: 3}, data=d) for d in (None, [x]))
     moved = {k for k, v in plain.state_dict().items() if not torch.equal(v, fitted.state_dict()[k])}
     assert moved == {"b.weight"}
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert model.training
     assert fitted.training
     assert len(fitted.a._forward_hooks) == hooks
-    assert narrow(graph, {first: 3}, data=[x], inplace=True) is model
+    assert prune(graph, {first: 3}, data=[x], inplace=True) is model
     assert all(torch.equal(fitted.state_dict()[k], v) for k, v in model.state_dict().items())
     assert model.a.out_channels == 3
 
@@ -141,7 +141,7 @@ def test_the_data_matter():
     model = mlp(hidden=12)
     x = torch.rand(64, 3).double()
     graph = trace(model, x)
-    own, other = (narrow(graph, {0: 5}, data=[d]) for d in (x, -4 * x))
+    own, other = (prune(graph, {0: 5}, data=[d]) for d in (x, -4 * x))
     assert error(own, model, x) < 0.5 * error(other, model, x)
 
 
@@ -149,8 +149,8 @@ def test_rescaling_keeps_the_mean_square():
     model = mlp(hidden=12)
     x = torch.randn(64, 3).double()
     graph = trace(model, x)
-    plain = narrow(graph, {0: 5})
-    scaled = narrow(graph, {0: 5}, data=[x], refit="rescale")
+    plain = prune(graph, {0: 5})
+    scaled = prune(graph, {0: 5}, data=[x], refit="rescale")
 
     def power(net):
         return (net(x) - net[2].bias).square().mean()
@@ -194,9 +194,9 @@ def test_what_cannot_be_gathered_is_left_and_named():
     x = torch.randn(4, 5, 3)
     graph = trace(model, x)
     first = next(c for c in graph.axis_classes if any(m.fqn == "a.weight" for m in c.members))
-    plain = narrow(graph, {first: 3})
+    plain = prune(graph, {first: 3})
     with pytest.warns(SurgeryWarning, match="1 of 2 layers .* 'lstm.weight_ih_l0'"):
-        fitted = narrow(graph, {first: 3}, data=[x])
+        fitted = prune(graph, {first: 3}, data=[x])
     assert torch.equal(fitted.lstm.weight_ih_l0, plain.lstm.weight_ih_l0)
     assert not torch.equal(fitted.head.weight, plain.head.weight)
 
@@ -205,8 +205,8 @@ def test_a_tied_table_is_left():
     model, ids = Tied(), torch.randint(0, 7, (2, 5))
     graph = trace(model, ids)
     stream = next(c for c in graph.axis_classes if c.free)
-    fitted = narrow(graph, {stream: 3}, data=[ids])
-    assert torch.equal(fitted.table.weight, narrow(graph, {stream: 3}).table.weight)
+    fitted = prune(graph, {stream: 3}, data=[ids])
+    assert torch.equal(fitted.table.weight, prune(graph, {stream: 3}).table.weight)
     assert fitted.out.weight is fitted.table.weight
 
 
@@ -225,7 +225,7 @@ def test_a_layer_used_twice_is_fitted_to_both_uses():
     torch.manual_seed(0)
     model, x = Again().double(), torch.randn(40, 3).double()
     graph = trace(model, x)
-    plain, fitted = (narrow(graph, {0: 4}, data=d) for d in (None, [x]))
+    plain, fitted = (prune(graph, {0: 4}, data=d) for d in (None, [x]))
     assert error(fitted, model, x) < 0.8 * error(plain, model, x)
 
 
@@ -242,8 +242,8 @@ def test_forms_of_inputs(form):
     model, x = Named(), torch.randn(30, 3).double()
     item = {"tensor": x, "tuple": (x,), "pair": ((x,), {"scale": 1.0}), "mapping": {"x": x}}[form]
     graph = trace(model, x)
-    fitted = narrow(graph, {0: 3}, data=iter([item]))
-    expected = narrow(graph, {0: 3}, data=[x])
+    fitted = prune(graph, {0: 3}, data=iter([item]))
+    expected = prune(graph, {0: 3}, data=[x])
     assert torch.equal(fitted.net[2].weight, expected.net[2].weight)
 
 
@@ -253,7 +253,7 @@ def test_statistics_are_those_of_the_data():
     x = torch.randn(8, 2, 8, 8) * 3 + 1
     graph = trace(model, x)
     first = next(c for c in graph.axis_classes if c.free)
-    slim = narrow(graph, {first: [0, 1, 2]}, data=x.split(4), refit=None, statistics=True)
+    slim = prune(graph, {first: [0, 1, 2]}, data=x.split(4), refit=None, statistics=True)
     halves = [slim.a(half).transpose(0, 1).flatten(1) for half in x.split(4)]
     mean = torch.stack([half.mean(1) for half in halves]).mean(0)
     variance = torch.stack([half.var(1) for half in halves]).mean(0)
@@ -268,11 +268,11 @@ def test_what_makes_no_sense_is_refused():
     model, x = mlp(), torch.randn(4, 3).double()
     graph = trace(model, x)
     with pytest.raises(SurgeryError, match="holds no inputs"):
-        narrow(graph, {0: 3}, data=[])
+        prune(graph, {0: 3}, data=[])
     with pytest.raises(SurgeryError, match="'least-squares', 'rescale' or None"):
-        narrow(graph, {0: 3}, data=[x], refit="ridge")
+        prune(graph, {0: 3}, data=[x], refit="ridge")
     with pytest.raises(SurgeryError, match="above 0"):
-        narrow(graph, {0: 3}, data=[x], ridge=0.0)
+        prune(graph, {0: 3}, data=[x], ridge=0.0)
 
 
 def test_a_fault_of_the_fit_is_not_blamed_on_the_data(monkeypatch):
@@ -280,7 +280,7 @@ def test_a_fault_of_the_fit_is_not_blamed_on_the_data(monkeypatch):
     model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
     graph = trace(model, torch.randn(4, 3))
     with pytest.raises(SurgeryError, match="does not run on data"):
-        narrow(graph, 0.5, data=[torch.randn(4, 5)])
+        prune(graph, 0.5, data=[torch.randn(4, 5)])
     for place in ("use_of", "_least_squares", "_take_back"):
 
         def broken(*args, **kwargs):
@@ -290,4 +290,4 @@ def test_a_fault_of_the_fit_is_not_blamed_on_the_data(monkeypatch):
             patched.setattr(refit, place, broken)
             patched.setitem(refit.REFITS, "least-squares", refit._least_squares)
             with pytest.raises(ValueError, match="a fault of our own"):
-                narrow(graph, 0.5, data=[torch.randn(40, 3)])
+                prune(graph, 0.5, data=[torch.randn(40, 3)])

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from graftlib.graph import trace
-from graftlib.surgery import SurgeryError, SurgeryWarning, narrow, refit
+from graftlib.surgery import SurgeryError, SurgeryWarning, prune, refit
 from graftlib.surgery.holdout import Holdout
 from graftlib.surgery.recording import Twin, Walk, alone
 
@@ -90,7 +90,7 @@ def restored(name, samples, seed):
     model = MODELS[name]().eval()
     x, unseen = inputs(name, samples), inputs(name, 200)
     graph = trace(model, x[:2])
-    plain, fitted = (narrow(graph, 0.5, data=d) for d in (None, x.split(16)))
+    plain, fitted = (prune(graph, 0.5, data=d) for d in (None, x.split(16)))
     return error(plain, model, unseen), error(fitted, model, unseen)
 
 
@@ -123,7 +123,7 @@ def test_little_data_is_said():
     with pytest.warns(
         SurgeryWarning, match=r"fewer than 2 rows .*: 3 \('\d.weight': 14 rows, 12 feat"
     ):
-        narrow(graph, 0.5, data=[x])
+        prune(graph, 0.5, data=[x])
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_both_models_go_over_the_inputs_once(monkeypatch):
         "_run",
         lambda self, batch, hear: samples.append(len(batch[0][0])) or run(self, batch, hear),
     )
-    narrow(graph, 0.5, data=x.split(10))
+    prune(graph, 0.5, data=x.split(10))
     assert sum(samples) == 2 * 40 + 10
 
 
@@ -174,8 +174,8 @@ def test_batches_may_have_other_lengths():
     model = Attention().eval()
     x = inputs("attention", 40)
     graph = trace(model, x[:2])
-    fitted = narrow(graph, 0.5, data=[x[:20], x[20:39, :4], x[39:, :3]])
-    assert error(fitted, model, x) < error(narrow(graph, 0.5), model, x)
+    fitted = prune(graph, 0.5, data=[x[:20], x[20:39, :4], x[39:, :3]])
+    assert error(fitted, model, x) < error(prune(graph, 0.5), model, x)
 
 
 class Failing(nn.Module):
@@ -201,7 +201,7 @@ def test_what_a_model_raises_is_raised_and_no_thread_stays():
         threading.active_count(),
     )
     with pytest.raises(SurgeryError, match="too long for me") as raised:
-        narrow(graph, 0.5, data=[x[:4], x])
+        prune(graph, 0.5, data=[x[:4], x])
     assert isinstance(raised.value.__cause__, RuntimeError)
     assert threading.active_count() == threads
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
@@ -251,8 +251,8 @@ def test_models_that_go_different_ways_are_left_from_there():
     graph = trace(model, x)
     units = [c for c in graph.axis_classes if c.free][:1]
     threads = threading.active_count()
-    fitted = narrow(graph, {units[0]: 4}, data=[x, 1000 * x])
-    plain = narrow(graph, {units[0]: 4})
+    fitted = prune(graph, {units[0]: 4}, data=[x, 1000 * x])
+    plain = prune(graph, {units[0]: 4})
     assert error(fitted, model, x) <= error(plain, model, x) * (1 + 1e-9)
     assert threading.active_count() == threads
 
@@ -266,7 +266,7 @@ def test_an_exact_narrowing_is_not_touched():
         model[0].weight[::2], model[0].bias[::2] = 0, 0
     graph = trace(model, x)
     first = next(c for c in graph.axis_classes if c.free)
-    plain, fitted = (narrow(graph, {first: 12}, data=d) for d in (None, [x]))
+    plain, fitted = (prune(graph, {first: 12}, data=d) for d in (None, [x]))
     for name, tensor in plain.state_dict().items():
         assert torch.equal(tensor, fitted.state_dict()[name]), name
 
@@ -275,5 +275,5 @@ def test_a_fit_leaves_the_random_state():
     torch.manual_seed(0)
     model, x = deep().eval(), inputs("deep", 200)
     graph, state = trace(model, x), torch.get_rng_state()
-    narrow(graph, 0.5, data=[x])
+    prune(graph, 0.5, data=[x])
     assert torch.equal(torch.get_rng_state(), state)

@@ -14,7 +14,7 @@ from torch import nn
 
 from graftlib.graph import trace
 from graftlib.graph.axes import AxisClass, Member
-from graftlib.surgery import SurgeryError, SurgeryWarning, fit, narrow
+from graftlib.surgery import SurgeryError, SurgeryWarning, fit, prune
 from graftlib.surgery.equations import Equations
 from graftlib.surgery.scratch import equations_of
 from graftlib.surgery.tagged import Log, Tagged, put
@@ -114,7 +114,7 @@ def pruned(model, x):
     torch.manual_seed(0)
     model.eval()
     graph = trace(model, x)
-    slim = narrow(graph, 0.5)
+    slim = prune(graph, 0.5)
     assert slim(x).shape == model(x).shape
     return slim, graph
 
@@ -177,11 +177,11 @@ def test_it_takes_few_passes_and_a_second_edit_does_not_search(kind, x, monkeypa
     graph = trace(model, x)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        first = narrow(graph, 0.5)
+        first = prune(graph, 0.5)
         assert passes.count("equations_of") == 1
         assert len(passes) <= (4 if kind is Written else 3)
         passes.clear()
-        second = narrow(graph, 0.5)
+        second = prune(graph, 0.5)
     assert passes == ["passage"]
     assert all(map(torch.equal, first.parameters(), second.parameters()))
 
@@ -195,11 +195,11 @@ def test_no_value_is_copied_for_sizes_that_do_not_fit(x, monkeypatch):
     call = fit.editable
     monkeypatch.setattr(fit, "editable", lambda *a, **k: (copies.append(1), call(*a, **k))[1])
     with pytest.raises(SurgeryError, match="view in ''") as refusal:
-        narrow(graph, {heads: 2})
+        prune(graph, {heads: 2})
     assert not copies
     assert refusal.value.__cause__ is None
     assert refusal.value.__context__ is None
-    narrow(graph, {heads: 3})
+    prune(graph, {heads: 3})
     assert copies
 
 

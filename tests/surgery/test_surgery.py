@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from graftlib.graph import trace
 from graftlib.graph.axes import axis_classes, check
-from graftlib.surgery import SurgeryError, narrow, permute, widen
+from graftlib.surgery import SurgeryError, permute, prune, widen
 
 
 class Conv(nn.Module):
@@ -139,7 +139,7 @@ def test_a_copy_is_edited_unless_asked_otherwise(kind):
     model, x, graph = made(kind)
     before = copy.deepcopy(model.state_dict())
     permute(graph, seed=1)
-    narrow(graph, {free(graph)[0]: 0.5})
+    prune(graph, {free(graph)[0]: 0.5})
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     expected = model(x)
     assert permute(graph, seed=1, inplace=True) is model
@@ -149,7 +149,7 @@ def test_a_copy_is_edited_unless_asked_otherwise(kind):
 @MODELS
 def test_keeping_all_units_changes_nothing(kind):
     model, x, graph = made(kind)
-    kept = narrow(graph, {each: each.size for each in free(graph)})
+    kept = prune(graph, {each: each.size for each in free(graph)})
     assert torch.equal(kept(x), model(x))
 
 
@@ -159,7 +159,7 @@ def test_dropping_units_that_do_nothing_keeps_the_function():
     with torch.no_grad():
         model[2].weight[:, dead] = 0
     x = torch.randn(4, 3)
-    slim = narrow(trace(model, x), {0: 4})
+    slim = prune(trace(model, x), {0: 4})
     assert (slim[0].out_features, slim[2].in_features) == (4, 4)
     torch.testing.assert_close(slim(x), model(x))
     assert torch.equal(slim[0].bias, model[0].bias[[0, 2, 3, 5]])
@@ -170,7 +170,7 @@ def test_the_slim_model_is_a_model_of_its_own(kind):
     """It runs at other shapes, trains, and has classes that hold."""
     model, x, graph = made(kind)
     keep = {each: 0.5 for each in free(graph) if kind is not Attention or _is_no_head_dim(each)}
-    slim = narrow(graph, keep)
+    slim = prune(graph, keep)
     assert sum(p.numel() for p in slim.parameters()) < sum(p.numel() for p in model.parameters())
     slim(x[:1]).sum().backward()
     assert all(p.grad is not None and p.grad.shape == p.shape for p in slim.parameters())
@@ -187,7 +187,7 @@ def _is_no_head_dim(each):
 def test_sizes_that_went_stale_are_set():
     model, _, graph = made(Conv)
     stem, *_ = free(graph)
-    slim = narrow(graph, {stem: [0, 3, 5]})
+    slim = prune(graph, {stem: [0, 3, 5]})
     assert (slim.stem.out_channels, slim.norm.num_features) == (3, 3)
     assert (slim.depthwise.groups, slim.depthwise.in_channels, slim.depthwise.out_channels) == (
         3,
@@ -201,9 +201,9 @@ def test_sizes_that_went_stale_are_set():
 def test_groups_and_what_lies_inside_them():
     _, _, graph = made(Conv)
     by_size = {each.size: each for each in free(graph)}
-    fewer = narrow(graph, {by_size[3]: 2})
+    fewer = prune(graph, {by_size[3]: 2})
     assert (fewer.groups.num_groups, fewer.groups.num_channels, fewer.head.in_features) == (2, 8, 8)
-    thinner = narrow(graph, {by_size[4]: 2})
+    thinner = prune(graph, {by_size[4]: 2})
     assert (thinner.groups.num_groups, thinner.groups.num_channels) == (3, 6)
 
 
@@ -214,7 +214,7 @@ def test_heads_are_dropped_whole():
         for each in free(graph)
         if any(m.factors == (4, 4) and m.position == 0 for m in each.members)
     )
-    slim = narrow(graph, {heads: [1, 2]})
+    slim = prune(graph, {heads: [1, 2]})
     assert slim.num_heads == 2
     rows = [16 * part + 4 * head + i for part in range(3) for head in (1, 2) for i in range(4)]
     assert torch.equal(slim.qkv.weight, model.qkv.weight[rows])
@@ -223,7 +223,7 @@ def test_heads_are_dropped_whole():
 
 def test_tied_parameters_stay_tied():
     _, _, graph = made(Tied)
-    slim = narrow(graph, {free(graph)[0]: 3})
+    slim = prune(graph, {free(graph)[0]: 3})
     assert slim.out.weight is slim.table.weight
     assert (slim.table.embedding_dim, slim.out.in_features) == (3, 3)
 
@@ -236,15 +236,15 @@ def test_scores_by_name_and_by_function():
         model[0].bias.zero_()
         model[2].weight.copy_(torch.tensor([9.0, 1.0, 1.0, 1.0, 1.0, 1.0]).expand(2, 6))
     kept = {
-        score: narrow(graph, {0: 2}, score=score)[0].weight[:, 0].tolist()
+        score: prune(graph, {0: 2}, importance=score)[0].weight[:, 0].tolist()
         for score in ("magnitude", "uniform")
     }
     assert kept == {"magnitude": [1.0, 6.0], "uniform": [1.0, 6.0]} or kept["magnitude"] == [
         1.0,
         6.0,
     ]
-    mine = narrow(
-        graph, {0: 2}, score=lambda graph, model, each: torch.tensor([0, 0, 1, 1, 0, 0.0])
+    mine = prune(
+        graph, {0: 2}, importance=lambda graph, model, each: torch.tensor([0, 0, 1, 1, 0, 0.0])
     )
     assert mine[0].weight[:, 0].tolist() == [3.0, 4.0]
 
@@ -254,15 +254,15 @@ def test_what_is_frozen_is_refused():
     graph = trace(model, torch.randn(4, 3))
     frozen = next(each for each in axis_classes(graph) if not each.free)
     with pytest.raises(SurgeryError, match="frozen by the input"):
-        narrow(graph, {frozen: 1})
+        prune(graph, {frozen: 1})
     with pytest.raises(SurgeryError, match="no axis class 9"):
         permute(graph, permutations={9: [0]})
     with pytest.raises(SurgeryError, match="names each of 0 … 5 once"):
         permute(graph, permutations={0: [0, 0, 1, 2, 3, 4]})
     with pytest.raises(SurgeryError, match="7 of 6 units"):
-        narrow(graph, {0: 7})
+        prune(graph, {0: 7})
     with pytest.raises(SurgeryError, match="between 0 and 5"):
-        narrow(graph, {0: [6]})
+        prune(graph, {0: [6]})
     with pytest.raises(SurgeryError, match="either"):
         permute(graph)
 
@@ -271,7 +271,7 @@ def test_a_size_in_the_code_is_refused_and_the_model_left_alone():
     model = HardWired()
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(SurgeryError, match="do not run with these sizes") as caught:
-        narrow(trace(model, torch.randn(4, 3)), {0: 3}, inplace=True)
+        prune(trace(model, torch.randn(4, 3)), {0: 3}, inplace=True)
     assert "6 -> 3" in str(caught.value)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert (model.a.out_features, model.z.in_features) == (6, 6)
@@ -303,7 +303,7 @@ def test_a_model_that_runs_as_something_else_is_refused():
     graph = trace(model, torch.randn(2, 3))
     heads = next(each for each in free(graph) if each.members[0].position == 0)
     with pytest.raises(SurgeryError, match="not as what they were"):
-        narrow(graph, {heads: 2})
+        prune(graph, {heads: 2})
 
 
 def test_wider_is_the_same_function():
@@ -369,7 +369,7 @@ def test_what_cannot_be_widened_is_refused_and_left_alone():
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(SurgeryError, match="change of the function"):
         widen(graph, {stream: 10}, inplace=True)
-    with pytest.raises(SurgeryError, match="use narrow"):
+    with pytest.raises(SurgeryError, match="use prune"):
         widen(graph, {stream: 3})
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert model.embed.out_features == 8
@@ -385,7 +385,7 @@ def test_what_was_widened_can_be_narrowed_back(kind):
     again = trace(wide, x)
     place = {(m.fqn, m.axis, m.position) for m in each.members}
     here = next(c for c in free(again) if {(m.fqn, m.axis, m.position) for m in c.members} == place)
-    back = narrow(again, {here: range(each.size)})
+    back = prune(again, {here: range(each.size)})
     assert all(
         torch.equal(a, b)
         for a, b in zip(model.state_dict().values(), back.state_dict().values(), strict=True)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from graftlib.graph import trace
-from graftlib.surgery import SurgeryError, SurgeryWarning, narrow
+from graftlib.surgery import SurgeryError, SurgeryWarning, prune
 from graftlib.surgery.whole_model import outer_classes
 
 
@@ -44,11 +44,11 @@ def test_a_share_is_that_of_every_free_class():
     graph = trace(model, torch.randn(4, 3))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        slim = narrow(graph, 0.5)
-    by_hand = narrow(graph, {c: 0.5 for c in graph.axis_classes if c.free})
+        slim = prune(graph, 0.5)
+    by_hand = prune(graph, {c: 0.5 for c in graph.axis_classes if c.free})
     assert [tuple(p.shape) for p in slim.parameters()] == [(3, 3), (3,), (2, 3), (2,), (2, 2), (2,)]
     assert all(map(torch.equal, slim.parameters(), by_hand.parameters()))
-    assert narrow(graph, 0.01)[0].out_features == 1
+    assert prune(graph, 0.01)[0].out_features == 1
 
 
 def test_whole_heads_and_groups_go():
@@ -70,7 +70,7 @@ def test_whole_heads_and_groups_go():
     graph = trace(model, torch.randn(2, 3, 4, 4))
     assert sorted(c.size for c in graph.axis_classes if c.free) == [3, 4]
     assert [c.size for c in outer_classes(graph)] == [4]
-    slim = narrow(graph, 0.5)
+    slim = prune(graph, 0.5)
     assert (slim.norm.num_groups, slim.norm.num_channels, slim.z.in_channels) == (2, 6, 6)
 
 
@@ -78,7 +78,7 @@ def test_what_refuses_is_left_and_named():
     model = HalfWired()
     graph = trace(model, torch.randn(4, 3))
     with pytest.warns(SurgeryWarning, match=r"1 of 2 classes .* 6 units of a.weight\[0\]"):
-        slim = narrow(graph, 0.5)
+        slim = prune(graph, 0.5)
     assert (slim.a.out_features, slim.b.out_features) == (6, 4)
 
 
@@ -96,7 +96,7 @@ def test_classes_that_only_go_together_go_together():
     model = Both()
     graph = trace(model, torch.randn(2, 3, 6, 6))
     with pytest.warns(SurgeryWarning, match="1 of"):
-        slim = narrow(graph, 0.5)
+        slim = prune(graph, 0.5)
     assert (slim.shuffled.a.out_channels, slim.shuffled.b.out_channels) == (2, 2)
     assert slim.shuffled.depthwise.groups == slim.shuffled.depthwise.in_channels == 4
     assert slim.wired.b.out_features == 4
@@ -113,11 +113,11 @@ def test_where_nothing_can_go_it_is_said():
 
     model = Wired()
     with pytest.raises(SurgeryError, match="none of the 1 free classes"):
-        narrow(trace(model, torch.randn(4, 3)), 0.5)
+        prune(trace(model, torch.randn(4, 3)), 0.5)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.5, 2, True])
 def test_a_share_is_a_share(share):
     model = nn.Sequential(nn.Linear(3, 6), nn.Linear(6, 2))
     with pytest.raises(SurgeryError, match="no share"):
-        narrow(trace(model, torch.randn(4, 3)), share)
+        prune(trace(model, torch.randn(4, 3)), share)

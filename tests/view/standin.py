@@ -30,7 +30,7 @@ class Graph:
     layers: tuple
     nx: nx.MultiDiGraph
     held: list
-    rung: str = "by hand"
+    tracer: str = "by hand"
     real: bool = False
     answers: dict = field(default_factory=dict)
 

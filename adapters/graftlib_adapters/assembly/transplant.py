@@ -3,7 +3,7 @@
 The one-shot case of assembly: the merging factor is 1, and nothing is aligned, as a fresh target has nothing to align
 to: of each class of units the best are taken, and every tensor that the class runs through takes the same ones. An
 entry of the target is either the source's, to the bit, or what it was; within one architecture the result is that of
-`graftlib.surgery.narrow` at the target's widths, to the bit.
+`graftlib.surgery.prune` at the target's widths, to the bit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from graftlib.arguments import check
 from graftlib.errors import shown
 from graftlib.graph import LayerGraph, copy_to_edit, drop_caches
 from graftlib.match import Mapping
-from graftlib.surgery import SCORES, Ranking, Score, ranking, tensor_of
+from graftlib.surgery import IMPORTANCES, Importance, Ranking, ranking, tensor_of
 
 from .alignment import Alignment
 from .pairing import Links, problem
@@ -72,7 +72,7 @@ class Transplanted:
 def transplant(
     mapping: Mapping,
     *,
-    importance: str | Score = "magnitude",
+    importance: str | Importance = "magnitude",
     blocks: Links | None = None,
     inplace: bool = False,
 ) -> Transplanted:
@@ -136,10 +136,11 @@ def transplant(
     return Transplanted(model, written, _left(model, task, written, empty), _share(model, written))
 
 
-def _must_be_known(importance: str | Score) -> None:
-    if isinstance(importance, str) and importance not in SCORES:
+def _must_be_known(importance: str | Importance) -> None:
+    if isinstance(importance, str) and importance not in IMPORTANCES:
         raise AssemblyError(
-            f"importance={shown(importance)} is none.", fix="use " + ", ".join(map(repr, SCORES))
+            f"importance={shown(importance)} is none.",
+            fix="use " + ", ".join(map(repr, IMPORTANCES)),
         )
 
 
@@ -157,7 +158,7 @@ def _chosen(task: Problem, rank: Ranking) -> dict[int, Permutation]:
 
 
 def _best(pair: ClassPair, rank: Ranking) -> Permutation:
-    """The best units in their own order, as `surgery.narrow` keeps them; all of them where there is room."""
+    """The best units in their own order, as `surgery.prune` keeps them; all of them where there is room."""
     if pair.bases >= pair.sources:
         return Permutation.identity(pair.bases, pair.sources)
     best = rank(pair.source).topk(pair.bases).indices.sort().values

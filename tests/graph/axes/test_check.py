@@ -35,7 +35,7 @@ CONTROLLED = [
 def seen(name):
     model = CASES[name].make().eval()
     return LayerGraph(
-        model, capture(model, CASES[name].inputs, rungs=("fake",)), CASES[name].inputs
+        model, capture(model, CASES[name].inputs, tracers=("fake",)), CASES[name].inputs
     )
 
 

@@ -15,7 +15,7 @@ from graftlib.graph.capture import capture
 
 def classes(name):
     model = CASES[name].make().eval()
-    return axis_classes(LayerGraph(model, capture(model, CASES[name].inputs, rungs=("fake",))))
+    return axis_classes(LayerGraph(model, capture(model, CASES[name].inputs, tracers=("fake",))))
 
 
 def words(each):
@@ -168,7 +168,7 @@ def test_a_bias_before_an_instance_norm_is_blind():
 @pytest.mark.parametrize("name", ["residual", "packed_attention", "grouped_conv", "sorted"])
 def test_what_is_not_free_is_told_with_its_reason(name):
     model = CASES[name].make().eval()
-    graph = LayerGraph(model, capture(model, CASES[name].inputs, rungs=("fake",)))
+    graph = LayerGraph(model, capture(model, CASES[name].inputs, tracers=("fake",)))
     shares = frozen_shares(graph)
     assert sum(shares.values()) + freedom(graph) == pytest.approx(1)
     assert list(shares.values()) == sorted(shares.values(), reverse=True)

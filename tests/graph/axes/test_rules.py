@@ -17,9 +17,9 @@ from graftlib.graph.ops import find, rules
 
 
 def seen(case: Case) -> LayerGraph:
-    """The graph as a rung sees it that keeps track of tensors made from nothing."""
+    """The graph as a tracer sees it that keeps track of tensors made from nothing."""
     model = case.make().eval()
-    return LayerGraph(model, capture(model, case.inputs, rungs=("fake", "real")), case.inputs)
+    return LayerGraph(model, capture(model, case.inputs, tracers=("fake", "real")), case.inputs)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -14,8 +14,8 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils import prune as masks
 
 from graftlib.graph import trace
-from graftlib.surgery import SurgeryError, narrow
-from graftlib.surgery.scores import ranking, reads
+from graftlib.surgery import SurgeryError, prune
+from graftlib.surgery.importance import ranking, reads
 
 UNITS = 6
 
@@ -249,7 +249,7 @@ def test_units_that_are_off_go_first(kind, seed, dead):
     model, x, graph, units = case(kind, seed, sorted(dead))
     scores = ranking("magnitude", graph, model)(units)
     assert sorted((scores == 0).nonzero().flatten().tolist()) == sorted(dead)
-    slim = narrow(graph, {units: UNITS - len(dead)})
+    slim = prune(graph, {units: UNITS - len(dead)})
     with torch.no_grad():
         torch.testing.assert_close(slim(x), model(x), rtol=1e-9, atol=1e-9)
 
@@ -268,7 +268,7 @@ def test_a_score_that_knows_no_gains_breaks_the_law():
     broken = 0
     for kind in ("batch norm", "a buffer", "a gate"):
         model, x, graph, units = case(kind, 0, [0, 2, 4])
-        slim = narrow(graph, {units: 3}, score=norms)
+        slim = prune(graph, {units: 3}, importance=norms)
         broken += not torch.allclose(slim(x), model(x), rtol=1e-6, atol=1e-6)
     assert broken == 3
 
@@ -346,7 +346,7 @@ def test_behind_a_head_of_zeros_the_weights_decide():
     graph = trace(model, torch.randn(2, 3))
     scores = ranking("magnitude", graph, model)(graph.axis_classes[0])
     assert scores.shape == (UNITS,)
-    assert narrow(graph, {0: 4})[2].in_features == 4
+    assert prune(graph, {0: 4})[2].in_features == 4
 
 
 def test_old_weight_norm_counts_its_g():
@@ -372,6 +372,6 @@ def test_scoring_leaves_the_model_and_the_random_state():
 def test_an_unknown_score_is_refused_with_the_nearest():
     _, _, graph, units = case("rows", 0, [1])
     with pytest.raises(SurgeryError, match="no score 'magnitud'") as error:
-        narrow(graph, {units: 3}, score="magnitud")
+        prune(graph, {units: 3}, importance="magnitud")
     assert error.value.near == ("'magnitude'",)
     assert "'uniform'" in str(error.value)

@@ -1,4 +1,4 @@
-"""`narrow`: keep some units of axis classes and drop the others. A slim model of the same modules comes out.
+"""`prune`: keep some units of axis classes and drop the others. A slim model of the same modules comes out.
 
 The function changes, as less computes it; a trained model keeps much of what it learnt, which makes a good start for
 training on. Always true: before it is handed over the edited model has run on the traced shapes (without
@@ -22,23 +22,23 @@ from ..graph.structure import unwrap
 from .config import config_state, refresh_config
 from .edits import Request, editable, requested, rows_of, whole_numbers
 from .fit import fitted
+from .importance import Importance, Ranking, ranking
 from .lora import ranks, refresh_ranks
 from .recording import as_batches
 from .refit import REFITS, reestimate, refitted
 from .refusal import SurgeryError
-from .scores import Ranking, Score, ranking
 from .whole_model import largest_feasible, outer_classes
 
-__all__ = ["narrow"]
+__all__ = ["prune"]
 
 Keep = int | float | Sequence[int] | Tensor
 
 
-def narrow(
+def prune(
     graph: LayerGraph,
     keep: float | Mapping[Request, Keep],
     *,
-    score: str | Score = "magnitude",
+    importance: str | Importance = "magnitude",
     data: Iterable[Any] | None = None,
     refit: str | None = "least-squares",
     ridge: float | str = "auto",
@@ -53,16 +53,16 @@ def narrow(
         keep: class, its number, or a glob of layers (the classes that they make) -> how many units (int), what share
             of them (float up to 1.0), or which ones (their numbers; they keep their order). A float alone is a share
             of every free class: whole heads and whole groups go, what lies inside them stays; a class that the
-            model's code does not let be narrowed is left as it is, one whose size the code ties to others gets the
+            model's code does not let be pruned is left as it is, one whose size the code ties to others gets the
             nearest size that goes with them, with a warning that names it. The ranks of adapters of the `peft`
             library stay.
-        score: which units to keep where a count or a share is given: ``"magnitude"`` (norm of what makes a unit
+        importance: which units to keep where a count or a share is given: ``"magnitude"`` (norm of what makes a unit
             times norm of what reads it), ``"uniform"`` (by place), or a function of (graph, model, class) that
             gives a number for each unit, larger is better.
         data: inputs on the model's device, a few batches: each a tensor, a tuple of arguments, a mapping of keywords or
             (args, kwargs). The labels of a loader are no input. Both models run over them once, all batches in step,
             so what a forward pass holds at a time is held for each of them. A part is held out.
-        refit: what `data` is used for: ``"least-squares"`` (the layers that read narrowed units get the weights and
+        refit: what `data` is used for: ``"least-squares"`` (the layers that read pruned units get the weights and
             biases that best give what they gave before), ``"bias"`` (the biases alone, for few inputs), ``"rescale"``
             (one factor for each such layer, so that the mean square of what it gives stays), or None. Without `data`
             nothing is fitted. A fit of weights or biases stays where the layer's held-out error falls; and fits are
@@ -93,7 +93,7 @@ def narrow(
         SurgeryError,
         graph=(graph, (LayerGraph,)),
         model=(model, (nn.Module, type(None))),
-        score=(score, (str, Callable)),
+        importance=(importance, (str, Callable)),
         data=(data, (Iterable, type(None))),
         refit=(refit, str | None),
         ridge=(ridge, float | str),
@@ -102,7 +102,7 @@ def narrow(
     )
     model = unwrap(graph.model if model is None else model, SurgeryError)
     editable(model, graph, [c for c in axis_classes(graph) if c.free], inplace=True)
-    rank = ranking(score, graph, model)
+    rank = ranking(importance, graph, model)
     batches = None if data is None else as_batches(data)
     if refit is not None and refit not in REFITS:
         raise SurgeryError(
@@ -117,7 +117,7 @@ def narrow(
     if isinstance(keep, Mapping):
         asked = requested(graph, keep)
         if not asked:
-            raise SurgeryError("keep names no class.", fix="narrow(graph, {0: 0.5}), or 0.5")
+            raise SurgeryError("keep names no class.", fix="prune(graph, {0: 0.5}), or 0.5")
         kept = {each: _units(each, wish, rank) for each, wish in asked.items()}
     else:
         share, outer = _share(keep), outer_classes(graph)
@@ -165,8 +165,8 @@ def _units(each: AxisClass, wish: Keep, rank: Ranking) -> Tensor:
                 where={"class": ", ".join(map(str, each.members[:3]))},
                 fix=f"keep 1 to {each.size} units, or a share up to 1.0",
             )
-        scores = rank(each)
-        best: Tensor = scores.topk(count).indices.sort().values
+        importances = rank(each)
+        best: Tensor = importances.topk(count).indices.sort().values
         return best
     units: Tensor = torch.unique(whole_numbers(wish))
     if not len(units) or int(units[0]) < 0 or int(units[-1]) >= each.size:

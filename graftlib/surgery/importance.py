@@ -1,7 +1,7 @@
-"""Which units are worth keeping: a number for each unit of a class, larger is better.
+"""Importance: which units are worth keeping, as a number for each unit of a class; larger is better.
 
-In: a graph, the model, a class. Out: (size,) doubles. `SCORES` are the ones that `narrow` knows by name. Always true
-of ``"magnitude"``: units that are switched off, proven by the weights, have exactly 0, and all others more.
+`IMPORTANCES` are the ones that `prune` knows by name. Of ``"magnitude"`` it is always true that units which are
+switched off, proven by the weights, have exactly 0, and all others more.
 """
 
 from __future__ import annotations
@@ -20,9 +20,18 @@ from .flow import Flows, flows_of
 from .refusal import SurgeryError
 from .squares import Squares
 
-__all__ = ["SCORES", "Ranking", "Score", "magnitude", "norm_of", "ranking", "reads", "uniform"]
+__all__ = [
+    "IMPORTANCES",
+    "Importance",
+    "Ranking",
+    "magnitude",
+    "norm_of",
+    "ranking",
+    "reads",
+    "uniform",
+]
 
-Score = Callable[[LayerGraph, nn.Module, AxisClass], Tensor]
+Importance = Callable[[LayerGraph, nn.Module, AxisClass], Tensor]
 Ranking = Callable[[AxisClass], Tensor]
 _READS = ("in",)
 
@@ -63,30 +72,30 @@ def uniform(graph: LayerGraph, model: nn.Module) -> Ranking:
     return rank
 
 
-SCORES: Mapping[str, Callable[[LayerGraph, nn.Module], Ranking]] = {
+IMPORTANCES: Mapping[str, Callable[[LayerGraph, nn.Module], Ranking]] = {
     "magnitude": magnitude,
     "uniform": uniform,
 }
 
 
-def ranking(score: str | Score, graph: LayerGraph, model: nn.Module) -> Ranking:
-    """A score by its name or as a function, for all classes of one model; its values are read once, here or later.
+def ranking(importance: str | Importance, graph: LayerGraph, model: nn.Module) -> Ranking:
+    """An importance by its name or as a function, for all classes of one model; its values are read once, here or later.
 
     Raises:
-        SurgeryError: there is no score of this name.
+        SurgeryError: there is no importance of this name.
     """
-    if not isinstance(score, str):
-        function = score
+    if not isinstance(importance, str):
+        function = importance
         return lambda each: function(graph, model, each)
-    if score not in SCORES:
+    if importance not in IMPORTANCES:
         raise SurgeryError(
-            f"there is no score {score!r}.",
-            near=nearest(score, list(SCORES)),
+            f"there is no importance {importance!r}.",
+            near=nearest(importance, list(IMPORTANCES)),
             fix="use "
-            + ", ".join(map(repr, SCORES))
+            + ", ".join(map(repr, IMPORTANCES))
             + ", or a function of (graph, model, class) that gives a number for each unit",
         )
-    return SCORES[score](graph, model)
+    return IMPORTANCES[importance](graph, model)
 
 
 def reads(graph: LayerGraph, member: Member) -> bool:
@@ -98,12 +107,12 @@ def reads(graph: LayerGraph, member: Member) -> bool:
 
 
 def _norms(graph: LayerGraph, model: nn.Module, each: AxisClass, squares: Squares) -> Tensor:
-    score = torch.ones(each.size, dtype=torch.float64, device="cpu")
+    product = torch.ones(each.size, dtype=torch.float64, device="cpu")
     for reading in (False, True):
         side = [m for m in each.members if reads(graph, m) is reading]
         if side:
-            score = score * norm_of(model, side, squares)
-    return score
+            product = product * norm_of(model, side, squares)
+    return product
 
 
 def norm_of(model: nn.Module, members: Sequence[Member], squares: Squares | None = None) -> Tensor:
