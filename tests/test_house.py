@@ -36,12 +36,12 @@ def lint_imports(folder: Path, config: Path) -> subprocess.CompletedProcess[str]
 
 
 def house(folder: Path, *, cli: str) -> Path:
-    """A small house under our own contracts, with a room for each that they name."""
+    """A small house under our own contracts, with a package for each that they name."""
     contracts = PYPROJECT["tool"]["importlinter"]
     layers = next(c["layers"] for c in contracts["contracts"] if c["type"] == "layers")
-    rooms = [room.strip() for layer in layers for room in layer.split("|")]
-    for room in ["graftlib", "graftlib_adapters", *rooms]:
-        path = folder / room.replace(".", "/")
+    packages = [name.strip() for layer in layers for name in layer.split("|")]
+    for name in ["graftlib", "graftlib_adapters", *packages]:
+        path = folder / name.replace(".", "/")
         path.mkdir(parents=True, exist_ok=True)
         (path / "__init__.py").write_text("")
     (folder / "graftlib/cli/__init__.py").write_text(cli)
@@ -58,7 +58,7 @@ def house(folder: Path, *, cli: str) -> Path:
     return config
 
 
-def test_the_rooms_keep_their_order():
+def test_the_packages_keep_their_order():
     result = lint_imports(ROOT, ROOT / "pyproject.toml")
     assert result.returncode == 0, result.stdout + result.stderr
 
@@ -77,7 +77,7 @@ def test_a_core_that_knows_a_method_is_seen(tmp_path: Path):
     assert "the core knows no method BROKEN" in result.stdout
 
 
-def test_a_room_that_looks_back_is_seen(tmp_path: Path):
+def test_a_package_that_looks_back_is_seen(tmp_path: Path):
     config = house(tmp_path, cli="")
     (tmp_path / "graftlib/graph/__init__.py").write_text("from ..match import *")
     result = lint_imports(tmp_path, config)
@@ -233,9 +233,11 @@ def python_blocks(text: str) -> tuple[list[str], int]:
     return kept, len(found) - len(kept)
 
 
-def run_blocks(blocks: list[str], folder: Path) -> None:
-    """Run all blocks in one fresh interpreter: later blocks may use names of earlier ones, as a reader would."""
+def run_blocks(blocks: list[str], folder: Path, *, alone: bool = False) -> None:
+    """Run all blocks in one fresh interpreter; later ones may use names of earlier ones, unless each stands `alone`."""
     script = folder / "blocks.py"
+    if alone:
+        blocks = [f"exec({code!r}, {{'__name__': '__main__'}})" for code in blocks]
     script.write_text("\n\n".join(blocks))
     result = subprocess.run(
         [sys.executable, "-W", "error::DeprecationWarning:__main__", str(script)],
@@ -252,7 +254,7 @@ PAGES = [
     name
     for name in [
         "README.md",
-        *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))),
+        *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md"))),
     ]
     if BLOCK.search((ROOT / name).read_text("utf-8"))
 ]
@@ -266,7 +268,13 @@ def test_pages_show_python():
 def test_what_a_page_shows_runs(page: str, tmp_path: Path):
     blocks, skipped = python_blocks((ROOT / page).read_text("utf-8"))
     assert skipped <= len(blocks), f"{skipped} blocks are not run, {len(blocks)} are"
-    run_blocks(blocks, tmp_path)
+    run_blocks(blocks, tmp_path, alone=page == "README.md")
+
+
+def test_a_block_that_needs_another_is_seen(tmp_path: Path):
+    run_blocks(["x = 1", "assert x == 1"], tmp_path)
+    with pytest.raises(AssertionError, match="NameError"):
+        run_blocks(["x = 1", "assert x == 1"], tmp_path, alone=True)
 
 
 def test_a_block_that_does_not_run_is_seen(tmp_path: Path):

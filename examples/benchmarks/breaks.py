@@ -15,8 +15,8 @@ Controls over twelve models with random weights (nothing is downloaded), every s
   `widen` must see it.
 
 - *ranked*, with ``--importance``: of every class half of the units are switched off, by what makes them and by what
-  reads them, and as many are pruned by an importance that does not see it: the function must change, as it must not where
-  the library's own importance chooses.
+  reads them, and as many are pruned by an importance that does not see it: the function must change, as it must not
+  where the library's own importance chooses.
 
 Double precision, eval mode, one thread. One process a model; a model that is in the file already is not run again.
 """

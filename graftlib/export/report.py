@@ -1,6 +1,6 @@
 """What an export proved and what it costs to run: frozen records that print themselves.
 
-In: facts gathered by the other files of this room. Out: `ExportReport`, as text or as JSON-able data.
+In: facts gathered by the other files of this package. Out: `ExportReport`, as text or as JSON-able data.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ IMPORTANCES: Mapping[str, Callable[[LayerGraph, nn.Module], Ranking]] = {
 
 
 def ranking(importance: str | Importance, graph: LayerGraph, model: nn.Module) -> Ranking:
-    """An importance by its name or as a function, for all classes of one model; its values are read once, here or later.
+    """An importance by name or as a function, for all classes of one model; its values are read once, here or later.
 
     Raises:
         SurgeryError: there is no importance of this name.

@@ -1,4 +1,4 @@
-"""The error of this room, and its warning."""
+"""The error of surgery, and its warning."""
 
 from __future__ import annotations
 
