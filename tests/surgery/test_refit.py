@@ -269,7 +269,7 @@ def test_what_makes_no_sense_is_refused():
     graph = trace(model, x)
     with pytest.raises(SurgeryError, match="holds no inputs"):
         narrow(model, graph, {0: 3}, data=[])
-    with pytest.raises(SurgeryError, match="'least-squares', 'rescale' or None"):
+    with pytest.raises(SurgeryError, match="'least-squares', 'bias', 'rescale' or None"):
         narrow(model, graph, {0: 3}, data=[x], refit="ridge")
     with pytest.raises(SurgeryError, match="above 0"):
         narrow(model, graph, {0: 3}, data=[x], ridge=0.0)
