@@ -269,7 +269,7 @@ def test_what_makes_no_sense_is_refused():
     graph = trace(model, x)
     with pytest.raises(SurgeryError, match="holds no inputs"):
         prune(graph, {0: 3}, data=[])
-    with pytest.raises(SurgeryError, match="'least-squares', 'rescale' or None"):
+    with pytest.raises(SurgeryError, match="'least-squares', 'bias', 'rescale' or None"):
         prune(graph, {0: 3}, data=[x], refit="ridge")
     with pytest.raises(SurgeryError, match="above 0"):
         prune(graph, {0: 3}, data=[x], ridge=0.0)
