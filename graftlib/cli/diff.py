@@ -73,14 +73,14 @@ def diff(
     with working("comparing"):
         from ..view.compare import diff as compare
 
-        found = compare(left, right)
+        difference = compare(left, right)
         if output is not None:
             from ..view import view
 
-            view(left, right, diff=found).save(output)
+            view(left, right, diff=difference).save(output)
     if as_json:
-        say_json({**asdict(found), "path": str(output) if output else None})
+        say_json({**asdict(difference), "path": str(output) if output else None})
         return
-    say(found)
+    say(difference)
     if output is not None:
         say(f"wrote {output}")

@@ -238,10 +238,10 @@ class _Matching:
         for place, (each, member) in here.items():
             if each.free and place in there and member.fqn in self.axes:
                 beside.setdefault(each, []).append((member, *there[place]))
-        for each, held in beside.items():
-            if len({id(other) for _, other, _ in held}) == 1:
-                self.members[each] = [(member, other) for member, _, other in held]
-                self.sizes[each] = held[0][1].size
+        for each, pairs in beside.items():
+            if len({id(other) for _, other, _ in pairs}) == 1:
+                self.members[each] = [(member, other) for member, _, other in pairs]
+                self.sizes[each] = pairs[0][1].size
         self.units: dict[AxisClass, Tensor] = {}
 
     @property
@@ -297,7 +297,7 @@ class _Matching:
         On axis `on`, where that class stands, a concatenation of which terms got other sizes stays as it is.
         """
         tensor = self.weights[fqn][0]
-        units = {each: found for each, found in self.units.items() if each is not without}
+        units = {each: order for each, order in self.units.items() if each is not without}
         for number, axis in enumerate(self.axes[fqn]):
             if (
                 number == on
@@ -330,8 +330,10 @@ def _members(graph: Any) -> dict[tuple[str, int, int], tuple[AxisClass, Member]]
             on_axis.setdefault((member.fqn, member.axis), []).append((each, member))
     return {
         (*axis, number): there
-        for axis, held in on_axis.items()
-        for number, there in enumerate(sorted(held, key=lambda it: (it[1].start, it[1].position)))
+        for axis, members in on_axis.items()
+        for number, there in enumerate(
+            sorted(members, key=lambda it: (it[1].start, it[1].position))
+        )
     }
 
 

@@ -126,7 +126,7 @@ def _overlays(overlay: Mapping[str, Any], trees: tuple[Tree, ...]) -> Iterable[O
     several = bool(overlay) and all(isinstance(values, Mapping) for values in overlay.values())
     ends = [_ends(tree) for tree in trees]
     for name, values in overlay.items() if several else ([("overlay", overlay)] if overlay else []):
-        found: dict[tuple[int, int], float] = {}
+        numbers: dict[tuple[int, int], float] = {}
         for fqn, value in values.items():
             number = _number(fqn, value)
             side, colon, rest = str(fqn).partition(":")
@@ -143,8 +143,8 @@ def _overlays(overlay: Mapping[str, Any], trees: tuple[Tree, ...]) -> Iterable[O
                     near=nearest(str(fqn), [key for nodes in ends for key in nodes]),
                     fix="name them as in model.named_modules() or model.named_parameters()",
                 )
-            found.update((place, number) for place in places)
-        yield Overlay(str(name), tuple(sorted(found.items())))
+            numbers.update((place, number) for place in places)
+        yield Overlay(str(name), tuple(sorted(numbers.items())))
 
 
 def _ends(tree: Tree) -> dict[str, int]:
@@ -191,14 +191,14 @@ def _links(mapping: Any, source: Any, trees: tuple[Tree, ...]) -> Iterable[Scene
         return
     sides = {"source": (0, mapping.source), "target": (last, mapping.target)}
     for node in mapping.adapters:
-        (_, receiver, written), *_ = mapping.nx.out_edges(node, data="parameter")
-        for giver, _, read in mapping.nx.in_edges(node, data="parameter"):
-            if (giver, read) == (receiver, written):
+        (_, written, target), *_ = mapping.nx.out_edges(node, data="parameter")
+        for read, _, address in mapping.nx.in_edges(node, data="parameter"):
+            if (read, address) == (written, target):
                 continue
             ends = []
-            for layer, address in ((giver, read), (receiver, written)):
+            for layer, parameter in ((read, address), (written, target)):
                 place, graph = sides[layer.split(":", 1)[0]]
-                ends.append((place, graph.parameter(address)))
+                ends.append((place, graph.parameter(parameter)))
             yield _link(trees, ends[0], ends[1], "forward", mapping.nx.nodes[node]["link"])
 
 
@@ -212,15 +212,15 @@ def _link(
     if source[0] > target[0]:  # the first end is the one on the left; the direction says who writes
         flipped = {"forward": "backward", "backward": "forward"}.get(direction, direction)
         return _link(trees, target, source, flipped, rule)
-    (i, gives), (j, receives) = source, target
-    kinds = {kind_of(gives), kind_of(receives)}
+    (i, left), (j, right) = source, target
+    kinds = {kind_of(left), kind_of(right)}
     return SceneLink(
-        source=(i, trees[i].node_of(gives)),
-        target=(j, trees[j].node_of(receives)),
-        source_address=gives.address,
-        target_address=receives.address,
-        source_shape=tuple(gives.shape),
-        target_shape=tuple(receives.shape),
+        source=(i, trees[i].node_of(left)),
+        target=(j, trees[j].node_of(right)),
+        source_address=left.address,
+        target_address=right.address,
+        source_shape=tuple(left.shape),
+        target_shape=tuple(right.shape),
         direction=direction,
         kind=kinds.pop() if len(kinds) == 1 else MIXED,
         rule=rule,

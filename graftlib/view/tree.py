@@ -158,11 +158,11 @@ def _planted(graph: Any) -> _Branch:
         branch = root
         branch.leaves.append(number)
         for i, piece in enumerate(pieces if inside else pieces[:-1]):
-            held = inner.setdefault(id(branch), {})
-            if piece not in held:
-                held[piece] = _Branch(piece, ".".join(pieces[: i + 1]))
-                branch.children.append(held[piece])
-            branch = held[piece]
+            modules_inside = inner.setdefault(id(branch), {})
+            if piece not in modules_inside:
+                modules_inside[piece] = _Branch(piece, ".".join(pieces[: i + 1]))
+                branch.children.append(modules_inside[piece])
+            branch = modules_inside[piece]
             branch.leaves.append(number)
         again = layer.name.removeprefix(layer.fqn) if layer.name.startswith(layer.fqn) else ""
         label = layer.kind if inside else pieces[-1] + again
@@ -198,9 +198,9 @@ def _untangle(branch: _Branch, edges: set[tuple[int, int]]) -> None:
     for u, v in edges:
         if home[u] == home[v]:
             inside[home[u]].add((u, v))
-    for child, held in zip(branch.children, inside, strict=True):
-        if child.children and held:
-            _untangle(child, held)
+    for child, edges_inside in zip(branch.children, inside, strict=True):
+        if child.children and edges_inside:
+            _untangle(child, edges_inside)
 
 
 def _piece(branch: _Branch, leaves: set[int]) -> _Branch:
@@ -212,15 +212,19 @@ def _piece(branch: _Branch, leaves: set[int]) -> _Branch:
     ]
     if len(children) == 1:
         return replace(children[0], label=f"{branch.label}.{children[0].label}")
-    held = [leaf for leaf in branch.leaves if leaf in leaves]
-    return _Branch(branch.label, branch.path, branch.form, children, leaves=held)
+    inside = [leaf for leaf in branch.leaves if leaf in leaves]
+    return _Branch(branch.label, branch.path, branch.form, children, leaves=inside)
 
 
 def _shape(branch: _Branch, known: dict[str, Any], numbers: dict[Any, int]) -> int:
     """The number of what the branch is built of, without its own name: equal numbers may be folded."""
     layer = branch.layer
-    held = [known[fqn] for fqn in layer.parameters if fqn in known] if layer is not None else []
-    own = tuple((p.fqn.rpartition(".")[2], tuple(p.shape), p.kind) for p in held)
+    fqns = layer.parameters if layer is not None else ()
+    own = tuple(
+        (fqn.rpartition(".")[2], tuple(known[fqn].shape), known[fqn].kind)
+        for fqn in fqns
+        if fqn in known
+    )
     # The label of an op without parameters is often a running number; what it is counts, not that.
     inner = tuple(
         (
@@ -351,12 +355,12 @@ def _sum_up(tree: Tree) -> None:
         node = tree.nodes[i]
         tree.nodes[node.parent].elements += node.elements
         for kind, size in colours[i].items():
-            held = colours[node.parent]
-            held[kind] = held.get(kind, 0) + size
-    for node, held in zip(tree.nodes, colours, strict=True):
+            above = colours[node.parent]
+            above[kind] = above.get(kind, 0) + size
+    for node, sizes in zip(tree.nodes, colours, strict=True):
         weights = {
-            kind: size for kind, size in held.items() if kind not in ("bias", "norm")
-        } or held
+            kind: size for kind, size in sizes.items() if kind not in ("bias", "norm")
+        } or sizes
         node.colour = max(sorted(weights), key=lambda kind: weights[kind]) if weights else ""
 
 
@@ -388,12 +392,12 @@ def _open(tree: Tree, depth: int | None) -> None:
 
 
 def _edges(graph: Any, tree: Tree) -> list[tuple[int, int, tuple[int, ...]]]:
-    found = {
+    edges = {
         (tree.leaf_of[u], tree.leaf_of[v], tuple(data.get("shape") or ()))
         for u, v, data in graph.nx.edges(data=True)
         if u in tree.leaf_of and v in tree.leaf_of and u != v
     }
-    return sorted(found)
+    return sorted(edges)
 
 
 def _classes(graph: Any, known: dict[str, Any]) -> list[TreeClass]:

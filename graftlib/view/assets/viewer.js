@@ -1230,7 +1230,7 @@
     const pattern = glob(cut < 0 ? raw : raw.slice(0, cut)), own = (node) => node.parameters.map((i) => graphs[node.g].parameters[i]);
     const named = (p) => pattern ? pattern.test(p.address) || (p.address.endsWith(".weight") && pattern.test(p.address.slice(0, -7))) : p.address.toLowerCase().includes(name);
     if (part) return (node) => namesOf(node).includes(word) || own(node).some((p) => named(p) && hasPart(p, part));
-    if (pattern) return (node) => (node.form === "layer" || node.form === "module") && (pattern.test(node.path) || own(node).some(named)) || namesOf(node).includes(word);
+    if (pattern) return (node) => pattern.test(node.path) || own(node).some(named) || namesOf(node).includes(word);
     return (node) => namesOf(node).includes(word);
   }
   function look() {
@@ -1242,7 +1242,7 @@
     if (!line) { found = null; $("count").textContent = ""; results.hidden = true; remark(); return; }
     const list = [];
     graphs.forEach((graph) => graph.nodes.forEach((node) => {
-      if (node.parent >= 0 && ways.some((tests) => tests.length && tests.every((test) => test(node)))) list.push(node);
+      if ((node.form === "layer" || node.form === "module") && ways.some((tests) => tests.length && tests.every((test) => test(node)))) list.push(node);
     }));
     // What bears the words in its own name comes before what is of such a kind.
     const own = (node) => line.toLowerCase().split(/\s+/).every((word) => node.path.toLowerCase().includes(word)) ? 0 : 1;
