@@ -6,15 +6,15 @@ Every model of a family is traced, its axis classes are found and the permutatio
     python -m examples.benchmarks.coverage --family hf --out docs/benchmarks
     python -m examples.benchmarks.coverage --family timm --all --no-check   # every one below 100 M parameters
 
-With `--prune`, and with `--all`, half of every class is pruned as well, in a copy of a model that has run before; then
-each model has a process of its own, and its row says whether the slim model ran and gave the traced shapes, the share
+With `--prune`, and with `--all`, half of every class is pruned as well, in a copy of a model that has run before, and
+its row says whether the slim model ran and gave the traced shapes, the share
 of the parameters that is left, the classes that were left as they were or got other sizes, processor seconds, how far
 the resident memory grew by the size of the model, and whether a slim model with a configuration was saved, loaded and
 answered the same.
 
-Random weights, nothing is downloaded. One process works through the models; one that takes longer than `--limit`
-seconds is ended, noted, and the next process goes on after it. A run that was interrupted goes on where it stopped;
-every row says which code it saw, as a digest of ``graftlib/graph``, and the summary counts the rows of other code.
+Random weights, nothing is downloaded. Each model has a process of its own, forked from one that has imported the
+libraries; one that takes longer than `--limit` seconds is ended and noted. A run that was interrupted goes on where it
+stopped; every row says which code it saw, as a digest, and the summary counts the rows of other code.
 Writes ``coverage_<family>.json`` and ``coverage_<family>.md``; ends with 1 where a trace or a check failed.
 """
 
@@ -24,18 +24,18 @@ import argparse
 import contextlib
 import hashlib
 import json
+import multiprocessing
 import os
 import platform
-import queue
 import re
 import statistics
-import subprocess
 import sys
-import threading
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from fnmatch import fnmatch
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,13 @@ from graftlib.disk import write_whole
 from ..common import memory, results
 
 Row = dict[str, Any]
+_PRELOADED = (
+    "graftlib.surgery",
+    "torch._dynamo",
+    "torchvision",
+    "timm",
+    "transformers.pytorch_utils",
+)
 
 
 def measure(family: str, name: str, prune: bool = False, checked: bool = True) -> Row:
@@ -116,6 +123,7 @@ def _pruned(model: Any, graph: Any, args: Any, kwargs: Any) -> Row:
         row["ran"] = graph.real or shapes == [tuple(shape) for shape in graph.outputs]
     except Exception as error:
         row |= {"ran": False, "error": _words(error)}
+    row["config_warned"] = any("cannot say" in text for text in texts)
     return row | _saved(slim, args, kwargs)
 
 
@@ -236,63 +244,52 @@ def _words(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
-def work(family: str, names: list[str], prune: bool, checked: bool) -> None:
-    """The worker: one line of JSON a model."""
-    import torch
-
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    for name in names:
-        print(json.dumps(measure(family, name, prune, checked)), flush=True)
-
-
 def run(
     family: str,
     names: list[str],
     done: dict[str, Row],
     limit: float,
-    save: Any,
-    flags: list[str],
+    save: Callable[[dict[str, Row]], None],
+    *,
+    prune: bool,
+    checked: bool,
 ) -> None:
-    """Work through `names`, a new worker whenever one is ended; for each model where half of it is pruned."""
-    left = [name for name in names if name not in done]
-    while left:
-        for row in _rows(family, left[:1] if "--prune" in flags else left, limit, flags):
-            done[row["name"]] = row
-            left.remove(row["name"])
-            save(done)
-            print(_line(row), flush=True)
+    """Work through the `names` that are not `done`, each in a process of its own."""
+    for name in [name for name in names if name not in done]:
+        done[name] = _apart(family, name, prune, checked, limit)
+        save(done)
+        print(_line(done[name]), flush=True)
 
 
-def _rows(family: str, names: list[str], limit: float, flags: list[str]) -> Any:
-    command = [sys.executable, "-m", __spec__.name, "--family", family, *flags, "--worker", *names]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env
-    ) as worker:
-        assert worker.stdout is not None
-        lines: queue.Queue[str | None] = queue.Queue()
+def _apart(family: str, name: str, prune: bool, checked: bool, limit: float) -> Row:
+    """`measure` in a process that is forked from one which has imported the libraries, and ended after `limit` s."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*_PRELOADED])
+    answer, sender = context.Pipe(duplex=False)
+    worker = context.Process(target=_send, args=(sender, family, name, prune, checked))
+    worker.start()
+    sender.close()
+    try:
+        row: Row = (
+            answer.recv()
+            if answer.poll(limit)
+            else {"name": name, "error": f"took more than {limit:.0f} s"}
+        )
+    except EOFError:
+        worker.join()
+        row = {"name": name, "error": f"the process ended with {worker.exitcode}"}
+    worker.kill()
+    worker.join()
+    return row
 
-        def listen(stream: Any = worker.stdout) -> None:
-            with contextlib.suppress(
-                ValueError
-            ):  # the stream is closed under it when the worker is ended
-                for line in stream:
-                    lines.put(line)
-            lines.put(None)
 
-        threading.Thread(target=listen, daemon=True).start()
-        for name in names:
-            try:
-                line = lines.get(timeout=limit)
-            except queue.Empty:
-                worker.kill()
-                yield {"name": name, "error": f"took more than {limit:.0f} s"}
-                return
-            if line is None:
-                yield {"name": name, "error": f"the process ended with {worker.wait()}"}
-                return
-            yield json.loads(line)
+def _send(answer: Connection, family: str, name: str, prune: bool, checked: bool) -> None:
+    import torch
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+        answer.send(json.loads(json.dumps(measure(family, name, prune, checked))))
 
 
 def _line(row: Row) -> str:
@@ -378,7 +375,9 @@ def _edit_cells(edit: Row) -> list[str]:
         f"{edit['classes_left']}{tied}",
         str(edit["cpu_s"]),
         f"{edit['peak_by_model']:.1f}x",
-        {True: "yes", False: "**no**", None: "–"}[edit.get("saved")],
+        "no, said"
+        if edit.get("saved") is False and edit.get("config_warned")
+        else {True: "yes", False: "**no**", None: "–"}[edit.get("saved")],
     ]
 
 
@@ -448,6 +447,9 @@ def _edits(edits: list[Row]) -> Row:
         "longest CPU s of an edit": max((edit["cpu_s"] for edit in done), default=None),
         "median peak memory by the model's": _middle([edit["peak_by_model"] for edit in done]),
         "saved and loaded": f"{sum(map(bool, saved))} of {len(saved)}",
+        "a warning said that the configuration cannot": sum(
+            edit.get("saved") is False and bool(edit.get("config_warned")) for edit in done
+        ),
     }
 
 
@@ -510,14 +512,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
     parser.add_argument("--limit", type=float, default=300.0, help="seconds for one model")
     parser.add_argument("--fresh", action="store_true", help="forget what an earlier run found")
-    parser.add_argument("--worker", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.all and options.family in ("hf", "timm"):
         options.family += "_all"
     options.prune |= options.family.endswith("_all")
-    if options.worker is not None:
-        work(options.family, options.worker, options.prune, not options.no_check)
-        return
     from .coverage_zoo import FAMILIES, NIGHTLY
 
     names = (
@@ -536,7 +534,8 @@ def main() -> None:
         done,
         options.limit,
         lambda rows: write(options.out, options.family, rows),
-        ["--prune"] * options.prune + ["--no-check"] * options.no_check,
+        prune=options.prune,
+        checked=not options.no_check,
     )
     write(options.out, options.family, done)
     print(json.dumps(summary(list(done.values())), indent=1))
