@@ -717,7 +717,8 @@
 
   // ---- moving about ------------------------------------------------------------------------------------------
   let touched = false, waiting = false;
-  const zoom = d3.zoom().scaleExtent([0.01, 4]).on("zoom", (event) => {
+  const zoom = d3.zoom().scaleExtent([0.01, 4]).filter((event) => !event.target.closest("#legend, #scale") && !event.button
+    && (!event.ctrlKey || event.type === "wheel")).on("zoom", (event) => {
     if (event.sourceEvent) touched = true;
     hideTip();
     if (!painted) return;
