@@ -258,8 +258,14 @@ def test_two_real_models_fit_in_a_small_page(opened, standin):
     shown = view(source, target, standin.convs_linked(source, target))
     assert len(shown.html.encode()) < 350_000
     page = opened(shown)
+    before = page.locator(".node").count()
     page.click("#expand")
-    assert page.evaluate(FAR_BOXES) > 100  # from afar they are few elements
+    assert page.evaluate(FAR_BOXES) > before  # from afar they are few elements
+    assert {"layer1", "features"} <= set(page.locator(".far-name").all_text_contents())
+    heights = page.evaluate(
+        "[...document.querySelectorAll('.far-name, .model-name')].map(e => e.getBoundingClientRect().height)"
+    )
+    assert min(heights) > 9  # and names can be read
     page.click("#collapse")
     page.click("#fit")
     assert page.locator(".link").count() >= 5

@@ -467,9 +467,10 @@
       floors.append(graph.floor);
       models.append(graph.whole);
       const middle = graph.left + graph.width / 2;
-      graph.whole.append(make("text", { class: "model-name", x: middle, y: 18, "text-anchor": "middle" }, clip(graph.name, 40)),
+      graph.heading = [make("text", { class: "model-name", x: middle, y: 18, "text-anchor": "middle" }, clip(graph.name, 40)),
         make("text", { class: "model-facts", x: middle, y: 38, "text-anchor": "middle" },
-          plural(graph.layers, "layer") + ", " + plural(graph.nodes[0].elements, "parameter")));
+          plural(graph.layers, "layer") + ", " + plural(graph.nodes[0].elements, "parameter"))];
+      graph.whole.append(...graph.heading);
     });
     painted = null;
     refresh();
@@ -494,6 +495,8 @@
       graph.whole.querySelectorAll('[tabindex="0"]').forEach((other) => other.setAttribute("tabindex", "-1"));
       if (drawn.has(tab.id)) drawn.get(tab.id).setAttribute("tabindex", "0");
       drawFloor(graph, here, fine);
+      graph.heading[0].setAttribute("font-size", fine ? 18 : 15 / r.k);
+      graph.heading[1].setAttribute("visibility", fine ? "visible" : "hidden");
     });
     drawLinks(r, fresh);
     mark();
@@ -534,7 +537,19 @@
       if (KINDS.includes(colours)) paint(shape, colours);
       else if (colours) shape.style.fill = colours;
       return shape;
-    }));
+    }), ...fine ? [] : farNames(here, k));
+  }
+
+  /* From afar, names of the modules that have room for them: outer ones first, none over another. */
+  function farNames(here, k) {
+    const places = [], names = [];
+    here.filter((node) => node.children.length && node.w * k > 34).sort((a, b) => a.level - b.level).forEach((node) => {
+      const place = { X: node.X * k + 4, Y: node.Y * k + 2, w: textWidth(title(node), "600 11px " + family), h: 13 };
+      if (place.w > node.w * k || names.length > 200 || places.some((other) => meets(place, other))) return;
+      places.push(place);
+      names.push(make("text", { class: "far-name", x: place.X / k, y: (place.Y + 10) / k, "font-size": 11 / k, "stroke-width": 3 / k }, title(node)));
+    });
+    return names;
   }
 
   function drawNode(node) {
@@ -702,7 +717,8 @@
 
   // ---- moving about ------------------------------------------------------------------------------------------
   let touched = false, waiting = false;
-  const zoom = d3.zoom().scaleExtent([0.01, 4]).on("zoom", (event) => {
+  const zoom = d3.zoom().scaleExtent([0.01, 4]).filter((event) => !event.target.closest("#legend, #scale") && !event.button
+    && (!event.ctrlKey || event.type === "wheel")).on("zoom", (event) => {
     if (event.sourceEvent) touched = true;
     hideTip();
     if (!painted) return;
