@@ -32,7 +32,9 @@ __all__ = [
 ]
 
 Importance = Callable[[LayerGraph, nn.Module, AxisClass], Tensor]
+"""(graph, model, class) -> (size,): a number for each unit of the class; larger is kept."""
 Ranking = Callable[[AxisClass], Tensor]
+"""An importance bound to a graph and a model: class -> (size,)."""
 _READS = ("in",)
 
 
@@ -76,6 +78,7 @@ IMPORTANCES: Mapping[str, Callable[[LayerGraph, nn.Module], Ranking]] = {
     "magnitude": magnitude,
     "uniform": uniform,
 }
+"""Those that `prune` takes by name."""
 
 
 def ranking(importance: str | Importance, graph: LayerGraph, model: nn.Module) -> Ranking:

@@ -23,6 +23,7 @@ __all__ = ["TOLERANCE", "Proof", "change", "prove"]
 
 # Doubles keep 16 digits; a unit that is not silent shows from about 1e-6 on.
 TOLERANCE = 1e-9
+"""The largest change, relative to the output, of an edit that keeps the function, in double precision."""
 
 Prepare = Callable[[nn.Module], None]
 

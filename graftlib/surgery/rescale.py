@@ -40,6 +40,7 @@ __all__ = [
 
 # What norms call their small number.
 EPS = ("eps", "variance_epsilon", "epsilon", "norm_eps")
+"""The names under which modules of norms keep what they add to a variance."""
 
 
 def _parameter(graph: LayerGraph, fqn: str) -> Parameter | None:

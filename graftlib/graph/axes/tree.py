@@ -190,6 +190,7 @@ class Sum(_Node):
 
 
 Axis = Leaf | Product | Sum
+"""What one axis of a tensor is made of."""
 
 
 class Pattern(tuple[Axis, ...]):
