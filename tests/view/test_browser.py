@@ -47,6 +47,15 @@ def opened(chromium, tmp_path):
     assert asked == []
 
 
+def until(page, expression, argument=None):
+    """Wait until it holds. Playwright's own waiting is text that is run as code, which the page's policy stops."""
+    for _ in range(400):
+        if page.evaluate(expression, argument):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"never came true: {expression}")
+
+
 def linked(standin):
     source = standin.by_hand(
         "Source", {f"stage.{i}.{n}": {"weight": (4, 4)} for i in range(3) for n in ("fc", "out")}
@@ -244,9 +253,10 @@ def test_all_of_five_thousand_layers_are_drawn_in_few_pieces(opened, standin):
     page.mouse.down()
     page.mouse.move(box["x"] - 900, box["y"] + 300, steps=4)
     page.mouse.up()
-    page.wait_for_function(
+    until(
+        page,
         "seen => ![...document.querySelectorAll('.node .label')].every(e => seen.includes(e.textContent))",
-        arg=sorted(names),
+        sorted(names),
     )
 
 
@@ -310,13 +320,14 @@ def test_a_frame_that_was_hidden_shows_the_whole_picture(chromium, standin):
     page.on("pageerror", lambda error: troubles.append(str(error)))
     shown = linked(standin)
     page.set_content(f"<div id=cell style='display:none'>{shown._repr_html_()}</div>")
-    page.wait_for_function("document.querySelector('iframe').getAttribute('srcdoc').length > 0")
+    until(page, "document.querySelector('iframe').getAttribute('srcdoc').length > 0")
     frame = page.frames[1]
     frame.wait_for_selector("html[data-ready]", state="attached")
     page.evaluate("document.getElementById('cell').style.display = ''")
     for width in (1000, 700, 1200):
         page.set_viewport_size({"width": width, "height": 900})
-        frame.wait_for_function(
+        until(
+            frame,
             """() => {
               const sheet = document.getElementById('sheet').getBoundingClientRect();
               const boxes = [...document.querySelectorAll('.node .box')].map(e => e.getBoundingClientRect());
@@ -324,7 +335,7 @@ def test_a_frame_that_was_hidden_shows_the_whole_picture(chromium, standin):
               const right = sheet.right - Math.max(...boxes.map(r => r.right));
               const low = sheet.bottom - Math.max(...boxes.map(r => r.bottom));
               return sheet.width > 0 && boxes.length > 3 && left > 0 && low > 0 && Math.abs(left - right) < 80;
-            }"""
+            }""",
         )
     assert troubles == []
     page.close()
@@ -417,7 +428,7 @@ def test_a_phone_shows_one_model_at_a_time(chromium, standin, tmp_path):
     assert page.locator("[role=tree]").get_attribute("aria-label") == "Target"
     assert page.locator("#models button[aria-pressed=true]").text_content() == "Target"
     page.set_viewport_size({"width": 1200, "height": 800})
-    page.wait_for_function("document.querySelectorAll('[role=tree]').length === 2")
+    until(page, "document.querySelectorAll('[role=tree]').length === 2")
     page.close()
 
 
@@ -541,7 +552,7 @@ def test_an_axis_lights_up_all_that_is_coupled_in_both_models(opened):
     assert coupled(page, "Convs") == {"a", "norm", "b"}
     assert coupled(page, "Other") == {"a", "norm", "b"}
     page.mouse.move(5, 5)
-    page.wait_for_function("document.querySelectorAll('.coupled').length === 0")
+    until(page, "document.querySelectorAll('.coupled').length === 0")
     page.locator("#panel .axis", has_text="out 4").first.click()
     told = page.locator("#panel").text_content()
     assert "4 coupled units, free" in told
@@ -588,7 +599,7 @@ def test_a_deep_link_opens_at_what_was_chosen(chromium, standin, tmp_path):
     page.wait_for_selector("html[data-ready]")
     assert page.locator(".node.chosen .label").text_content() == "out"
     page.evaluate("location.hash = '#target:head.a'")
-    page.wait_for_function("document.querySelector('.node.chosen .label').textContent === 'a'")
+    until(page, "document.querySelector('.node.chosen .label').textContent === 'a'")
     page.evaluate("location.hash = '#target:%E0%A4%A'")  # what cannot be read is nothing
     page.evaluate("location.hash = '#elsewhere'")
     assert page.locator(".node.chosen .label").text_content() == "a"
