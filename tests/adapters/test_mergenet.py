@@ -12,7 +12,7 @@ from graftlib_adapters import MergeNet
 from graftlib_adapters.mergenet.encoding import Encoding
 from graftlib_adapters.mergenet.transfer import _bounded
 
-SMALL = {"heads": 2, "width": 8, "trust": None}
+SMALL = {"heads": 2, "width": 8, "trust": None, "norm": "free"}
 
 
 def built(adapter, shapes, links, dtype=torch.float64):

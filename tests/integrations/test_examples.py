@@ -1,6 +1,5 @@
 """The trainers' examples run on real digits, and the GPU benchmark's logic runs dry."""
 
-import json
 import os
 import runpy
 import socket
@@ -10,13 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from examples.common import results
+
 ROOT = Path(__file__).parents[2] / "examples"
 pytestmark = pytest.mark.filterwarnings("ignore")  # the trainers' own
 
 
 def run(name, monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", [name, *arguments])
-    return runpy.run_path(str(ROOT / name), run_name="__main__")
+    if name.endswith(".py"):
+        return runpy.run_path(str(ROOT / name), run_name="__main__")
+    return runpy.run_module(name, run_name="__main__")
 
 
 @pytest.mark.parametrize(
@@ -61,8 +64,8 @@ def test_the_gpu_benchmark_runs_dry_and_counts_no_wait_outside_transfers(monkeyp
     out = tmp_path / "gpu.json"
     with warnings.catch_warnings():
         arguments = ["--device", "cpu", "--small", "--only", "GradScaler", "--out", str(out)]
-        run("benchmarks/gpu.py", monkeypatch, *arguments)
-    report = json.loads(out.read_text())
+        run("examples.benchmarks.gpu", monkeypatch, *arguments)
+    report = results.load(out)
     assert report["dry_run"]
     (row,) = report["rows"]
     assert row["grafted_waits"] > 0, "waits are seen where there are some"
@@ -75,4 +78,4 @@ def test_the_gpu_benchmark_says_what_it_needs(monkeypatch):
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="needs a CUDA device"):
-        run("benchmarks/gpu.py", monkeypatch)
+        run("examples.benchmarks.gpu", monkeypatch)

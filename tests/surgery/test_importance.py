@@ -369,9 +369,9 @@ def test_scoring_leaves_the_model_and_the_random_state():
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_an_unknown_score_is_refused_with_the_nearest():
+def test_an_unknown_importance_is_refused_with_the_nearest():
     _, _, graph, units = case("rows", 0, [1])
-    with pytest.raises(SurgeryError, match="no score 'magnitud'") as error:
+    with pytest.raises(SurgeryError, match="no importance 'magnitud'") as error:
         prune(graph, {units: 3}, importance="magnitud")
     assert error.value.near == ("'magnitude'",)
     assert "'uniform'" in str(error.value)

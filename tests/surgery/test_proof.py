@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from graftlib.graph import trace
-from graftlib.surgery import SurgeryError, scores, widen
+from graftlib.surgery import SurgeryError, importance, widen
 from graftlib.surgery import fill as fills
 from graftlib.surgery.breaks import forgetful_importances, wrong_widenings
 
@@ -92,11 +92,11 @@ def test_an_importance_that_counts_no_readers_is_found_out(monkeypatch):
     """The control of that control: put in the place of the library's own."""
     _, graph = traced(mixed)
     monkeypatch.setitem(
-        scores.IMPORTANCES,
+        importance.IMPORTANCES,
         "magnitude",
         lambda graph, model: (
-            lambda each: scores.norm_of(
-                model, [m for m in each.members if not scores.reads(graph, m)]
+            lambda each: importance.norm_of(
+                model, [m for m in each.members if not importance.reads(graph, m)]
             )
         ),
     )

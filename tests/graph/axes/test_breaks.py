@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,15 +13,10 @@ from graftlib.graph.axes.algebra import tie
 from graftlib.graph.axes.breaks import left_out_members, undone_ties
 from graftlib.graph.axes.trial import Trial
 
-SCRIPT = Path(__file__).parents[3] / "examples" / "benchmarks" / "breaks.py"
-
 
 @pytest.fixture(scope="module")
 def benchmark():
-    spec = importlib.util.spec_from_file_location("breaks_benchmark", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("examples.benchmarks.breaks")
 
 
 @pytest.mark.parametrize("name", ["mlp", "vit", "llama"])
