@@ -89,7 +89,6 @@ def test_a_package_that_looks_back_is_seen(tmp_path: Path):
 CIRCLES = {
     "graftlib.graph.axes.classes graftlib.graph.axes.tree": "leaves name their class, classes are read off trees",
     "graftlib.surgery.fill graftlib.surgery.rescale": "what an edit fills in is rescaled by what it is filled with",
-    "graftlib.graft.graft graftlib.graft.live graftlib.graft.report graftlib.graft.saving": "a graft saves itself",
 }
 
 

@@ -126,7 +126,9 @@ def _outputs_of(graph: LayerGraph, pattern: str) -> list[AxisClass]:
     if not hits:
         raise SurgeryError(
             f"{shown(pattern)} hits no layer.",
-            near=lambda: nearest(pattern, [each.fqn for each in graph.parameters()]),
+            near=lambda: nearest(
+                pattern, list(dict.fromkeys(each.layer for each in graph.parameters()))
+            ),
             fix="name layers as in model.named_modules(), with globs",
         )
     return list(dict.fromkeys(graph.axis_class(each.fqn) for each in hits))

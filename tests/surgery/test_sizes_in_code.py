@@ -194,7 +194,7 @@ def test_no_value_is_copied_for_sizes_that_do_not_fit(x, monkeypatch):
     copies = []
     call = fit.editable
     monkeypatch.setattr(fit, "editable", lambda *a, **k: (copies.append(1), call(*a, **k))[1])
-    with pytest.raises(SurgeryError, match="view in ''") as refusal:
+    with pytest.raises(SurgeryError, match="view in the model itself") as refusal:
         prune(graph, {heads: 2})
     assert not copies
     assert refusal.value.__cause__ is None
