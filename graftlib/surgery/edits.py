@@ -185,7 +185,7 @@ def whole_numbers(values: object) -> Tensor:
     """
     try:
         numbers = torch.as_tensor(values, device="cpu")
-    except Exception as error:  # whatever the methods of a stranger's object raise
+    except Exception as error:  # whatever the methods of a caller's object raise
         raise SurgeryError(
             f"{shown(values)} is no list of units.",
             why=str(error).partition("\n")[0][:200],
