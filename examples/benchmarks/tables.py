@@ -54,7 +54,7 @@ teacher. Ratios to the plain step, amortised over a cycle, within a round; media
 {table(["step", "CPU time", "quartiles", "wall", "peak memory"], rows)}
 
 The resident set scatters by more than an adapter is large, so what a graft keeps (adapter, moments, a transfer until
-its lesson) is also counted: {kept}.
+its update) is also counted: {kept}.
 """
 
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from .experiment import Arm, Experiment, Graft, Setup, controls
 from .harness import main
-from .texts import question_player, sentiment_player, text_rounds, value
+from .texts import question_network, sentiment_network, text_rounds, value
 
 EM, F1, RIGHT = "QA EM", "QA F1", "S accuracy"
 
@@ -35,7 +35,7 @@ def experiment(setup: Setup) -> Experiment:
     ]
     return Experiment(
         "table3_cross_task",
-        {"QA": question_player(setup, per_round=2), "S": sentiment_player(setup)},
+        {"QA": question_network(setup, per_round=2), "S": sentiment_network(setup)},
         tuple(arms),
         text_rounds(setup),
         of_paper="BERT-base on SQuAD v2, DistilBERT on IMDb (its error of 8.02 and 7.5 as accuracy)",
