@@ -469,12 +469,12 @@ def barrier(found: dict) -> str:
                 f"{row['cpu_s'][0]:.1f} s",
             ]
         )
-    verdict = found["verdict"]
+    result = found["verdict"]
     said = ""
-    if verdict:
+    if result:
         said = (
-            f"The lowest published barrier is that of {verdict['best_published']}; ours minus it: "
-            f"{verdict['ours_minus_best']:+.4f} nats.\n"
+            f"The lowest published barrier is that of {result['best_published']}; ours minus it: "
+            f"{result['ours_minus_best']:+.4f} nats.\n"
         )
     flags = f"--pairs {settings['pairs']} --epochs {settings['epochs']} --git-re-basin DIR"
     head = ["", "barrier, nats", "barrier, points", "objective", "CPU time"]

@@ -125,12 +125,12 @@ def hugging_face(monkeypatch):
     monkeypatch.setattr(AutoModel, "from_pretrained", lambda name: encoders[name]())
 
 
-def test_bert_and_distilbert_answer_and_judge(hugging_face):
-    asker, judge = texts.question_network(PAPER), texts.sentiment_network(PAPER)
+def test_bert_and_distilbert_answer_and_classify(hugging_face):
+    asker, sentiment = texts.question_network(PAPER), texts.sentiment_network(PAPER)
     assert (asker.batch, asker.lr, asker.weight_decay) == (32, 5e-5, 1e-5)
-    assert (judge.batch, judge.lr, judge.weight_decay) == (6, 5e-5, 1e-2)
+    assert (sentiment.batch, sentiment.lr, sentiment.weight_decay) == (6, 5e-5, 1e-2)
     assert asker.task.reading.silence
-    for network, size in ((asker, "L"), (judge, "S")):
+    for network, size in ((asker, "L"), (sentiment, "S")):
         model = network.make()
         for depth in (0.5, 1.0):
             assert model.get_submodule(texts.value(PAPER, size, depth)).weight.shape == (12, 12)

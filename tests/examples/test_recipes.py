@@ -133,7 +133,7 @@ def test_no_learned_graft_is_above_a_source_of_noise():
     assert learned > 10
 
 
-def test_the_judge_hardly_depends_on_its_source():
+def test_the_sentiment_model_hardly_depends_on_its_source():
     found = rows("paper_table3", "S accuracy")
     spoilt = ("random source", "shuffled source", "source at initialisation")
     values = [found[f"MergeNet QA→S{how}"]["values"] for how in ("", *(f", {h}" for h in spoilt))]

@@ -118,7 +118,7 @@ def _where(error: BaseException) -> str:
         lambda model: [None for _ in iter(int, 1)],
     ],
 )
-def test_the_judge_sees_raw_errors_changes_and_hangs(fault, monkeypatch):
+def test_the_probe_sees_raw_errors_changes_and_hangs(fault, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "SECONDS", 0.2)
     model = small()
     probe = Probe(model)
