@@ -1,4 +1,4 @@
-"""Choose: which parameters of two models exchange knowledge, by rules or by score.
+"""Choose: which parameters of two models exchange knowledge, by rules or by similarity.
 
 python examples/02_choose.py
 """

@@ -17,7 +17,7 @@ source = nn.Sequential(
 )
 target = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
 mapping = Mapping(trace(source, (x[:2],)), trace(target, (x[:2],)))
-mapping.link("0", "0").link("4", "2", direction="both")  # the source hears from the target, too
+mapping.link("0", "0").link("4", "2", direction="both")  # the source reads the target, too
 
 optimizer = torch.optim.AdamW([*source.parameters(), *target.parameters()], lr=3e-3)
 cycle = TransferCycle(every=2, stop=0.8)  # the last fifth of training is the models' own

@@ -1,4 +1,4 @@
-"""Cut: half of a trained network as the start of a slim one, beside the same slim network from random weights.
+"""Prune: half of a trained network as the start of a slim one, beside the same slim network from random weights.
 
 python examples/10_slim_start.py
 """

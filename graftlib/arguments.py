@@ -73,7 +73,7 @@ def _fault(value: Any, kind: Any) -> str:
     plain = _plain(value)
     try:
         msgspec.convert(plain, kind)
-    except Exception:  # msgspec's own, and whatever the methods of a stranger's object raise
+    except Exception:  # msgspec's own, and whatever the methods of a caller's object raise
         faults = list(faults_of(plain, kind, ""))
     else:
         return ""

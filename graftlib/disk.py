@@ -1,4 +1,4 @@
-"""Write files whole or not at all, and read those of strangers with a bound.
+"""Write files whole or not at all, and read untrusted ones with a bound.
 
 In: a path and what it shall hold. Out: the file. Always true: a reader sees the old file or the new one, never half of
 it; where the disk refuses, or the write is interrupted, the old file is as it was and nothing is left beside it; what a

@@ -203,7 +203,7 @@ def faults_of(values: Any, kind: Any, at: str) -> Iterator[tuple[str, str]]:
         return
     except _REFUSALS as error:
         first = str(error).partition(" - at `")[0]
-    except Exception:  # whatever the methods of a stranger's object raise
+    except Exception:  # whatever the methods of a caller's object raise
         first = "Expected something else"
     found = False
     for where, value, inner in _inner(values, kind, at):

@@ -184,12 +184,12 @@ else:
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_the_next_write_removes_what_a_killed_one_left(tmp_path: Path, kind: str):
-    stranger = tmp_path / ".mine.tmp"
-    stranger.touch()
+    unrelated = tmp_path / ".mine.tmp"
+    unrelated.touch()
     subprocess.run([sys.executable, "-c", DIES, str(tmp_path / "x"), kind], check=False)
     assert len(list(tmp_path.iterdir())) == 2, "the kill left nothing: this test tests nothing"
     write_whole(tmp_path / "y", "new")
-    assert sorted(tmp_path.iterdir()) == [stranger, tmp_path / "y"]
+    assert sorted(tmp_path.iterdir()) == [unrelated, tmp_path / "y"]
 
 
 def test_what_a_living_process_writes_is_left_alone(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Documents of strangers: what is written comes back, what is wrong is named, all of it, and nothing costs much."""
+"""Untrusted documents: what is written comes back, what is wrong is named, all of it, and nothing costs much."""
 
 import time
 from typing import Annotated, Literal

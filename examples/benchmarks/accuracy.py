@@ -208,9 +208,9 @@ def run(name: str, seed: int, args: argparse.Namespace, data: Data, source: nn.M
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
     start, graft, teacher = time.process_time(), None, None
     if {"adapter", "mlp", "sharing"} & arm.keys():
-        giver = spoiled(source, arm.get("spoil"), links, seed, x.shape[-1])
+        spoilt = spoiled(source, arm.get("spoil"), links, seed, x.shape[-1])
         example = (x[:2],)
-        mapping = Mapping(trace(giver, example), trace(target, example))
+        mapping = Mapping(trace(spoilt, example), trace(target, example))
         for one, other in links:
             mapping.link(one, other)
         cycle = TransferCycle(args.cycle, start=args.start, stop=args.stop)

@@ -31,7 +31,7 @@ from graftlib_adapters import MergeNet
 
 from ..common import results
 
-RECEIVER, GIVER, HEADS, LAYERS = (160, 960), (100, 2048), 8, 2
+TARGET, SOURCE, HEADS, LAYERS = (160, 960), (100, 2048), 8, 2
 FEED_FORWARD, DROPOUT = 2184, 0.1
 OUT = Path(__file__).resolve().parents[2] / "docs" / "benchmarks" / "adapter_cost.json"
 
@@ -87,7 +87,7 @@ class Authors(nn.Module):
 
     def __init__(self, dropout: float = DROPOUT) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(AuthorsLayer(RECEIVER, GIVER, dropout) for _ in range(LAYERS))
+        self.layers = nn.ModuleList(AuthorsLayer(TARGET, SOURCE, dropout) for _ in range(LAYERS))
 
     def forward(self, matrices: Sequence[Tensor]) -> list[Tensor]:
         """[(n, m), (N, M)] -> [(n, m)]."""
@@ -100,8 +100,8 @@ class Authors(nn.Module):
 def ours(rank: int | None) -> nn.Module:
     """The adapter of graftlib with its defaults, at the authors' shapes, heads and layers."""
     matrices = [
-        LinkedMatrix("target:w", RECEIVER, rank, True),
-        LinkedMatrix("source:w", GIVER, rank, False),
+        LinkedMatrix("target:w", TARGET, rank, True),
+        LinkedMatrix("source:w", SOURCE, rank, False),
     ]
     adapter = MergeNet(layers=LAYERS, heads=HEADS, rank=rank)
     return adapter.build(matrices, [Link(1, 0, "w")])
@@ -168,10 +168,10 @@ def measure(
     pooled: dict[str, Contender] = {}
     for seed in range(seeds):
         torch.manual_seed(seed)
-        matrices = [torch.randn(shape) * shape[1] ** -0.5 for shape in (RECEIVER, GIVER)]
+        matrices = [torch.randn(shape) * shape[1] ** -0.5 for shape in (TARGET, SOURCE)]
         contenders = {name: Contender(make, fused=fused) for name, make in CONTENDERS.items()}
         for repetition in range(-warmup, repetitions):
-            change = torch.randn(RECEIVER) * 1e-3
+            change = torch.randn(TARGET) * 1e-3
             for contender in contenders.values():
                 contender.once(matrices, change)
                 if repetition < 0:
@@ -231,11 +231,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     contenders = measure(options.repetitions, options.seeds, fused=options.fused)
-    matrices = [torch.randn(shape) for shape in (RECEIVER, GIVER)]
+    matrices = [torch.randn(shape) for shape in (TARGET, SOURCE)]
     rows = {name: row(c, contenders["authors"], matrices) for name, c in contenders.items()}
     print(table(rows))
     record = {
-        "shapes": {"target": RECEIVER, "source": GIVER, "heads": HEADS, "layers": LAYERS},
+        "shapes": {"target": TARGET, "source": SOURCE, "heads": HEADS, "layers": LAYERS},
         "authors": {"dropout": DROPOUT, "feed_forward": FEED_FORWARD},
         "repetitions": options.repetitions * options.seeds,
         "seeds": options.seeds,

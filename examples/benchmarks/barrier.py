@@ -247,7 +247,7 @@ def summary(rows: list[dict[str, float]]) -> dict[str, list[float]]:
     }
 
 
-def verdict(rows: dict[str, dict[str, list[float]]]) -> dict[str, float | str | bool]:
+def against_published(rows: dict[str, dict[str, list[float]]]) -> dict[str, float | str | bool]:
     """Ours beside the published method of the lowest barrier in this run."""
     published = {
         name: rows[name]["barrier"][0] for name in ("rebasin", "git-re-basin") if name in rows
@@ -300,7 +300,7 @@ def main(argv: list[str] | None = None) -> None:
             "test_accuracy": statistics.fmean(accuracy for _, accuracy in ends),
         },
         "rows": rows,
-        "verdict": verdict(rows),
+        "verdict": against_published(rows),
     }  # fmt: skip
     results.save(args.out, report)
     print(json.dumps(report["verdict"]))

@@ -130,11 +130,11 @@ def waits(arm: Arm) -> list[tuple[int, bool]]:
         if arm.device.type == "cuda":
             torch.cuda.synchronize()
             torch.cuda.set_sync_debug_mode("warn")
-            with warnings.catch_warnings(record=True) as heard:
+            with warnings.catch_warnings(record=True) as warned:
                 warnings.simplefilter("always")
                 arm.step()
             torch.cuda.set_sync_debug_mode("default")
-            count = sum("synchroniz" in str(warning.message) for warning in heard)
+            count = sum("synchroniz" in str(warning.message) for warning in warned)
         else:
             with HostReads() as reads:
                 arm.step()

@@ -117,7 +117,7 @@ def _table1(one: dict, report: dict) -> str:
         with their 95 % intervals. Every setting of a seed sees the same batches from the same initial weights. The row
         norm is that of the written layer at the end."""
     )
-    verdict = paragraph(
+    result = paragraph(
         f"""**Does the paper's form beat plain training and every control? {"Yes" if wins else "Not shown"}.** Of
         {len(differences)} differences in accuracy, not corrected for their number, these leave zero out: {said}. Of the
         others nothing is claimed: {n} seeds cannot tell an effect of less than half an interval's width from none. The
@@ -131,7 +131,7 @@ def _table1(one: dict, report: dict) -> str:
 
 {table(head, rows)}
 
-{verdict}
+{result}
 """
 
 

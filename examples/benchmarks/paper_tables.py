@@ -37,8 +37,8 @@ SECTIONS = {
     ),
 }
 EARLIER = {"paper_table6"}
-"""Reports from before the adapter brought what it hears to unit height."""
-EARLIER_SAID = " Of an earlier adapter, which hardly heard its source."
+"""Reports from before the adapter normalised the attention's output."""
+EARLIER_SAID = " Of an earlier adapter, which hardly read its source."
 HEAD = """## The paper's experiments
 
 Each is a file of `examples/paper`, on real data at the size of a laptop, with the controls that the paper lacks. Seed
@@ -104,16 +104,16 @@ def _section(name: str, script: str, title: str, found: dict) -> str:
             )
     head = ["arm", "metric", "%", "minus plain", "minus its hardest control", "the paper's gain"]
     about = "; ".join(dict.fromkeys(data["about"] for data in found["data"].values()))
-    givers = ", ".join(
-        f"{giver} ({', '.join(f'{metric} {score:.1f}' for metric, score in scores.items())})"
-        for giver, scores in found["givers"].items()
+    sources = ", ".join(
+        f"{source} ({', '.join(f'{metric} {score:.1f}' for metric, score in scores.items())})"
+        for source, scores in found["givers"].items()
     )
     winners = [f"{arm} ({metric})" for arm, metric in gains(found)]
     flags = f"--scale small --root DIR --rounds {found['settings']['rounds']} --seeds {len(found['seeds'])}"
     flags += " --data fashion-mnist" if "fashion" in name else ""
     about = paragraph(
         f"""{about}. {len(found["seeds"])} seeds. Plain training: {", ".join(plain)}. Frozen sources:
-        {givers or "none"}. Grafts that beat plain training and every control:
+        {sources or "none"}. Grafts that beat plain training and every control:
         **{", ".join(winners) or "none"}**.{EARLIER_SAID * (name in EARLIER)}"""
     )
     return f"""### {title}
@@ -153,25 +153,25 @@ def _downhill(found: dict) -> str:
 
 def _search(found: dict) -> str:
     parts = []
-    for rung in found["rungs"]:
+    for stage in found["rungs"]:
         rows = [
             [name, f"{row['mean']:.2f}", row["against"], signed(row["difference"])]
-            for name, row in rung["settings"].items()
+            for name, row in stage["settings"].items()
         ]
-        others = {**rung["references"], **rung["random sources"]}
+        others = {**stage["references"], **stage["random sources"]}
         beside = ", ".join(f"{name} {row['mean']:.2f}" for name, row in others.items())
         head = ["setting", "accuracy %", "adds a graft to", "minus that"]
         parts.append(
-            f"**{rung['rounds']} steps, {len(rung['seeds'])} seeds** ({beside})\n\n{table(head, rows)}"
+            f"**{stage['rounds']} steps, {len(stage['seeds'])} seeds** ({beside})\n\n{table(head, rows)}"
         )
-    heard = found["rungs"][0]["share of a transfer that comes from the source"]
+    shares = found["rungs"][0]["share of a transfer that comes from the source"]
     rows = [
         [name, link, f"{100 * shares[0]:.0f} %"]
-        for name, links in heard.items()
+        for name, links in shares.items()
         for link, shares in links.items()
     ]
     body = "\n\n".join(parts)
-    flags = f"--scale {found['scale']} --root DIR --rungs {len(found['rungs'])}"
+    flags = f"--scale {found['scale']} --root DIR --stages {len(found['rungs'])}"
     about = paragraph(
         f"""S, a frozen ResNet with {found["givers"]["S"]["S top-1"]:.1f} %, gives; a MobileNetV2 receives. CIFAR-10,
         the last fifth of the training images held out, no test image read. The first rounds are short and of few
@@ -187,7 +187,7 @@ def _search(found: dict) -> str:
 {body}
 
 How far a transfer's change moves when its source is exchanged for noise, in the first run of each (0: it does not
-listen):
+read it):
 
 {table(["setting", "link", "share"], rows)}
 """

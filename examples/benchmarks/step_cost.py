@@ -9,7 +9,7 @@ both networks.
 Time: the arms take turns, one cycle of steps each, in one process; the ratio is taken within a round, and the table
 gives the median over rounds with its quartiles. Memory (Linux): the largest resident set of a process of its own for
 each arm, less what the process held with both models made and nothing attached. That scatters by more than an adapter
-is large, so its memory is also counted: parameters, moments, and what the graph of a transfer keeps until its lesson.
+is large, so its memory is also counted: parameters, moments, and what the graph of a transfer keeps until its update.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ teacher. Ratios to the plain step, amortised over a cycle, within a round; media
 {table(["step", "CPU time", "quartiles", "wall", "peak memory"], rows)}
 
 The resident set scatters by more than an adapter is large, so what a graft keeps (adapter, moments, a transfer until
-its lesson) is also counted: {kept}.
+its update) is also counted: {kept}.
 """
 
 
@@ -469,12 +469,12 @@ def barrier(found: dict) -> str:
                 f"{row['cpu_s'][0]:.1f} s",
             ]
         )
-    verdict = found["verdict"]
+    result = found["verdict"]
     said = ""
-    if verdict:
+    if result:
         said = (
-            f"The lowest published barrier is that of {verdict['best_published']}; ours minus it: "
-            f"{verdict['ours_minus_best']:+.4f} nats.\n"
+            f"The lowest published barrier is that of {result['best_published']}; ours minus it: "
+            f"{result['ours_minus_best']:+.4f} nats.\n"
         )
     flags = f"--pairs {settings['pairs']} --epochs {settings['epochs']} --git-re-basin DIR"
     head = ["", "barrier, nats", "barrier, points", "objective", "CPU time"]

@@ -72,7 +72,7 @@ class MobileNet(nn.Module):
         (6, 160, 3, 1),
         (6, 320, 1, 1),
     )
-    RECEIVER = "blocks.15.residual.6"  # the convolution that ends the last block with a shortcut
+    TARGET = "blocks.15.residual.6"  # the convolution that ends the last block with a shortcut
 
     def __init__(self, classes: int, channels: int, width: float = 1.0) -> None:
         super().__init__()

@@ -19,9 +19,9 @@ from functools import partial
 
 from torch import nn
 
-from .experiment import Arm, Distil, Experiment, Graft, Player, Setup, Start, controls
+from .experiment import Arm, Distil, Experiment, Graft, Network, Setup, Start, controls
 from .harness import main
-from .images import image_task, layers_of, resnet_player, rounds_of, stronger
+from .images import image_task, layers_of, resnet_network, rounds_of, stronger
 
 WIDTH = {"smoke": 4, "small": 8}
 """Of M's first stage; A's is twice that."""
@@ -30,20 +30,20 @@ WIDTH = {"smoke": 4, "small": 8}
 def experiment(setup: Setup) -> Experiment:
     if setup.scale not in WIDTH:
         raise SystemExit("the paper has no such experiment: --scale smoke or small")
-    large, rounds = resnet_player(setup), rounds_of(setup)
+    large, rounds = resnet_network(setup), rounds_of(setup)
     slim = partial(large.make.func, **{**large.make.keywords, "width": WIDTH[setup.scale]})
-    players = {"M": replace(large, make=slim, task=image_task(setup, "M"))}
+    networks = {"M": replace(large, make=slim, task=image_task(setup, "M"))}
     arms: list[Arm] = []
     for ancestor, future, trained in (("A", "F", rounds // 2), ("A0", "F0", 0)):
-        players[ancestor] = replace(large, giver_rounds=trained)
-        players[future] = replace(stronger(setup, large), begins=ancestor)
-        arms += _arms(setup, players["M"], ancestor, future, "" if trained else "untrained: ")
+        networks[ancestor] = replace(large, source_rounds=trained)
+        networks[future] = replace(stronger(setup, large), begins=ancestor)
+        arms += _arms(setup, networks["M"], ancestor, future, "" if trained else "untrained: ")
     return Experiment(
-        "common_ancestor", players, tuple(arms), rounds, of_paper="none: the paper does not ask"
+        "common_ancestor", networks, tuple(arms), rounds, of_paper="none: the paper does not ask"
     )
 
 
-def _arms(setup: Setup, M: Player, ancestor: str, future: str, prefix: str) -> list[Arm]:
+def _arms(setup: Setup, M: Network, ancestor: str, future: str, prefix: str) -> list[Arm]:
     alike = tuple((name, name) for name in layers_of(M.make(), (nn.Conv2d, nn.Linear)))
     begun, plain = Start(ancestor, "M"), f"{prefix}plain"
     pull = Graft(future, "M", alike, method="pull", aligned=True, lr=1e-2)

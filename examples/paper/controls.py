@@ -95,7 +95,7 @@ class Noise:
     """Adds noise to what a graft would have written, when it would have, and of the same norm.
 
     Args:
-        clock: the player whose steps are counted: the graft's target.
+        clock: the network whose steps are counted: the graft's target.
         mapping: the graft's links between the models in training (or the frozen source).
         sizes: (step, target -> size over the norm before), as the graft left them.
         seed: of the noise.

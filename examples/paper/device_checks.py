@@ -92,7 +92,7 @@ class World:
         self.optimizer.step()
 
     def weight(self) -> Tensor:
-        """A copy of the receiver."""
+        """A copy of the target."""
         return self.target.second.weight.detach().clone()
 
     def sizes(self) -> list[float]:
@@ -194,7 +194,7 @@ def a_source_on_the_cpu(device: str) -> dict[str, Any]:
 
 @check
 def random_states_are_left_alone(device: str) -> dict[str, Any]:
-    """Tracing, attaching, transfers and lessons draw nothing from any device's state."""
+    """Tracing, attaching, transfers and updates draw nothing from any device's state."""
     for options in ({"trust": 0.2}, PAPER):
         torch.manual_seed(1)
         source, target = Net(24).to(device), Net(16).to(device)

@@ -32,10 +32,10 @@ from torch import Tensor, nn
 from ..common import results
 from ..common.intervals import interval
 from .controls import aligned
-from .experiment import Experiment, Player, Setup, setup_as
+from .experiment import Experiment, Network, Setup, setup_as
 from .harness import shared_arguments
-from .images import layers_of, mobilenet_player, rounds_of, strong_player, stronger
-from .ledger import Ledger
+from .images import layers_of, mobilenet_network, rounds_of, strong_network, stronger
+from .run_files import RunFiles
 from .training import Learner
 
 __all__ = ["PHASES", "angles", "main"]
@@ -44,21 +44,21 @@ PHASES = 4
 """Quarters of a training, each with a mean of its own."""
 FIRST_SEED = 100
 STARTS = {"fresh weights": ("A0", "B0"), "a trained ancestor": ("A", "B")}
-"""Where M begins: the player whose weights it takes, and M's sibling from there."""
+"""Where M begins: the network whose weights it takes, and M's sibling from there."""
 Weights = dict[str, Tensor]
 
 
 def experiment(setup: Setup) -> Experiment:
-    """The players alone: A0 is fresh, A trained, and B0 and B go on from them as M does, on batches of their own."""
-    M = mobilenet_player(setup)
-    players = {
-        "A0": replace(M, giver_rounds=0),
+    """The networks alone: A0 is fresh, A trained, and B0 and B go on from them as M does, on batches of their own."""
+    M = mobilenet_network(setup)
+    networks = {
+        "A0": replace(M, source_rounds=0),
         "A": stronger(setup, M),
         "B0": replace(M, begins="A0"),
         "B": replace(M, begins="A"),
-        "S": strong_player(setup),
+        "S": strong_network(setup),
     }
-    return Experiment("downhill", players, (), rounds_of(setup), of_paper="none")
+    return Experiment("downhill", networks, (), rounds_of(setup), of_paper="none")
 
 
 def angles(setup: Setup, cache: Path, seeds: Sequence[int]) -> dict[str, Any]:
@@ -66,41 +66,41 @@ def angles(setup: Setup, cache: Path, seeds: Sequence[int]) -> dict[str, Any]:
 
     Args:
         setup: at which size, on which data.
-        cache: the folder of trained givers.
+        cache: the folder of trained sources.
         seeds: of the target's batches.
     """
-    players = setup_as(experiment(setup), setup)
-    ledger = Ledger(players, setup, cache)
-    source = ledger.giver("S")
+    used = setup_as(experiment(setup), setup)
+    run_files = RunFiles(used, setup, cache)
+    source = run_files.source("S")
     layers: dict[str, int] = {}
     found: dict[str, dict[str, list[list[float]]]] = {}
     for start, (ancestor, twin) in STARTS.items():
-        begun, sibling = ledger.giver(ancestor), ledger.giver(twin)
+        begun, sibling = run_files.source(ancestor), run_files.source(twin)
         names = layers_of(begun, (nn.Conv2d, nn.Linear))
-        examples = (players.players[p].task.example() for p in ("S", ancestor))
+        examples = (used.networks[p].task.example() for p in ("S", ancestor))
         carried = _weights(aligned((), source, begun, *examples), names)
         first = _weights(begun, names)
         reached = {n: w for n, w in carried.items() if not torch.equal(w, first[n])}
         ways = {"a sibling": _weights(sibling, names), "an aligned ResNet": reached}
         layers |= {"of M": len(names), f"of the ResNet, {start}": len(reached)}
-        player = players.players[twin]
+        network = used.networks[twin]
         rows: dict[str, list[list[float]]] = {}
         for seed in seeds:
-            end = _weights(_trained(player, players.rounds, begun, seed, {})[0], names)
+            end = _weights(_trained(network, used.rounds, begun, seed, {})[0], names)
             noise = {n: torch.randn_like(w) for n, w in end.items()}
             asked = {"its own end": end, **ways, "noise": noise}
-            for kind, phases in _trained(player, players.rounds, begun, seed, asked)[1].items():
+            for kind, phases in _trained(network, used.rounds, begun, seed, asked)[1].items():
                 rows.setdefault(kind, []).append(phases)
         found[start] = rows
-    return {"layers": layers, "rounds": players.rounds, "cosines": found}
+    return {"layers": layers, "rounds": used.rounds, "cosines": found}
 
 
 def _trained(
-    player: Player, rounds: int, begun: nn.Module, seed: int, ways: dict[str, Weights]
+    network: Network, rounds: int, begun: nn.Module, seed: int, ways: dict[str, Weights]
 ) -> tuple[nn.Module, dict[str, list[float]]]:
     """A plain training from `begun`, and the mean cosine to each of `ways` in each of its phases."""
     device = next(begun.parameters()).device
-    learner = Learner("M", player, seed, rounds, device, {str(player.begins): begun})
+    learner = Learner("M", network, seed, rounds, device, {str(network.begins): begun})
     seen: dict[str, list[list[float]]] = {kind: [[] for _ in range(PHASES)] for kind in ways}
     for step in range(learner.total):
         before = {kind: _weights(learner.model, list(way)) for kind, way in ways.items()}

@@ -20,7 +20,7 @@ __all__ = [
     "Distil",
     "Experiment",
     "Graft",
-    "Player",
+    "Network",
     "Setup",
     "Start",
     "Task",
@@ -65,7 +65,7 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True)
-class Player:
+class Network:
     """One model of an experiment, what it learns and how.
 
     Attributes:
@@ -76,10 +76,10 @@ class Player:
         weight_decay: of the optimizer.
         optimizer: ``"sgd"`` (Nesterov, momentum 0.9) or ``"adamw"``.
         per_round: optimizer steps in one round of the experiment.
-        giver_rounds: of training it as a frozen source or teacher; None for as many as in an arm, 0 for none (it came
+        source_rounds: of training it as a frozen source or teacher; None for as many as in an arm, 0 for none (it came
             pretrained).
         precision: ``"float32"``, or ``"bfloat16"`` for autocast.
-        begins: the player of the same form whose trained, frozen weights it begins with; None for fresh ones.
+        begins: the network of the same form whose trained, frozen weights it begins with; None for fresh ones.
     """
 
     make: partial[nn.Module]
@@ -90,18 +90,18 @@ class Player:
     optimizer: str = "sgd"
     warmup: float = 0.0
     per_round: int = 1
-    giver_rounds: int | None = None
+    source_rounds: int | None = None
     precision: str = "float32"
     begins: str | None = None
 
 
 @dataclass(frozen=True)
 class Graft:
-    """Which player's layers write to which other's.
+    """Which network's layers write to which other's.
 
     Attributes:
-        source: the player that gives. It is co-trained where the arm trains it, else a trained, frozen one.
-        target: the player that receives; the same one for self transfer. Its optimizer steps are the clock.
+        source: the network that gives. It is co-trained where the arm trains it, else a trained, frozen one.
+        target: the network that receives; the same one for self transfer. Its optimizer steps are the clock.
         links: (source pattern, target pattern) pairs, as `graftlib.Mapping.link` takes them.
         direction: ``"forward"`` or ``"both"``.
         method: one of `training.METHODS`.
@@ -132,11 +132,11 @@ class Graft:
 
 @dataclass(frozen=True)
 class Start:
-    """A start from the transplanted weights of a trained player (`graftlib_adapters.assembly.transplant`).
+    """A start from the transplanted weights of a trained network (`graftlib_adapters.assembly.transplant`).
 
     Attributes:
-        source: the player that gives.
-        target: the player that begins with what it gave.
+        source: the network that gives.
+        target: the network that begins with what it gave.
         links: (source pattern, target pattern) pairs of layers that meet; empty to pair them by kind, order and depth.
     """
 
@@ -150,9 +150,9 @@ class Distil:
     """A distillation loss beside (or mixed with) the task's own.
 
     Attributes:
-        loss: one of `rivals.LOSSES`.
-        student: the player that learns from it.
-        teacher: the trained, frozen player; None where the loss is its own teacher.
+        loss: one of `baselines.LOSSES`.
+        student: the network that learns from it.
+        teacher: the trained, frozen network; None where the loss is its own teacher.
         options: of the loss.
     """
 
@@ -168,11 +168,11 @@ class Arm:
 
     Attributes:
         name: as it is printed.
-        trains: the players it trains, in the order of their steps in a round; a graft's target comes last.
+        trains: the networks it trains, in the order of their steps in a round; a graft's target comes last.
         graft: the graft, if there is one.
         distil: the distillation loss, if there is one.
         noise_of: name of a grafted arm: at each of its transfers this one adds noise of the same norm instead.
-        start: where the weights of one of its players come from, if not from its maker.
+        start: where the weights of one of its networks come from, if not from its maker.
         versus: names of the arms that it is compared with, seed by seed.
         paper: metric -> the paper's figure for this row.
     """
@@ -193,15 +193,15 @@ class Experiment:
 
     Attributes:
         name: of the file that declares it.
-        players: name -> player.
-        arms: the rows; one is called ``plain`` and trains every player that any other arm trains.
-        rounds: of a whole training; a player takes ``per_round`` steps in each.
+        networks: name -> network.
+        arms: the rows; one is called ``plain`` and trains every network that any other arm trains.
+        rounds: of a whole training; a network takes ``per_round`` steps in each.
         of_paper: what the paper's figures were measured on.
         result: False where the data is a stand-in that proves only that the code runs.
     """
 
     name: str
-    players: Mapping[str, Player]
+    networks: Mapping[str, Network]
     arms: tuple[Arm, ...]
     rounds: int
     of_paper: str
@@ -266,8 +266,8 @@ def controls(arm: Arm, *, frozen: bool = True) -> list[Arm]:
         noise_of=arm.name,
         start=arm.start,
     )
-    rivals = (*(spoilt[:1] if frozen else []), noise)
-    seen = replace(arm, versus=(*arm.versus, *(rival.name for rival in rivals)))
+    baselines = (*(spoilt[:1] if frozen else []), noise)
+    seen = replace(arm, versus=(*arm.versus, *(baseline.name for baseline in baselines)))
     return [seen, *(spoilt if frozen else []), noise]
 
 

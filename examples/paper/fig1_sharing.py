@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from .experiment import Arm, Experiment, Graft, Setup, controls
 from .harness import main
-from .images import BLOCKS, mobilenet_player, project, resnet_player, rounds_of
+from .images import BLOCKS, mobilenet_network, project, resnet_network, rounds_of
 
 
 def experiment(setup: Setup) -> Experiment:
@@ -30,7 +30,7 @@ def experiment(setup: Setup) -> Experiment:
     ]
     return Experiment(
         "fig1_sharing",
-        {"R": resnet_player(setup), "M": mobilenet_player(setup)},
+        {"R": resnet_network(setup), "M": mobilenet_network(setup)},
         tuple(arms),
         rounds_of(setup),
         of_paper="ResNet-50 and MobileNetV2 on CIFAR-100; the figure gives sharing no number",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from .experiment import Arm, Experiment, Graft, Setup, controls
 from .harness import main
-from .images import BLOCKS, mobilenet_player, project, resnet_player, rounds_of
+from .images import BLOCKS, mobilenet_network, project, resnet_network, rounds_of
 
 CYCLES = (1, 2, 4, 8, 16)
 PAPER = {1: {"M top-1": 60.09}, 2: {"M top-1": 65.61}}
@@ -27,7 +27,7 @@ def experiment(setup: Setup) -> Experiment:
         arms += controls(arm, frozen=False) if cycle in (CYCLES[0], CYCLES[-1]) else [arm]
     return Experiment(
         "fig3_cycle",
-        {"R": resnet_player(setup), "M": mobilenet_player(setup)},
+        {"R": resnet_network(setup), "M": mobilenet_network(setup)},
         tuple(arms),
         rounds_of(setup),
         of_paper="ResNet-50 and MobileNetV2 on CIFAR-100",

@@ -212,7 +212,7 @@ class Student:
             target = self.trainer.model
             self.graphs = trace(self.source, (example,)), trace(target, (data.test_x[:2],))
             self.trainer.model.train()
-        self.target = self.trainer.model.get_submodule(MobileNet.RECEIVER).weight
+        self.target = self.trainer.model.get_submodule(MobileNet.TARGET).weight
 
     def on(self) -> Any:
         """See `Trainer.on`."""
@@ -264,7 +264,7 @@ class Student:
         if name != "norm reset only":
             adapter = MergeNet(layers=2, heads=8, rank=None, init="paper")
         mapping = Mapping(*self.graphs)
-        mapping.link("0", MobileNet.RECEIVER)
+        mapping.link("0", MobileNet.TARGET)
         graft = attach(
             adapter,
             mapping,

@@ -3,7 +3,8 @@
 In: a function `Setup` -> `Experiment`, and a command line. Out: the printed table, and with ``--out`` the report.
 Always true: arms share seeds, initial weights and batches; accuracy is that of the last step; settings are chosen on
 ``--split validation`` and reported on ``--split test``. Where the rest is: the records in `experiment.py`, the loop in
-`training.py`, what a graft must beat in `controls.py` and `rivals.py`, files in `ledger.py`, figures in `summary.py`.
+`training.py`, what a graft must beat in `controls.py` and `baselines.py`, files in `run_files.py`, figures in
+`summary.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from joblib import Parallel, delayed
 
 from ..common import results
 from .experiment import Arm, Experiment, Setup, facts_of, setup_as
-from .ledger import Ledger
+from .run_files import RunFiles
 from .summary import show, summarise
 
 __all__ = ["main", "report_of", "shared_arguments"]
@@ -97,13 +98,13 @@ def report_of(
         Plain data, and the printed table under ``table``.
     """
     torch.set_num_threads(1)
-    ledger = _ledger(build, setup, cache)
-    experiment = ledger.experiment
+    run_files = _run_files(build, setup, cache)
+    experiment = run_files.experiment
     chosen = _chosen(experiment, arms)
     # The frozen sources first, then the arms, then those that repeat the sizes of another arm's transfers.
     for arm in chosen:
-        for name in ledger.needs(arm):
-            ledger.giver(name)
+        for name in run_files.needs(arm):
+            run_files.source(name)
     records: list[dict[str, Any]] = []
     for late in (False, True):
         todo = [
@@ -121,14 +122,14 @@ def report_of(
         "scale": setup.scale,
         "split": setup.split,
         "result": experiment.result,
-        "data": {name: facts_of(p.task.facts) for name, p in experiment.players.items()},
+        "data": {name: facts_of(p.task.facts) for name, p in experiment.networks.items()},
         "paper's figures": experiment.of_paper,
         "seeds": list(seeds),
         **found,
-        "givers": ledger.giver_scores(),
+        "givers": run_files.source_scores(),
         "settings": {
             "rounds": experiment.rounds,
-            "players": facts_of(experiment.players),
+            "players": facts_of(experiment.networks),
             "arms": {arm.name: {"graft": facts_of(arm.graft)} for arm in chosen if arm.graft},
         },
         "code": codes,
@@ -151,11 +152,11 @@ def _page(experiment: Experiment, setup: Setup, report: dict[str, Any], codes: l
 
 def _work(build: Build, setup: Setup, cache: Path, arm: str, seed: int) -> dict[str, Any]:
     torch.set_num_threads(1)
-    ledger = _ledger(build, setup, cache)
-    return ledger.record(ledger.experiment.arm(arm), seed)
+    run_files = _run_files(build, setup, cache)
+    return run_files.record(run_files.experiment.arm(arm), seed)
 
 
-def _ledger(build: Build, setup: Setup, cache: Path) -> Ledger:
+def _run_files(build: Build, setup: Setup, cache: Path) -> RunFiles:
     return _opened(_Named(build), setup, Path(cache))
 
 
@@ -174,14 +175,14 @@ class _Named:
 
 
 @lru_cache(maxsize=2)
-def _opened(build: _Named, setup: Setup, cache: Path) -> Ledger:
+def _opened(build: _Named, setup: Setup, cache: Path) -> RunFiles:
     experiment = setup_as(build.build(setup), setup)
     device = torch.device(setup.device)
-    players = {
-        name: replace(player, task=player.task.to(device))
-        for name, player in experiment.players.items()
+    networks = {
+        name: replace(network, task=network.task.to(device))
+        for name, network in experiment.networks.items()
     }
-    return Ledger(replace(experiment, players=players), setup, cache)
+    return RunFiles(replace(experiment, networks=networks), setup, cache)
 
 
 def _chosen(experiment: Experiment, names: Sequence[str] | None) -> list[Arm]:

@@ -1,6 +1,6 @@
 """Images to classify, and the two families of models that do it: ResNets and MobileNetV2s.
 
-In: a `Setup`. Out: players. Always true: all data is real; the validation split is the last fifth of the training
+In: a `Setup`. Out: networks. Always true: all data is real; the validation split is the last fifth of the training
 images, and no test image is read for it.
 
 smoke   scikit-learn's 8x8 digits, 200 to learn from
@@ -23,7 +23,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import Conv2dNormActivation
 
 from ..common.datasets import split
-from .experiment import Player, Setup
+from .experiment import Network, Setup
 
 __all__ = [
     "BLOCKS",
@@ -32,12 +32,12 @@ __all__ = [
     "image_task",
     "last_convolutions",
     "layers_of",
-    "mobilenet_player",
+    "mobilenet_network",
     "project",
     "residual_links",
-    "resnet_player",
+    "resnet_network",
     "rounds_of",
-    "strong_player",
+    "strong_network",
     "stronger",
 ]
 
@@ -89,40 +89,40 @@ def residual_links(scale: str) -> tuple[tuple[str, str], ...]:
     return tuple(links)
 
 
-def mobilenet_player(setup: Setup) -> Player:
+def mobilenet_network(setup: Setup) -> Network:
     """The slim one, called M."""
     task = image_task(setup, "M")
     make = partial(mobilenet, scale=setup.scale, **_form(task))
-    return _player(setup, make, task)
+    return _network(setup, make, task)
 
 
-def resnet_player(setup: Setup) -> Player:
+def resnet_network(setup: Setup) -> Network:
     """The large one, called R."""
     task = image_task(setup, "R")
     make = partial(resnet, scale=setup.scale, **_form(task))
-    return _player(setup, make, task)
+    return _network(setup, make, task)
 
 
-def strong_player(setup: Setup) -> Player:
-    """A far stronger giver, called S: a ResNet twice as wide, trained longer on crops and flips."""
+def strong_network(setup: Setup) -> Network:
+    """A far stronger source, called S: a ResNet twice as wide, trained longer on crops and flips."""
     task = image_task(setup, "S")
     make = partial(resnet, scale=setup.scale, width=STRONG[setup.scale][0], **_form(task))
-    return stronger(setup, _player(setup, make, task))
+    return stronger(setup, _network(setup, make, task))
 
 
-def stronger(setup: Setup, player: Player) -> Player:
-    """`player`, trained for longer as a giver, on crops and flips.
+def stronger(setup: Setup, network: Network) -> Network:
+    """`network`, trained for longer as a source, on crops and flips.
 
     Where the data set has training images that the others do not get, it learns from these as well; a held-out image
     is never among them.
     """
-    task = image_task(setup, player.task.prefix, everything=True)
+    task = image_task(setup, network.task.prefix, everything=True)
     epochs = STRONG[setup.scale][1]
     if task.facts["train"] > 20_000:
         epochs = max(1, epochs // 8)
     seen = replace(task, augments=True, facts={**task.facts, "augments": True})
-    rounds = epochs * max(1, task.size // player.batch)
-    return replace(player, task=seen, giver_rounds=rounds)
+    rounds = epochs * max(1, task.size // network.batch)
+    return replace(network, task=seen, source_rounds=rounds)
 
 
 def layers_of(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[str]:
@@ -141,7 +141,7 @@ class Images:
 
     Attributes:
         facts: see `experiment.Task`.
-        prefix: of the metrics' names: the player's.
+        prefix: of the metrics' names: the network's.
         x, y: training images, (n, channels, h, w) float32 normalised, and labels (n,) int64.
         test_x, test_y: the same, held out.
         augments: crops of the image padded by 4, and flips.
@@ -336,10 +336,10 @@ def _form(task: Images) -> dict[str, int]:
     return {"classes": task.facts["classes"], "channels": channels, "stride": 1 if whole else 2}
 
 
-def _player(setup: Setup, make: partial[nn.Module], task: Images) -> Player:
+def _network(setup: Setup, make: partial[nn.Module], task: Images) -> Network:
     if setup.scale == "paper":
         optimizer: dict[str, Any] = {"optimizer": "adamw", "lr": 1e-2, "weight_decay": 1e-4}
         optimizer["precision"] = "bfloat16"
     else:
         optimizer = {"optimizer": "sgd", "lr": 0.1 if setup.scale == "small" else 0.05}
-    return Player(make, task, batch=BATCH[setup.scale], **optimizer)
+    return Network(make, task, batch=BATCH[setup.scale], **optimizer)

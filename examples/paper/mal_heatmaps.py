@@ -115,14 +115,14 @@ def sizes(name: str) -> tuple[int, int]:
 def gaps(pairs: Pairs, what: str) -> dict[str, Values]:
     """Thresholds of matching minus those of each control, for all pairs and by the base's family."""
     found = {}
-    rivals = [arm for arm in arms_of(pairs) if arm not in mal.MATCHED]
-    for rival in rivals:
-        matched = "matched, " + rival.split(", ")[1]
-        gap = minus(figures(pairs, matched, what), figures(pairs, rival, what))
-        found[f"{matched} minus {rival}"] = gap
+    baselines = [arm for arm in arms_of(pairs) if arm not in mal.MATCHED]
+    for baseline in baselines:
+        matched = "matched, " + baseline.split(", ")[1]
+        gap = minus(figures(pairs, matched, what), figures(pairs, baseline, what))
+        found[f"{matched} minus {baseline}"] = gap
         for each in sorted({family(base) for base, _ in gap}):
             some = {k: v for k, v in gap.items() if family(k[0]) == each}
-            found[f"{matched} minus {rival}, {each} base"] = some
+            found[f"{matched} minus {baseline}, {each} base"] = some
     return found
 
 
@@ -136,13 +136,13 @@ def by_source(values: Values, one: int, other: int) -> Values:
     """
     found = {}
     for base, source in values:
-        for rival in (s for b, s in values if b == base):
-            kin = family(base) == family(source) == family(rival)
-            if kin and sizes(source)[1] == sizes(rival)[1]:
-                signs = [sign(sizes(s)[0] - sizes(base)[0]) for s in (source, rival)]
+        for baseline in (s for b, s in values if b == base):
+            kin = family(base) == family(source) == family(baseline)
+            if kin and sizes(source)[1] == sizes(baseline)[1]:
+                signs = [sign(sizes(s)[0] - sizes(base)[0]) for s in (source, baseline)]
                 if signs == [one, other]:
-                    gap = values[base, source] - values[base, rival]
-                    found[base, f"{source} {rival}"] = gap
+                    gap = values[base, source] - values[base, baseline]
+                    found[base, f"{source} {baseline}"] = gap
     return found
 
 

@@ -18,8 +18,8 @@ Beside them stand references: relatives that were cut and not tuned (what of the
 tuned on its share and on the validation images as well, the ancestor, the base tuned on all shares, and the mean of all
 networks' outputs. Seeds draw the ancestor, the shares and the batches. Differences are paired, with 95 % t intervals.
 
-`--map` looks where merging helps and where not: kin or strangers, widths, depths, families, images for each share, one
-step or many, with statistics repaired. It is read on validation images that chose nothing.
+`--map` looks where merging helps and where not: one ancestor or several, widths, depths, families, images for each
+share, one step or many, with statistics repaired. It is read on validation images that chose nothing.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class Setting:
         data: of all of them.
         family: of `zoo.FAMILIES`.
         ancestor: its (width, depth).
-        base: of the receiver.
-        sources: of the givers, in the order that they are merged in.
+        base: of the base.
+        sources: in the order that they are merged in.
         first: images, steps and rate of the ancestor's training.
         share: images that each descendant is tuned on; no two see the same.
         steps: of a descendant's tuning, of `BATCH` images.

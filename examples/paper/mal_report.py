@@ -76,10 +76,10 @@ def by_family(maps: dict, what: str, pad: str) -> str:
     for family in FAMILIES:
         row = [f"`{family}`"]
         for found in same_data(maps).values():
-            for rival in ("random", "shrink"):
+            for baseline in ("random", "shrink"):
                 row.append(
                     interval(
-                        found.get(f"{what}: matched, {pad} minus {rival}, {pad}, {family} base")
+                        found.get(f"{what}: matched, {pad} minus {baseline}, {pad}, {family} base")
                     )
                 )
         rows.append(row)
@@ -158,7 +158,7 @@ def tried(found: dict) -> str:
             f"{row['arms'][arm]['accuracy'] - base:+.1f}" if arm in row["arms"] else ""
             for arm in arms
         ]
-        rows.append([name, f"{base:.1f}", *gains])
+        rows.append([name.replace("strangers", "another ancestor"), f"{base:.1f}", *gains])
     return table(["", "base", *arms], rows)
 
 

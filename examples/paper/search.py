@@ -26,18 +26,18 @@ from .harness import report_of, shared_arguments
 from .images import (
     BLOCKS,
     last_convolutions,
-    mobilenet_player,
+    mobilenet_network,
     project,
     residual_links,
     rounds_of,
-    strong_player,
+    strong_network,
 )
 
-__all__ = ["CHOSEN", "RUNGS", "Rung", "experiment", "search", "searched"]
+__all__ = ["CHOSEN", "STAGES", "Stage", "experiment", "search", "searched"]
 
 
 @dataclass(frozen=True)
-class Rung:
+class Stage:
     """One round of the halving.
 
     Attributes:
@@ -53,7 +53,7 @@ class Rung:
     controlled: bool = False
 
 
-RUNGS = (Rung(0.2, 2, 5), Rung(0.3, 4, 2), Rung(1.0, 8, 1, controlled=True))
+STAGES = (Stage(0.2, 2, 5), Stage(0.3, 4, 2), Stage(1.0, 8, 1, controlled=True))
 OVERHEARD = ("default", "trust 0.05", "no bound", "all residual branches, trust 0.05")
 """Settings of which it is also asked how much of their transfers comes from the source."""
 CHOSEN = "trust 0.05, until 30 %"
@@ -133,7 +133,7 @@ def experiment(setup: Setup) -> Experiment:
     ]
     return Experiment(
         "search",
-        {"M": mobilenet_player(setup), "S": strong_player(setup)},
+        {"M": mobilenet_network(setup), "S": strong_network(setup)},
         tuple(arms),
         rounds_of(setup),
         of_paper="none: the paper searches nothing",
@@ -155,12 +155,12 @@ def _changed(arm: Arm, what: str, **fields: Any) -> Arm:
 
 
 def search(
-    setup: Setup, cache: Path, rungs: Sequence[Rung] = RUNGS, jobs: int = 1
+    setup: Setup, cache: Path, stages: Sequence[Stage] = STAGES, jobs: int = 1
 ) -> dict[str, Any]:
-    """Run the rungs; finished runs are read from `cache`.
+    """Run the stages; finished runs are read from `cache`.
 
     Returns:
-        Plain data: every rung with all its rows, best first, and the setting that is left.
+        Plain data: every stage with all its rows, best first, and the setting that is left.
     """
     if setup.split != "validation":
         raise ValueError("a search on test images would choose by them")
@@ -170,19 +170,19 @@ def search(
     left = tried
     found: list[dict[str, Any]] = []
     codes: set[str] = set()
-    for rung in rungs:
+    for stage in stages:
         names = [arm.name for arm in left]
-        heard = [f"{name}, overheard" for name in OVERHEARD] if not found else []
+        probed = [f"{name}, overheard" for name in OVERHEARD] if not found else []
         references = [arm.name for arm in made.arms if arm.graft is None]
         if found:  # those that nothing is compared with have been seen
             references = [n for n in references if n in {arm.versus[0] for arm in left}]
-        spoiled = [f"{name}, random source" for name in names] if rung.controlled else []
+        spoiled = [f"{name}, random source" for name in names] if stage.controlled else []
         report = report_of(
             experiment,
-            replace(setup, rounds=max(1, round(made.rounds * rung.share))),
+            replace(setup, rounds=max(1, round(made.rounds * stage.share))),
             cache=cache,
-            seeds=range(FIRST_SEED, FIRST_SEED + rung.seeds),
-            arms=[*names, *references, *spoiled, *heard],
+            seeds=range(FIRST_SEED, FIRST_SEED + stage.seeds),
+            arms=[*names, *references, *spoiled, *probed],
             jobs=jobs,
         )
         codes |= set(report["code"])
@@ -197,12 +197,12 @@ def search(
                 "random sources": {name: _short(rows[name]) for name in spoiled},
                 "share of a transfer that comes from the source": {
                     name: report["cost"][f"{name}, overheard"]["said"]
-                    for name in OVERHEARD[: len(heard)]
+                    for name in OVERHEARD[: len(probed)]
                 },
             }
         )
         print(_page(found[-1]))
-        left = left[: rung.keep]
+        left = left[: stage.keep]
     return {
         "experiment": "search",
         "scale": setup.scale,
@@ -234,15 +234,15 @@ def _short(row: dict[str, Any]) -> dict[str, Any]:
     return {key: row[key] for key in ("mean", "sd", "n", "values", "minus plain") if key in row}
 
 
-def _page(rung: dict[str, Any]) -> str:
-    lines = [f"\n{rung['rounds']} rounds, seeds {rung['seeds']}"]
-    others = {**rung["references"], **rung["random sources"]}
+def _page(stage: dict[str, Any]) -> str:
+    lines = [f"\n{stage['rounds']} rounds, seeds {stage['seeds']}"]
+    others = {**stage["references"], **stage["random sources"]}
     lines += [f"  {name}: {row['mean']:.2f}" for name, row in others.items()]
-    for name, row in rung["settings"].items():
+    for name, row in stage["settings"].items():
         mean, low, high = row["difference"]
         interval = f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
         lines.append(f"  {name}: {row['mean']:.2f}, minus {row['against']} {interval}")
-    for name, said in rung["share of a transfer that comes from the source"].items():
+    for name, said in stage["share of a transfer that comes from the source"].items():
         lines.append(f"  {name}: of a transfer comes from the source {said}")
     return "\n".join(lines)
 
@@ -254,11 +254,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     )
     parser.add_argument("--scale", choices=["smoke", "small"], default="smoke")
     shared_arguments(parser)
-    parser.add_argument("--rungs", type=int, default=len(RUNGS), help="stop after so many")
+    parser.add_argument("--stages", type=int, default=len(STAGES), help="stop after so many")
     parser.add_argument("--jobs", type=int, default=1)
     args = parser.parse_args(arguments)
     setup = Setup(args.scale, "validation", args.data, args.root)
-    found = search(setup, args.cache, RUNGS[: args.rungs], args.jobs)
+    found = search(setup, args.cache, STAGES[: args.stages], args.jobs)
     print(f"\nleft: {found['left']}")
     if args.out:
         results.save(args.out, found)

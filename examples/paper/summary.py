@@ -32,7 +32,7 @@ def by_arm(records: Sequence[dict[str, Any]]) -> Runs:
 
 
 def check(runs: Runs) -> dict[str, dict[str, dict[int, str]]]:
-    """Digests of initial weights and of batches, by player and seed, the same in every arm.
+    """Digests of initial weights and of batches, by network and seed, the same in every arm.
 
     Raises:
         MismatchError: they are not.
@@ -41,11 +41,11 @@ def check(runs: Runs) -> dict[str, dict[str, dict[int, str]]]:
     for name, seeds in runs.items():
         for seed, record in seeds.items():
             for what, seen in found.items():
-                for player, digest in record[what].items():
-                    first = seen.setdefault(player, {}).setdefault(seed, digest[:12])
+                for network, digest in record[what].items():
+                    first = seen.setdefault(network, {}).setdefault(seed, digest[:12])
                     if first != digest[:12]:
                         raise MismatchError(
-                            f"arm {name!r}, seed {seed}: the {what} of {player!r} are not those of the other arms"
+                            f"arm {name!r}, seed {seed}: the {what} of {network!r} are not those of the other arms"
                         )
     return found
 
@@ -114,7 +114,7 @@ def show(experiment: Experiment, report: dict[str, Any]) -> str:
     """One table a metric, ours beside the paper's."""
     parts = []
     for metric, rows in report["metrics"].items():
-        head = ["arm", metric, "sd", "minus plain [95 %]", "minus its hardest rival [95 %]"]
+        head = ["arm", metric, "sd", "minus plain [95 %]", "minus its hardest baseline [95 %]"]
         head += ["paper", "paper's gain", "CPU s", "MiB"]
         lines = []
         plain = rows.get("plain", {}).get("paper")
@@ -140,12 +140,12 @@ def show(experiment: Experiment, report: dict[str, Any]) -> str:
 
 def _hardest(name: str, row: dict[str, Any]) -> str:
     """The least favourable of the differences to the arms that `name` must beat beside plain, and which it is."""
-    rivals = {key: value for key, value in row.items() if key.startswith("minus ")}
-    rivals.pop("minus plain", None)
-    if not rivals:
+    baselines = {key: value for key, value in row.items() if key.startswith("minus ")}
+    baselines.pop("minus plain", None)
+    if not baselines:
         return ""
-    worst = min(rivals, key=lambda key: rivals[key][0])
-    return f"{signed(rivals[worst])} {worst.removeprefix('minus ').removeprefix(f'{name}, ')}"
+    worst = min(baselines, key=lambda key: baselines[key][0])
+    return f"{signed(baselines[worst])} {worst.removeprefix('minus ').removeprefix(f'{name}, ')}"
 
 
 def _number(value: float | None, form: str) -> str:

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from .experiment import Arm, Distil, Experiment, Graft, Setup, Start, controls
 from .harness import main
-from .images import BLOCKS, mobilenet_player, project, resnet_player, rounds_of, strong_player
+from .images import BLOCKS, mobilenet_network, project, resnet_network, rounds_of, strong_network
 from .search import searched
 
 M, R = "M top-1", "R top-1"
@@ -54,7 +54,7 @@ def experiment(setup: Setup) -> Experiment:
     arms += [arm for arm in searched(setup) if arm.name not in {known.name for known in arms}]
     return Experiment(
         "table1_cross_structure",
-        {"R": resnet_player(setup), "M": mobilenet_player(setup), "S": strong_player(setup)},
+        {"R": resnet_network(setup), "M": mobilenet_network(setup), "S": strong_network(setup)},
         tuple(arms),
         rounds_of(setup),
         of_paper="ResNet-50 and MobileNetV2 on CIFAR-100, 200 epochs",

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from .experiment import Arm, Experiment, Graft, Setup, controls
 from .harness import main
-from .vqa import FORM, two_encoder_player, vqa_rounds
+from .vqa import FORM, two_encoder_network, vqa_rounds
 
 VQA, TR, IR = "VQA accuracy", "TR@10", "IR@10"
 
@@ -36,7 +36,7 @@ def experiment(setup: Setup) -> Experiment:
     ]
     return Experiment(
         "table2_cross_modal",
-        {"V": two_encoder_player(setup)},
+        {"V": two_encoder_network(setup)},
         tuple(arms),
         vqa_rounds(setup),
         of_paper="X-VLM (small) on VQA v2 and MSCOCO, trained on a tenth; its retrieval is at 10",

@@ -13,8 +13,8 @@ from dataclasses import replace
 
 from .experiment import Arm, Experiment, Graft, Setup, controls
 from .harness import main
-from .images import mobilenet_player
-from .texts import question_player, value
+from .images import mobilenet_network
+from .texts import question_network, value
 
 EM, F1, TOP1 = "QA EM", "QA F1", "M top-1"
 ROUNDS = {"smoke": 6, "small": 120, "paper": 39_000}
@@ -34,10 +34,10 @@ def experiment(setup: Setup) -> Experiment:
         *controls(Arm("MergeNet QA→M", ("M",), onto_images)),
         *controls(Arm("MergeNet M→QA", ("QA",), onto_questions)),
     ]
-    images = replace(mobilenet_player(setup), per_round=2)
+    images = replace(mobilenet_network(setup), per_round=2)
     return Experiment(
         "table4_challenging",
-        {"QA": question_player(setup), "M": images},
+        {"QA": question_network(setup), "M": images},
         tuple(arms),
         ROUNDS[setup.scale],
         of_paper="BERT-base on SQuAD v2, MobileNetV2 on CIFAR-100",

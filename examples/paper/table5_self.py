@@ -4,15 +4,15 @@
     python -m examples.paper.table5_self --scale small --root DIR --out table5.json
     python -m examples.paper.table5_self --scale paper --root DIR                  # CIFAR-100, a GPU; not run yet
 
-The rivals are distillation without a teacher. For the controls the classifier of a trained, frozen copy takes the place
-of the model's own: a model that reads its own spoiled classifier would be another model.
+The baselines are distillation without a teacher. For the controls the classifier of a trained, frozen copy takes the
+place of the model's own: a model that reads its own spoiled classifier would be another model.
 """
 
 from __future__ import annotations
 
 from .experiment import Arm, Distil, Experiment, Graft, Setup, controls
 from .harness import main
-from .images import DEPTHS, mobilenet_player, project, rounds_of
+from .images import DEPTHS, mobilenet_network, project, rounds_of
 
 M = "M top-1"
 PAPER = (63.51, 64.02, 64.42, 66.48)
@@ -31,7 +31,7 @@ def experiment(setup: Setup) -> Experiment:
     ]
     return Experiment(
         "table5_self",
-        {"M": mobilenet_player(setup)},
+        {"M": mobilenet_network(setup)},
         tuple(arms),
         rounds_of(setup),
         of_paper="MobileNetV2 on CIFAR-100, blocks 4, 8, 12 and 16 of 17",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from .experiment import Arm, Experiment, Graft, Setup, controls
 from .harness import main
-from .texts import question_player, text_rounds, value
+from .texts import question_network, text_rounds, value
 
 EM, F1 = "S EM", "S F1"
 PAPER = {
@@ -32,13 +32,13 @@ def experiment(setup: Setup) -> Experiment:
         graft = Graft("L", "S", (link,), cycle=2, options={"heads": 12})
         arm = Arm(f"L {source}→S {target}", ("S",), graft, paper={EM: em, F1: f1})
         arms += controls(arm) if (source, target) == ("last", "last") else [arm]
-    players = {
-        "L": question_player(setup, "L", "L", trained=TRAINED[setup.scale]),
-        "S": question_player(setup, "S", "S", per_round=2),
+    networks = {
+        "L": question_network(setup, "L", "L", trained=TRAINED[setup.scale]),
+        "S": question_network(setup, "S", "S", per_round=2),
     }
     return Experiment(
         "table6_layers",
-        players,
+        networks,
         tuple(arms),
         text_rounds(setup),
         of_paper="BERT-base to DistilBERT on SQuAD v2; it gives no figure for DistilBERT alone",

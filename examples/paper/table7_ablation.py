@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from .experiment import Arm, Experiment, Graft, Setup, controls
 from .harness import main
-from .images import BLOCKS, mobilenet_player, project, resnet_player, rounds_of
+from .images import BLOCKS, mobilenet_network, project, resnet_network, rounds_of
 
 M, R = "M top-1", "R top-1"
 
@@ -33,7 +33,7 @@ def experiment(setup: Setup) -> Experiment:
         arms.append(Arm(name, ("R", "M"), graft, versus=("plain", "MergeNet R↔M"), paper=figures))
     return Experiment(
         "table7_ablation",
-        {"R": resnet_player(setup), "M": mobilenet_player(setup)},
+        {"R": resnet_network(setup), "M": mobilenet_network(setup)},
         tuple(arms),
         rounds_of(setup),
         of_paper="ResNet-50 and MobileNetV2 on CIFAR-100",

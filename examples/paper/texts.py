@@ -1,6 +1,6 @@
 """Texts: question answering and sentiment, and the encoders that do them.
 
-In: a `Setup`. Out: players. Always true: the validation split is cut off the training half by article or review; at
+In: a `Setup`. Out: networks. Always true: the validation split is cut off the training half by article or review; at
 small scale the layers below those in training are frozen, so their answer is computed once and no time goes into it.
 
 smoke   sequences of invented words: a stand-in, and no result
@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from .experiment import Player, Setup
+from .experiment import Network, Setup
 from .squad import Reading, exact_and_f1
 
-__all__ = ["layer", "question_player", "sentiment_player", "text_rounds", "value"]
+__all__ = ["layer", "question_network", "sentiment_network", "text_rounds", "value"]
 
 LENGTH = {"smoke": 16, "small": 80, "paper": 384}
 """Tokens of an example."""
@@ -44,14 +44,14 @@ SEPARATOR = 102
 LAYERS = {"smoke": {"L": 4, "S": 2}, "small": {"L": 6, "S": 3}, "paper": {"L": 12, "S": 6}}
 
 
-def question_player(
+def question_network(
     setup: Setup, name: str = "QA", size: str = "L", trained: int = 2, per_round: int = 1
-) -> Player:
+) -> Network:
     """An encoder with a span head that answers questions.
 
     Args:
         setup: of the command line.
-        name: of the player; it begins its metrics' names.
+        name: of the network; it begins its metrics' names.
         size: ``"L"`` or ``"S"``.
         trained: the last so many layers are in training (at paper scale all are).
         per_round: steps a round.
@@ -62,22 +62,22 @@ def question_player(
         "paper": {"batch": 32, "lr": 5e-5, "precision": "bfloat16"},
     }[setup.scale]
     task = _questions(setup, name, size, trained)
-    return _player(
+    return _network(
         setup, task, size, trained, span=True, weight_decay=1e-5, per_round=per_round, **recipe
     )
 
 
-def sentiment_player(
+def sentiment_network(
     setup: Setup, name: str = "S", size: str = "S", trained: int = 2, per_round: int = 1
-) -> Player:
-    """An encoder that says whether a review is positive; the arguments are `question_player`'s."""
+) -> Network:
+    """An encoder that says whether a review is positive; the arguments are `question_network`'s."""
     recipe = {
         "smoke": {"batch": 8, "lr": 1e-3},
         "small": {"batch": 8, "lr": 3e-4},
         "paper": {"batch": 6, "lr": 5e-5, "precision": "bfloat16"},
     }[setup.scale]
     task = _reviews(setup, name, size, trained)
-    return _player(
+    return _network(
         setup, task, size, trained, span=False, weight_decay=1e-2, per_round=per_round, **recipe
     )
 
@@ -157,16 +157,16 @@ def _answer(head: nn.Linear, hidden: Tensor, mask: Tensor, *, span: bool) -> Ten
     return head((hidden * weights).sum(1) / weights.sum(1))
 
 
-def _player(
+def _network(
     setup: Setup, task: Texts, size: str, trained: int, *, span: bool, **recipe: Any
-) -> Player:
+) -> Network:
     models = str(setup.models or "")
     make = partial(encoder, scale=setup.scale, models=models, size=size, trained=trained, span=span)
-    return Player(make, task, optimizer="adamw", warmup=0.1, **recipe)
+    return Network(make, task, optimizer="adamw", warmup=0.1, **recipe)
 
 
 def encoder(*, scale: str, models: str, size: str, trained: int, span: bool) -> nn.Module:
-    """The model of a player; the head's weights are drawn, and at smoke scale the layers' too."""
+    """The model of a network; the head's weights are drawn, and at smoke scale the layers' too."""
     from transformers import AutoModel, BertConfig
     from transformers.models.bert.modeling_bert import BertLayer
 

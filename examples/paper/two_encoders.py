@@ -111,12 +111,12 @@ class Block(nn.Module):
         """(n, tokens, width) and (n, others, width) -> (n, tokens, width)."""
         asked = self.norm(tokens)
         given = self.norm(others) if self.other_norm is None else self.other_norm(others)
-        heard = nn.functional.scaled_dot_product_attention(
+        mixed = nn.functional.scaled_dot_product_attention(
             self._split(self.query(asked)),
             self._split(self.key(given)),
             self._split(self.value(given)),
         )
-        tokens = tokens + self.out(heard.transpose(1, 2).flatten(2))
+        tokens = tokens + self.out(mixed.transpose(1, 2).flatten(2))
         return tokens + self.feed(tokens)
 
     def _split(self, x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Questions about pictures, and pictures with their captions: the task of a model with two encoders.
 
-In: a `Setup`. Out: a player. Always true: test pictures are the set's own; a caption that equals the right one is a
+In: a `Setup`. Out: a network. Always true: test pictures are the set's own; a caption that equals the right one is a
 hit. One model learns both tasks at once, by the sum of their losses: cross-entropy of the answer after fusion, and
 the contrast of pictures with captions before it.
 
@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from .experiment import Player, Setup
+from .experiment import Network, Setup
 from .pictures import Half, read, words_of
 from .two_encoders import WORDS, TwoEncoders
 
-__all__ = ["Pictures", "recall", "two_encoder_player", "vqa_rounds"]
+__all__ = ["Pictures", "recall", "two_encoder_network", "vqa_rounds"]
 
 ROUNDS = {"smoke": 8, "small": 200, "paper": 50_000}
 FORM = {  # width, layers, heads, side of a patch
@@ -43,7 +43,7 @@ ANSWERS = 3129
 """The most frequent answers are classes, as is usual for VQA v2; easy-vqa has 13."""
 
 
-def two_encoder_player(setup: Setup) -> Player:
+def two_encoder_network(setup: Setup) -> Network:
     """The one model, called V."""
     task = _pictures(setup)
     make = partial(
@@ -53,7 +53,7 @@ def two_encoder_player(setup: Setup) -> Player:
         shape=tuple(task.facts["shape"]),
         **FORM[setup.scale],
     )
-    return Player(
+    return Network(
         make, task, optimizer="adamw", weight_decay=1e-2, warmup=0.1, **RECIPE[setup.scale]
     )
 

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from ..errors import GraftError, ModelNameError
 
-__all__ = ["Wish", "for_hf", "for_torchvision", "plain"]
+__all__ = ["InputRequest", "for_hf", "for_torchvision", "plain"]
 
 TOKENS = 16
 """Length of an example text, in tokens; shorter where the model takes fewer."""
 
 
 @dataclass(frozen=True)
-class Wish:
+class InputRequest:
     """What the user asked for.
 
     Attributes:
@@ -35,32 +35,36 @@ class Wish:
     dtype: torch.dtype | None = None
 
 
-def plain(wish: Wish, default: tuple[int, ...], device: str) -> tuple[Any, ...]:
-    """Tensors of the wished shapes, or one of shape `default`."""
-    return tuple(_tensor(shape, wish.dtype, device) for shape in wish.shapes or (default,))
+def plain(request: InputRequest, default: tuple[int, ...], device: str) -> tuple[Any, ...]:
+    """Tensors of the requested shapes, or one of shape `default`."""
+    return tuple(_tensor(shape, request.dtype, device) for shape in request.shapes or (default,))
 
 
-def for_torchvision(family: str, weights: Any, wish: Wish, device: str) -> tuple[Any, ...]:
+def for_torchvision(
+    family: str, weights: Any, request: InputRequest, device: str
+) -> tuple[Any, ...]:
     """Inputs for a torchvision model.
 
     Args:
         family: the module of ``torchvision.models`` it comes from.
         weights: its default entry of the weights enum, which knows the crop it was trained with.
-        wish: in place of the defaults.
+        request: in place of the defaults.
         device: of the tensors.
     """
     if family == "detection":
-        return ([_tensor(s, wish.dtype, device) for s in wish.shapes or ((3, 320, 320),)],)
+        return ([_tensor(s, request.dtype, device) for s in request.shapes or ((3, 320, 320),)],)
     if family == "optical_flow":
-        pair = Wish(wish.shapes or ((2, 3, 128, 128),) * 2, wish.dtype)
+        pair = InputRequest(request.shapes or ((2, 3, 128, 128),) * 2, request.dtype)
         return plain(pair, (), device)
     crop = getattr(weights.transforms, "keywords", {}).get("crop_size", 224)
     height, width = (crop, crop) if isinstance(crop, int) else crop
     frames = (16,) if family == "video" else ()
-    return plain(wish, (2, 3, *frames, height, width), device)
+    return plain(request, (2, 3, *frames, height, width), device)
 
 
-def for_hf(model: nn.Module, wish: Wish, device: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def for_hf(
+    model: nn.Module, request: InputRequest, device: str
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Inputs for a transformers model: its main input by name, and what belongs to it.
 
     Tokens come with an attention mask, as every caller of such a model gives one; encoder-decoders get tokens for both;
@@ -72,7 +76,7 @@ def for_hf(model: nn.Module, wish: Wish, device: str) -> tuple[tuple[Any, ...], 
     config: Any = model.config
     main = str(getattr(model, "main_input_name", "input_ids"))
     accepted = [name for name in inspect.signature(model.forward).parameters if name != main]
-    given = _given(main, accepted, wish, device)
+    given = _given(main, accepted, request, device)
     wanted = [] if given else [main]
     if main == "input_ids" and "pixel_values" in accepted and hasattr(config, "vision_config"):
         wanted.append("pixel_values")
@@ -90,13 +94,15 @@ def for_hf(model: nn.Module, wish: Wish, device: str) -> tuple[tuple[Any, ...], 
     return (), made
 
 
-def _given(main: str, accepted: list[str], wish: Wish, device: str) -> dict[str, Any]:
-    """The wished inputs by name: the main one first, the others in the order of the forward's parameters."""
-    if not wish.shapes:
+def _given(main: str, accepted: list[str], request: InputRequest, device: str) -> dict[str, Any]:
+    """The requested inputs by name: the main one first, the others in the order of the forward's parameters."""
+    if not request.shapes:
         return {}
-    tokens = wish.dtype is None and main == "input_ids"
-    first = plain(Wish(wish.shapes[:1], torch.int64 if tokens else wish.dtype), (), device)
-    rest = [_tensor(shape, wish.dtype, device) for shape in wish.shapes[1:]]
+    tokens = request.dtype is None and main == "input_ids"
+    first = plain(
+        InputRequest(request.shapes[:1], torch.int64 if tokens else request.dtype), (), device
+    )
+    rest = [_tensor(shape, request.dtype, device) for shape in request.shapes[1:]]
     return dict(zip([main, *accepted], [*first, *rest], strict=False))
 
 

@@ -99,14 +99,14 @@ def load_model(
     _check_device(device)
     torch.manual_seed(seed)
     with _quiet():
-        loaded = _LOADERS[found.library](found, device, values, _wish(shapes, dtype))
+        loaded = _LOADERS[found.library](found, device, values, _request(shapes, dtype))
     if weights is not None:
         load_weights(loaded.model, weights)
     return Loaded(name, loaded.model.eval(), loaded.args, loaded.kwargs, loaded.device)
 
 
-def _wish(shapes: Sequence[tuple[int, ...]], dtype: str | None) -> inputs.Wish:
-    return inputs.Wish(tuple(shapes), getattr(torch, dtype) if dtype else None)
+def _request(shapes: Sequence[tuple[int, ...]], dtype: str | None) -> inputs.InputRequest:
+    return inputs.InputRequest(tuple(shapes), getattr(torch, dtype) if dtype else None)
 
 
 def _check_device(device: str) -> None:
@@ -133,7 +133,9 @@ def _build(make: Callable[[], nn.Module], device: str) -> nn.Module:
         return make().to("meta")
 
 
-def _load_torchvision(found: ModelName, device: str, values: bool, wish: inputs.Wish) -> Loaded:
+def _load_torchvision(
+    found: ModelName, device: str, values: bool, request: inputs.InputRequest
+) -> Loaded:
     models = require("torchvision.models", "vision")
     family = models.get_model_builder(found.rest).__module__.split(".")[2]
     if device == "auto":
@@ -145,20 +147,22 @@ def _load_torchvision(found: ModelName, device: str, values: bool, wish: inputs.
     model = _build(lambda: models.get_model(found.rest, **options), device)
     default = models.get_model_weights(found.rest).DEFAULT
     return Loaded(
-        found.rest, model, inputs.for_torchvision(family, default, wish, device), {}, device
+        found.rest, model, inputs.for_torchvision(family, default, request, device), {}, device
     )
 
 
-def _load_timm(found: ModelName, device: str, values: bool, wish: inputs.Wish) -> Loaded:
+def _load_timm(found: ModelName, device: str, values: bool, request: inputs.InputRequest) -> Loaded:
     timm = require("timm", "timm")
     device = _resolve(device, values)
     model = _build(lambda: timm.create_model(found.rest, pretrained=False), device)
     config: Any = model.pretrained_cfg
     size = (2, *config.get("input_size", (3, 224, 224)))
-    return Loaded(found.rest, model, inputs.plain(wish, size, device), {}, device)
+    return Loaded(found.rest, model, inputs.plain(request, size, device), {}, device)
 
 
-def _load_folder(found: ModelName, device: str, values: bool, wish: inputs.Wish) -> Loaded:
+def _load_folder(
+    found: ModelName, device: str, values: bool, request: inputs.InputRequest
+) -> Loaded:
     transformers = require("transformers", "hf")
     folder = found.path or Path()
     has_weights = any(folder.glob("*.safetensors"))
@@ -191,7 +195,7 @@ def _load_folder(found: ModelName, device: str, values: bool, wish: inputs.Wish)
             why=f"{type(error).__name__}: {error}",
             fix="fetch the folder again, or name another --device" if has_weights else None,
         ) from error
-    args, kwargs = inputs.for_hf(model, wish, device)
+    args, kwargs = inputs.for_hf(model, request, device)
     return Loaded(found.rest, model, args, kwargs, device)
 
 
@@ -210,7 +214,7 @@ def _hf_class(transformers: ModuleType, config: Any) -> Any:
         ) from None
 
 
-def _load_file(found: ModelName, device: str, values: bool, wish: inputs.Wish) -> Loaded:
+def _load_file(found: ModelName, device: str, values: bool, request: inputs.InputRequest) -> Loaded:
     path = found.path or Path()
     factory = getattr(execute(path), found.rest, None)
     if not callable(factory):
@@ -222,8 +226,8 @@ def _load_file(found: ModelName, device: str, values: bool, wish: inputs.Wish) -
     except Exception as error:
         raise _failed(path, found.rest, error) from error
     model, args, kwargs = _unpack(made, found)
-    if wish.shapes:
-        args, kwargs = inputs.plain(wish, (), "cpu"), {}
+    if request.shapes:
+        args, kwargs = inputs.plain(request, (), "cpu"), {}
     if not (args or kwargs):
         raise ModelNameError(
             f"{shown(str(found))} returns a model without inputs.",
@@ -290,7 +294,7 @@ def _resolve(device: str, values: bool) -> str:
     return "cpu" if values else "meta"
 
 
-_LOADERS: dict[str, Callable[[ModelName, str, bool, inputs.Wish], Loaded]] = {
+_LOADERS: dict[str, Callable[[ModelName, str, bool, inputs.InputRequest], Loaded]] = {
     "torchvision": _load_torchvision,
     "timm": _load_timm,
     "hf": _load_folder,

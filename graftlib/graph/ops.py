@@ -24,10 +24,12 @@ __all__ = [
     "OpSpec",
     "arguments",
     "aten",
+    "call_in_words",
     "does",
     "entering",
     "find",
     "keeps_features",
+    "module_in_words",
     "moved_args",
     "name_of",
     "named_arguments",
@@ -246,6 +248,19 @@ def schema_name(target: Any) -> str:
 def overload(node: fx.Node) -> str:
     """`schema_name` of what a node calls."""
     return schema_name(node.target)
+
+
+def module_in_words(node: fx.Node) -> str:
+    """The module that ran a node, for messages: ``'layer1.0'``, or ``the model itself``."""
+    module = node.meta.get("module", "")
+    return f"'{module}'" if module else "the model itself"
+
+
+def call_in_words(node: fx.Node) -> str:
+    """What a node calls and where, for messages: ``linear in 'fc'``, ``cumsum in the model itself``."""
+    name = overload(node)
+    short = name.rpartition(".")[0].removeprefix("aten.") or name
+    return f"{short} in {module_in_words(node)}"
 
 
 def name_of(node: fx.Node) -> str:

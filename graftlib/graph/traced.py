@@ -127,7 +127,7 @@ class TracedGraph:
             raise MatchError(
                 f"{self.name!r} has no parameter {shown(fqn)}.",
                 near=lambda: nearest(fqn, list(self._parameters)),
-                fix="name a parameter as in model.named_parameters()",
+                fix="name a parameter as in model.named_parameters(), or the layer of a weight",
                 address=address,
             )
         return parameter.select(part) if part else parameter

@@ -345,7 +345,7 @@ def _checked_depth(depth: tuple[float, float] | None) -> tuple[float, float] | N
         return None
     try:
         low, high = map(float, depth)
-    except Exception:  # whatever the methods of a stranger's object raise
+    except Exception:  # whatever the methods of a caller's object raise
         low, high = 1.0, 0.0
     if not low <= high:
         raise MatchError(

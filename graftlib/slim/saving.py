@@ -174,7 +174,7 @@ def _config(model: nn.Module) -> bytes | None:
         with torch.device("meta"), warnings.catch_warnings(), _mute("transformers"):
             warnings.simplefilter("ignore")
             built: nn.Module = kind(copy.deepcopy(config))
-    except Exception:  # whatever a stranger's constructor raises
+    except Exception:  # whatever a foreign constructor raises
         return None
     shapes = [{n: t.shape for n, t in each.state_dict().items()} for each in (model, built)]
     return config.to_json_string().encode() if shapes[0] == shapes[1] else None

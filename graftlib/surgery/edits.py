@@ -126,7 +126,9 @@ def _outputs_of(graph: LayerGraph, pattern: str) -> list[AxisClass]:
     if not hits:
         raise SurgeryError(
             f"{shown(pattern)} hits no layer.",
-            near=lambda: nearest(pattern, [each.fqn for each in graph.parameters()]),
+            near=lambda: nearest(
+                pattern, list(dict.fromkeys(each.layer for each in graph.parameters()))
+            ),
             fix="name layers as in model.named_modules(), with globs",
         )
     return list(dict.fromkeys(graph.axis_class(each.fqn) for each in hits))
@@ -183,7 +185,7 @@ def whole_numbers(values: object) -> Tensor:
     """
     try:
         numbers = torch.as_tensor(values, device="cpu")
-    except Exception as error:  # whatever the methods of a stranger's object raise
+    except Exception as error:  # whatever the methods of a caller's object raise
         raise SurgeryError(
             f"{shown(values)} is no list of units.",
             why=str(error).partition("\n")[0][:200],

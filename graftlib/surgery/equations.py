@@ -1,7 +1,7 @@
 """What a model's code asks of the sizes of its axis classes, as equations between whole numbers.
 
 In: one forward pass at the traced sizes in which numbers remember where they come from (`tagged`), and the axes of
-every tensor. Out: `Equations`: for wished sizes the attributes that follow, and the largest sizes that go together.
+every tensor. Out: `Equations`: for requested sizes the attributes that follow, and the largest sizes that go together.
 An equation has a term on each side: a whole number, ``("class", i)``, an attribute (``("at", place)``), or ``(op, left,
 right)``. Always true: no model is run here, and none is changed.
 """
@@ -130,9 +130,9 @@ class Equations:
                 known.setdefault(place, self.attributes[place])
         return known, [one for one in self.equations if not self._holds(one, numbers, known)]
 
-    def feasible(self, wishes: Sizes) -> dict[AxisClass, int]:
-        """Sizes at which every equation holds: the wished ones, or the nearest to them, or those of now."""
-        sizes = dict(wishes)
+    def feasible(self, requested: Sizes) -> dict[AxisClass, int]:
+        """Sizes at which every equation holds: the requested ones, or the nearest to them, or those of now."""
+        sizes = dict(requested)
         for _ in range(4 * len(sizes) + 1):
             known, broken = self.attributes_for(sizes)
             if not broken:
@@ -149,10 +149,12 @@ class Equations:
             moves = [
                 (c, size)
                 for c in involved
-                for size in self._solutions(one, c, wishes[c], sizes, known)
+                for size in self._solutions(one, c, requested[c], sizes, known)
             ]
-            best = min(moves, key=lambda move: self._cost(move, wishes, sizes), default=None)
-            if best is None or self._cost(best, wishes, sizes)[0] >= self._around(involved, sizes):
+            best = min(moves, key=lambda move: self._cost(move, requested, sizes), default=None)
+            if best is None or self._cost(best, requested, sizes)[0] >= self._around(
+                involved, sizes
+            ):
                 sizes.update({c: c.size for c in involved})
             else:
                 sizes[best[0]] = best[1]
@@ -173,10 +175,12 @@ class Equations:
             return ".".join(str(word) for word in (path, *way) if word != "")
         return f"({self._words(term[1])} {term[0]} {self._words(term[2])})"
 
-    def _cost(self, move: tuple[AxisClass, int], wishes: Sizes, sizes: Sizes) -> tuple[int, float]:
+    def _cost(
+        self, move: tuple[AxisClass, int], requested: Sizes, sizes: Sizes
+    ) -> tuple[int, float]:
         each, size = move
         after = {**sizes, each: size}
-        return self._around([each], after), abs(math.log(size / wishes[each]))
+        return self._around([each], after), abs(math.log(size / requested[each]))
 
     def _around(self, involved: Iterable[AxisClass], sizes: Sizes) -> int:
         """How many of the equations that speak of the classes do not hold."""
@@ -187,12 +191,12 @@ class Equations:
         return sum(not self._holds_somehow(one, numbers) for one in near)
 
     def _solutions(
-        self, one: Equation, each: AxisClass, wish: int, sizes: Sizes, known: Mapping[Place, int]
+        self, one: Equation, each: AxisClass, request: int, sizes: Sizes, known: Mapping[Place, int]
     ) -> list[int]:
-        """Sizes of a class at which an equation holds, the nearest to the wish first."""
+        """Sizes of a class at which an equation holds, the nearest to the request first."""
         numbers, i = self._numbers(sizes), self._number[each]
         solutions = []
-        for size in sorted(range(1, each.size + 1), key=lambda n: abs(math.log(n / wish))):
+        for size in sorted(range(1, each.size + 1), key=lambda n: abs(math.log(n / request))):
             numbers[i] = size
             if self._holds_somehow(one, numbers):
                 solutions.append(size)

@@ -1,7 +1,7 @@
 """Give a model tensors of other sizes, once it is proven that it is still what it was.
 
-In: wished sizes of axis classes. Out: a `Plan`: sizes that go together, and the attributes of modules that follow from
-them; and the edited model. Always true: no value is copied before a scratch model without values has run at these
+In: requested sizes of axis classes. Out: a `Plan`: sizes that go together, and the attributes of modules that follow
+from them; and the edited model. Always true: no value is copied before a scratch model without values has run at these
 sizes, gave outputs of the traced shapes, and had the axis classes of the traced one in their new sizes.
 Elsewhere: scratch models (`scratch`), what the code asks of sizes (`equations`), attributes by name (`stale`).
 """
@@ -132,26 +132,26 @@ def _tell(model: nn.Module, sizes: Sizes, attributes: Mapping[Place, int]) -> No
     refresh_layers(model, sizes)
 
 
-def plan(model: nn.Module, graph: LayerGraph, wishes: Sizes, *, fixed: bool) -> Plan:
-    """The wished sizes, or as much of them as goes together, with the attributes that follow.
+def plan(model: nn.Module, graph: LayerGraph, requested: Sizes, *, fixed: bool) -> Plan:
+    """The requested sizes, or as much of them as goes together, with the attributes that follow.
 
     Args:
         model: the traced one, or another of the same structure.
         graph: of it.
-        wishes: class -> how many units it shall have.
+        requested: class -> how many units it shall have.
         fixed: these sizes and no others; else the nearest to them that go together, where a class that cannot change
             at all keeps its size.
 
     Raises:
         SurgeryError: the modules do not run with these sizes, or with none but those that they have.
     """
-    _must_have_example(graph, wishes)
+    _must_have_example(graph, requested)
     model = shell_to_edit(model, graph, SurgeryError)
     learned = _learned.get(graph)
     if learned is None:
         learned = _learned[graph] = _Learned(reference_of(graph))
-    refused = {} if fixed else {c: why for c, why in learned.refused.items() if c in wishes}
-    sizes = {each: each.size if each in refused else size for each, size in wishes.items()}
+    refused = {} if fixed else {c: why for c, why in learned.refused.items() if c in requested}
+    sizes = {each: each.size if each in refused else size for each, size in requested.items()}
     by_name = True
     while True:
         attributes = _labels(model, graph, learned.reference, sizes) if by_name else {}
@@ -164,11 +164,11 @@ def plan(model: nn.Module, graph: LayerGraph, wishes: Sizes, *, fixed: bool) -> 
             attributes |= known
             if broken and fixed:
                 why = "; ".join(learned.equations.words(one) for one in broken[:2])
-                raise _refusal(graph, wishes, _RUNS, f"the code asks that {why}")
+                raise _refusal(graph, requested, _RUNS, f"the code asks that {why}")
         if not fixed and all(size == each.size for each, size in sizes.items()):
             why = next(iter(refused.values()), "all axes are frozen")
             raise _refusal(
-                graph, wishes, f"none of the {len(wishes)} free classes can be edited.", why
+                graph, requested, f"none of the {len(requested)} free classes can be edited.", why
             )
         try:
             failure = _tried(model, graph, learned, sizes, attributes)
@@ -194,7 +194,7 @@ def plan(model: nn.Module, graph: LayerGraph, wishes: Sizes, *, fixed: bool) -> 
             )
             continue
         if fixed:
-            raise _refusal(graph, wishes, failure.what, failure.why)
+            raise _refusal(graph, requested, failure.what, failure.why)
         left = left or _half(sizes)
         for each in left:
             refused[each] = learned.refused[each] = failure.why
@@ -237,11 +237,11 @@ def ties(
 
 
 def _together(
-    equations: Equations, wishes: dict[AxisClass, int], refused: dict[AxisClass, str]
+    equations: Equations, requested: dict[AxisClass, int], refused: dict[AxisClass, str]
 ) -> dict[AxisClass, int]:
-    sizes = equations.feasible(wishes)
+    sizes = equations.feasible(requested)
     for each, size in sizes.items():
-        if size == each.size and wishes[each] != size:
+        if size == each.size and requested[each] != size:
             refused[each] = "the code ties its size to others"
     return sizes
 

@@ -118,7 +118,7 @@ def prune(
         asked = requested(graph, keep)
         if not asked:
             raise SurgeryError("keep names no class.", fix="prune(graph, {0: 0.5}), or 0.5")
-        kept = {each: _units(each, wish, rank) for each, wish in asked.items()}
+        kept = {each: _units(each, request, rank) for each, request in asked.items()}
     else:
         share, outer = _share(keep), outer_classes(graph)
         fixed = ranks(graph.model, outer)
@@ -154,24 +154,24 @@ def _share(keep: object) -> float:
     return keep
 
 
-def _units(each: AxisClass, wish: Keep, rank: Ranking) -> Tensor:
-    if isinstance(wish, (int, float)):
-        share = isinstance(wish, float) and 0 < wish <= 1
-        wish = 0 if isinstance(wish, bool) else wish
-        count = round(wish * each.size) if share else wish
+def _units(each: AxisClass, request: Keep, rank: Ranking) -> Tensor:
+    if isinstance(request, (int, float)):
+        share = isinstance(request, float) and 0 < request <= 1
+        request = 0 if isinstance(request, bool) else request
+        count = round(request * each.size) if share else request
         if not 1 <= count <= each.size or isinstance(count, float):
             raise SurgeryError(
-                f"{shown(wish)} of {each.size} units cannot be kept.",
+                f"{shown(request)} of {each.size} units cannot be kept.",
                 where={"class": ", ".join(map(str, each.members[:3]))},
                 fix=f"keep 1 to {each.size} units, or a share up to 1.0",
             )
         importances = rank(each)
         best: Tensor = importances.topk(count).indices.sort().values
         return best
-    units: Tensor = torch.unique(whole_numbers(wish))
+    units: Tensor = torch.unique(whole_numbers(request))
     if not len(units) or int(units[0]) < 0 or int(units[-1]) >= each.size:
         raise SurgeryError(
             f"units to keep lie between 0 and {each.size - 1}.",
-            where={"given": shown(wish, 60)},
+            where={"given": shown(request, 60)},
         )
     return units

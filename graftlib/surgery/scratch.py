@@ -24,7 +24,7 @@ from ..graph.axes.classes import class_of_atoms, reading
 from ..graph.axes.infer import Inference, infer
 from ..graph.axes.values import Axes, Stack
 from ..graph.capture import device_of
-from ..graph.ops import overload
+from ..graph.ops import call_in_words, overload
 from ..graph.recorder import Watch, record_scratch
 from ..graph.structure import alias, like_meta, of_size, rebuild
 from .equations import Equations, Sizes, boundary, polynomial
@@ -258,10 +258,7 @@ class _Guide(Watch):
             for each in self.reference.changed(axis, self.sizes)
         ]
         classes = tuple(dict.fromkeys(blamed or self._classes(node)))
-        name = overload(node).rpartition(".")[0].removeprefix("aten.")
-        self.misfits.append(
-            Misfit(classes, f"{name} in '{node.meta.get('module', '')}': {words}"[:240])
-        )
+        self.misfits.append(Misfit(classes, f"{call_in_words(node)}: {words}"[:240]))
 
     def _due(self, node: fx.Node, due: Any, args: Any, error: Exception | None) -> Any:
         """Results of the shapes that are due."""

@@ -80,7 +80,7 @@ def graphs(draw):
 @pytest.mark.parametrize("name", ADAPTERS)
 @settings(max_examples=12)
 @given(graph=graphs())
-def test_one_new_matrix_per_receiver_in_the_order_of_the_slots(name, graph):
+def test_one_new_matrix_per_target_in_the_order_of_the_matrices(name, graph):
     matrices, links = graph
     before = [w.clone() for w in matrices]
     new = built(ADAPTERS[name], matrices, links)(matrices)
@@ -105,7 +105,7 @@ def test_an_identity_start_changes_no_bit(name, graph):
 
 @pytest.mark.parametrize("name", IDENTITY)
 @pytest.mark.parametrize("graph", [one_way, both_ways])
-def test_after_one_update_every_receiver_changes(name, graph):
+def test_after_one_update_every_target_changes(name, graph):
     matrices, links = graph()
     module = built(ADAPTERS[name], matrices, links)
     learn(module, matrices)

@@ -215,7 +215,7 @@ def test_self_distillation_has_finite_gradients(name, size):
     assert weak.grad is None or torch.isfinite(weak.grad).all()
 
 
-def test_the_weak_logits_learn_from_their_own_lesson_alone():
+def test_the_weak_logits_learn_from_their_own_loss_alone():
     student, weak, y = draw(4, 5, 0)
     weak.requires_grad_()
     distillation.uskd(student, weak, y, alpha=3.0, beta=2.0, mu=0.5).backward()

@@ -123,7 +123,7 @@ def test_the_order_inside_a_token_is_not(form, pairing):
 
 @pytest.mark.parametrize("form", [identity, paper])
 @pytest.mark.parametrize("pairing", ["rr", "rc"])
-def test_receiver_rows_answer_each_for_itself(form, pairing):
+def test_target_rows_answer_each_for_itself(form, pairing):
     """A permutation of the target's row tokens permutes the change..."""
     module = awake(form((4, 6), (5, 7), (pairing,)))
     a, b = codes((4, 6), (5, 7))
@@ -141,7 +141,7 @@ def test_by_columns_the_rows_are_content(form, pairing):
     assert (module(a[order], b) - module(a, b)[order]).abs().max() > 1e-5
 
 
-def test_each_pairing_is_heard():
+def test_each_pairing_changes_the_answer():
     a, b = codes((4, 6), (5, 7))
     module = awake(identity((4, 6), (5, 7)))
     whole = module(a, b)

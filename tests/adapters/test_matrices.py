@@ -46,7 +46,7 @@ def test_rms_of_zeros_is_zero_and_is_data():
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=6))
-def test_links_into_one_receiver_are_averaged(written):
+def test_links_into_one_target_are_averaged(written):
     links = [Link(0, i, f"l{n}") for n, i in enumerate(written)]
     changes = [torch.randn(2) for _ in links]
     mean = averaged(changes, links)

@@ -60,7 +60,7 @@ def test_both_directions_act_at_once():
     torch.testing.assert_close(module(w)[0], alone(w)[0])
 
 
-def test_both_directions_hear_each_other_from_the_second_layer_on():
+def test_both_directions_read_each_other_from_the_second_layer_on():
     shapes = [(4, 6), (5, 7)]
     module = built(MergeNet(layers=2, rank=None, **SMALL), shapes, BOTH)
     alone = built(MergeNet(layers=2, rank=None, **SMALL), shapes, BOTH[:1])
@@ -73,7 +73,7 @@ def test_both_directions_hear_each_other_from_the_second_layer_on():
 def test_layers_are_applied_in_turn():
     """L layers on the codes are the composition of L transfers in the unit of the first."""
     shapes = [(4, 6), (5, 7)]
-    module = built(MergeNet(layers=2, rank=None, **SMALL), shapes, BOTH[:1])
+    module = built(MergeNet(layers=2, rank=None, norm="free", **SMALL), shapes, BOTH[:1])
     w, v = matrices(*shapes)
     unit, other = w.square().mean().sqrt(), v.square().mean().sqrt()
     state = w / unit
@@ -86,7 +86,7 @@ def test_layers_are_applied_in_turn():
 def test_several_sources_are_averaged(init):
     shapes = [(4, 6), (5, 7), (3, 8)]
     links = [Link(1, 0, "one"), Link(2, 0, "two")]
-    adapter = MergeNet(layers=1, rank=None, init=init, **SMALL)
+    adapter = MergeNet(layers=1, rank=None, init=init, norm="free", **SMALL)
     module, w = built(adapter, shapes, links).eval(), matrices(*shapes)
     single = []
     for k in range(2):
@@ -97,7 +97,7 @@ def test_several_sources_are_averaged(init):
     assert (single[0] - single[1]).abs().max() > 1e-4
 
 
-def test_a_slot_may_give_to_itself():
+def test_a_matrix_may_be_its_own_source():
     module = built(MergeNet(rank=3, **SMALL), [(6, 8)], [Link(0, 0, "self")])
     (w,) = matrices((6, 8))
     assert (module([w])[0] - w).abs().max() > 1e-4
@@ -269,13 +269,13 @@ def test_one_encoding_per_matrix_whatever_the_links():
 
 
 @given(st.floats(1e-3, 0.5), st.floats(1e-2, 1e4), st.integers(1, 7), st.integers(1, 9))
-def test_a_transfer_changes_a_matrix_by_less_than_trust(trust, loud, rows, columns):
+def test_a_transfer_changes_a_matrix_by_less_than_trust(trust, scale, rows, columns):
     """However large the adapter's answer is..."""
     shapes = [(rows, columns), (5, 7)]
     module = built(MergeNet(rank=3, **{**SMALL, "trust": trust}), shapes, BOTH[:1])
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter.mul_(loud)
+            parameter.mul_(scale)
     w, v = matrices(*shapes)
     assert (module([w, v])[0] - w).norm() < trust * w.norm() * (1 + 1e-9)
 

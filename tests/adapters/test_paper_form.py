@@ -13,17 +13,17 @@ from graftlib_adapters import MergeNet
 from graftlib_adapters.mergenet.lpka import PAIRINGS, PaperLPKA
 
 LINK = [Link(1, 0, "link")]
-RECEIVER, GIVER = (6, 10), (5, 8)
+TARGET, SOURCE = (6, 10), (5, 8)
 
 
-def built(target=RECEIVER, source=GIVER, **options):
+def built(target=TARGET, source=SOURCE, **options):
     matrices = [LinkedMatrix("w", target, None, True), LinkedMatrix("v", source, None, False)]
     options = {"init": "paper", "rank": None, "heads": 2} | options
     return MergeNet(**options).build(matrices, LINK).double()
 
 
 def matrices():
-    return [torch.randn(*shape, dtype=torch.float64) for shape in (RECEIVER, GIVER)]
+    return [torch.randn(*shape, dtype=torch.float64) for shape in (TARGET, SOURCE)]
 
 
 # ----------------------------------------------------------------------------------------------------- the oracle
@@ -162,7 +162,7 @@ def test_each_of_the_two_drops(dropout):
 def test_a_share_of_the_weights_is_dropped_and_the_rest_scaled_up():
     """The mean over draws is what no dropout gives..."""
     module = PaperLPKA(
-        RECEIVER, GIVER, ("rr",), 2, learned=True, deterministic=False, dropout=(0.3, 0.0)
+        TARGET, SOURCE, ("rr",), 2, learned=True, deterministic=False, dropout=(0.3, 0.0)
     ).double()
     query, key, value = (torch.randn(n, 128, dtype=torch.float64) for n in (6, 5, 5))
     noise = torch.Generator().manual_seed(0)
@@ -174,7 +174,7 @@ def test_a_share_of_the_weights_is_dropped_and_the_rest_scaled_up():
 
 def test_each_draw_differs_from_the_mean():
     """...though no single draw is."""
-    module = PaperLPKA(RECEIVER, GIVER, ("rr",), 2, learned=True, deterministic=False)
+    module = PaperLPKA(TARGET, SOURCE, ("rr",), 2, learned=True, deterministic=False)
     query, key, value = (torch.randn(n, 128) for n in (6, 5, 5))
     noise = torch.Generator().manual_seed(0)
     dropped = module.attend(query, key, value, 0.3, noise)

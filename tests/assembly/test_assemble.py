@@ -435,8 +435,8 @@ def test_links_decide_what_meets():
 
 def test_a_source_that_fits_nothing_is_refused_and_the_others_go_on():
     teacher, score = wanted(mlp)
-    stranger = (nn.Sequential(nn.Conv2d(1, 2, 3)), (torch.zeros(2, 1, 4, 4),))
-    made = assemble(spoiled(teacher), [stranger, permuted(teacher)], args=EXAMPLE, evaluate=score)
+    unrelated = (nn.Sequential(nn.Conv2d(1, 2, 3)), (torch.zeros(2, 1, 4, 4),))
+    made = assemble(spoiled(teacher), [unrelated, permuted(teacher)], args=EXAMPLE, evaluate=score)
     assert [step["accepted"] for step in made.log] == [False, True]
     assert "fits any" in made.log[0]["reason"]
 

@@ -283,12 +283,12 @@ def test_activations_connect_a_twin_and_data_that_say_nothing_do_not():
 
 def spread(model, layer=2):
     """(units,) the standard deviation of what a layer puts out."""
-    heard = []
-    handle = model[layer].register_forward_hook(lambda m, i, o: heard.append(o))
+    recorded = []
+    handle = model[layer].register_forward_hook(lambda m, i, o: recorded.append(o))
     with torch.no_grad():
         model(X)
     handle.remove()
-    return heard[0].std(0, correction=0)
+    return recorded[0].std(0, correction=0)
 
 
 @pytest.mark.parametrize("method", ["coordinate", "shrink"])

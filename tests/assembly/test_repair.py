@@ -87,15 +87,15 @@ def test_no_data_is_refused():
 
 
 def deviations(model, layer, data):
-    heard = []
+    recorded = []
     handle = model.get_submodule(layer).register_forward_hook(
-        lambda m, i, o: heard.append(o.detach())
+        lambda m, i, o: recorded.append(o.detach())
     )
     with evaluating(model):
         for x in data:
             model(x)
     handle.remove()
-    values = torch.cat(heard)
+    values = torch.cat(recorded)
     return values.mean(0), values.std(0, correction=0)
 
 

@@ -140,7 +140,7 @@ def test_a_source_takes_the_bases_inputs_unless_it_has_its_own(saved):
             None,
         )
     )
-    assert [len(giver.args[0]) for giver in found] == [2, 7, 2, 7]
+    assert [len(source.args[0]) for source in found] == [2, 7, 2, 7]
 
 
 def test_a_factory_may_bring_the_inputs(saved):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graftlib.cli.inputs import Wish, plain
+from graftlib.cli.inputs import InputRequest, plain
 from graftlib.cli.names import parse_shape
 from graftlib.cli.options import DTYPES
 from graftlib.errors import GraftError
@@ -32,17 +32,20 @@ def test_anything_else_is_refused(text: str):
 
 @pytest.mark.parametrize("name", DTYPES)
 def test_every_named_dtype_is_made(name: str):
-    (tensor,) = plain(Wish(((2, 3),), getattr(torch, name)), (), "cpu")
+    (tensor,) = plain(InputRequest(((2, 3),), getattr(torch, name)), (), "cpu")
     assert (tensor.shape, tensor.dtype) == ((2, 3), getattr(torch, name))
 
 
-def test_the_default_serves_where_nothing_is_wished():
-    assert [t.shape for t in plain(Wish(), (2, 3, 8, 8), "meta")] == [(2, 3, 8, 8)]
-    assert [t.shape for t in plain(Wish(((1,), (4, 5))), (2, 3, 8, 8), "meta")] == [(1,), (4, 5)]
+def test_the_default_serves_where_nothing_is_requested():
+    assert [t.shape for t in plain(InputRequest(), (2, 3, 8, 8), "meta")] == [(2, 3, 8, 8)]
+    assert [t.shape for t in plain(InputRequest(((1,), (4, 5))), (2, 3, 8, 8), "meta")] == [
+        (1,),
+        (4, 5),
+    ]
 
 
 def test_an_input_larger_than_the_memory_is_an_error_with_a_fix():
-    huge = Wish(((10**6, 10**9),))
+    huge = InputRequest(((10**6, 10**9),))
     assert plain(huge, (), "meta")[0].numel() == 10**15
     with pytest.raises(GraftError, match=r"cannot be made on cpu[\s\S]*--device meta"):
         plain(huge, (), "cpu")

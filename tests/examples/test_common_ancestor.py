@@ -1,4 +1,4 @@
-"""Players that begin with another's trained weights, the positive control, and the angle to a source."""
+"""Networks that begin with another's trained weights, the positive control, and the angle to a source."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from examples.common import results
 from examples.paper import common_ancestor, downhill, training
 from examples.paper.experiment import Arm, Setup
 from examples.paper.harness import main
-from examples.paper.ledger import Ledger
+from examples.paper.run_files import RunFiles
 
 from .toy import CPU, build
 
@@ -25,13 +25,13 @@ ROOT = Path(__file__).parents[2]
 def family(**ancestor):
     """A fresh or trained A, and M and B that begin with it."""
     toy = build(Setup())
-    M = toy.players["M"]
-    players = {
+    M = toy.networks["M"]
+    networks = {
         "A": replace(M, **ancestor),
         "M": replace(M, begins="A"),
         "B": replace(M, begins="A"),
     }
-    return replace(toy, players=players, arms=(Arm("plain", ("M",)),))
+    return replace(toy, networks=networks, arms=(Arm("plain", ("M",)),))
 
 
 def same(one, other):
@@ -39,43 +39,43 @@ def same(one, other):
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_a_player_begins_with_what_another_learned(tmp_path):
+def test_a_network_begins_with_what_another_learned(tmp_path):
     toy = family()
-    ledger = Ledger(toy, Setup(), tmp_path)
-    ancestor = ledger.giver("A")
-    assert not same(ancestor, training.made("A", toy.players["A"], training.GIVER_SEED, CPU))
+    run_files = RunFiles(toy, Setup(), tmp_path)
+    ancestor = run_files.source("A")
+    assert not same(ancestor, training.made("A", toy.networks["A"], training.SOURCE_SEED, CPU))
     learners = [
-        training.Learner(name, toy.players[name], seed, 8, CPU, {"A": ancestor})
+        training.Learner(name, toy.networks[name], seed, 8, CPU, {"A": ancestor})
         for name, seed in (("M", 0), ("M", 1), ("B", 0))
     ]
     assert all(same(learner.model, ancestor) for learner in learners)
     learners[0].step()
     assert not same(learners[0].model, ancestor)
-    assert same(learners[1].model, ancestor)  # a copy, not the giver's own
+    assert same(learners[1].model, ancestor)  # a copy, not the source's own
 
 
 def test_an_ancestor_that_is_never_trained_is_the_common_start(tmp_path):
-    toy = family(giver_rounds=0)
-    found = Ledger(toy, Setup(), tmp_path).giver("A")
-    assert same(found, training.made("A", toy.players["A"], training.GIVER_SEED, CPU))
+    toy = family(source_rounds=0)
+    found = RunFiles(toy, Setup(), tmp_path).source("A")
+    assert same(found, training.made("A", toy.networks["A"], training.SOURCE_SEED, CPU))
 
 
-def test_runs_and_givers_are_named_by_their_ancestors_too(tmp_path):
+def test_runs_and_sources_are_named_by_their_ancestors_too(tmp_path):
     names = set()
-    for toy in (family(), family(giver_rounds=3), build(Setup())):
-        ledger = Ledger(toy, Setup(), tmp_path)
-        names.add(ledger.path(toy.arm("plain"), 0))
-        names |= {ledger._giver_paths("B")[0]} if "B" in toy.players else set()
+    for toy in (family(), family(source_rounds=3), build(Setup())):
+        run_files = RunFiles(toy, Setup(), tmp_path)
+        names.add(run_files.path(toy.arm("plain"), 0))
+        names |= {run_files._source_paths("B")[0]} if "B" in toy.networks else set()
     assert len(names) == 5
 
 
 def test_an_arm_reads_the_ancestor_of_those_it_trains(tmp_path):
     toy = family()
-    ledger = Ledger(toy, Setup(), tmp_path)
-    assert ledger.needs(toy.arm("plain")) == ["A"]
-    first, again = (ledger.record(toy.arm("plain"), seed) for seed in (0, 0))
+    run_files = RunFiles(toy, Setup(), tmp_path)
+    assert run_files.needs(toy.arm("plain")) == ["A"]
+    first, again = (run_files.record(toy.arm("plain"), seed) for seed in (0, 0))
     assert first == again
-    assert first["weights"] == ledger.record(toy.arm("plain"), 1)["weights"]
+    assert first["weights"] == run_files.record(toy.arm("plain"), 1)["weights"]
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.floats(0.1, 10.0))

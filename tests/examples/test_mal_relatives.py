@@ -57,7 +57,7 @@ def test_an_untuned_wider_relative_holds_the_base(family):
     assert torch.equal(moved, base.state_dict()["1.weight"])
 
 
-def test_an_untuned_stranger_does_not(family, images, cache):
+def test_an_untuned_independent_model_does_not(family, images, cache):
     """The negative control of the law above."""
     held = family.read, family.chosen
     other = relatives.Family(replace(SMALL, kin=False), images, 0, cache, *held)

@@ -41,8 +41,8 @@ def test_images_come_back_from_their_differences(n, channels, height, width):
 def test_the_authors_mobilenet_has_their_number_of_parameters():
     model = captured.MobileNet(100, 3)
     assert sum(p.numel() for p in model.parameters()) == 2_369_380
-    receiver = model.get_submodule(captured.MobileNet.RECEIVER)
-    assert receiver.weight.shape == (160, 960, 1, 1)
+    target = model.get_submodule(captured.MobileNet.TARGET)
+    assert target.weight.shape == (160, 960, 1, 1)
     assert model.blocks(model.stem(torch.zeros(1, 3, 32, 32))).shape[2:] == (5, 5)
 
 

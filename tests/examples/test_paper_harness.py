@@ -15,8 +15,7 @@ import torch
 from scipy import stats
 
 from examples.common.intervals import interval
-from examples.paper import harness, pictures, squad, summary, vqa
-from examples.paper import ledger as ledgers
+from examples.paper import harness, pictures, run_files, squad, summary, vqa
 from examples.paper.controls import Noise, link, spoiled
 from examples.paper.experiment import (
     Arm,
@@ -49,8 +48,8 @@ def test_arms_share_weights_and_batches(finished):
     same = report["same in every arm"]
     assert set(same["batches"]) == set(same["weights"]) == {"R", "M"}
     for (_, seed), record in records.items():
-        for player, seen in record["batches"].items():
-            assert seen.startswith(same["batches"][player][seed])
+        for network, seen in record["batches"].items():
+            assert seen.startswith(same["batches"][network][seed])
     assert same["batches"]["M"][0] != same["batches"]["M"][1]
     assert same["batches"]["M"][0] != same["batches"]["R"][0]
 
@@ -103,7 +102,7 @@ def test_a_killed_experiment_ends_as_if_it_had_not_been(finished, tmp_path, monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(ledgers, "run", dies)
+        patch.setattr(run_files, "run", dies)
         with pytest.raises(KeyboardInterrupt):
             report_in(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.glob("run-*")} == before
@@ -116,7 +115,7 @@ def test_a_killed_experiment_ends_as_if_it_had_not_been(finished, tmp_path, monk
 
 def test_a_finished_experiment_trains_nothing(finished, monkeypatch):
     folder, whole, _ = finished
-    monkeypatch.setattr(ledgers, "run", lambda *args: pytest.fail("trained again"))
+    monkeypatch.setattr(run_files, "run", lambda *args: pytest.fail("trained again"))
     assert report_in(folder) == whole
 
 
@@ -129,7 +128,7 @@ def test_all_that_matters_is_in_the_key_and_the_rest_is_not(tmp_path):
     arm = experiment.arm("one way")
 
     def path(one: Experiment = experiment, of: Arm = arm, seed: int = 0) -> Path:
-        return ledgers.Ledger(one, Setup(), tmp_path).path(of, seed)
+        return run_files.RunFiles(one, Setup(), tmp_path).path(of, seed)
 
     assert path(of=replace(arm, name="renamed", paper={"M right": 9.0}, versus=())) == path()
     assert path(replace(experiment, name="another table")) == path()
@@ -141,7 +140,7 @@ def test_all_that_matters_is_in_the_key_and_the_rest_is_not(tmp_path):
         path(setup_as(experiment, Setup(overrides=(("trust", 0.1),))), of=experiment.arm("plain")),
         path(of=setup_as(experiment, Setup(overrides=(("trust", 0.1),))).arm("one way")),
         path(of=replace(arm, trains=("R", "M"))),
-        path(replace(experiment, players={**experiment.players, "R": experiment.players["M"]})),
+        path(replace(experiment, networks={**experiment.networks, "R": experiment.networks["M"]})),
     ]
     assert len({path(), *changed}) == 1 + len(changed)
 
@@ -183,7 +182,9 @@ def test_differences_are_taken_seed_by_seed(finished):
 
 def test_noise_has_the_size_of_the_transfer_and_stays_in_its_matrix(finished):
     *_, records = finished
-    models = {name: made(name, player, 0, CPU) for name, player in build(Setup()).players.items()}
+    models = {
+        name: made(name, network, 0, CPU) for name, network in build(Setup()).networks.items()
+    }
     before = {name: {k: v.clone() for k, v in m.state_dict().items()} for name, m in models.items()}
     sizes = records["both ways", 0]["sizes"]
     example = Halves("M").example()
@@ -193,9 +194,9 @@ def test_noise_has_the_size_of_the_transfer_and_stays_in_its_matrix(finished):
     noise.add(step + 1)
     assert all(torch.equal(v, before["M"][k]) for k, v in models["M"].state_dict().items())
     noise.add(step)
-    for player, side in (("R", "source"), ("M", "target")):
-        for name, value in models[player].state_dict().items():
-            change = (value - before[player][name]).norm() / before[player][name].norm()
+    for network, side in (("R", "source"), ("M", "target")):
+        for name, value in models[network].state_dict().items():
+            change = (value - before[network][name]).norm() / before[network][name].norm()
             assert float(change) == pytest.approx(
                 rows[f"{side}:3.weight"] if name == "3.weight" else 0.0, rel=1e-4
             )
@@ -204,8 +205,8 @@ def test_noise_has_the_size_of_the_transfer_and_stays_in_its_matrix(finished):
 
 @pytest.mark.parametrize("how", ["random", "shuffled", "initial"])
 def test_a_spoiled_source_knows_nothing(how):
-    player = build(Setup()).players["R"]
-    trained, fresh = made("R", player, 0, CPU), made("R", player, 1, CPU)
+    network = build(Setup()).networks["R"]
+    trained, fresh = made("R", network, 0, CPU), made("R", network, 1, CPU)
     kept = digest(trained)
     found = spoiled(trained, fresh, replace(GRAFT, spoil=how), seed=0)
     ours, theirs = trained.get_parameter("3.weight"), found.get_parameter("3.weight")

@@ -33,13 +33,13 @@ def cifar100(monkeypatch):
     images._read.cache_clear()
 
 
-def test_cifar_100_becomes_players_of_the_papers_size(cifar100):
-    m, r = images.mobilenet_player(PAPER), images.resnet_player(PAPER)
+def test_cifar_100_becomes_networks_of_the_papers_size(cifar100):
+    m, r = images.mobilenet_network(PAPER), images.resnet_network(PAPER)
     assert m.task.metrics == ("M top-1", "M top-5")
     assert (m.batch, m.optimizer, m.lr, m.weight_decay) == (128, "adamw", 1e-2, 1e-4)
     slim, large = m.make(), r.make()
-    receiver = slim.get_submodule(images.project(images.BLOCKS["paper"]))
-    assert tuple(receiver.weight.shape[:2]) == (160, 960)
+    target = slim.get_submodule(images.project(images.BLOCKS["paper"]))
+    assert tuple(target.weight.shape[:2]) == (160, 960)
     assert tuple(large.fc.weight.shape) == (100, 2048)
     assert all(slim.get_submodule(images.project(d)) for d in images.DEPTHS["paper"])
     found = slim.eval()(*m.task.inputs(torch.arange(2)))
@@ -125,32 +125,32 @@ def hugging_face(monkeypatch):
     monkeypatch.setattr(AutoModel, "from_pretrained", lambda name: encoders[name]())
 
 
-def test_bert_and_distilbert_answer_and_judge(hugging_face):
-    asker, judge = texts.question_player(PAPER), texts.sentiment_player(PAPER)
+def test_bert_and_distilbert_answer_and_classify(hugging_face):
+    asker, sentiment = texts.question_network(PAPER), texts.sentiment_network(PAPER)
     assert (asker.batch, asker.lr, asker.weight_decay) == (32, 5e-5, 1e-5)
-    assert (judge.batch, judge.lr, judge.weight_decay) == (6, 5e-5, 1e-2)
+    assert (sentiment.batch, sentiment.lr, sentiment.weight_decay) == (6, 5e-5, 1e-2)
     assert asker.task.reading.silence
-    for player, size in ((asker, "L"), (judge, "S")):
-        model = player.make()
+    for network, size in ((asker, "L"), (sentiment, "S")):
+        model = network.make()
         for depth in (0.5, 1.0):
             assert model.get_submodule(texts.value(PAPER, size, depth)).weight.shape == (12, 12)
         index = torch.arange(3)
-        said = model(*player.task.inputs(index))
-        assert player.task.loss(said, player.task.labels(index)).isfinite()
+        said = model(*network.task.inputs(index))
+        assert network.task.loss(said, network.task.labels(index)).isfinite()
         with torch.inference_mode():
-            assert set(player.task.evaluate(model.eval())) == set(player.task.metrics)
+            assert set(network.task.evaluate(model.eval())) == set(network.task.metrics)
 
 
 def test_bert_is_told_which_tokens_are_the_question(hugging_face):
-    player = texts.question_player(PAPER)
-    model = player.make()
-    heard = {}
+    network = texts.question_network(PAPER)
+    model = network.make()
+    inputs = {}
     model.encoder.register_forward_pre_hook(
-        lambda module, args, kwargs: heard.update(kwargs), with_kwargs=True
+        lambda module, args, kwargs: inputs.update(kwargs), with_kwargs=True
     )
-    model(*player.task.inputs(torch.arange(1)))
+    model(*network.task.inputs(torch.arange(1)))
     # [CLS] which colour [SEP] it was red then [SEP] and padding
-    assert heard["token_type_ids"][0, :11].tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 1, 0, 0]
+    assert inputs["token_type_ids"][0, :11].tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 1, 0, 0]
 
 
 def test_vqa_and_coco_are_read_from_their_own_files(tmp_path, monkeypatch):
@@ -159,8 +159,8 @@ def test_vqa_and_coco_are_read_from_their_own_files(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "PICTURES", {"train2014": 3, "val2014": 2})
     for half in ("train2014", "val2014"):
         write_coco(tmp_path, half, Image)
-    player = vqa.two_encoder_player(Setup("paper", root=tmp_path))
-    task = player.task
+    network = vqa.two_encoder_network(Setup("paper", root=tmp_path))
+    task = network.task
     assert task.facts["pictures"] == [3, 2]
     assert tuple(task.train["pictures"].shape) == (3, 3, 224, 224)
     _, train, _ = pictures.read(Setup("paper", root=tmp_path))
@@ -168,7 +168,7 @@ def test_vqa_and_coco_are_read_from_their_own_files(tmp_path, monkeypatch):
         assert caption == f"a picture {round(float(picture[0].float().mean()) / 50) * 50}"
     for text, answer, place in train.questions:
         assert (text, answer) == (f"what number is it, {train.captions[place][10:]}?", "it is red")
-    model = player.make()
+    model = network.make()
     index = torch.arange(2)
     assert task.loss(model(*task.inputs(index)), task.labels(index)).isfinite()
 
@@ -199,9 +199,9 @@ def write_coco(root, half, image):
 
 def test_absent_folders_are_named_with_the_way_out(tmp_path):
     with pytest.raises(SystemExit, match="--root DIR"):
-        vqa.two_encoder_player(Setup("small", root=tmp_path))
+        vqa.two_encoder_network(Setup("small", root=tmp_path))
     with pytest.raises(SystemExit, match="--root DIR"):
-        texts.question_player(Setup("small"))
+        texts.question_network(Setup("small"))
     with pytest.raises(SystemExit, match="GRAFTLIB_MODELS"):
         texts._folder(str(tmp_path), "small", "L")
 

@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from examples.paper import images, search, training
-from examples.paper import ledger as ledgers
+from examples.paper import images, run_files, search, training
+from examples.paper.asked_twice import AskedTwice
 from examples.paper.controls import aligned, link
 from examples.paper.experiment import Arm, Experiment, Graft, Setup, Start, controls
-from examples.paper.hearing import Heard
 from examples.paper.pull import Pull
 from graftlib import attach
 from graftlib.graft import Adapter, AdapterOptimizer, Link, LinkedMatrix
@@ -63,7 +62,7 @@ def test_a_transplanted_start_changes_the_start_alone():
     assert one["loss"] != other["loss"]
     assert run_of(begun)["loss"] == other["loss"]
     experiment = build(Setup())
-    keys = {ledgers.Ledger(experiment, Setup(), FOLDER).path(arm, 0) for arm in (plain, begun)}
+    keys = {run_files.RunFiles(experiment, Setup(), FOLDER).path(arm, 0) for arm in (plain, begun)}
     assert len(keys) == 2
 
 
@@ -121,11 +120,11 @@ def test_pull_refuses_what_is_not_aligned():
 
 
 def test_an_overheard_graft_is_the_same_graft():
-    heard = run_of(Arm("heard", ("M",), replace(GRAFT, method="mergenet, overheard")))
+    probed = run_of(Arm("probed", ("M",), replace(GRAFT, method="mergenet, overheard")))
     plain = run_of(Arm("graft", ("M",), GRAFT))
-    assert heard["loss"] == plain["loss"]
-    assert heard["sizes"] == plain["sizes"]
-    (shares,) = heard["said"].values()
+    assert probed["loss"] == plain["loss"]
+    assert probed["sizes"] == plain["sizes"]
+    (shares,) = probed["said"].values()
     assert all(0 < share < 3 for share in shares)
 
 
@@ -146,7 +145,7 @@ class _Deaf(nn.Module):
 
 
 def test_a_deaf_adapter_is_found_out():
-    module = Heard(Deaf()).build(matrices(), [Link(0, 1, "w")])
+    module = AskedTwice(Deaf()).build(matrices(), [Link(0, 1, "w")])
     module([torch.ones(3, 2), torch.zeros(3, 2)])
     assert module.facts() == {"w": [0.0, 0.0]}
 
@@ -155,7 +154,10 @@ def test_asking_twice_leaves_the_bases_alone():
     source, target = networks()
     example = Halves("M").example()
     kept = []
-    for adapter in (MergeNet(heads=2, rank=3, width=8), Heard(MergeNet(heads=2, rank=3, width=8))):
+    for adapter in (
+        MergeNet(heads=2, rank=3, width=8),
+        AskedTwice(MergeNet(heads=2, rank=3, width=8)),
+    ):
         graft = attach(
             adapter,
             link(GRAFT, source, target, example, example),
@@ -171,7 +173,7 @@ def test_asking_twice_leaves_the_bases_alone():
 
 def test_the_strong_source_learns_from_more_and_sees_no_held_out_image():
     setup = Setup(split="validation")
-    slim, strong = images.mobilenet_player(setup).task, images.strong_player(setup).task
+    slim, strong = images.mobilenet_network(setup).task, images.strong_network(setup).task
     assert strong.size > 5 * slim.size
     assert torch.equal(strong.x[: slim.size], slim.x)
     assert torch.equal(strong.test_x, slim.test_x)
@@ -225,12 +227,12 @@ def few(monkeypatch):
     monkeypatch.setattr(search, "OVERHEARD", ("default",))
 
 
-RUNGS = (search.Rung(0.5, 2, 2), search.Rung(1.0, 3, 1, controlled=True))
+STAGES = (search.Stage(0.5, 2, 2), search.Stage(1.0, 3, 1, controlled=True))
 
 
 def test_the_better_half_goes_on_against_its_own_reference(few, tmp_path, monkeypatch):
     setup = Setup(split="validation")
-    found = search.search(setup, tmp_path, RUNGS)
+    found = search.search(setup, tmp_path, STAGES)
     first, last = found["rungs"]
     assert (first["rounds"], last["rounds"], len(first["seeds"]), len(last["seeds"])) == (
         8,
@@ -249,8 +251,8 @@ def test_the_better_half_goes_on_against_its_own_reference(few, tmp_path, monkey
     assert first["settings"]["kd + graft"]["difference"][0] == pytest.approx(gain)
     assert found["left"] == next(iter(last["settings"]))
     assert first["share of a transfer that comes from the source"]["default"]
-    monkeypatch.setattr(ledgers, "run", lambda *args: pytest.fail("trained again"))
-    assert search.search(setup, tmp_path, RUNGS) == found
+    monkeypatch.setattr(run_files, "run", lambda *args: pytest.fail("trained again"))
+    assert search.search(setup, tmp_path, STAGES) == found
 
 
 def test_a_search_on_test_images_is_refused(tmp_path):
@@ -273,7 +275,7 @@ def test_every_setting_is_another_and_names_layers_that_are_there():
     made = search.experiment(Setup(split="validation"))
     facts = [search.facts_of((arm.graft, arm.distil, arm.start)) for arm in made.arms]
     assert all(one != other for i, one in enumerate(facts) for other in facts[:i])
-    models = {name: training.made(name, player, 0, CPU) for name, player in made.players.items()}
+    models = {name: training.made(name, network, 0, CPU) for name, network in made.networks.items()}
     for arm in made.arms:
         for one, other in arm.graft.links if arm.graft is not None else ():
             assert models["S"].get_submodule(one)

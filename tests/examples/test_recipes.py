@@ -133,7 +133,7 @@ def test_no_learned_graft_is_above_a_source_of_noise():
     assert learned > 10
 
 
-def test_the_judge_hardly_depends_on_its_source():
+def test_the_sentiment_model_hardly_depends_on_its_source():
     found = rows("paper_table3", "S accuracy")
     spoilt = ("random source", "shuffled source", "source at initialisation")
     values = [found[f"MergeNet QA→S{how}"]["values"] for how in ("", *(f", {h}" for h in spoilt))]
@@ -156,8 +156,8 @@ def test_the_distance_to_distillation_is_what_is_said():
 
 
 def test_an_adapter_listens_as_much_as_is_said():
-    rungs = results.load(BENCHMARKS / "paper_search.json")["rungs"]
-    found = rungs[0]["share of a transfer that comes from the source"]
+    stages = results.load(BENCHMARKS / "paper_search.json")["rungs"]
+    found = stages[0]["share of a transfer that comes from the source"]
     shares = {name: [100 * s[0] for s in links.values()] for name, links in found.items()}
     (small,), (free,) = shares["default"], shares["no bound"]
     wide = shares["all residual branches, trust 0.05"]
@@ -182,6 +182,6 @@ def test_the_loss_leads_where_is_said():
 def test_what_the_search_kept_is_worth_what_is_said():
     found = results.load(BENCHMARKS / "paper_search.json")
     assert found["split"] == "validation"
-    second, last = (rung["settings"] for rung in found["rungs"][1:])
+    second, last = (stage["settings"] for stage in found["rungs"][1:])
     assert (len(second), len(last)) == (5, 2)
     assert all(text(row["difference"]) in SAID for row in (*second.values(), *last.values()))

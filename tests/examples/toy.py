@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from examples.paper.experiment import Arm, Distil, Experiment, Graft, Player, Setup, controls
+from examples.paper.experiment import Arm, Distil, Experiment, Graft, Network, Setup, controls
 
 CPU = torch.device("cpu")
 
@@ -70,8 +70,8 @@ BOTH = replace(GRAFT, direction="both")
 
 
 def build(setup: Setup) -> Experiment:
-    players = {
-        name: Player(partial(perceptron, width=width), Halves(name), batch=16, lr=0.1)
+    networks = {
+        name: Network(partial(perceptron, width=width), Halves(name), batch=16, lr=0.1)
         for name, width in (("R", 12), ("M", 8))
     }
     arms = [
@@ -82,4 +82,4 @@ def build(setup: Setup) -> Experiment:
         Arm("never learns", ("M",), replace(GRAFT, lr=0.0)),
         Arm("kd", ("M",), distil=Distil("kd", "M", "R")),
     ]
-    return Experiment("toy", players, tuple(arms), rounds=8, of_paper="nothing")
+    return Experiment("toy", networks, tuple(arms), rounds=8, of_paper="nothing")

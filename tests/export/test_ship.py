@@ -339,12 +339,12 @@ def test_a_new_export_takes_the_old_data_and_the_old_card_away(models, tmp_path,
     """...and no other model's: the data are told by their name and by what they hold."""
     monkeypatch.setattr(ship, "ONE_FILE", 0)
     path, x = tmp_path / "m.onnx", torch.randn(1, 3, 8, 8)
-    stranger = tmp_path / "m.onnx.0123abcd.data"
-    stranger.write_text("not ours: its name does not say what it holds")
+    unrelated = tmp_path / "m.onnx.0123abcd.data"
+    unrelated.write_text("not ours: its name does not say what it holds")
     export_onnx(models.TinyConv(width=64), path, x, measure=False)
     old = left_over(tmp_path)
     report = export_onnx(models.TinyConv(width=65), path, x, measure=False, card=card)
-    names = {name for name, _ in report.files} | {stranger.name}
+    names = {name for name, _ in report.files} | {unrelated.name}
     assert set(left_over(tmp_path)) == names | ({"m.card.json"} if card else set())
     assert len(set(left_over(tmp_path)) - set(old)) == 1
     if card:

@@ -50,7 +50,7 @@ class Hang(BaseException):
     """No answer in `SECONDS`."""
 
 
-class Judge:
+class Probe:
     """Counts what became of every input, and whose model changed."""
 
     def __init__(self, *models: nn.Module) -> None:
@@ -77,7 +77,7 @@ class Judge:
             self.faults[f"{what}: the model changed"] += 1
             self.before = [t.detach().clone() for t in self.tensors]
 
-    def verdict(self, tries: int) -> None:
+    def check(self, tries: int) -> None:
         assert not self.faults, "\n".join(
             f"{n} x {text}" for text, n in self.faults.most_common(40)
         )
@@ -118,13 +118,13 @@ def _where(error: BaseException) -> str:
         lambda model: [None for _ in iter(int, 1)],
     ],
 )
-def test_the_judge_sees_raw_errors_changes_and_hangs(fault, monkeypatch):
+def test_the_probe_sees_raw_errors_changes_and_hangs(fault, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "SECONDS", 0.2)
     model = small()
-    judge = Judge(model)
-    judge("fault", lambda: fault(model))
+    probe = Probe(model)
+    probe("fault", lambda: fault(model))
     with pytest.raises(AssertionError, match="1 x fault"):
-        judge.verdict(1)
+        probe.check(1)
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
@@ -136,15 +136,15 @@ def test_mappings(tmp_path, seed):
     source, target = trace(model, (X,)), trace(other, (X,))
     path = tmp_path / "map.yaml"
     Mapping(source, target).link("*", "*", pair="all", direction="both").save(path)
-    text, judge = path.read_text(), Judge(model, other)
+    text, probe = path.read_text(), Probe(model, other)
     values = yaml.safe_load(text)
     for i in range(800):
         if i % 2:
             path.write_bytes(damaged_text(random, text))
         else:
             path.write_text(yaml.dump(damaged_tree(random, values)))
-        judge("mapping", lambda: Mapping.load(path, source, target))
-    judge.verdict(800)
+        probe("mapping", lambda: Mapping.load(path, source, target))
+    probe.check(800)
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def assembly():
 
 def test_plans(tmp_path, assembly):
     random, (base, sources, done) = Random(10), assembly
-    path, judge = tmp_path / "plan.json", Judge(base, *sources, done.model)
+    path, probe = tmp_path / "plan.json", Probe(base, *sources, done.model)
     text = json.dumps(done.plan)
 
     def again() -> None:
@@ -167,18 +167,18 @@ def test_plans(tmp_path, assembly):
             path.write_bytes(damaged_text(random, text))
         else:
             path.write_text(json.dumps(damaged_tree(random, done.plan), skipkeys=True))
-        judge("plan", again)
-    judge.verdict(700)
+        probe("plan", again)
+    probe.check(700)
 
 
 def test_curves():
     random, base = Random(20), small()
     curve = Curve((0.0, 0.5, 1.0), (1.0, 0.5, 0.75), "coordinate").to_json()
-    judge = Judge(base)
+    probe = Probe(base)
     for _ in range(300):
         values = damaged_tree(random, curve)
-        judge("curve", lambda values=values: Curve.from_json(values))
-    judge.verdict(300)
+        probe("curve", lambda values=values: Curve.from_json(values))
+    probe.check(300)
 
 
 def test_recipes(tmp_path):
@@ -201,14 +201,14 @@ def test_recipes(tmp_path):
             "seed": 3,
         },
     }
-    path, judge = tmp_path / "recipe.yaml", Judge(base)
+    path, probe = tmp_path / "recipe.yaml", Probe(base)
     for i in range(700):
         if i % 2:
             path.write_bytes(damaged_text(random, yaml.safe_dump(values)))
         else:
             path.write_text(yaml.dump(damaged_tree(random, values)))
-        judge("recipe", lambda: recipe.read(path).facts(tmp_path / "out"))
-    judge.verdict(700)
+        probe("recipe", lambda: recipe.read(path).facts(tmp_path / "out"))
+    probe.check(700)
 
 
 # --- a graft's state ------------------------------------------------------------------------------------------------
@@ -228,7 +228,7 @@ def test_states_of_a_graft():
     with graft.settled():
         state = graft.state_dict()
     scalars = [None, 0, -1, 10**9, 1.5, float("nan"), "x", [], {}, torch.zeros(3), X * float("nan")]
-    judge = Judge(target, mapping.source.model)
+    probe = Probe(target, mapping.source.model)
     for _ in range(500):
         damaged = damaged_tree(random, state, scalars)
         before = graft.state_dict()
@@ -241,8 +241,8 @@ def test_states_of_a_graft():
                 raise
             graft.load_state_dict(before)
 
-        judge("state", load)
-    judge.verdict(500)
+        probe("state", load)
+    probe.check(500)
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -265,18 +265,18 @@ NAMES = [
 
 @pytest.mark.parametrize("seed", range(2))
 def test_patterns(seed):
-    random, judge = Random(50 + seed), Judge(small())
+    random, probe = Random(50 + seed), Probe(small())
     for _ in range(700):
         text = pattern(random)
-        judge("pattern", lambda text=text: select(text, NAMES))
-    judge.verdict(700)
+        probe("pattern", lambda text=text: select(text, NAMES))
+    probe.check(700)
 
 
 def test_links():
     random, model = Random(60), small()
     model.add_module("a" * 60, nn.Linear(3, 3))
     model.add_module("x::y", nn.Linear(3, 3))
-    graph, judge = trace(model, (X,)), Judge(model)
+    graph, probe = trace(model, (X,)), Probe(model)
     mapping = Mapping(graph, trace(small(9), (X,)))
     for _ in range(500):
         one, other = pattern(random), random.choice(["*", "0", pattern(random)])
@@ -290,8 +290,8 @@ def test_links():
                 raise
             mapping._rules.clear()
 
-        judge("link", link)
-    judge.verdict(500)
+        probe("link", link)
+    probe.check(500)
 
 
 # --- arguments ------------------------------------------------------------------------------------------------------
@@ -385,13 +385,13 @@ ITERATED = {
     "data",
     "batches",
 }
-"""Arguments that a stranger's object iterates over: what `Odd` raises there is its own."""
+"""Arguments that a caller's object iterates over: what `Odd` raises there is its own."""
 
 
 def test_arguments(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    table, judge = calls(tmp_path), None
-    judge = Judge(table["trace"][1]["model"], table["lmc"][1]["source"])
+    table, probe = calls(tmp_path), None
+    probe = Probe(table["trace"][1]["model"], table["lmc"][1]["source"])
     for name, (function, good) in table.items():
         for argument in good:
             for value in VALUES:
@@ -403,8 +403,8 @@ def test_arguments(tmp_path, monkeypatch):
                     continue
                 if (name, argument) == ("export_onnx", "path") and str(value) == "x":
                     continue  # a path that works: the export takes seconds
-                judge(
+                probe(
                     f"{name}({argument}={type(value).__name__})",
                     lambda f=function, a={**good, argument: value}: f(**a),
                 )
-    judge.verdict(3_000)
+    probe.check(3_000)

@@ -110,7 +110,7 @@ def test_a_failed_trace_leaves_the_model_as_before():
     assert fingerprint(model) == before
 
 
-def test_the_ladder_keeps_every_answer():
+def test_the_answer_of_every_tracer_is_kept():
     graph = trace(traps.BranchesOnValues(), X)
     assert graph.tracer == "real"
     assert graph.real

@@ -91,7 +91,7 @@ def test_a_pattern_that_is_not_well_formed_says_so(pattern):
     assert "fix" in str(error.value)
 
 
-# --- a stranger's patterns ------------------------------------------------------------------------------------------
+# --- untrusted patterns ------------------------------------------------------------------------------------------
 
 pieces = st.sampled_from(
     ["*", "?", "a", "b", ".", "0", "[ab]", "[!a]", "{i}", "{j}", "aa", "weight"]

@@ -145,7 +145,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written():
         (lambda e: e["attributes"].append({"module": "", "way": [], "value": 1}), "no steps"),
     ],
 )
-def test_a_document_of_a_stranger_is_read_with_care(change, words):
+def test_an_untrusted_document_is_read_with_care(change, words):
     _, _, small = standard(nets.Packed)
     content = json.loads(small.edit.to_json())
     change(content)

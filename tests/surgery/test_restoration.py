@@ -162,7 +162,7 @@ def test_both_models_go_over_the_inputs_once(monkeypatch):
     monkeypatch.setattr(
         Twin,
         "_run",
-        lambda self, batch, hear: samples.append(len(batch[0][0])) or run(self, batch, hear),
+        lambda self, batch, record: samples.append(len(batch[0][0])) or run(self, batch, record),
     )
     prune(graph, 0.5, data=x.split(10))
     assert sum(samples) == 2 * 40 + 10

@@ -194,7 +194,7 @@ def test_no_value_is_copied_for_sizes_that_do_not_fit(x, monkeypatch):
     copies = []
     call = fit.editable
     monkeypatch.setattr(fit, "editable", lambda *a, **k: (copies.append(1), call(*a, **k))[1])
-    with pytest.raises(SurgeryError, match="view in ''") as refusal:
+    with pytest.raises(SurgeryError, match="view in the model itself") as refusal:
         prune(graph, {heads: 2})
     assert not copies
     assert refusal.value.__cause__ is None
@@ -248,16 +248,16 @@ def test_feasible_sizes_fulfil_every_equation(heads, inner, data):
         [(("at", place), count), (("//", size, ("at", place)), inner), (("*", count, inner), size)],
         {place: heads},
     )
-    wishes = {
+    requested = {
         stream: data.draw(st.integers(1, stream.size)), head: data.draw(st.integers(1, heads))
     }  # fmt: skip
-    sizes = equations.feasible(wishes)
+    sizes = equations.feasible(requested)
     attributes, broken = equations.attributes_for(sizes)
     assert not broken
     assert sizes[stream] == sizes[head] * inner
     assert attributes[place] == sizes[head]
-    if wishes[stream] == wishes[head] * inner:
-        assert sizes == wishes
+    if requested[stream] == requested[head] * inner:
+        assert sizes == requested
 
 
 def test_an_equation_that_does_not_hold_now_is_none():

@@ -19,7 +19,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...errors import RuleError
-from ..ops import Op, OpSpec, entering, find, named_arguments, overload, spec
+from ..ops import (
+    Op,
+    OpSpec,
+    call_in_words,
+    entering,
+    find,
+    module_in_words,
+    named_arguments,
+    overload,
+    spec,
+)
 from . import (
     rules_contraction,
     rules_elementwise,
@@ -130,8 +140,7 @@ class _Reader:
             whole = self.values[source]
             return whole[place] if isinstance(whole, (list, tuple)) else whole
         name = overload(node)
-        short = name.rpartition(".")[0].removeprefix("aten.") or name
-        self.journal.by = f"{short} in '{node.meta.get('module', '')}'"
+        self.journal.by = call_in_words(node)
         shapes = tuple(tuple(t.shape) for t in _leaves(node.meta.get("val"), Tensor))
         args, kwargs = self.values_of(node.args), self.values_of(node.kwargs)
         entry = find(name)
@@ -244,7 +253,7 @@ def _broken(name: str, node: fx.Node, entry: OpSpec, error: Exception) -> RuleEr
     return RuleError(
         f"the axis rule of '{name}' failed.",
         where={
-            "node": f"'{node.name}' in module '{node.meta.get('module', '')}'",
+            "node": f"'{node.name}' in {module_in_words(node)}",
             "rule": f"{getattr(entry.apply, '__name__', entry.apply)}{place}",
         },
         why=f"{type(error).__name__}: {error}"[:300],

@@ -44,9 +44,9 @@ UNARY = aten(
     hardsigmoid i0 imag isfinite isinf isnan isneginf isposinf lgamma lift lift_fresh log log10
     log1p log2 log_sigmoid logical_not logit nan_to_num negative positive rad2deg real
     resolve_conj resolve_neg round rrelu selu sgn sign signbit sin sinc sinh softshrink
-    special_expit special_erf tan threshold trunc zero cpu cuda double float half bool int long
-    pin_memory requires_grad softsign tanhshrink _conj logsigmoid special_gelu view.dtype data
-    set_data
+    special_entr special_erf special_erfcx special_expit special_log_ndtr special_ndtr tan threshold
+    trunc zero cpu cuda double float half bool int long pin_memory requires_grad softsign tanhshrink
+    _conj logsigmoid special_gelu view.dtype data set_data
     """
 )
 ARITHMETIC = aten(
@@ -61,7 +61,7 @@ BINARY = aten(
     greater_equal gt heaviside hypot __and__ __or__ __xor__ __lshift__ __rshift__ __rpow__
     __rsub__ isclose le lerp less less_equal logaddexp logaddexp2 logical_and logical_or
     logical_xor lt maximum minimum multiply ne not_equal remainder subtract true_divide xlogy
-    clamp_max.Tensor complex polar nextafter
+    special_xlog1py clamp_max.Tensor complex polar nextafter
     """
 )
 LIKE = aten(

@@ -1260,7 +1260,7 @@
     graphs.forEach((graph) => graph.nodes.forEach((node) => {
       if ((node.form === "layer" || node.form === "module") && ways.some((tests) => tests.length && tests.every((test) => test(node)))) list.push(node);
     }));
-    // What bears the words in its own name comes before what is of such a kind.
+    // What has the words in its own name comes before what is of such a kind.
     const own = (node) => line.toLowerCase().split(/\s+/).every((word) => node.path.toLowerCase().includes(word)) ? 0 : 1;
     list.sort((a, b) => own(a) - own(b));
     const holders = new Set();

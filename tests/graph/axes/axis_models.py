@@ -565,6 +565,16 @@ CASES: dict[str, Case] = {
         b=lin(3, 6),
         z=lin(6, 2),
     ),
+    "entropy": case(
+        [6],
+        rows(),
+        lambda m, x: m.z(torch.special.entr(m.a(x).sigmoid()) + torch.special.ndtr(m.a(x))),
+        a=lin(3, 6),
+        z=lin(6, 2),
+    ),
+    "running_logsumexp": case(
+        [6], seq, lambda m, x: m.z(m.a(x).logcumsumexp(1)), a=lin(3, 6), z=lin(6, 2)
+    ),
     "cumsum_of_rows": case([6], seq, lambda m, x: m.z(m.a(x).cumsum(1)), a=lin(3, 6), z=lin(6, 2)),
     "fft": case(
         [6], seq, lambda m, x: m.z(torch.fft.rfft(m.a(x), dim=1).real), a=lin(3, 6), z=lin(6, 2)

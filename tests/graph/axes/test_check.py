@@ -141,7 +141,7 @@ class AsksForSingle(nn.Module):
         return self.z(h.softmax(-1, dtype=torch.float32).to(x.dtype))
 
 
-def test_single_precision_is_heard_as_double():
+def test_single_precision_is_run_as_double():
     result = check(trace(AsksForSingle().eval(), torch.randn(4, 3)))
     assert result.max_rel_error < 1e-14
     assert result.passed

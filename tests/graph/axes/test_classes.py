@@ -42,7 +42,7 @@ def test_print_says_which_op_tied_what():
     assert "linear in 'b'" in text
     assert (
         text.splitlines()[-1]
-        == "  tied by linear in 'a', linear in 'b', linear in 'c', add in '', linear in 'z'"
+        == "  tied by linear in 'a', linear in 'b', linear in 'c', add in the model itself, linear in 'z'"
     )
 
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from graftlib.graft import Adapter, Link, LinkedMatrix
 
-__all__ = ["Heard"]
+__all__ = ["AskedTwice"]
 
 
-class Heard(Adapter):
+class AskedTwice(Adapter):
     """`inner`, overheard.
 
     Of each transfer the share |W~ - W~'| / |W~ - W| is kept, where W~' is the answer to noise of the source's root mean
@@ -34,10 +34,10 @@ class Heard(Adapter):
 
     def build(self, matrices: Sequence[LinkedMatrix], links: Sequence[Link]) -> nn.Module:
         """See `Adapter.build`."""
-        return _Heard(self.inner.build(matrices, links), matrices, links)
+        return _AskedTwice(self.inner.build(matrices, links), matrices, links)
 
 
-class _Heard(nn.Module):
+class _AskedTwice(nn.Module):
     def __init__(
         self, inner: nn.Module, matrices: Sequence[LinkedMatrix], links: Sequence[Link]
     ) -> None:

@@ -1,8 +1,8 @@
 """One file a run, written whole: a killed experiment goes on where it stopped, and tables share their runs.
 
 In: an experiment, an arm, a seed, a folder. Out: the run's record, computed where its file is absent. Always true: a
-file's name holds a digest of all that its result depends on: the players and their data, the graft, the loss, the
-rounds, the seed, how the givers were made, the device's kind and torch's version. The arm's name, the paper's figures
+file's name holds a digest of all that its result depends on: the networks and their data, the graft, the loss, the
+rounds, the seed, how the sources were made, the device's kind and torch's version. The arm's name, the paper's figures
 and the table's name do not matter, so `plain` of one table is `plain` of another. The code's own digest is kept
 inside the record; a report says when its runs come from different code.
 """
@@ -24,12 +24,12 @@ import graftlib_adapters
 from graftlib.disk import write_whole
 
 from .experiment import Arm, Experiment, Setup, facts_of
-from .training import GIVER_SEED, digest, made, run, train_giver
+from .training import SOURCE_SEED, digest, made, run, train_source
 
-__all__ = ["Ledger"]
+__all__ = ["RunFiles"]
 
 
-class Ledger:
+class RunFiles:
     """The runs of one experiment in one folder.
 
     Args:
@@ -41,18 +41,18 @@ class Ledger:
     def __init__(self, experiment: Experiment, setup: Setup, folder: Path) -> None:
         self.experiment, self.folder = experiment, folder
         self.device = torch.device(setup.device)
-        self._givers: dict[str, nn.Module] = {}
+        self._sources: dict[str, nn.Module] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
     def record(self, arm: Arm, seed: int) -> dict[str, Any]:
         """The run of `arm` with `seed`; its file is read, or computed and written."""
         path = self.path(arm, seed)
         if not path.exists():
-            givers = {name: self.giver(name) for name in self.needs(arm)}
+            sources = {name: self.source(name) for name in self.needs(arm)}
             sizes = None
             if arm.noise_of is not None:
                 sizes = self.record(self.experiment.arm(arm.noise_of), seed)["sizes"]
-            found = run(self.experiment, arm, seed, givers, sizes, self.device)
+            found = run(self.experiment, arm, seed, sources, sizes, self.device)
             _write(path, {**found, "code": code(), "facts": self.facts(arm)})
         return dict(json.loads(path.read_text()), arm=arm.name)
 
@@ -64,13 +64,13 @@ class Ledger:
         """All that a run of `arm` depends on, but the seed."""
         experiment = self.experiment
         facts: dict[str, Any] = {
-            "trains": {name: facts_of(experiment.players[name]) for name in arm.trains},
+            "trains": {name: facts_of(experiment.networks[name]) for name in arm.trains},
             "order": list(arm.trains),
             "rounds": experiment.rounds,
             "graft": facts_of(arm.graft),
             "distil": facts_of(arm.distil),
             "start": facts_of(arm.start),
-            "givers": {name: self._giver_facts(name) for name in self.needs(arm)},
+            "givers": {name: self._source_facts(name) for name in self.needs(arm)},
             "device": self.device.type,
             "torch": torch.__version__,
         }
@@ -78,69 +78,79 @@ class Ledger:
             facts["noise of"] = self.facts(experiment.arm(arm.noise_of))
         return facts
 
-    def giver(self, name: str) -> nn.Module:
-        """The trained, frozen model of a player: read from its file, or trained and written."""
-        if name not in self._givers:
-            player = self.experiment.players[name]
-            weights, scores = self._giver_paths(name)
+    def source(self, name: str) -> nn.Module:
+        """The trained, frozen model of a network: read from its file, or trained and written."""
+        if name not in self._sources:
+            network = self.experiment.networks[name]
+            weights, scores = self._source_paths(name)
             if scores.exists():
-                model = made(name, player, GIVER_SEED, self.device)
+                model = made(name, network, SOURCE_SEED, self.device)
                 model.load_state_dict(load_file(weights, device=str(self.device)))
             else:
-                begun = {player.begins: self.giver(player.begins)} if player.begins else {}
-                learner = train_giver(name, player, self._giver_rounds(name), self.device, begun)
+                begun = {network.begins: self.source(network.begins)} if network.begins else {}
+                learner = train_source(name, network, self._source_rounds(name), self.device, begun)
                 model, found = learner.model, learner.evaluate()
                 whole = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
                 write_whole(weights, save(whole))
                 _write(scores, {"metrics": found, "weights": digest(model)})  # last: it says done
-            self._givers[name] = model.eval().requires_grad_(False)
-        return self._givers[name]
+            self._sources[name] = model.eval().requires_grad_(False)
+        return self._sources[name]
 
     def needs(self, arm: Arm) -> list[str]:
-        """The players that `arm` reads in their trained, frozen state."""
+        """The networks that `arm` reads in their trained, frozen state."""
         graft = arm.graft
         if arm.noise_of is not None:
             graft = self.experiment.arm(arm.noise_of).graft
         needs = {arm.start.source} if arm.start is not None else set()
-        needs |= {begun for n in arm.trains if (begun := self.experiment.players[n].begins)}
+        needs |= {begun for n in arm.trains if (begun := self.experiment.networks[n].begins)}
         if graft is not None and (graft.spoil is not None or graft.source not in arm.trains):
             needs.add(graft.source)
         if arm.distil is not None and arm.distil.teacher is not None:
             needs.add(arm.distil.teacher)
         return sorted(needs)
 
-    def giver_scores(self) -> dict[str, Any]:
-        """Player -> metrics of its trained, frozen model, for those that some arm reads."""
+    def source_scores(self) -> dict[str, Any]:
+        """Network -> metrics of its trained, frozen model, for those that some arm reads."""
         names = sorted({name for arm in self.experiment.arms for name in self.needs(arm)})
         found = {}
         for name in names:
-            scores = self._giver_paths(name)[1]
+            scores = self._source_paths(name)[1]
             if scores.exists():
                 found[name] = json.loads(scores.read_text())["metrics"]
         return found
 
-    def _giver_facts(self, name: str) -> dict[str, Any]:
-        player = self.experiment.players[name]
+    def _source_facts(self, name: str) -> dict[str, Any]:
+        network = self.experiment.networks[name]
         return {
-            "player": facts_of(player),
-            "begins": None if player.begins is None else self._giver_facts(player.begins),
-            "rounds": self._giver_rounds(name),
-            "seed": GIVER_SEED,
+            "player": facts_of(network),
+            "begins": None if network.begins is None else self._source_facts(network.begins),
+            "rounds": self._source_rounds(name),
+            "seed": SOURCE_SEED,
             "torch": torch.__version__,
             "device": self.device.type,
         }
 
-    def _giver_rounds(self, name: str) -> int:
-        own = self.experiment.players[name].giver_rounds
+    def _source_rounds(self, name: str) -> int:
+        own = self.experiment.networks[name].source_rounds
         return self.experiment.rounds if own is None else own
 
-    def _giver_paths(self, name: str) -> tuple[Path, Path]:
-        stem = f"giver-{_digest([name, self._giver_facts(name)])}"
+    def _source_paths(self, name: str) -> tuple[Path, Path]:
+        stem = f"source-{_digest([name, self._source_facts(name)])}"
         return self.folder / f"{stem}.safetensors", self.folder / f"{stem}.json"
 
 
 OF_A_RESULT = (
-    *("training", "controls", "pull", "hearing", "rivals", "images", "texts", "squad", "vqa"),
+    *(
+        "training",
+        "controls",
+        "pull",
+        "asked_twice",
+        "baselines",
+        "images",
+        "texts",
+        "squad",
+        "vqa",
+    ),
     *("two_encoders", "pictures"),
 )
 

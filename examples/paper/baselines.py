@@ -17,14 +17,14 @@ from graftlib_adapters import distillation
 
 from .experiment import Distil, Task
 
-__all__ = ["LOSSES", "Rival"]
+__all__ = ["LOSSES", "Baseline"]
 
 LOSSES = ("kd", "rkd", "dkd", "nkd", "tf_kd", "uskd")
 TF_KD = 0.1
 """The share of Tf-KD's virtual teacher beside the labels."""
 
 
-class Rival:
+class Baseline:
     """One distillation loss for one student.
 
     Args:
@@ -83,22 +83,22 @@ class _Weak:
     def __init__(
         self, student: nn.Module, feature: str, task: Task, optimizer: torch.optim.Optimizer
     ) -> None:
-        self.heard: Tensor | None = None
+        self.pooled: Tensor | None = None
         student.get_submodule(feature).register_forward_hook(self._listen)
         with torch.no_grad():
             student.eval()
             classes = student(*task.example()).shape[1]
             student.train()
-        assert self.heard is not None
-        self.head = nn.Linear(self.heard.shape[1], classes).to(self.heard.device)
+        assert self.pooled is not None
+        self.head = nn.Linear(self.pooled.shape[1], classes).to(self.pooled.device)
         self.optimizer, self.own = optimizer, torch.optim.SGD(self.head.parameters(), 0.0, 0.9)
 
     def _listen(self, module: nn.Module, args: Any, output: Tensor) -> None:
-        self.heard = output.mean((2, 3))
+        self.pooled = output.mean((2, 3))
 
     def logits(self) -> Tensor:
         """Of the batch that the student saw last."""
-        said: Tensor = self.head(self.heard)
+        said: Tensor = self.head(self.pooled)
         return said
 
     def step(self) -> None:
