@@ -23,6 +23,7 @@ from .._torch_private import (
 )
 from . import structure
 from .call_stack import Call, CallStack
+from .constants import Constants
 from .normal import Builder, first_names, input_names
 from .shapes import known_result
 from .tensors import output_tensors, replaced, tensor_leaves
@@ -121,6 +122,7 @@ def record_scratch(
     if meta:
         args, kwargs = structure.copy_value(value, structure.like_meta)
         writer.rename = {META: device}
+        writer.constants = Constants(builder.graph)
     else:
         args, kwargs = to_device(value, device)
         parameters = twin.named_parameters()
@@ -170,6 +172,7 @@ class _Writer:
     def __init__(self, builder: Builder, names: dict[int, str], watch: Watch) -> None:
         self.rename: dict[torch.device, torch.device] = {}
         self.protected: dict[int, str] = {}
+        self.constants: Constants | None = None
         self.watch = watch
         self._builder, self._names = builder, names
         watch.recorder = self
@@ -186,12 +189,27 @@ class _Writer:
 
         def known_or_computed() -> Any:
             known: Any = known_result(func, args, kwargs)
-            return compute() if known is None else known
+            if known is not None:
+                return known
+            try:
+                return compute()
+            except Exception:
+                known = self._constant(func, args, kwargs)
+                if known is None:
+                    raise
+                return known
 
         result = self.watch.run(func, args, kwargs, known_or_computed)
         if isinstance(result, (Tensor, list, tuple)) or func._schema.is_mutable:
             self._write(func, args, kwargs, result)
         return result
+
+    def _constant(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """What an op gives that meta tensors cannot answer; None where that is no constant."""
+        if self.constants is None or func._schema.is_mutable:
+            return None
+        # By memory: it knows of an assignment to ``.data``.
+        return self.constants.answer(func, args, kwargs, self._same_memory)
 
     def _write(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         node = self._builder.call(func, self._nodes(args), self._nodes(kwargs), result)
