@@ -1,9 +1,9 @@
 """What a recording without values still knows: integers and truth values that ops made of nothing but numbers.
 
 In: the graph as far as it is written. Out: the answer of an op that asks for values (``.item()``, ``if tensor``,
-``nonzero``), by running on the CPU the recorded ops that they came from. Always true: no value of an input, a parameter,
-a buffer or a random number takes part, and what is given is what every run at these shapes gives. Whole numbers are
-exact on every device; floating-point numbers are not asked.
+``nonzero``), by running on the CPU the recorded ops that they came from. Always true: no value of an input, a
+parameter, a buffer or a random number takes part, and what is given is what every run at these shapes gives. Whole
+numbers are exact on every device; floating-point numbers are not, and are unknown.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class Constants:
     def __init__(self, graph: fx.Graph) -> None:
         self._graph, self._read = graph, 0
         # Views share memory here as they do in a run, so that a write reaches all that it reaches there.
-        self._values: dict[fx.Node, Any] = {}
+        self._values: dict[object, Any] = {}
 
     def answer(
         self,
         op: Any,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        find: Callable[[Tensor], fx.Node | None],
+        find: Callable[[Tensor], fx.Node | str | None],
     ) -> Any:
         """What an op gives, its tensors as meta tensors; None where it asks for what is not constant.
 
@@ -50,12 +50,14 @@ class Constants:
             op: an ATen overload that writes into nothing.
             args: positional arguments.
             kwargs: arguments by name.
-            find: from a tensor to its node in the graph; None where it has none.
+            find: from a tensor to its node in the graph; anything else where it has none.
         """
         self._replay()
         try:
             self._must_be_sure(op)
-            args, kwargs = pytree.tree_map_only(Tensor, lambda t: self._values[find(t)], (args, kwargs))
+            args, kwargs = pytree.tree_map_only(
+                Tensor, lambda t: self._values[find(t)], (args, kwargs)
+            )
             result = op(*args, **kwargs)
         except Exception:
             return None

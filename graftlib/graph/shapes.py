@@ -1,9 +1,9 @@
 """Results on meta tensors of common ops, without asking torch.
 
-Shape, dtype and strides are those that torch gives; where that is not plain from the arguments (mixed dtypes,
-broadcasting, strides that are not row-major, sizes that do not fit) torch is asked. A table test holds every function
-against torch. The meta kernels of torch for norms, linear layers, convolutions and activations are Python
-decompositions of one to three milliseconds.
+Shape, dtype and strides are those that torch gives; where that is not plain from the arguments (mixed dtypes, sizes
+that do not fit, strides that are not row-major but for element-wise ops) torch is asked. A table test holds every
+function against torch. The meta kernels of torch for norms, linear layers, convolutions, attention and activations are
+Python decompositions of one to three milliseconds; attention takes seventeen.
 What this buys of a trace on a processor core (with, without; the rows of `trace_cost.py`): resnet50
 0.13 s of 0.31 s, convnext_tiny 0.19 s of 0.33 s, swin_t 0.49 s of 0.59 s; an LSTM of 64 steps 0.01 s of 0.44 s.
 """
@@ -77,7 +77,8 @@ def _pairwise_in_place(x: Tensor, y: Any, **kwargs: Any) -> Tensor | None:
 def _combined(*tensors: Tensor) -> Tensor | None:
     """What an element-wise op makes of tensors, broadcast; laid out in memory as `TensorIterator` does it."""
     try:
-        shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
+        shapes = [tensor.shape for tensor in tensors]
+        shape = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
     except RuntimeError:
         return None
     if all(tensor.is_contiguous() for tensor in tensors):
@@ -103,8 +104,10 @@ def _combined(*tensors: Tensor) -> Tensor | None:
                 place = there
             elif which < 0:
                 break
-    return tensors[0].new_empty([shape[dim] for dim in reversed(order)]).permute(
-        [len(order) - 1 - order.index(dim) for dim in range(len(shape))]
+    return (
+        tensors[0]
+        .new_empty([shape[dim] for dim in reversed(order)])
+        .permute([len(order) - 1 - order.index(dim) for dim in range(len(shape))])
     )
 
 
@@ -188,7 +191,13 @@ def _conv2d(
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
 ) -> Tensor | None:
-    if x.ndim != 4 or weight.ndim != 4 or not _plain(x) or not _plain(weight) or not _alike(x, weight, bias):
+    if (
+        x.ndim != 4
+        or weight.ndim != 4
+        or not _plain(x)
+        or not _plain(weight)
+        or not _alike(x, weight, bias)
+    ):
         return None
     rows, (stride, padding, dilation) = weight.shape[0], map(tuple, (stride, padding, dilation))
     fits = x.shape[1] == weight.shape[1] * groups and rows % groups == 0

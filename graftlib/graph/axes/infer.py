@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...errors import RuleError
-from ..ops import Op, OpSpec, entering, find, named_arguments, overload, spec
+from ..ops import Op, OpSpec, entering, find, named_arguments, overload
 from . import (
     rules_contraction,
     rules_elementwise,
@@ -202,7 +202,7 @@ class _Reader:
         args: list[Any],
         kwargs: dict[str, Any],
     ) -> Any:
-        here = Op(node, shapes, named_arguments(node.target, args, kwargs), _hints(node))
+        here = Op(node, shapes, named_arguments(node.target, args, kwargs), _hints(node, entry))
         with entering(here):
             result = entry.apply(*args, **kwargs)
         self.check_shapes(result, shapes)
@@ -292,8 +292,7 @@ def _fixed_like(value: Any) -> Any:
     return value
 
 
-def _hints(node: fx.Node) -> dict[str, Any]:
-    entry = spec(node)
+def _hints(node: fx.Node, entry: OpSpec) -> dict[str, Any]:
     if entry.how == "reshape":
         return {"picked": picked(node)}
     return {"written": written(node)} if entry.apply is rules_elementwise.alike else {}
