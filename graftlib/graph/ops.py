@@ -277,16 +277,22 @@ def name_of(node: fx.Node) -> str:
 
 def named_arguments(target: Any, args: Iterable[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of an op by their names in its schema and in its order, defaults too, however they are passed."""
-    schema = getattr(target, "_schema", None)
-    if schema is None:
+    expected = _expected(target)
+    if expected is None:
         return dict(kwargs)
-    names = [argument.name for argument in schema.arguments]
-    values = {**dict(zip(names, args, strict=False)), **kwargs}
+    values = {**dict(zip(expected, args, strict=False)), **kwargs}
     return {
-        each.name: values.get(each.name, each.default_value)
-        for each in schema.arguments
-        if each.name in values or each.has_default_value()
+        name: values.get(name, each.default_value)
+        for name, each in expected.items()
+        if name in values or each.has_default_value()
     }
+
+
+@cache
+def _expected(target: Any) -> dict[str, Any] | None:
+    """The arguments in an op's schema by name; None for a function that is no op."""
+    schema = getattr(target, "_schema", None)
+    return None if schema is None else {each.name: each for each in schema.arguments}
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from .._torch_private import (
 )
 from . import structure
 from .call_stack import Call, CallStack
+from .constants import Constants
 from .normal import Builder, first_names, input_names
 from .shapes import known_result
 from .tensors import output_tensors, replaced, tensor_leaves
@@ -121,6 +122,7 @@ def record_scratch(
     if meta:
         args, kwargs = structure.copy_value(value, structure.like_meta)
         writer.rename = {META: device}
+        writer.constants = Constants(builder.graph)
     else:
         args, kwargs = to_device(value, device)
         parameters = twin.named_parameters()
@@ -170,11 +172,13 @@ class _Writer:
     def __init__(self, builder: Builder, names: dict[int, str], watch: Watch) -> None:
         self.rename: dict[torch.device, torch.device] = {}
         self.protected: dict[int, str] = {}
+        self.constants: Constants | None = None
         self.watch = watch
         self._builder, self._names = builder, names
         watch.recorder = self
-        # id -> (what still finds the tensor, its node). An id may be used again once its tensor is gone.
-        self._seen: dict[int, tuple[Callable[[], Tensor | None], fx.Node]] = {}
+        # id -> (what still finds the tensor, its storage, its node). An id may be used again once its tensor is gone,
+        # and an assignment to ``.data`` gives a tensor other memory.
+        self._seen: dict[int, tuple[Callable[[], Tensor | None], int, fx.Node]] = {}
         # The same by memory, for what `tensor.data` gives: another object that no op made.
         self._memory: dict[tuple[Any, ...], tuple[StorageWeakRef, fx.Node]] = {}
 
@@ -186,12 +190,26 @@ class _Writer:
 
         def known_or_computed() -> Any:
             known: Any = known_result(func, args, kwargs)
-            return compute() if known is None else known
+            if known is not None:
+                return known
+            try:
+                return compute()
+            except Exception:
+                known = self._constant(func, args, kwargs)
+                if known is None:
+                    raise
+                return known
 
         result = self.watch.run(func, args, kwargs, known_or_computed)
         if isinstance(result, (Tensor, list, tuple)) or func._schema.is_mutable:
             self._write(func, args, kwargs, result)
         return result
+
+    def _constant(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """What an op gives that meta tensors cannot answer; None where that is no constant."""
+        if self.constants is None or func._schema.is_mutable:
+            return None
+        return self.constants.answer(func, args, kwargs, self.source)
 
     def _write(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         node = self._builder.call(func, self._nodes(args), self._nodes(kwargs), result)
@@ -204,7 +222,7 @@ class _Writer:
 
     def learn(self, tensor: Tensor, node: fx.Node) -> None:
         """From here on `tensor` is what `node` gives."""
-        self._seen[id(tensor)] = (TensorWeakRef(tensor), node)
+        self._seen[id(tensor)] = (TensorWeakRef(tensor), _storage(tensor), node)
         if (place := _place(tensor)) is not None:
             storage, *view = place
             self._memory[storage.cdata, *view] = (storage, node)
@@ -213,7 +231,9 @@ class _Writer:
         """The node that gives `tensor`; the FQN of a parameter or buffer that was not met; None for others."""
         seen = self._seen.get(id(tensor))
         if seen is not None and seen[0]() is tensor:
-            return seen[1]
+            if seen[1] == _storage(tensor):
+                return seen[2]
+            return self._same_memory(tensor)
         return self._names.get(id(tensor))
 
     def node(self, tensor: Tensor) -> fx.Node:
@@ -257,6 +277,15 @@ class _Writer:
                     fqn = self.protected.get(tensor.untyped_storage().data_ptr())
                     if fqn is not None:
                         raise RuntimeError(f"the forward pass writes into parameter '{fqn}'")
+
+
+def _storage(tensor: Tensor) -> int:
+    """The address of what holds the memory of a tensor; 0 for what has none."""
+    with DisableTorchFunction():
+        try:
+            return int(tensor.untyped_storage()._cdata)
+        except (NotImplementedError, RuntimeError):
+            return 0
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...] | None:

@@ -128,9 +128,77 @@ def test_a_tracer_that_gives_up_is_silent(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_constants_are_known_to_fake_tensors():
+def test_constants_of_numbers_in_a_list_are_known_to_fake_tensors():
     graph = trace(traps.BranchesOnConstants(), X)
     assert (graph.tracer, graph.real) == ("fake", False)
+
+
+def _written():
+    counts = torch.zeros(4, dtype=torch.long)
+    view = counts[1:]
+    view[1:] += 3
+    counts[:2].copy_(torch.arange(2))
+    return counts.sum() == 7
+
+
+def _written_from(x):
+    counts = torch.zeros(4, dtype=torch.long)
+    counts[1:].copy_(x[0, 1:])
+    return counts
+
+
+def _moved(x):
+    counts = torch.zeros(8, dtype=torch.long)
+    counts.data = x.flatten().long()
+    return counts
+
+
+CONSTANT = {
+    "compared": lambda m, x: (torch.arange(x.shape[1]) < 8).all(),
+    "false": lambda m, x: (torch.arange(x.shape[1]) > 1).all(),
+    "written through views": lambda m, x: _written(),
+    "of its own item": lambda m, x: torch.full((2,), torch.arange(3)[2].item())[0] == 2,
+    "places": lambda m, x: torch.ones(3, dtype=torch.bool).nonzero().shape[0] == 3,
+    "after a write that is not known": lambda m, x: (
+        _written_from(x).add(x.long()) is None or _written()
+    ),
+}
+VALUES = {
+    "an input": lambda m, x: (x > 0).any(),
+    "a parameter": lambda m, x: (m.fc.weight > 0).any(),
+    "a buffer": lambda m, x: m.steps > 0,
+    "an input written into a constant": lambda m, x: _written_from(x).any(),
+    "an input in the place of a constant": lambda m, x: _moved(x).any(),
+    "a random number": lambda m, x: torch.randint(9, (2,)).any(),
+    "memory as it was": lambda m, x: torch.empty(2, dtype=torch.long).any(),
+    "a rounded number": lambda m, x: (torch.linspace(0, 1, 3) > 0.5).any(),
+}
+
+
+class Asks(nn.Module):
+    """Takes one way or another by what a function of the model and its input answers."""
+
+    def __init__(self, ask):
+        super().__init__()
+        self.fc, self.ask = nn.Linear(4, 2), ask
+        self.register_buffer("steps", torch.ones((), dtype=torch.long))
+
+    def forward(self, x):
+        return self.fc(x) if self.ask(self, x) else self.fc(x).relu()
+
+
+@pytest.mark.parametrize("what", CONSTANT)
+def test_constants_are_known_without_values(what):
+    """A recording on meta tensors goes the way of every run."""
+    model = Asks(CONSTANT[what])
+    meta, real = (capture(model, (X,), tracers=(tracer,)) for tracer in ("meta", "real"))
+    assert [n.target for n in meta.graph.nodes] == [n.target for n in real.graph.nodes]
+
+
+@pytest.mark.parametrize("what", VALUES)
+def test_what_may_differ_from_run_to_run_is_no_constant(what):
+    with pytest.raises(TraceError, match="meta"):
+        capture(Asks(VALUES[what]), (X,), tracers=("meta",))
 
 
 def test_a_model_that_branches_on_values_has_none_on_meta():

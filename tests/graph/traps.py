@@ -61,7 +61,7 @@ class BranchesOnValues(nn.Module):
 
 
 class BranchesOnConstants(nn.Module):
-    """Has no value on the meta device, and one on fake tensors."""
+    """Of a list: it has no value on the meta device, and one on fake tensors."""
 
     def __init__(self):
         super().__init__()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from ..ops import arguments, does, name_of, spec, words
-from ..provenance import Inexact, along, moved, thin
+from ..provenance import NOTHING, Inexact, along, moved, thin
 from ..walk import follow
 
 __all__ = ["blind_parts"]
@@ -91,7 +91,9 @@ def _moved(user: fx.Node, here: fx.Node, numbers: Any) -> Any:
 
 def _units(numbers: Any) -> Iterator[int]:
     for tensor in numbers if isinstance(numbers, (list, tuple)) else [numbers]:
-        yield from torch.unique(thin(tensor, keep=-1)).tolist()
+        # As `torch.unique`, which sorts.
+        counts = torch.bincount(thin(tensor, keep=-1).flatten() - NOTHING)
+        yield from (counts.nonzero().flatten() + NOTHING).tolist()
 
 
 def _adds_to_every_score(user: fx.Node, here: fx.Node, numbers: Tensor) -> bool:

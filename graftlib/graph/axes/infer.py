@@ -28,7 +28,6 @@ from ..ops import (
     module_in_words,
     named_arguments,
     overload,
-    spec,
 )
 from . import (
     rules_contraction,
@@ -211,7 +210,7 @@ class _Reader:
         args: list[Any],
         kwargs: dict[str, Any],
     ) -> Any:
-        here = Op(node, shapes, named_arguments(node.target, args, kwargs), _hints(node))
+        here = Op(node, shapes, named_arguments(node.target, args, kwargs), _hints(node, entry))
         with entering(here):
             result = entry.apply(*args, **kwargs)
         self.check_shapes(result, shapes)
@@ -301,8 +300,7 @@ def _fixed_like(value: Any) -> Any:
     return value
 
 
-def _hints(node: fx.Node) -> dict[str, Any]:
-    entry = spec(node)
+def _hints(node: fx.Node, entry: OpSpec) -> dict[str, Any]:
     if entry.how == "reshape":
         return {"picked": picked(node)}
     return {"written": written(node)} if entry.apply is rules_elementwise.alike else {}
