@@ -1,5 +1,9 @@
 """Cut: edits of a model by axis class, and of what goes stale with them."""
 
+from .blocks import Block as Block
+from .blocks import blocks as blocks
+from .depth import deepen as deepen
+from .depth import drop_blocks as drop_blocks
 from .edits import preview as preview
 from .edits import tensor_of as tensor_of
 from .importance import IMPORTANCES as IMPORTANCES
@@ -24,12 +28,16 @@ __all__ = [
     "EPS",
     "IMPORTANCES",
     "TOLERANCE",
+    "Block",
     "Importance",
     "Ranking",
     "Rms",
     "SurgeryError",
     "SurgeryWarning",
+    "blocks",
     "change",
+    "deepen",
+    "drop_blocks",
     "permute",
     "preview",
     "prune",

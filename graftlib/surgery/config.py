@@ -24,10 +24,10 @@ from ..graph.axes import AxisClass
 from ..graph.capture import capture, device_of
 from .fields import Path, numbers, set_field
 from .refusal import SurgeryWarning
-from .search import Fields, Search
+from .search import Depths, Fields, Search
 from .signature import Signature, named_layers, signature, unsaved
 
-__all__ = ["ConfigState", "config_state", "refresh_config"]
+__all__ = ["ConfigState", "config_problems", "config_state", "refresh_config"]
 
 
 @dataclass(frozen=True)
@@ -81,17 +81,24 @@ def refresh_config(
     Warns:
         SurgeryWarning: no config says the sizes; it names the tensors and the fields.
     """
+    for kind, problem in config_problems(edited, before, sizes):
+        warnings.warn(
+            f"the config of '{kind}' cannot say what was edited: {problem} What save_pretrained "
+            "writes, from_pretrained does not read back as this model; save the module itself (torch.save).",
+            SurgeryWarning,
+            stacklevel=stacklevel,
+        )
+
+
+def config_problems(
+    edited: nn.Module, before: ConfigState, sizes: Mapping[AxisClass, int], depths: Depths = ()
+) -> Iterator[tuple[str, str]]:
+    """As `refresh_config`, for models with other numbers of blocks too; gives (class name, why no config says it)."""
     for fqn, part in _configured(edited):
-        if fqn not in before.configs:
-            continue
-        problem = _refresh(edited, fqn, part, before, sizes)
-        if problem:
-            warnings.warn(
-                f"the config of '{type(part).__name__}' cannot say what was edited: {problem} What save_pretrained "
-                "writes, from_pretrained does not read back as this model; save the module itself (torch.save).",
-                SurgeryWarning,
-                stacklevel=stacklevel,
-            )
+        if fqn in before.configs:
+            problem = _refresh(edited, fqn, part, before, sizes, depths)
+            if problem:
+                yield type(part).__name__, problem
 
 
 def _configured(model: nn.Module, fqn: str = "") -> Iterator[tuple[str, Any]]:
@@ -121,9 +128,12 @@ def _refresh(
     part: Any,
     before: ConfigState,
     sizes: Mapping[AxisClass, int],
+    depths: Depths,
 ) -> str | None:
     """Why the config cannot say the edit; None where it does."""
-    search = Search(type(part), before.configs[fqn], before.signatures[fqn], signature(part), sizes)
+    search = Search(
+        type(part), before.configs[fqn], before.signatures[fqn], signature(part), sizes, depths
+    )
     fields: Fields = {}
     if search.changed:
         if search.failure:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["Path", "numbers", "set_field", "shown"]
+__all__ = ["Path", "lists", "numbers", "set_field", "shown"]
 
 Path = tuple[str | int, ...]
 
@@ -26,6 +26,16 @@ def numbers(config: object, path: Path = ()) -> Iterator[tuple[Path, float]]:
         for name, each in fields.items():
             if not str(name).startswith("_"):
                 yield from numbers(each, (*path, name))
+
+
+def lists(config: object) -> Iterator[tuple[Path, list[Any]]]:
+    """(path, entries) of every list, of whatever it is, of a config and of those inside of it."""
+    fields = config if isinstance(config, dict) else vars(config)
+    for name, each in fields.items():
+        if isinstance(each, (list, tuple)):
+            yield (name,), [*each]
+        elif hasattr(each, "to_dict"):
+            yield from (((name, *path), entries) for path, entries in lists(each))
 
 
 def set_field(config: Any, path: Path, value: object) -> Any:

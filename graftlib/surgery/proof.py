@@ -19,7 +19,7 @@ from ..graph.axes.trial import Trial, difference, without_numbers
 from ..graph.evidence import Evidence
 from .refusal import SurgeryError
 
-__all__ = ["TOLERANCE", "Proof", "change", "prove"]
+__all__ = ["TOLERANCE", "Proof", "change", "prove", "run_trial", "trial_of"]
 
 # Doubles keep 16 digits; a unit that is not silent shows from about 1e-6 on.
 TOLERANCE = 1e-9
@@ -67,13 +67,13 @@ def prove(
     classes = list(classes)
     hidden: list[AxisClass] = []
     for zeros in (False, True):
-        before, after = (Trial(_Seen(graph, one), drawn=False) for one in (model, edited))
+        before, after = trial_of(graph, model), trial_of(graph, edited)
         if zeros:
             for fqn, value in before.draw_zeros().items():
                 redo(after.model, fqn, value)
         prepare(after.model)
-        outputs = _run(before, graph)
-        error = difference(outputs, _run(after, graph))
+        outputs = run_trial(before, graph)
+        error = difference(outputs, run_trial(after, graph))
         if blank := without_numbers(outputs):
             return Proof(error, f"output {blank[0]} holds no finite number")
         if error > TOLERANCE:
@@ -84,7 +84,17 @@ def prove(
     return Proof(error, f"the outputs do not depend on the units of {hidden[0].members[0]}")
 
 
-def _run(trial: Trial, graph: LayerGraph) -> list[Tensor]:
+def trial_of(graph: LayerGraph, model: nn.Module) -> Trial:
+    """A copy of any model that takes the graph's inputs, in doubles, with its own weights, and inputs drawn."""
+    return Trial(_Seen(graph, model), drawn=False)
+
+
+def run_trial(trial: Trial, graph: LayerGraph) -> list[Tensor]:
+    """The outputs of a trial.
+
+    Raises:
+        SurgeryError: the model does not run on these inputs.
+    """
     try:
         return trial.run()
     except GraftError:
@@ -109,7 +119,7 @@ def change(
         edited: as in `prove`.
         prepare: as in `prove`.
     """
-    before, after = (Trial(_Seen(graph, one), drawn=False) for one in (model, edited))
+    before, after = trial_of(graph, model), trial_of(graph, edited)
     prepare(after.model)
     return difference(before.run(), after.run())
 

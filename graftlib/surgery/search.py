@@ -12,7 +12,7 @@ import copy
 import json
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import combinations
 from math import prod
@@ -24,12 +24,14 @@ from torch.overrides import TorchFunctionMode
 
 from ..graph.axes import AxisClass
 from ..graph.capture import _mute
-from .fields import Path, numbers, set_field, shown
+from .fields import Path, lists, numbers, set_field, shown
 from .signature import Signature, changes, signature
 
-__all__ = ["Fields", "Search"]
+__all__ = ["Depths", "Fields", "Search"]
 
 Fields = Mapping[Path, Any]
+# (FQN of a container, how many blocks it had, the old places of those that stand in it now)
+Depths = Sequence[tuple[str, int, tuple[int, ...]]]
 _Distance = tuple[int, int, int]
 _BUILDS = 160  # for one config; one takes about a twentieth of a second for 30 layers
 _PAIRED = 6  # steps that are tried two at a time
@@ -46,6 +48,7 @@ class Search:
         old: signature of the model before the edit.
         new: signature of the edited model.
         sizes: class -> how many units it has now.
+        depths: what containers hold other blocks now.
 
     Attributes:
         changed: whether any shape or attribute is another one.
@@ -53,9 +56,16 @@ class Search:
     """
 
     def __init__(
-        self, kind: Any, config: Any, old: Signature, new: Signature, sizes: Mapping[AxisClass, int]
+        self,
+        kind: Any,
+        config: Any,
+        old: Signature,
+        new: Signature,
+        sizes: Mapping[AxisClass, int],
+        depths: Depths = (),
     ) -> None:
         self._kind, self._config, self._old, self._new = kind, config, old, new
+        self._depths = depths
         self._built: dict[str, Signature | None] = {}
         self._distances: dict[str, _Distance] = {}
         self._foreign: frozenset[tuple[str, str]] = frozenset()
@@ -64,6 +74,7 @@ class Search:
         self.changed = old != new
         if self.changed:
             every = [*changes(old, new), *_of_classes(sizes)]
+            every += [(count, len(places), fqn) for fqn, count, places in depths]
             self._changes = Counter((a, b) for a, b, _ in every)
             self._where = every
             self._foreign = self._not_of_the_class()
@@ -137,7 +148,7 @@ class Search:
             best = min((without, best), key=self.distance)  # the first of equals
         return best
 
-    def _searched(self, exact: Mapping[Path, list[float]]) -> Fields:
+    def _searched(self, exact: Mapping[Path, list[Any]]) -> Fields:
         exact = self._effective(exact)
         likely = {path: values[0] for path, values in exact.items()}
         named = {path: value for path, value in likely.items() if self._same_names(path, value)}
@@ -150,12 +161,12 @@ class Search:
             best = min((best, self._descended(start, {**exact, **asked})), key=self.distance)
         if not self._reached(best):
             best = self._descended(best, _joined(exact, self._effective(self._scaled())))
-        return self._by_layer(best, [*exact])
+        return self._by_layer(best, [p for p in exact if p in dict(numbers(self._config))])
 
     def _reached(self, fields: Fields) -> bool:
         return not any(self.distance(fields)[: self._goal])
 
-    def _effective(self, options: Mapping[Path, list[float]]) -> dict[Path, list[float]]:
+    def _effective(self, options: Mapping[Path, list[Any]]) -> dict[Path, list[Any]]:
         """Without fields that change nothing of what is built, or that hold the number of something else."""
         first = self._signature({})
         return {
@@ -213,13 +224,18 @@ class Search:
 
     # --- the search -----------------------------------------------------------------------------------------------
 
-    def _exact(self) -> dict[Path, list[float]]:
-        """Path -> what its number became elsewhere, the most frequent first."""
+    def _exact(self) -> dict[Path, list[Any]]:
+        """Path -> what its number became elsewhere, the most frequent first; a list over blocks -> without some."""
         became: dict[tuple[type, float], list[float]] = {}
         for (old, new), _ in self._changes.most_common():
             became.setdefault((type(old), old), []).append(new)
         paths = ((p, became.get((type(number), number))) for p, number in numbers(self._config))
-        return {path: values for path, values in paths if values}
+        exact: dict[Path, list[Any]] = {path: values for path, values in paths if values}
+        for path, entries in lists(self._config) if self._depths else ():
+            places = [now for _, count, now in self._depths if count == len(entries)]
+            if places:
+                exact[path] = [[entries[place] for place in now] for now in places]
+        return exact
 
     def _scaled(self) -> dict[Path, list[float]]:
         """Path -> its number in proportion, or against it: an expansion says how much wider what stays is."""
