@@ -38,14 +38,14 @@ class ConfigState:
         graph: of the model.
         configs: FQN of a part -> a copy of its config.
         signatures: FQN of a part -> its shapes and attributes.
-        buffers: FQN of a part -> name -> copies of its buffers that are not saved.
+        unsaved: FQN of a part -> name -> copies of its tensors that are not saved.
         inner: FQN of a part -> FQN of a module in it that holds a config -> the numbers of that config.
     """
 
     graph: LayerGraph
     configs: Mapping[str, Any]
     signatures: Mapping[str, Signature]
-    buffers: Mapping[str, Mapping[str, Tensor]]
+    unsaved: Mapping[str, Mapping[str, Tensor]]
     inner: Mapping[str, Mapping[str, Mapping[Path, float]]]
 
 
@@ -145,10 +145,12 @@ def _refresh(
                 return search.told(fields)
     if not search.changed and not unsaved(part):
         return None
-    first, anew = search.build({}), search.build(fields)
+    # Parameters that are not saved are drawn or computed when the class is built, which takes values.
+    values = bool(getattr(part, "_keys_to_ignore_on_save", None))
+    first, anew = search.build({}, values=values), search.build(fields, values=values)
     if search.changed:
         _adopt(part, first, anew, fields, before.inner[fqn])
-    return _remade(part, first, anew, before.buffers[fqn])
+    return _remade(part, first, anew, before.unsaved[fqn])
 
 
 def _adopt(
@@ -208,23 +210,23 @@ def _ops(model: nn.Module, graph: LayerGraph, device: torch.device) -> list[tupl
 def _remade(
     part: nn.Module, old: nn.Module, new: nn.Module, before: Mapping[str, Tensor]
 ) -> str | None:
-    """Which buffers are not saved, and are others in a model that is built anew than in the edited one."""
-    mine = {name: buffer for name, buffer in unsaved(part).items() if not buffer.is_meta}
+    """Which tensors are not saved, and are others in a model that is built anew than in the edited one."""
+    mine = {name: tensor for name, tensor in unsaved(part).items() if not tensor.is_meta}
     if not mine:
         return None
     anew, first = unsaved(new), unsaved(old)
     other = [
         name
-        for name, buffer in mine.items()
+        for name, tensor in mine.items()
         if name in anew
-        and not _equal(buffer, anew[name])
+        and not _equal(tensor, anew[name])
         # What had values of its own before is the user's affair.
         and _equal(before.get(name), first.get(name))
     ]
     if not other:
         return None
     named = ", ".join(map(repr, other[:4]))
-    return f"buffers that are not saved are computed anew, and come out as others: {named}."
+    return f"tensors that are not saved are computed anew, and come out as others: {named}."
 
 
 def _equal(one: Tensor | None, other: Tensor | None) -> bool:

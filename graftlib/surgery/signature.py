@@ -43,12 +43,18 @@ def signature(module: nn.Module) -> dict[tuple[str, str], Any]:
 
 
 def unsaved(module: nn.Module) -> dict[str, Tensor]:
-    """FQN -> buffer, for those that a state dict leaves out."""
-    return {
+    """FQN -> tensor, for buffers that a state dict leaves out and parameters that `save_pretrained` leaves out."""
+    left_out = set(getattr(module, "_keys_to_ignore_on_save", None) or ())
+    buffers = {
         f"{fqn}.{name}" if fqn else name: buffer
         for fqn, layer in named_layers(module)
         for name, buffer in layer._buffers.items()
         if buffer is not None and name in layer._non_persistent_buffers_set
+    }
+    return buffers | {
+        name: parameter.detach()
+        for name, parameter in module.named_parameters(remove_duplicate=False)
+        if name in left_out
     }
 
 

@@ -21,6 +21,8 @@ from transformers import (
     LlamaForCausalLM,
     Mamba2Config,
     Mamba2ForCausalLM,
+    MarianConfig,
+    MarianMTModel,
     Phi3Config,
     Phi3ForCausalLM,
     PretrainedConfig,
@@ -244,6 +246,27 @@ def test_a_buffer_that_is_made_of_a_size_and_not_saved_is_named():
     )
     with pytest.warns(SurgeryWarning, match="not saved are computed anew.*embed_scale"):
         prune(trace(model, (), IDS), 0.5)
+
+
+@pytest.mark.parametrize("left_out", [True, False])
+def test_a_parameter_that_no_file_holds_is_named(left_out, monkeypatch, recwarn):
+    """Marian's tables of positions are computed from the width; where they are saved nothing is lost."""
+    config = MarianConfig(
+        vocab_size=40,
+        d_model=32,
+        **{f"{side}_layers": 1 for side in ("encoder", "decoder")},
+        **{f"{side}_attention_heads": 4 for side in ("encoder", "decoder")},
+        **{f"{side}_ffn_dim": 48 for side in ("encoder", "decoder")},
+        max_position_embeddings=32,
+        pad_token_id=0,
+        use_cache=False,
+    )
+    if not left_out:
+        monkeypatch.setattr(MarianMTModel, "_keys_to_ignore_on_save", None)
+    model, ids = MarianMTModel(config).eval(), torch.randint(1, 40, (2, 6))
+    prune(trace(model, (), {"input_ids": ids, "decoder_input_ids": ids}), 0.5)
+    said = [str(each.message) for each in recwarn if each.category is SurgeryWarning]
+    assert any("not saved are computed anew" in text for text in said) is left_out
 
 
 def test_a_scale_that_is_made_of_a_size_is_named():
