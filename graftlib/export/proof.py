@@ -7,7 +7,7 @@ part. Always true: the file is run as it lies on the disk, the example's own inp
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,10 @@ from .extras import onnx_library
 from .probes import batch_of, draw
 from .report import Comparison
 
-__all__ = ["TOLERANCES", "prove", "session", "tolerance_for"]
+__all__ = ["TOLERANCES", "compare", "prove", "session", "tolerance_for"]
 
+_Question = tuple[tuple[Any, ...], dict[str, Any]]
+_Ask = Callable[[_Question], list[np.ndarray[Any, Any]]]
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
@@ -35,6 +37,7 @@ class _Gap:
     batch: int
     max_abs: float
     max_rel: float
+    cosine: float
     top: int
     rows: int
 
@@ -70,13 +73,9 @@ def prove(
         ExportError: the runtime refuses the file, the model refuses a batch size, or an answer differs.
     """
     runtime = session(path)
-    gaps: list[_Gap] = []
-    tried: list[int] = []
-    for question in _questions(args, kwargs, batch_sizes, seed):
-        batch = batch_of(question) or 0
-        tried += [batch] if batch not in tried else []
-        gaps += _compare(_ask_torch(model, question), _ask_runtime(runtime, question), batch)
-    comparison = _summary(gaps, tried)
+    questions = [*_questions(args, kwargs, batch_sizes, seed)]
+    gaps = _gaps(lambda question: _ask_torch(model, question), runtime, questions)
+    comparison = _summary(gaps)
     if not comparison.max_rel <= tolerance:
         worst = max(gaps, key=lambda gap: gap.max_rel)
         name = runtime.get_outputs()[worst.output].name
@@ -94,6 +93,36 @@ def prove(
             comparison=comparison,
         )
     return comparison
+
+
+def compare(
+    reference: nn.Module | Path,
+    path: Path,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    batch_sizes: Sequence[int | None],
+    seed: int,
+) -> Comparison:
+    """As `prove`, against a model or another file, with any difference.
+
+    Raises:
+        ExportError: as `prove`, but for answers that differ.
+    """
+    if isinstance(reference, nn.Module):
+        ask: _Ask = lambda question: _ask_torch(reference, question)  # noqa: E731
+    else:
+        other = session(reference)
+        ask = lambda question: _ask_runtime(other, question)  # noqa: E731
+    return _summary(_gaps(ask, session(path), [*_questions(args, kwargs, batch_sizes, seed)]))
+
+
+def _gaps(ask: _Ask, runtime: Any, questions: Sequence[_Question]) -> list[_Gap]:
+    return [
+        gap
+        for question in questions
+        for gap in _compare(ask(question), _ask_runtime(runtime, question), batch_of(question) or 0)
+    ]
 
 
 def session(path: Path, *, threads: int = 1) -> Any:
@@ -189,7 +218,8 @@ def _compare(
                 where={"batch size": batch},
                 fix="export_onnx(..., dynamic_batch=False), or read the batch size from x.shape[0]",
             )
-        gaps.append(_Gap(index, batch, *_difference(ours, theirs, index), *_same_top(ours, theirs)))
+        far, top = _difference(ours, theirs, index), _same_top(ours, theirs)
+        gaps.append(_Gap(index, batch, *far, _cosine(ours, theirs), *top))
     return gaps
 
 
@@ -216,6 +246,13 @@ def _difference(
     return largest, (largest / scale if scale else (0.0 if largest == 0 else math.inf))
 
 
+def _cosine(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any]) -> float:
+    """Of all elements as one vector, what is not finite left out; 1.0 for two of zeros."""
+    a, b = (np.nan_to_num(x.astype(np.float64).ravel(), posinf=0, neginf=0) for x in (ours, theirs))
+    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / norms if norms else float(np.array_equal(a, b))
+
+
 def _same_top(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any]) -> tuple[int, int]:
     """(rows with the same largest class, rows); (0, 0) for what does not look like logits."""
     if ours.ndim < 2 or not np.issubdtype(ours.dtype, np.floating):
@@ -229,16 +266,17 @@ def _same_top(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any]) -> tuple
     return int(same.sum()), int(same.size)
 
 
-def _summary(gaps: list[_Gap], tried: list[int]) -> Comparison:
+def _summary(gaps: list[_Gap]) -> Comparison:
     logits = next((gap.output for gap in gaps if gap.rows), None)
     rows = sum(gap.rows for gap in gaps if gap.output == logits)
     top = sum(gap.top for gap in gaps if gap.output == logits)
     return Comparison(
         max_abs=max((gap.max_abs for gap in gaps), default=0.0),
         max_rel=max((gap.max_rel for gap in gaps), default=0.0),
+        cosine=min((gap.cosine for gap in gaps), default=1.0),
         top1=top / rows if rows else None,
         rows=rows,
-        batch_sizes=tuple(sorted(tried)),
+        batch_sizes=tuple(sorted({gap.batch for gap in gaps})),
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Comparison", "ExportReport", "Measurement", "TensorSpec"]
+__all__ = ["Comparison", "ExportReport", "Measurement", "Quantized", "TensorSpec"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Comparison:
     Attributes:
         max_abs: largest absolute difference; 0.0 for outputs that must be equal and are.
         max_rel: largest of (absolute difference / largest finite magnitude PyTorch gave in that output).
+        cosine: the least cosine of one output of one probe, all its elements as one vector, -1.0 to 1.0.
         top1: share of rows with the same largest class, 0.0 to 1.0; None where no output looks like logits.
         rows: how many rows `top1` was counted over.
         batch_sizes: the batch sizes that were run, in order.
@@ -38,9 +39,25 @@ class Comparison:
 
     max_abs: float
     max_rel: float
+    cosine: float
     top1: float | None
     rows: int
     batch_sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What int8 weights changed; the report's `comparison` is that of the file before, in floats.
+
+    Attributes:
+        torch: PyTorch's answers against those of the int8 file.
+        floats: the answers of the file in floats against those of the int8 file.
+        float_bytes: of the file in floats, with its external data.
+    """
+
+    torch: Comparison
+    floats: Comparison
+    float_bytes: int
 
 
 @dataclass(frozen=True)
@@ -94,6 +111,7 @@ class ExportReport:
         fixed_inputs: inputs whose first axis is not the batch and stays as in the example.
         comparison: the proof.
         tolerance: the largest `comparison.max_rel` that would have been accepted.
+        quantized: what int8 changed; None where the file is in floats.
         target: what the file costs to run; None when it was not measured.
         source: the same for the source model, where one was given.
         card: the JSON file holding `to_dict()`; None when none was asked for.
@@ -113,6 +131,7 @@ class ExportReport:
     fixed_inputs: tuple[str, ...]
     comparison: Comparison
     tolerance: float
+    quantized: Quantized | None
     target: Measurement | None
     source: Measurement | None
     card: Path | None
@@ -155,6 +174,7 @@ class ExportReport:
             ("batch", self._batch()),
             ("proof", self._proof()),
         ]
+        rows += [("int8", self._int8())] if self.quantized else []
         rows += [("target", str(self.target))] if self.target else []
         rows += [("source", str(self.source))] if self.source else []
         rows += [("compared", self._compared())] if self.target and self.source else []
@@ -180,6 +200,19 @@ class ExportReport:
         if c.top1 is not None:
             text += f"\ntop-1 agreement {100 * c.top1:.2f} % of {c.rows:,} rows"
         return text
+
+    def _int8(self) -> str:
+        assert self.quantized is not None
+        pairs = (("PyTorch", self.quantized.torch), ("the floats", self.quantized.floats))
+        lines = [f"{_times(self.quantized.float_bytes, self.size_bytes)} smaller than in floats"]
+        for name, c in pairs:
+            top = (
+                ""
+                if c.top1 is None
+                else f", top-1 agreement {100 * c.top1:.2f} % of {c.rows:,} rows"
+            )
+            lines.append(f"against {name}: cosine {c.cosine:.4f}, {c.max_rel:.2e} relative{top}")
+        return "\n".join(lines)
 
     def _compared(self) -> str:
         target, source = self.target, self.source

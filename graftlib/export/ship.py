@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from msgspec import Meta
@@ -30,8 +31,8 @@ from .detached import detached, detached_tree, undisturbed
 from .extras import onnx_library, require_onnx
 from .measure import measure as take_measurement
 from .probes import batch_of
-from .proof import prove, tolerance_for
-from .report import ExportReport, TensorSpec
+from .proof import compare, prove, tolerance_for
+from .report import ExportReport, Quantized, TensorSpec
 
 __all__ = ["export_onnx"]
 
@@ -56,6 +57,7 @@ def export_onnx(
     measure: bool = True,
     card: bool = True,
     metadata: Mapping[str, str] | None = None,
+    quantize: str | None = None,
     seed: int = 0,
 ) -> ExportReport:
     """Export `model` to ONNX, prove the file, and put it at `path`.
@@ -79,6 +81,9 @@ def export_onnx(
         measure: time the file and watch its memory in a process of its own (about 2 s a model).
         card: write the report beside the file as ``.card.json``.
         metadata: texts by name that go into the file's ``metadata_props``.
+        quantize: ``"int8"``: weights of products of matrices and of embeddings as 8-bit integers (onnxruntime's
+            dynamic quantization, activations quantized as they come; convolutions stay in floats). The file in floats
+            is proven as ever; how far int8 is from it and from the model is reported, and not bounded.
         seed: of the inputs that the proof draws.
 
     Returns:
@@ -105,6 +110,7 @@ def export_onnx(
         measure=(measure, bool),
         card=(card, bool),
         metadata=(metadata, dict[str, str] | None),
+        quantize=(quantize, Literal["int8"] | None),
         seed=(seed, Seed),
     )
     require_onnx()
@@ -120,15 +126,18 @@ def export_onnx(
         twin = detached(model, graft)
         tolerance = tolerance_for(twin) if tolerance is None else tolerance
         built = _build(twin, folder / place.name, example, dynamic_batch, opset, metadata)
-        comparison = prove(
-            twin,
-            built,
-            *example,
-            batch_sizes=[*batch_sizes] if dynamic_batch else [None],
-            tolerance=tolerance,
-            seed=seed,
-        )
+        asked: Any = {"batch_sizes": [*batch_sizes] if dynamic_batch else [None], "seed": seed}
+        comparison = prove(twin, built, *example, tolerance=tolerance, **asked)
+        quantized = None
+        if quantize is not None:
+            built, floats = _quantized(built, folder), built
+            quantized = Quantized(
+                compare(twin, built, *example, **asked),
+                compare(floats, built, *example, **asked),
+                sum(size for _, size in _files(floats)),
+            )
         report = _report(twin, built, path, dynamic_batch, comparison, tolerance)
+        report = replace(report, quantized=quantized)
         if measure:
             report = replace(report, target=_measured(twin, built, example, dynamic_batch))
             if source is not None:
@@ -250,6 +259,40 @@ def _check(file: Path) -> None:
         ) from error
 
 
+def _quantized(file: Path, folder: Path) -> Path:
+    """The file again with int8 weights, under the same name in a folder of its own.
+
+    Raises:
+        ExportError: no product of matrices and no embedding has a weight, or the data lie beside the file.
+    """
+    if _data_of(file):
+        raise ExportError("a model of more than 2 GB is not quantized.", fix="quantize=None")
+    aside = folder / "int8"
+    aside.mkdir()
+    small = aside / file.name
+    library = onnx_library("onnxruntime.quantization")
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # it advises to shapes that are there already
+    try:
+        library.quantize_dynamic(
+            str(file),
+            str(small),
+            op_types_to_quantize=["MatMul", "Gather"],
+            per_channel=True,
+            weight_type=library.QuantType.QInt8,
+        )
+    finally:
+        logging.disable(disabled)
+    model = onnx_library("onnx").load(str(small))
+    if not any(node.op_type in ("MatMulInteger", "DequantizeLinear") for node in model.graph.node):
+        raise ExportError(
+            "there is nothing to quantize.",
+            why="no product of matrices and no embedding has a weight; convolutions stay in floats",
+            fix="quantize=None",
+        )
+    return small
+
+
 def _measured(twin: nn.Module, file: Path, example: Any, dynamic_batch: bool) -> Any:
     return take_measurement(
         file,
@@ -284,6 +327,7 @@ def _report(
         fixed_inputs=fixed,
         comparison=comparison,
         tolerance=tolerance,
+        quantized=None,
         target=None,
         source=None,
         card=None,

@@ -25,7 +25,7 @@ from ..graph.tensors import replaced, tensor_leaves
 from .recording import alone, as_batches, called
 from .refusal import SurgeryError
 
-__all__ = ["Block", "blocks", "containers", "hooked", "inside", "stream_of", "subgraph"]
+__all__ = ["Block", "blocks", "hooked", "inside", "stream_of", "subgraph"]
 
 _FEWEST_WEIGHTS = 2
 
@@ -91,8 +91,10 @@ def blocks(
     )
     records, forms = [], dict[Any, int]()
     once = _run_once(graph)
-    for container, children in containers(graph.model):
-        for place, (name, module) in enumerate(children):
+    for container, listed in _containers(graph.model):
+        for place, (name, module) in enumerate(listed._modules.items()):
+            if module is None or _is_group(module, listed):
+                continue
             fqn = f"{container}.{name}" if container else name
             weights = sum(parameter.ndim > 1 for parameter in module.parameters())
             nodes = subgraph(graph, fqn)
@@ -112,11 +114,18 @@ def blocks(
     return tuple(replace(each, importance=importances[each.fqn]) for each in records)
 
 
-def containers(model: nn.Module) -> Iterator[tuple[str, list[tuple[str, nn.Module]]]]:
-    """(FQN, children by name) of every list of modules."""
+def _containers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """(FQN, module) of every list of modules."""
     for fqn, module in model.named_modules():
         if isinstance(module, (nn.ModuleList, nn.Sequential)):
-            yield fqn, [(name, each) for name, each in module._modules.items() if each is not None]
+            yield fqn, module
+
+
+def _is_group(module: nn.Module, container: nn.Module) -> bool:
+    """A bare list is a block in a `ModuleList` alone: elsewhere it groups whatever follows each other, as a stage."""
+    return type(module) in (nn.Sequential, nn.ModuleList) and not (
+        type(module) is nn.Sequential and isinstance(container, nn.ModuleList)
+    )
 
 
 def inside(module: str, fqn: str) -> bool:
@@ -135,7 +144,7 @@ def subgraph(graph: LayerGraph, fqn: str) -> list[fx.Node]:
 
 def _run_once(graph: LayerGraph) -> set[str]:
     """FQNs of modules that hold a layer with parameters which ran once."""
-    names = set()
+    names: set[str] = set()
     for layer in graph.layers:
         if layer.parameters and layer.calls == 1:
             words = layer.fqn.split(".")

@@ -23,7 +23,7 @@ from ..errors import nearest, shown
 from ..graph import LayerGraph
 from ..graph.axes.trial import Trial, difference, without_numbers
 from ..graph.caches import drop_caches
-from ..graph.ops import arguments, does, name_of, words
+from ..graph.ops import arguments, does, name_of, spec, words
 from ..graph.structure import duplicate, own, unwrap
 from .blocks import Block, hooked, inside, stream_of, subgraph
 from .blocks import blocks as blocks_of
@@ -126,7 +126,7 @@ def deepen(
         inplace=(inplace, bool),
     )
     counts = Annotated[int, Meta(ge=1, le=10_000)]
-    check(SurgeryError, copies=([*copies.values()], list[counts]))  # type: ignore[valid-type]
+    check(SurgeryError, copies=([*copies.values()], list[counts]))
     model = unwrap(graph.model if model is None else model, SurgeryError)
     asked = _asked(graph, copies)
     number = dict(zip(asked, copies.values(), strict=True))
@@ -277,10 +277,12 @@ def _places_in(modules: Sequence[nn.Module]) -> dict[tuple[str, str], int]:
 
 
 def _count(model: nn.Module, container: str, old: int, new: int) -> None:
-    """Attributes above a container that said how many blocks it has."""
-    words = container.split(".")
-    for end in range(len(words) + 1):
+    """Attributes that said how many blocks a container has, of it and above it, up to the next container."""
+    words = container.split(".") if container else []
+    for end in range(len(words), -1, -1):
         part = model.get_submodule(".".join(words[:end]))
+        if end < len(words) and isinstance(part, (nn.ModuleList, nn.Sequential)):
+            return
         for name, value in vars(part).items():
             if type(value) is int and value == old and _COUNTS.fullmatch(name):
                 vars(part)[name] = new
@@ -329,7 +331,19 @@ def _prove_dropped(
     graph: LayerGraph, model: nn.Module, edited: nn.Module, order: Order, gone: Sequence[str]
 ) -> None:
     """The edited model gives what the old one gives in which the dropped blocks hand on what they take."""
-    before, after = _trials(graph, model, edited, order)
+    doubt = None
+    for drawn in (False, True):
+        doubt = _dropped(graph, _trials(graph, model, edited, order, drawn=drawn), gone)
+        if doubt is None:
+            return
+    assert doubt is not None
+    raise doubt
+
+
+def _dropped(
+    graph: LayerGraph, trials: tuple[Trial, Trial], gone: Sequence[str]
+) -> SurgeryError | None:
+    before, after = trials
     owned = [any(inside(module, fqn) for fqn in gone) for module in _makers(graph)]
 
     def identity(start: Tensor, end: Tensor) -> Tensor:
@@ -355,7 +369,7 @@ def _prove_dropped(
     for fqn in gone:
         hooked(before.model, fqn, noise)
     again = [each for each, own in zip(run_trial(before, graph), owned, strict=True) if not own]
-    _must_show(graph, outputs, difference(outputs, again), gone)
+    return _doubt(graph, outputs, difference(outputs, again), gone)
 
 
 def _prove_deepened(
@@ -367,7 +381,23 @@ def _prove_deepened(
     zeros: Iterable[str],
 ) -> None:
     """The edited model gives what the old one gives, and, between, what the copies give besides."""
-    before, after = _trials(graph, model, edited, order, zeros)
+    doubt = None
+    for drawn in (False, True):
+        trials = _trials(graph, model, edited, order, zeros, drawn=drawn)
+        doubt = _deepened(graph, trials, number, zeros)
+        if doubt is None:
+            return
+    assert doubt is not None
+    raise doubt
+
+
+def _deepened(
+    graph: LayerGraph,
+    trials: tuple[Trial, Trial],
+    number: Mapping[str, int],
+    zeros: Iterable[str],
+) -> SurgeryError | None:
+    before, after = trials
     outputs = run_trial(before, graph)
     more = sum(n for module in _makers(graph) for fqn, n in number.items() if inside(module, fqn))
     results = _run_edited(after, graph, [*number])
@@ -383,7 +413,7 @@ def _prove_deepened(
     for fqn in zeros:
         value = after.tensor(fqn)
         value.copy_(torch.rand(value.shape, dtype=value.dtype, generator=random, device="cpu"))
-    _must_show(graph, outputs, _missing(outputs, run_trial(after, graph)), [*number])
+    return _doubt(graph, outputs, _missing(outputs, run_trial(after, graph)), [*number])
 
 
 def _trials(
@@ -392,15 +422,20 @@ def _trials(
     edited: nn.Module,
     order: Order,
     zeros: Iterable[str] = (),
+    *,
+    drawn: bool,
 ) -> tuple[Trial, Trial]:
-    """Both in doubles; parameters that are zero everywhere hide what is before them, and have numbers in both."""
-    before, after = trial_of(graph, model), trial_of(graph, edited)
-    drawn, renamed, zeros = before.draw_zeros(), [*_renamed(graph.model, order)], {*zeros}
-    originals, copies = dict(before.model.named_parameters()), after.model.named_parameters()
-    for fqn, tensor in copies:
+    """Both in doubles; parameters that are zero everywhere hide what is before them, and have numbers in both.
+
+    With `drawn`, norms and statistics have others, too: in a model before its training a signal may die away.
+    """
+    before, after = trial_of(graph, model, drawn=drawn), trial_of(graph, edited)
+    numbers, renamed, zeros = before.draw_zeros(), [*_renamed(graph.model, order)], {*zeros}
+    originals = {**dict(before.model.named_parameters()), **dict(before.model.named_buffers())}
+    for fqn, tensor in [*after.model.named_parameters(), *after.model.named_buffers()]:
         old = _old_name(fqn, renamed)
-        unknown = old in originals and tensor_of(edited, fqn).is_meta
-        if fqn not in zeros and (old in drawn or unknown):
+        unknown = drawn or old in numbers or tensor_of(edited, fqn).is_meta
+        if fqn not in zeros and old in originals and unknown:
             tensor.detach().copy_(originals[old].detach())
     after.args, after.kwargs = before.args, before.kwargs
     return before, after
@@ -440,21 +475,21 @@ def _missing(outputs: Sequence[Tensor], results: Iterable[Tensor]) -> float:
     return 0.0
 
 
-def _must_show(
+def _doubt(
     graph: LayerGraph, outputs: Sequence[Tensor], control: float, names: Sequence[str]
-) -> None:
-    """A wrong edit would have been seen."""
-    doubt = None
+) -> SurgeryError | None:
+    """Why a wrong edit would not have been seen."""
     if without_numbers(outputs):
         doubt = "an output holds no finite number"
     elif control <= 100 * TOLERANCE:
         doubt = f"what {_named(names)} give does not show in the outputs"
-    if doubt:
-        raise SurgeryError(
-            f"'{graph.name}' cannot be proven without or with more of {_named(names)}.",
-            why=f"{doubt} on the traced input: a wrong edit would not show",
-            fix="trace with an input that shows it: trace(model, args) with values as the model meets them",
-        )
+    else:
+        return None
+    return SurgeryError(
+        f"'{graph.name}' cannot be proven without or with more of {_named(names)}.",
+        why=f"{doubt} on the traced input: a wrong edit would not show",
+        fix="trace with an input that shows it: trace(model, args) with values as the model meets them",
+    )
 
 
 def _named(names: Sequence[str]) -> str:
@@ -470,9 +505,7 @@ _ZERO_STAYS = words(
     "gelu silu tanh hardtanh hardswish leaky_relu elu mish neg mean sum div "
     "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool2d max_pool2d constant_pad_nd pad"
 )
-_PRODUCTS = words(
-    "linear addmm mm matmul bmm conv1d conv2d conv3d conv_transpose1d conv_transpose2d"
-)
+_GROUPED = ("_grouped_mm", "grouped_mm_fallback")
 _NORMS = words("batch_norm layer_norm group_norm instance_norm rms_norm")
 
 
@@ -526,7 +559,7 @@ def _branches(node: fx.Node, start: fx.Node, own: set[fx.Node], positive: bool) 
             except _NoIdentityError as error:
                 reasons.append(error)
         raise max(reasons, key=lambda each: "norm" in str(each))
-    if name in _SAME and node.meta["val"].shape == start.meta["val"].shape:
+    if name in _SAME or spec(node).how in ("same", "reshape"):
         return _branches(node.all_input_nodes[0], start, own, positive)
     if name == "relu" and positive:
         return _branches(node.all_input_nodes[0], start, own, positive)
@@ -550,8 +583,9 @@ def _silenced(node: Any, fqn: str, model: nn.Module) -> set[str]:
         raise _NoIdentityError(f"'{name}' of a branch is no parameter of the block")
     name = name_of(node).removesuffix("_")
     named = arguments(node) if node.op == "call_function" else {}
-    if name in _PRODUCTS:
-        return _of_product(node, named, fqn, model)
+    if does(node) == "mixes" or name.rpartition(".")[2] in _GROUPED:
+        weight, bias = _weight_of(node, named)
+        return _silenced(weight, fqn, model) | _silenced(bias, fqn, model)
     if name in _NORMS:
         if named.get("weight") is None:
             raise _NoIdentityError(
@@ -559,7 +593,7 @@ def _silenced(node: Any, fqn: str, model: nn.Module) -> set[str]:
             )
         return _silenced(named["weight"], fqn, model) | _silenced(named.get("bias"), fqn, model)
     if name == "mul":
-        return _first(node.all_input_nodes, fqn, model)
+        return _of_factors(node.all_input_nodes, fqn, model)
     if name in ("add", "sub"):
         return {
             each
@@ -572,23 +606,36 @@ def _silenced(node: Any, fqn: str, model: nn.Module) -> set[str]:
     raise _NoIdentityError(f"'{name or node.name}' ends a branch, in '{node.meta.get('module')}'")
 
 
-def _of_product(node: fx.Node, named: Mapping[str, Any], fqn: str, model: nn.Module) -> set[str]:
+def _weight_of(node: fx.Node, named: Mapping[str, Any]) -> tuple[fx.Node, Any]:
+    """(the weight of a product, its bias or None)."""
+    features, values = spec(node).features, [*named.values()]
     bias = named.get("bias")
-    if name_of(node) == "addmm":
-        bias, factors = named["self"], (named["mat2"], named["mat1"])
-    elif "weight" in named:
-        factors = (named["weight"],)
-    else:
-        factors = (named.get("mat2", named.get("other")), named["self"])
-    return _first(factors, fqn, model) | _silenced(bias, fqn, model)
+    if features is not None and features.bias is not None:
+        bias = values[features.bias]
+    weights = [each for each in node.all_input_nodes if each is not bias and _is_weight(each)]
+    if len(weights) != 1 or name_of(node) == "baddbmm":
+        raise _NoIdentityError(
+            f"no product with a weight ends a branch, in '{node.meta['module']}'"
+        )
+    return weights[0], bias
 
 
-def _first(factors: Iterable[Any], fqn: str, model: nn.Module) -> set[str]:
-    """Of a product one factor is zero, a parameter of its own before one behind other ops."""
-    reason = _NoIdentityError("a product without a parameter ends a branch")
-    for factor in sorted(factors, key=lambda each: getattr(each, "op", "") != "get_attr"):
+def _is_weight(node: fx.Node) -> bool:
+    """Made of parameters alone."""
+    read = node.op == "get_attr" and "constant" not in node.meta
+    return read or (bool(node.all_input_nodes) and all(map(_is_weight, node.all_input_nodes)))
+
+
+def _of_factors(factors: Sequence[fx.Node], fqn: str, model: nn.Module) -> set[str]:
+    """Of a product one factor is zero, what is made of parameters before what is not; never two: it would not learn."""
+    ways, reason = list[set[str]](), _NoIdentityError("a product of nothing ends a branch")
+    for factor in sorted(factors, key=_is_weight, reverse=True):
         try:
-            return _silenced(factor, fqn, model)
+            ways.append(_silenced(factor, fqn, model))
         except _NoIdentityError as error:
             reason = error
+    for i, way in enumerate(ways):
+        if all(way.isdisjoint(other) for k, other in enumerate(ways) if k != i):
+            return way
+        reason = _NoIdentityError("zeros in both factors of a product would have no gradient")
     raise reason

@@ -84,9 +84,9 @@ def prove(
     return Proof(error, f"the outputs do not depend on the units of {hidden[0].members[0]}")
 
 
-def trial_of(graph: LayerGraph, model: nn.Module) -> Trial:
-    """A copy of any model that takes the graph's inputs, in doubles, with its own weights, and inputs drawn."""
-    return Trial(_Seen(graph, model), drawn=False)
+def trial_of(graph: LayerGraph, model: nn.Module, *, drawn: bool = False) -> Trial:
+    """A copy of any model that takes the graph's inputs, in doubles, on inputs drawn; norms as `Trial` has them."""
+    return Trial(_Seen(graph, model), drawn=drawn)
 
 
 def run_trial(trial: Trial, graph: LayerGraph) -> list[Tensor]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -232,9 +233,13 @@ class Search:
         paths = ((p, became.get((type(number), number))) for p, number in numbers(self._config))
         exact: dict[Path, list[Any]] = {path: values for path, values in paths if values}
         for path, entries in lists(self._config) if self._depths else ():
-            places = [now for _, count, now in self._depths if count == len(entries)]
-            if places:
-                exact[path] = [[entries[place] for place in now] for now in places]
+            values = [
+                each
+                for _, count, places in self._depths
+                for each in _rearranged(entries, count, places)
+            ]
+            if values:
+                exact[path] = values
         return exact
 
     def _scaled(self) -> dict[Path, list[float]]:
@@ -361,6 +366,19 @@ def _listening(kind: type, names: set[str]) -> type:
     return type(kind.__name__, (kind,), {"__getattr__": note})
 
 
+def _rearranged(entries: list[Any], count: int, places: Sequence[int]) -> Iterator[list[Any]]:
+    """What a list may be for other blocks: by block; or with the last one's number, or its name (``"stage4"``)."""
+    if len(entries) == count:
+        yield [entries[place] for place in places]
+    named = re.compile(rf"(?<!\d){count}$")
+    last: list[Any] = [
+        named.sub(str(len(places)), each) if isinstance(each, str) else each for each in entries
+    ]
+    last = [len(places) if type(each) is int and each == count else each for each in last]
+    if last != entries:
+        yield last
+
+
 def _of_classes(sizes: Mapping[AxisClass, int]) -> Iterator[tuple[float, float, str]]:
     """(old, new, FQN) of the number of units of each class, and of the products of factors that they are in."""
     blocks: dict[tuple[Any, ...], dict[int, int]] = {}
@@ -394,9 +412,13 @@ def _with(fields: Fields, step: Fields) -> Fields:
 
 
 def _joined(
-    one: Mapping[Path, list[float]], other: Mapping[Path, list[float]]
-) -> dict[Path, list[float]]:
-    return {p: [*dict.fromkeys([*one.get(p, ()), *other.get(p, ())])] for p in {**other, **one}}
+    one: Mapping[Path, list[Any]], other: Mapping[Path, list[Any]]
+) -> dict[Path, list[Any]]:
+    joined = {path: [*values] for path, values in one.items()}
+    for path, values in other.items():
+        known = joined.setdefault(path, [])
+        known += [value for value in values if value not in known]
+    return joined
 
 
 def _places(fqn: str) -> Iterator[tuple[str, int]]:

@@ -254,10 +254,10 @@ def test_a_parameter_that_no_file_holds_is_named(left_out, monkeypatch, recwarn)
     config = MarianConfig(
         vocab_size=40,
         d_model=32,
-        **{f"{side}_layers": 1 for side in ("encoder", "decoder")},
+        **{f"{side}_layers": 2 for side in ("encoder", "decoder")},
         **{f"{side}_attention_heads": 4 for side in ("encoder", "decoder")},
         **{f"{side}_ffn_dim": 48 for side in ("encoder", "decoder")},
-        max_position_embeddings=32,
+        max_position_embeddings=64,
         pad_token_id=0,
         use_cache=False,
     )

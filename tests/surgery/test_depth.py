@@ -11,12 +11,18 @@ from transformers import (
     AutoModelForCausalLM,
     BertConfig,
     BertForSequenceClassification,
+    Dinov2Config,
+    Dinov2Model,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SwinConfig,
+    SwinModel,
     T5Config,
     T5ForConditionalGeneration,
     ViTConfig,
@@ -158,6 +164,19 @@ class Forgets(Stack):
 
     def forward(self, x):
         return super().forward(x) * 0 + self.head(x)
+
+
+class Faint(Stack):
+    """What the blocks do dies away, as before a training."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.full((6,), 1e-12))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(self.gain * x)
 
 
 def built(kind, *args):
@@ -310,6 +329,51 @@ def test_lists_of_a_config_over_layers_lose_their_entry():
     assert deep.config.layer_types == [*model.config.layer_types[:2], *model.config.layer_types[1:]]
 
 
+def test_blocks_of_a_stage_are_counted_by_stage():
+    """The number of stages is two as well, and stays; in the other order no config says which windows are shifted."""
+
+    def make():
+        sizes = {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 2], "window_size": 4}
+        return SwinModel(SwinConfig(image_size=32, patch_size=4, **sizes))
+
+    _, graph = made(make, {"pixel_values": torch.randn(2, 3, 32, 32)})
+    slim = drop_blocks(graph, ["encoder.layers.0.blocks.1"])
+    assert slim.config.depths == [1, 2]
+    assert slim.encoder.num_layers == 2
+    with pytest.raises(SurgeryError, match="config cannot say"):
+        drop_blocks(graph, ["encoder.layers.0.blocks.0"])
+
+
+def test_the_last_stage_of_a_backbone_follows():
+    def make():
+        sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
+        return Dinov2Model(Dinov2Config(image_size=16, patch_size=4, mlp_ratio=2, **sizes))
+
+    _, graph = made(make, {"pixel_values": IMAGES[0]})
+    config = drop_blocks(graph, ["encoder.layer.1"]).config
+    assert (config.num_hidden_layers, config.out_features, config.out_indices) == (
+        3,
+        ["stage3"],
+        [3],
+    )
+    assert config.num_attention_heads == 4
+
+
+def test_experts_are_silenced_and_learn():
+    def make():
+        sizes = {"num_hidden_layers": 2, "intermediate_size": 24, "num_key_value_heads": 2}
+        return MixtralForCausalLM(MixtralConfig(**COMMON, **TOKENS, **sizes, num_local_experts=3))
+
+    model, graph = made(make, IDS)
+    deep = deepen(graph, {"model.layers.0": 1})
+    torch.testing.assert_close(deep(**IDS).logits, model(**IDS).logits)
+    deep(**IDS).logits.square().sum().backward()
+    experts = deep.model.layers[1].mlp.experts
+    assert not experts.down_proj.any()
+    assert experts.down_proj.grad.any()
+    assert experts.gate_up_proj.any()
+
+
 def test_a_resnet_without_a_block():
     images = (torch.randn(2, 3, 32, 32),)
     model, graph = made(resnet, images)
@@ -408,6 +472,13 @@ def test_a_config_that_cannot_say_it_is_refused():
     _, graph = made(make, {**IDS, "decoder_input_ids": IDS["input_ids"][:, :4]})
     with pytest.raises(SurgeryError, match="config cannot say"):
         drop_blocks(graph, ["encoder.block.1.layer.1"])
+
+
+def test_what_dies_away_is_proven_with_other_norms():
+    model, graph = built(Faint)
+    assert len(drop_blocks(graph, ["layers.1"]).layers) == 3
+    assert len(deepen(graph, {"layers.1": 1}).layers) == 5
+    assert float(model.gain.detach().max()) < 1e-11
 
 
 def test_what_does_not_show_is_refused():
@@ -548,6 +619,30 @@ class ReluOnTheStream(Residual):
         return x.relu() + self.down(self.up(self.norm(x)).tanh())
 
 
+class PackedGate(Residual):
+    """Zeros in both factors have no gradient."""
+
+    def __init__(self, place=0):
+        super().__init__(place)
+        self.down = nn.Linear(8, 12)
+
+    def forward(self, x):
+        one, other = self.down(self.up(self.norm(x)).tanh()).chunk(2, -1)
+        return x + one * other
+
+
+class AttentionWithoutProjection(Residual):
+    """Nor have those of queries and keys, which lie beside the values."""
+
+    def __init__(self, place=0):
+        super().__init__(place)
+        self.up = nn.Linear(6, 18)
+
+    def forward(self, x):
+        query, key, value = self.up(self.norm(x)).chunk(3, -1)
+        return x + (query @ key.transpose(-1, -2)).softmax(-1) @ value
+
+
 class Constant(Residual):
     def forward(self, x):
         return x + self.down(self.up(self.norm(x)).tanh()) + 1
@@ -559,7 +654,17 @@ class Sigmoid(Residual):
 
 
 @pytest.mark.parametrize(
-    "kind", [PostNorm, Plain, ClippedBranch, ReluOnTheStream, Constant, Sigmoid]
+    "kind",
+    [
+        PostNorm,
+        Plain,
+        ClippedBranch,
+        ReluOnTheStream,
+        PackedGate,
+        AttentionWithoutProjection,
+        Constant,
+        Sigmoid,
+    ],
 )
 def test_blocks_that_cannot_do_nothing_are_refused(kind):
     stack = type("Of", (Stack,), {"block": kind})
