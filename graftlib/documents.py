@@ -127,7 +127,7 @@ def convert(
     """
     try:
         return msgspec.convert(values, kind)
-    except _REFUSALS as first:
+    except Exception as first:  # msgspec's, or what a method of an object in `values` raises
         faults = dict(islice(faults_of(values, kind, ""), MOST_FAULTS)) or {"": str(first)}
     raise error(
         f"{what} is not what it should be.",

@@ -115,6 +115,6 @@ def use_of(op: Op) -> Use | None:
             Use(weight, bias, x, result, "conv", groups, window) if x.ndim == weight.ndim else None
         )
     scaled = any(named[i] != 1 for i in range(3, len(named)))  # the factors of an `addmm`
-    if weight.ndim != 2 or scaled:
+    if weight.ndim != 2 or x.ndim < 2 or scaled:
         return None
     return Use(weight, bias, x, result, "in out" if makes.in_axis == 0 else "out in")

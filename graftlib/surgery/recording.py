@@ -33,9 +33,16 @@ def as_batches(data: Iterable[Any]) -> list[Batch]:
     """Inputs as (args, kwargs): a tuple or list of arguments, a mapping of keywords, (args, kwargs), or one argument.
 
     Raises:
-        SurgeryError: there are none.
+        SurgeryError: there are none, or reading them raises.
     """
-    batches = [_as_batch(item) for item in data]
+    try:
+        batches = [_as_batch(item) for item in data]
+    except Exception as error:  # a loader may raise anything
+        raise SurgeryError(
+            "`data` cannot be read.",
+            why=f"{type(error).__name__}: {str(error)[:300]}",
+            fix="give an iterable of what the model is called with, such as [images]",
+        ) from error
     if not batches:
         raise SurgeryError(
             "`data` holds no inputs.",

@@ -388,6 +388,7 @@ ITERATED = {
 """Arguments that a caller's object iterates over: what `Odd` raises there is its own."""
 
 
+@pytest.mark.filterwarnings("ignore::graftlib.surgery.SurgeryWarning")  # an answer, not a fault
 def test_arguments(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     table, probe = calls(tmp_path), None

@@ -269,10 +269,22 @@ def test_what_makes_no_sense_is_refused():
     graph = trace(model, x)
     with pytest.raises(SurgeryError, match="holds no inputs"):
         prune(graph, {0: 3}, data=[])
+    with pytest.raises(SurgeryError, match="cannot be read"):
+        prune(graph, {0: 3}, data=torch.tensor(1.0))
     with pytest.raises(SurgeryError, match="'least-squares', 'bias', 'rescale' or None"):
         prune(graph, {0: 3}, data=[x], refit="ridge")
     with pytest.raises(SurgeryError, match="above 0"):
         prune(graph, {0: 3}, data=[x], ridge=0.0)
+
+
+def test_inputs_without_rows_are_not_fitted_to():
+    """A linear layer takes one vector as well: it gives nothing to learn from, and nothing is changed."""
+    model, x = mlp(), torch.randn(3).double()
+    graph = trace(model, x)
+    plain = prune(graph, {0: 3})
+    with pytest.warns(SurgeryWarning, match="not refitted"):
+        fitted = prune(graph, {0: 3}, data=[x, x + 1, x - 1])
+    assert all(torch.equal(v, fitted.state_dict()[k]) for k, v in plain.state_dict().items())
 
 
 def test_a_fault_of_the_fit_is_not_blamed_on_the_data(monkeypatch):
