@@ -4,19 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from . import options
 from .console import say, say_json, working
-from .options import (
-    Debug,
-    Device,
-    DeviceOption,
-    DryRun,
-    InputDtype,
-    Inputs,
-    Json,
-    ModelArgument,
-    Seed,
-    Weights,
-)
 from .steps import load_options, plan, see
 
 __all__ = ["register"]
@@ -28,15 +17,15 @@ def register(app: typer.Typer) -> None:
 
 
 def check(
-    model: ModelArgument,
-    inputs: Inputs = None,
-    input_dtype: InputDtype = None,
-    weights: Weights = None,
-    device: DeviceOption = Device.auto,
-    seed: Seed = 0,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    debug: Debug = False,
+    model: options.ModelArgument,
+    inputs: options.Inputs = None,
+    input_dtype: options.InputDtype = None,
+    weights: options.Weights = None,
+    device: options.DeviceOption = options.Device.auto,
+    seed: options.Seed = 0,
+    dry_run: options.DryRun = False,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
 ) -> None:
     """Run the permutation check: shuffle every axis class, compare the outputs.
 

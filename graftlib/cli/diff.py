@@ -8,19 +8,8 @@ from typing import Annotated
 
 import typer
 
+from . import options
 from .console import say, say_json, working
-from .options import (
-    Debug,
-    Device,
-    DeviceOption,
-    DryRun,
-    InputDtype,
-    Inputs,
-    Json,
-    ModelArgument,
-    Seed,
-    Weights,
-)
 from .steps import load_options, plan, see
 
 __all__ = ["register"]
@@ -32,11 +21,11 @@ def register(app: typer.Typer) -> None:
 
 
 def diff(
-    source: ModelArgument,
+    source: options.ModelArgument,
     target: Annotated[
         str, typer.Argument(metavar="OTHER", help="The model to compare.", show_default=False)
     ],
-    weights: Weights = None,
+    weights: options.Weights = None,
     other_weights: Annotated[
         Path | None,
         typer.Option(
@@ -50,13 +39,13 @@ def diff(
         Path | None,
         typer.Option("-o", "--output", help="Also write a page that shows it.", show_default=False),
     ] = None,
-    inputs: Inputs = None,
-    input_dtype: InputDtype = None,
-    device: DeviceOption = Device.cpu,
-    seed: Seed = 0,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    debug: Debug = False,
+    inputs: options.Inputs = None,
+    input_dtype: options.InputDtype = None,
+    device: options.DeviceOption = options.Device.cpu,
+    seed: options.Seed = 0,
+    dry_run: options.DryRun = False,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
 ) -> None:
     """Compare two models: shapes by name, weights after the units are put in one order, and the edit that explains it.
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import typer
 
+from . import options
 from .console import say, say_json, working
-from .options import Debug, Json
 
 __all__ = ["extras", "register"]
 
@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
     app.command("doctor")(doctor)
 
 
-def doctor(as_json: Json = False, debug: Debug = False) -> None:
+def doctor(as_json: options.Json = False, debug: options.Debug = False) -> None:
     """Report what is installed here and whether it works.
 
     Versions, extras, devices, threads; then a small model goes through trace and export. The

@@ -7,19 +7,8 @@ from typing import Annotated
 
 import typer
 
+from . import options
 from .console import say, say_json, working
-from .options import (
-    Debug,
-    Device,
-    DeviceOption,
-    DryRun,
-    InputDtype,
-    Inputs,
-    Json,
-    ModelArgument,
-    Seed,
-    Weights,
-)
 from .steps import load, load_options, plan
 
 __all__ = ["register"]
@@ -31,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
 
 def export(
-    model: ModelArgument,
+    model: options.ModelArgument,
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")] = Path(
         "model.onnx"
     ),
@@ -47,20 +36,20 @@ def export(
             show_default=False,
         ),
     ] = None,
-    inputs: Inputs = None,
-    input_dtype: InputDtype = None,
-    weights: Weights = None,
-    device: DeviceOption = Device.auto,
-    seed: Seed = 0,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    debug: Debug = False,
+    inputs: options.Inputs = None,
+    input_dtype: options.InputDtype = None,
+    weights: options.Weights = None,
+    device: options.DeviceOption = options.Device.auto,
+    seed: options.Seed = 0,
+    dry_run: options.DryRun = False,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
 ) -> None:
     """Ship a model as ONNX, proven against PyTorch first.
 
     Example: graftlib export torchvision:mobilenet_v2 --weights slim.safetensors -o slim.onnx
     """
-    if device is Device.meta:
+    if device is options.Device.meta:
         raise typer.BadParameter(
             "an export needs values, the meta device holds none", param_hint="--device"
         )

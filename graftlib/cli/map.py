@@ -7,18 +7,8 @@ from typing import Annotated
 
 import typer
 
+from . import options
 from .console import say, say_json, working
-from .options import (
-    Debug,
-    Device,
-    DeviceOption,
-    DryRun,
-    InputDtype,
-    Inputs,
-    Json,
-    ModelArgument,
-    Seed,
-)
 from .steps import load_options, plan, see
 
 __all__ = ["register"]
@@ -30,8 +20,8 @@ def register(app: typer.Typer) -> None:
 
 
 def map_models(
-    source: ModelArgument,
-    target: ModelArgument,
+    source: options.ModelArgument,
+    target: options.ModelArgument,
     links: Annotated[
         list[str] | None,
         typer.Option(
@@ -45,13 +35,13 @@ def map_models(
     output: Annotated[Path, typer.Option("-o", "--output", help="The YAML file to write.")] = Path(
         "mapping.yaml"
     ),
-    inputs: Inputs = None,
-    input_dtype: InputDtype = None,
-    device: DeviceOption = Device.auto,
-    seed: Seed = 0,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    debug: Debug = False,
+    inputs: options.Inputs = None,
+    input_dtype: options.InputDtype = None,
+    device: options.DeviceOption = options.Device.auto,
+    seed: options.Seed = 0,
+    dry_run: options.DryRun = False,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
 ) -> None:
     """Pair parameters of two models and write the mapping as YAML.
 

@@ -7,19 +7,8 @@ from typing import Annotated
 
 import typer
 
+from . import options
 from .console import say, say_json, working
-from .options import (
-    Debug,
-    Device,
-    DeviceOption,
-    DryRun,
-    InputDtype,
-    Inputs,
-    Json,
-    ModelArgument,
-    Seed,
-    Weights,
-)
 from .steps import load, load_options, plan
 
 __all__ = ["register"]
@@ -31,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
 
 def slim(
-    model: ModelArgument,
+    model: options.ModelArgument,
     budget: Annotated[
         list[str],
         typer.Option(
@@ -57,20 +46,20 @@ def slim(
     multiple_of: Annotated[
         int, typer.Option("--multiple-of", min=1, help="Widths become multiples of this.")
     ] = 8,
-    inputs: Inputs = None,
-    input_dtype: InputDtype = None,
-    weights: Weights = None,
-    device: DeviceOption = Device.auto,
-    seed: Seed = 0,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    debug: Debug = False,
+    inputs: options.Inputs = None,
+    input_dtype: options.InputDtype = None,
+    weights: options.Weights = None,
+    device: options.DeviceOption = options.Device.auto,
+    seed: options.Seed = 0,
+    dry_run: options.DryRun = False,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
 ) -> None:
     """Prune a model to a budget of parameters, MACs or bytes, and save it.
 
     Example: graftlib slim torchvision:resnet18 --weights r18.safetensors --budget macs=0.5 -o slim/
     """
-    if device is Device.meta:
+    if device is options.Device.meta:
         raise typer.BadParameter(
             "units are chosen by the values of weights, the meta device holds none",
             param_hint="--device",

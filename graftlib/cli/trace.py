@@ -8,19 +8,8 @@ from typing import Annotated
 import typer
 
 from ..disk import write_whole
+from . import options
 from .console import say, say_json
-from .options import (
-    Debug,
-    Device,
-    DeviceOption,
-    DryRun,
-    InputDtype,
-    Inputs,
-    Json,
-    ModelArgument,
-    Seed,
-    Weights,
-)
 from .steps import load_options, plan, see
 
 __all__ = ["register"]
@@ -32,21 +21,21 @@ def register(app: typer.Typer) -> None:
 
 
 def trace(
-    model: ModelArgument,
+    model: options.ModelArgument,
     output: Annotated[
         Path | None,
         typer.Option(
             "-o", "--output", help="Write the graph here: .json or .graphml.", show_default=False
         ),
     ] = None,
-    inputs: Inputs = None,
-    input_dtype: InputDtype = None,
-    weights: Weights = None,
-    device: DeviceOption = Device.auto,
-    seed: Seed = 0,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    debug: Debug = False,
+    inputs: options.Inputs = None,
+    input_dtype: options.InputDtype = None,
+    weights: options.Weights = None,
+    device: options.DeviceOption = options.Device.auto,
+    seed: options.Seed = 0,
+    dry_run: options.DryRun = False,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
 ) -> None:
     """See a model as a graph of layers: kinds, parameters, shapes.
 

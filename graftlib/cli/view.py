@@ -7,18 +7,8 @@ from typing import Annotated
 
 import typer
 
+from . import options
 from .console import say, say_json, working
-from .options import (
-    Debug,
-    Device,
-    DeviceOption,
-    DryRun,
-    InputDtype,
-    Inputs,
-    Json,
-    ModelArgument,
-    Seed,
-)
 from .steps import load_options, plan, see
 
 __all__ = ["register"]
@@ -30,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
 
 def view(
-    source: ModelArgument,
+    source: options.ModelArgument,
     target: Annotated[
         str | None,
         typer.Argument(
@@ -47,13 +37,13 @@ def view(
         ),
     ] = None,
     auto: Annotated[bool, typer.Option("--auto", help="Propose a mapping and show it.")] = False,
-    inputs: Inputs = None,
-    input_dtype: InputDtype = None,
-    device: DeviceOption = Device.auto,
-    seed: Seed = 0,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    debug: Debug = False,
+    inputs: options.Inputs = None,
+    input_dtype: options.InputDtype = None,
+    device: options.DeviceOption = options.Device.auto,
+    seed: options.Seed = 0,
+    dry_run: options.DryRun = False,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
 ) -> None:
     """Draw a model, or two side by side, as one HTML page.
 
