@@ -73,7 +73,7 @@ def test_both_directions_read_each_other_from_the_second_layer_on():
 def test_layers_are_applied_in_turn():
     """L layers on the codes are the composition of L transfers in the unit of the first."""
     shapes = [(4, 6), (5, 7)]
-    module = built(MergeNet(layers=2, rank=None, norm="free", **SMALL), shapes, BOTH[:1])
+    module = built(MergeNet(layers=2, rank=None, **SMALL), shapes, BOTH[:1])
     w, v = matrices(*shapes)
     unit, other = w.square().mean().sqrt(), v.square().mean().sqrt()
     state = w / unit
@@ -86,7 +86,7 @@ def test_layers_are_applied_in_turn():
 def test_several_sources_are_averaged(init):
     shapes = [(4, 6), (5, 7), (3, 8)]
     links = [Link(1, 0, "one"), Link(2, 0, "two")]
-    adapter = MergeNet(layers=1, rank=None, init=init, norm="free", **SMALL)
+    adapter = MergeNet(layers=1, rank=None, init=init, **SMALL)
     module, w = built(adapter, shapes, links).eval(), matrices(*shapes)
     single = []
     for k in range(2):
