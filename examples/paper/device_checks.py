@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graftlib import Mapping, attach, trace
+from graftlib.graft import AdapterOptimizer
 from graftlib_adapters import MergeNet
 
 from .captured import Captured
@@ -77,7 +78,7 @@ class World:
         )
         mapping.link("fc", "second")
         adapter = MergeNet(heads=2, trust=0.2) if adapter is None else adapter
-        options = {"cycle": CYCLE, "lr": 1e-2} | options
+        options = {"cycle": CYCLE, "optimizer": AdapterOptimizer(lr=1e-2)} | options
         self.graft = attach(adapter, mapping, **options)
 
     def loss(self, model: nn.Module | None = None) -> Tensor:
