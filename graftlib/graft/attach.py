@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
-from ..arguments import Positive, Seed
+from ..arguments import Positive, Seed, check
 from ..documents import Count, Record, convert
 from ..errors import AttachError
 from ..match import Mapping
@@ -13,6 +14,7 @@ from . import registry
 from .adapter import Adapter
 from .cycle import TransferCycle
 from .graft import Graft
+from .history import Transfer
 from .missed_steps import warn_of_untrained
 from .optimizer import AdapterOptimizer
 from .plan import Plan, plan
@@ -36,6 +38,7 @@ def attach(
     verify_every: int = 1000,
     deterministic: bool | None = None,
     group: Any = None,
+    on_transfer: Callable[[Transfer], object] | None = None,
 ) -> Graft:
     """Graft the linked parameters of two models onto each other for the time of a training.
 
@@ -59,6 +62,8 @@ def attach(
             processes train different models.
         deterministic: attention by plain products, whose sums have one order; None: where there are several processes.
         group: their process group; None for the default one.
+        on_transfer: is called with the record of each transfer once it is over: the adapter was updated, or it was
+            skipped. ``lambda t: wandb.log(t.scalars(), step=t.step)`` logs it.
 
     Warns:
         TransferWarning: a target is frozen, or the traced forward pass never reads it.
@@ -89,6 +94,8 @@ def attach(
         error=AttachError,
         fix="see help(graftlib.attach) for what each may be",
     )
+    if on_transfer is not None:
+        check(AttachError, on_transfer=(on_transfer, (Callable,)))
     schedule = cycle if isinstance(cycle, TransferCycle) else TransferCycle(cycle)
     if schedule.needs_total and total_steps is None:
         raise AttachError(
@@ -116,6 +123,7 @@ def attach(
         nan_limit=nan_limit,
         ranks=ranks,
         record=record,
+        on_transfer=on_transfer,
     )
 
 

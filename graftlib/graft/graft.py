@@ -14,6 +14,7 @@ The life of a transfer:
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 import weakref
@@ -28,9 +29,10 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from ..arguments import check
 from ..disk import write_whole
-from ..errors import AttachError, GraftError, TransferError
-from . import registry
+from ..errors import AttachError, CheckpointError, GraftError, MissingExtraError, TransferError
+from . import files, registry
 from .cycle import TransferCycle
 from .history import Transfer
 from .joined import JoinedGraph, joined, spliced
@@ -65,6 +67,7 @@ class Graft:
         nan_limit: int,
         ranks: Ranks,
         record: int,
+        on_transfer: Callable[[Transfer], object] | None = None,
     ) -> None:
         self.plan = plan
         self.cycle = cycle
@@ -72,6 +75,7 @@ class Graft:
         self.nan_limit = nan_limit
         self.ranks = ranks
         self.record = int(record)
+        self.on_transfer = on_transfer
         self.history: list[Transfer] = []
         self.skipped = 0
         self._steps = StepCounter(plan.counted)
@@ -330,6 +334,56 @@ class Graft:
         if self._followed:
             self._write_if_due()
 
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write ``graft.safetensors``, the state bound to the settled weights, and a card; all or nothing, no pickle.
+
+        The models and optimizers are saved by whoever trains them, inside `settled`.
+
+        Args:
+            folder: made where it is missing; files of these names are replaced.
+
+        Returns:
+            The folder.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        return files.save_folder(self, folder)
+
+    def load(self, folder: str | os.PathLike[str]) -> None:
+        """Go on where `save` was called; load the models and optimizers first, and `follow` afterwards.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, of other links, or was saved beside other weights than those
+                that the models hold now; nothing was changed.
+        """
+        check(CheckpointError, folder=(folder, (str, os.PathLike)))
+        files.take_up(self, files.load(Path(folder) / files.NAME), where=str(folder))
+
+    def to_dataframe(self) -> Any:
+        """The history as a `pandas.DataFrame`: one row for each matrix that a transfer wrote.
+
+        Returns:
+            Columns ``transfer``, ``step``, ``matrix``, ``size``, ``cosine``, ``signal`` (NaN until the adapter was
+            updated) and ``skipped`` (None where it was not); see `Transfer`.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise MissingExtraError(
+                "to_dataframe needs pandas.", fix='pip install "graftlib[dataframe]"'
+            ) from error
+        columns = ("transfer", "step", "matrix", "size", "cosine", "signal", "skipped")
+        rows = [
+            (t.number, t.step, name, one.size, one.cosine, t.signal.get(name, math.nan), t.skipped)
+            for t in self.history
+            for name, one in t.changes.items()
+        ]
+        return pd.DataFrame(rows, columns=columns)
+
     def __repr__(self) -> str:
         state = "detached" if not self.attached else "pending" if self.pending else "idle"
         return (
@@ -538,8 +592,14 @@ class Graft:
         self.history[-1] = replace(self.history[-1], signal=norms)
         if finite:
             self._updates += 1
+            self._tell()
         else:
             self._skip("what the step made of the weights is not finite")
+
+    def _tell(self) -> None:
+        """The last transfer is over."""
+        if self.on_transfer is not None:
+            self.on_transfer(self.history[-1])
 
     def _drop_pending(self) -> PendingTransfer | None:
         """Settle what no step has consumed; the transfer, if there is one, is pending no longer."""
@@ -555,6 +615,7 @@ class Graft:
         self.history[-1] = record = replace(self.history[-1], skipped=reason)
         self.skipped += 1
         self._skipped_in_a_row += 1
+        self._tell()
         names = ", ".join(record.changes)
         if self._skipped_in_a_row >= self.nan_limit:
             raise TransferError(

@@ -69,3 +69,16 @@ class Transfer(FrozenRecord, frozen=True, omit_defaults=True):
         """
         plain: dict[str, Any] = to_plain(self)
         return plain
+
+    def scalars(self) -> dict[str, float]:
+        """Numbers under names, as loggers take them: ``size/…``, ``cosine/…``, ``signal/…``, and each fact of a link.
+
+        >>> done = Change(size=0.1, cosine=0.99)
+        >>> Transfer(number=0, step=4, links=("l",), changes={"w": done}, facts={"l": [0.5]}).scalars()
+        {'size/w': 0.1, 'cosine/w': 0.99, 'l/0': 0.5}
+        """
+        numbers = {f"size/{name}": one.size for name, one in self.changes.items()}
+        numbers |= {f"cosine/{name}": one.cosine for name, one in self.changes.items()}
+        numbers |= {f"signal/{name}": norm for name, norm in self.signal.items()}
+        facts = self.facts.items()
+        return numbers | {f"{link}/{i}": x for link, row in facts for i, x in enumerate(row)}

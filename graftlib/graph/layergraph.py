@@ -9,7 +9,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import MatchError, nearest
+from ..arguments import check
+from ..errors import GraftError, MatchError, nearest
 from . import axes
 from .axes import AxisClass, CheckResult, Pattern
 from .axes.tree import with_roles
@@ -133,6 +134,15 @@ class LayerGraph(TracedGraph):
             TraceError: the model does not run on these inputs.
         """
         return axes.check(self, seed=seed, example=example)
+
+    def summary(self, rows: int | None = None) -> str:
+        """A table of the layers: kind, calls, shapes, parameters, multiply-accumulates at the traced inputs, depth.
+
+        Args:
+            rows: of the first so many layers; all where it is None. ``print(graph)`` shows 60.
+        """
+        check(GraftError, rows=(rows, (int, type(None))))
+        return as_table(self, rows)
 
     def to_json(self) -> str:
         """The graph as a versioned JSON document; the same text for the same graph."""

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 from .layers import Layer
+from .macs import Shapes, macs
 from .traced import TracedGraph
 
 __all__ = ["as_table"]
 
 ROWS = 60
 WIDTH = 44
-HEAD = ("layer", "kind", "calls", "in", "out", "parameters", "depth")
+HEAD = ("layer", "kind", "calls", "in", "out", "parameters", "MACs", "depth")
 
 
-def as_table(graph: TracedGraph) -> str:
-    """A headline, then the first `ROWS` layers as aligned text."""
+def as_table(graph: TracedGraph, limit: int | None = ROWS) -> str:
+    """A headline, then the first `limit` layers, or all, as aligned text."""
     tensors = {id(p): p.numel() for p in graph.model.parameters()}
     total = sum(tensors.values())
+    work = _macs(graph)
     lines = [
         f"{_clean(graph.name)}: {len(graph.layers)} layers, {len(tensors)} parameters, "
-        f"{total:,} elements (seen by the '{graph.tracer}' tracer)",
+        f"{total:,} elements, {sum(work.values()):,} MACs (seen by the '{graph.tracer}' tracer)",
         "inputs   " + ", ".join(f"{_clean(n)} {_shape(s)}" for n, s in graph.inputs.items()),
         "outputs  " + ", ".join(_shape(s) for s in graph.outputs),
     ]
@@ -30,17 +33,26 @@ def as_table(graph: TracedGraph) -> str:
         lines.insert(
             2, f"values   none of {blank}: traced on the meta device, so checks invent them"
         )
-    rows = [HEAD, *(_row(graph, layer) for layer in graph.layers[:ROWS])]
+    rows = [HEAD, *(_row(graph, layer, work[layer.name]) for layer in graph.layers[:limit])]
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
     lines += [
         "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
-    if len(graph.layers) > ROWS:
-        lines.append(f"... and {len(graph.layers) - ROWS} more")
+    if limit is not None and len(graph.layers) > limit:
+        lines.append(f"... and {len(graph.layers) - limit} more")
     return "\n".join(lines)
 
 
-def _row(graph: TracedGraph, layer: Layer) -> tuple[str, ...]:
+def _macs(graph: TracedGraph) -> Counter[str]:
+    """Of each layer, at the traced inputs (their batch size included)."""
+    work: Counter[str] = Counter()
+    for node in graph.fx.nodes:
+        if node.op == "call_function":
+            work[node.meta["layer"]] += macs(node, Shapes())
+    return work
+
+
+def _row(graph: TracedGraph, layer: Layer, work: int) -> tuple[str, ...]:
     count = sum(math.prod(graph.parameter(fqn).shape) for fqn in layer.parameters)
     depth = "" if layer.depth is None else f"{layer.depth:.2f}"
     return (
@@ -50,6 +62,7 @@ def _row(graph: TracedGraph, layer: Layer) -> tuple[str, ...]:
         _shapes(layer.in_shapes),
         _shapes(layer.out_shapes),
         f"{count:,}" if count else "",
+        f"{work:,}" if work else "",
         depth,
     )
 

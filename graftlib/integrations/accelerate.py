@@ -16,8 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..errors import CheckpointError, MissingExtraError
-from ..graft import Graft
-from . import files
+from ..graft import Graft, files
 from .callback_state import unwrapped
 
 try:

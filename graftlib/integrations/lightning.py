@@ -10,9 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import MissingExtraError
-from ..graft import Graft
+from ..graft import Graft, files
 from ..graft.graft import check_optimizers
-from . import files
 from .callback_state import Steps
 
 try:

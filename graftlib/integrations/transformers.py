@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MissingExtraError
-from ..graft import Graft
+from ..graft import Graft, files
 from ..graft.graft import check_optimizers
-from . import files
 from .callback_state import Steps, unwrapped
 
 try:

@@ -11,7 +11,7 @@ Not here: latency.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from ..graph import LayerGraph
 from ..graph.axes import AxisClass
 from ..graph.axes.algebra import Atom, Expr, Prod, resolve
 from ..graph.axes.values import Axes, Stack
-from ..graph.ops import overload
+from ..graph.macs import macs, short_name
 from ..surgery.scratch import Reference, reference_of
 
 __all__ = ["COSTS", "Costs", "Polynomial", "costs_of"]
@@ -60,6 +60,8 @@ class Polynomial:
             for right, times in _polynomial(other).terms.items():
                 product[tuple(sorted((*left, *right)))] += count * times
         return Polynomial(product)
+
+    __radd__, __rmul__ = __add__, __mul__
 
     def __call__(self, sizes: Sequence[int]) -> int:
         """Its value where class `i` has ``sizes[i]`` units."""
@@ -139,7 +141,7 @@ def costs_of(graph: LayerGraph) -> Costs:
     return Costs(
         reader.reference.classes,
         _sum(reader.tensor(fqn, tensor) for fqn, tensor in parameters.values()),
-        _sum(reader.macs(node) for node in ops),
+        _sum(_polynomial(macs(node, reader)) for node in ops),
         _sum(reader.tensor(f, t) * t.element_size() for f, t in state.values()),
         _sum(reader.made(node) for node in ops if not _is_view(node)),
     )
@@ -199,92 +201,10 @@ class _Reader:
             if isinstance(tensor, Tensor)
         )
 
-    def macs(self, node: fx.Node) -> Polynomial:
-        rule = _MACS.get(_short(node))
-        return _polynomial(0) if rule is None else rule(self, node, list(node.args))
-
-
-def _short(node: fx.Node) -> str:
-    return overload(node).rpartition(".")[0].removeprefix("aten.")
-
 
 def _is_view(node: fx.Node) -> bool:
     """Whether the result is the memory of an argument."""
     schema = getattr(node.target, "_schema", None)
-    if schema is None or _short(node) in _DROPOUTS:
+    if schema is None or short_name(node) in _DROPOUTS:
         return True  # `getitem`
     return any(each.alias_info is not None for each in schema.returns)
-
-
-# Multiply-accumulates, op by op ---------------------------------------------------------------------------------
-
-_Rule = Callable[[_Reader, fx.Node, list[Any]], Polynomial]
-
-
-def _matrix(first: int) -> _Rule:
-    """z[..., o] = sum_i x[..., i] w[i, o], where x is the argument number `first`."""
-    return lambda reader, node, args: reader.elements(node) * reader.sizes(args[first])[-1]
-
-
-def _conv(reader: _Reader, node: fx.Node, args: list[Any]) -> Polynomial:
-    """Each element of the result reads a window of the input channels of its group."""
-    return reader.elements(node) * _product(reader.sizes(args[1])[1:])
-
-
-def _transposed(reader: _Reader, node: fx.Node, args: list[Any]) -> Polynomial:
-    """Each element of the input is written to a window of the output channels of its group."""
-    return reader.elements(args[0]) * _product(reader.sizes(args[1])[1:])
-
-
-def _convolution(reader: _Reader, node: fx.Node, args: list[Any]) -> Polynomial:
-    return (_transposed if args[6] else _conv)(reader, node, args)
-
-
-def _attention(reader: _Reader, node: fx.Node, args: list[Any]) -> Polynomial:
-    """Queries times keys, and weights times values."""
-    return (reader.elements(args[0]) + reader.elements(node)) * reader.sizes(args[1])[-2]
-
-
-def _recurrent(reader: _Reader, node: fx.Node, args: list[Any]) -> Polynomial:
-    """Every weight matrix once for each step of each sequence."""
-    weights = next(a for a in args[2:4] if isinstance(a, (list, tuple)) and len(a) > 1)
-    matrices = [w for w in weights if isinstance(w, fx.Node) and w.meta["val"].ndim == 2]
-    return _product(reader.sizes(args[0])[:-1]) * _sum(map(reader.elements, matrices))
-
-
-def _cell(reader: _Reader, node: fx.Node, args: list[Any]) -> Polynomial:
-    return _product(reader.sizes(args[0])[:-1]) * _sum(map(reader.elements, args[2:4]))
-
-
-def _einsum(reader: _Reader, node: fx.Node, args: list[Any]) -> Polynomial:
-    """Of two tensors: all letters that both have, or that one has and the result keeps."""
-    left, _, out = str(args[0]).replace(" ", "").partition("->")
-    words, operands = left.split(","), list(args[1])
-    if len(words) != 2 or not out or "." in left:
-        return _polynomial(0)
-    sizes = {
-        letter: size
-        for word, operand in zip(words, operands, strict=True)
-        for letter, size in zip(word, reader.sizes(operand), strict=True)
-    }
-    both = set(words[0]) & set(words[1])
-    return _product(size for letter, size in sizes.items() if letter in both or letter in out)
-
-
-def _rules() -> Iterator[tuple[str, _Rule]]:
-    for name in ("linear", "mm", "bmm", "matmul", "mv", "dot"):
-        yield name, _matrix(0)
-    for name in ("addmm", "baddbmm", "addmm_", "addbmm", "addmv"):
-        yield name, _matrix(1)
-    for n in (1, 2, 3):
-        yield f"conv{n}d", _conv
-        yield f"conv_transpose{n}d", _transposed
-    yield "convolution", _convolution
-    yield "scaled_dot_product_attention", _attention
-    for name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
-        yield name, _recurrent
-        yield f"{name}_cell", _cell
-    yield "einsum", _einsum
-
-
-_MACS: dict[str, _Rule] = dict(_rules())

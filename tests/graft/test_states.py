@@ -12,8 +12,7 @@ from safetensors.torch import save as to_bytes
 
 from graftlib import GraftError, attach
 from graftlib.errors import CheckpointError
-from graftlib.graft import TransferWarning
-from graftlib.integrations import files
+from graftlib.graft import TransferWarning, files
 from graftlib_adapters import MergeNet
 
 NAN, INF = math.nan, math.inf

@@ -99,10 +99,20 @@ def test_names_in_a_model_are_untrusted(tmp_path):
 
 def test_the_report_is_a_table(graph):
     lines = str(graph).splitlines()
-    assert lines[0] == "Fused: 3 layers, 4 parameters, 624 elements (seen by the 'meta' tracer)"
+    counts = "624 elements, 6,960 MACs"
+    assert lines[0] == f"Fused: 3 layers, 4 parameters, {counts} (seen by the 'meta' tracer)"
     assert lines[1] == "inputs   x 2x5x12"
-    assert lines[3].split() == ["layer", "kind", "calls", "in", "out", "parameters", "depth"]
-    assert lines[4].split() == ["qkv", "Linear", "1", "2x5x12", "2x5x36", "468", "0.00"]
+    assert lines[3].split() == [
+        "layer",
+        "kind",
+        "calls",
+        "in",
+        "out",
+        "parameters",
+        "MACs",
+        "depth",
+    ]
+    assert lines[4].split() == ["qkv", "Linear", "1", "2x5x12", "2x5x36", "468", "4,320", "0.00"]
 
 
 def test_a_long_report_says_how_much_it_leaves_out():
@@ -110,6 +120,8 @@ def test_a_long_report_says_how_much_it_leaves_out():
     lines = str(graph).splitlines()
     assert len(lines) == 3 + 1 + 60 + 1
     assert lines[-1] == "... and 10 more"
+    assert len(graph.summary().splitlines()) == 3 + 1 + 70
+    assert len(graph.summary(rows=2).splitlines()) == 3 + 1 + 2 + 1
 
 
 def test_a_layer_graph_holds_its_model_by_reference(graph):

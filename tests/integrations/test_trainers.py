@@ -15,7 +15,7 @@ from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 from graftlib import GraftError
 from graftlib.errors import CheckpointError
-from graftlib.integrations import files
+from graftlib.graft import files
 from graftlib_adapters import MergeNet, ParameterSharing
 
 pytest.importorskip("lightning", reason="lightning is not installed")

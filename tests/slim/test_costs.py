@@ -101,3 +101,10 @@ def test_polynomials_compute_as_numbers_do(sizes):
     x, y, z = (Polynomial.of(i) for i in range(3))
     a, b, c = sizes
     assert ((x + y * 2) * (z + 1) * x)(sizes) == (a + 2 * b) * (c + 1) * a
+
+
+@MODELS
+def test_the_summary_of_a_graph_adds_up_to_the_same_macs(kind):
+    graph = trace(*nets.made(kind))
+    words = graph.summary().splitlines()[0]
+    assert f"{costs_of(graph).at()['macs']:,} MACs" in words

@@ -7,22 +7,36 @@ that is damaged, or was saved beside other weights, is refused before anything c
 from __future__ import annotations
 
 import json
+import os
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from ..disk import write_whole
+from ..disk import destination, make_folder, place_all, unwritable, write_whole
 from ..documents import Record, convert
-from ..errors import CheckpointError
-from ..graft import Graft
-from ..graft.ranks import fingerprint
+from ..errors import CheckpointError, shown
+from .plan import Plan
+from .ranks import fingerprint
 
-__all__ = ["NAME", "bound", "load", "packed", "pending", "save", "take_up", "unpacked"]
+__all__ = [
+    "CARD",
+    "NAME",
+    "Saved",
+    "bound",
+    "load",
+    "packed",
+    "pending",
+    "save",
+    "save_folder",
+    "take_up",
+    "unpacked",
+]
 
-NAME = "graft.safetensors"
+NAME, CARD = "graft.safetensors", "README.md"
 # What reading bytes that anybody may have changed can end in: the file, the JSON in its header, the shape of that JSON.
 _DAMAGED = (
     SafetensorError,
@@ -38,6 +52,24 @@ _DAMAGED = (
 HEADER = "graftlib"
 
 
+class Saved(Protocol):
+    """What is asked of a `Graft` here."""
+
+    plan: Plan
+
+    def settled(self) -> AbstractContextManager[Any]:
+        """See `Graft.settled`."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Graft.state_dict`."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `Graft.load_state_dict`."""
+        ...
+
+
 class _Bound(Record):
     """A graft's state, and the fingerprints of the settled weights that it was taken beside."""
 
@@ -45,13 +77,13 @@ class _Bound(Record):
     weights: dict[str, int]
 
 
-def bound(graft: Graft) -> dict[str, Any]:
+def bound(graft: Saved) -> dict[str, Any]:
     """The graft's state, bound to the settled weights that it was taken beside. Every rank takes part."""
     with graft.settled():
         return {"graft": graft.state_dict(), "weights": _weights(graft)}
 
 
-def take_up(graft: Graft, state: dict[str, Any], *, where: str) -> None:
+def take_up(graft: Saved, state: dict[str, Any], *, where: str) -> None:
     """Go on from a `bound` state, once the models and optimizers are loaded.
 
     Raises:
@@ -81,6 +113,37 @@ def save(state: dict[str, Any], path: Path) -> None:
     """Write a state of tensors and plain data to `path`, whole or not at all."""
     text, tensors = packed(state)
     write_whole(path, to_bytes(tensors, {HEADER: text}), error=CheckpointError)
+
+
+def save_folder(graft: Saved, folder: str | os.PathLike[str]) -> Path:
+    """Write `NAME` and a card that says what it is, together or not at all. See `Graft.save`."""
+    text, tensors = packed(state := bound(graft))
+    home = make_folder(folder, error=CheckpointError)
+    weights, card = (destination(home / name, error=CheckpointError) for name in (NAME, CARD))
+    said = _card(state["graft"]).encode("utf-8", "backslashreplace")
+    try:
+        place_all([(None, card), (to_bytes(tensors, {HEADER: text}), weights), (said, card)])
+    except OSError as refusal:
+        raise unwritable(folder, refusal, CheckpointError) from refusal
+    return home
+
+
+def _card(state: dict[str, Any]) -> str:
+    counts, links = state["counts"], "\n".join(f"    {shown(name, 200)}" for name in state["links"])
+    return f"""# A graft
+
+State of an adapter between two models, beside the weights that it was saved with: {counts["step"]} optimizer steps,
+{len(state["history"])} transfers ({counts["skipped"]} skipped), {counts["updates"]} updates of the adapter.
+
+Links:
+
+{links}
+
+To go on, load the models and the optimizer, attach the same adapter to the same links, and then:
+
+    graft.load("this folder")
+    graft.follow(optimizer)
+"""
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -166,14 +229,14 @@ def unpacked(text: str, tensors: dict[str, Tensor]) -> Any:
     return rich(json.loads(text))
 
 
-def pending(graft: Graft) -> bool:
+def pending(graft: Saved) -> bool:
     """Whether the models hold a write now that no optimizer step has consumed."""
     now = _weights(graft)
     with graft.settled():
         return now != _weights(graft)
 
 
-def _weights(graft: Graft) -> dict[str, int]:
+def _weights(graft: Saved) -> dict[str, int]:
     """Fingerprints of the linked tensors; a sharded one has none, since each process holds its part only."""
     linked = dict.fromkeys(graft.plan.tensors)
     return {t.name: int(fingerprint(t.local())) for t in linked if not t.sharded}
