@@ -1,4 +1,4 @@
-"""The sections of docs/measurements.md that come from a GPU, from the report of `examples/paper/on_gpu.py`.
+"""The sections of docs/measurements that come from a GPU, from the report of `examples/paper/on_gpu.py`.
 
 In: the report. Out: Markdown. Always true: which differences are said to leave zero out is read off their intervals.
 """
@@ -28,13 +28,11 @@ def gpu(report: dict) -> str:
     about = paragraph(
         f"""One run on one {report["device"]} with torch {report["versions"]["torch"]}, an older torch than the
         package asks for. {passed} of {len(checks)} checks passed: every way to train with a graft, random states,
-        GradScaler, compiled and captured steps, a resumed run (`examples/paper/device_checks.py`). Nothing else in
-        this document was measured on CUDA."""
+        GradScaler, compiled and captured steps, a resumed run (`examples/paper/device_checks.py`). Nothing else was
+        measured on CUDA."""
     )
     body = "\n".join([_cost(report["cost"]), *tables])
-    return f"""## On a GPU
-
-{about}
+    return f"""{about}
 
     python -m examples.paper.on_gpu --make-data .gpu/images.npz --root DIR
     python -m examples.paper.on_gpu {" ".join(arguments)}
@@ -72,11 +70,11 @@ def _cost(variants: list[dict]) -> str:
         to the plain step, amortised over a cycle, within a round; median and quartiles of {settings["rounds"]} rounds
         of {settings["cycles"]} cycles. A transfer with its update adds {min(added):.0f} to {max(added):.0f} ms, however
         fast the step is, and has the host wait for the device {min(waits):.0f} to {max(waits):.0f} times; steps
-        without one add {elsewhere} waits. By its ratio a grafted step is dearer here than on the CPU above (with
-        smaller images); a longer cycle shares that out over more steps. Memory is what is allocated at most during a
+        without one add {elsewhere} waits. By its ratio a grafted step is dearer here than on a CPU (with
+        [smaller images](grafts.md)); a longer cycle shares that out over more steps. Memory is what is allocated at most during a
         cycle, what captured graphs hold for themselves left out."""
     )
-    return f"""### What a step costs on a GPU
+    return f"""## What a step costs on a GPU
 
 {about}
 
@@ -125,7 +123,7 @@ def _table1(one: dict, report: dict) -> str:
         {one["rows"]["plain"]["top-1"]:.1f} %. The paper trains for 200 epochs on CIFAR-100, which has not been run."""
     )
     head = ["setting", "top-1", "minus plain", "paper minus it", "loss", "minus plain", "row norm"]
-    return f"""### Table 1 in the paper's setting, on a GPU: {dataset}, {epochs}
+    return f"""## Table 1 in the paper's setting, on a GPU: {dataset}, {epochs}
 
 {about}
 

@@ -1,4 +1,4 @@
-"""The sections of docs/measurements.md about the paper's experiments, from the reports of `examples/paper`.
+"""The sections of docs/measurements about the paper's experiments, from the reports of `examples/paper`.
 
 In: a function that reads a report of docs/benchmarks. Out: Markdown. Always true: what a section says of its gains is
 counted from the intervals of its report.
@@ -39,9 +39,7 @@ SECTIONS = {
 EARLIER = {"paper_table6"}
 """Reports from before the adapter normalised the attention's output."""
 EARLIER_SAID = " Of an earlier adapter, which hardly read its source."
-HEAD = """## The paper's experiments
-
-Each is a file of `examples/paper`, on real data at the size of a laptop, with the controls that the paper lacks. Seed
+HEAD = """Each is a file of `examples/paper`, on real data at the size of a laptop, with the controls that the paper lacks. Seed
 by seed all arms share initial weights and batches. Some trainings are shorter than their scale's own, for all arms
 alike: the commands say how long; some rows were left out (`--arms`). *Its hardest control* is the least favourable of a
 source of noise, of shuffled or untrained weights, and noise of the transfers' size. **A gain counts only where both
@@ -116,7 +114,7 @@ def _section(name: str, script: str, title: str, found: dict) -> str:
         {sources or "none"}. Grafts that beat plain training and every control:
         **{", ".join(winners) or "none"}**.{EARLIER_SAID * (name in EARLIER)}"""
     )
-    return f"""### {title}
+    return f"""## {title}
 
 {about}
 
@@ -141,7 +139,7 @@ def _downhill(found: dict) -> str:
         convolutions and linear layers, the aligned ResNet counterparts of {aligned}. A sibling had the same start
         and other batches. An adapter learns from these gradients alone."""
     )
-    return f"""### Does the training loss lead to a source?
+    return f"""## Does the training loss lead to a source?
 
 {about}
 
@@ -178,7 +176,7 @@ def _search(found: dict) -> str:
         seeds: only effects of several points could be seen there, and the best of {len(found["tried"])} is too good
         by chance. Left: **{found["left"]}**."""
     )
-    return f"""### The search for a graft that helps
+    return f"""## The search for a graft that helps
 
 {about}
 

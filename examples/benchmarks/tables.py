@@ -1,10 +1,11 @@
-"""Write docs/measurements.md from the JSON that the other benchmarks left in docs/benchmarks: no figure by hand.
+"""Write docs/measurements.md and its parts from the JSON of the benchmarks in docs/benchmarks: no figure by hand.
 
 python -m examples.benchmarks.tables
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from ..common import results
@@ -18,9 +19,12 @@ HEAD = """# Measurements
 
 Every table is made from a JSON file in `docs/benchmarks/` by `python -m examples.benchmarks.tables`, and every JSON
 file by the command above its table; `examples.common.results.load` reads one. Times are those of one machine (2 cores,
-no GPU) that was busy with other work: compare ratios, not seconds. What was measured on CUDA is in one section, "On a
+no GPU) that was busy with other work: compare ratios, not seconds. What was measured on CUDA is in one part, "On a
 GPU"; the cost of DDP and FSDP2 is not measured.
+
 """
+
+Section = Callable[[dict], str]
 
 
 def read(name: str) -> dict | None:
@@ -522,42 +526,72 @@ steps.
 **A gain of a graft counts only where it beats `plain` and `random source`.** Transfers that replace weights point the
 same way for long and add up, while noise of the same size averages out: hence the default bound of half a percent of a
 layer's norm. It was tightened from 2 % after a result on test images of Fashion-MNIST, in the safe direction only. What
-a looser one can cost is in the positive control above (`MergeNet, trust 0.05`).
+a looser one can cost is in the [positive control](paper.md) (`MergeNet, trust 0.05`).
 """
 
 
+PARTS: dict[str, tuple[str, dict[str, Section]]] = {
+    "graphs": (
+        "Seeing a model: what it costs, and whether it is right",
+        {"import_cost": import_cost, "trace_cost": trace_cost, "breaks": breaks},
+    ),
+    "edits": (
+        "Editing a model: what it costs, and what is left of its function",
+        {"cut_cost": cut_cost, "slim_start": slim_start, "restoration": restoration},
+    ),
+    "assembly": (
+        "Aligning and assembling models",
+        {
+            "planted": planted,
+            "alignment": alignment,
+            "barrier": barrier,
+            "zoo_memory": zoo_memory,
+            "transplant": transplanted,
+        },
+    ),
+    "grafts": (
+        "Grafts: what a step costs, and whether it helps",
+        {"step_cost": step_cost, "adapter_cost": adapter_cost},
+    ),
+    "gpu": ("On a GPU", {"on_gpu": gpu}),
+    "paper": ("The paper's experiments", {}),
+}
+"""Part -> its title, and its sections by the file that each is made from."""
+
+
 def main() -> None:
-    parts = [HEAD]
-    for name, section in (
-        ("step_cost", step_cost),
-        ("on_gpu", gpu),
-        ("adapter_cost", adapter_cost),
-        ("import_cost", import_cost),
-        ("trace_cost", trace_cost),
-        ("cut_cost", cut_cost),
-        ("breaks", breaks),
-        ("slim_start", slim_start),
-        ("restoration", restoration),
-        ("planted", planted),
-        ("alignment", alignment),
-        ("barrier", barrier),
-        ("zoo_memory", zoo_memory),
-        ("transplant", transplanted),
-    ):
-        if found := read(name):
-            parts.append(section(found))
-    parts += experiments(read)
-    seen = [(f, read(f"coverage_{f}")) for f in ("torchvision", "hf", "timm")]
+    """Write the parts, and the page that lists them."""
+    listed = []
+    (DOCS / "measurements").mkdir(exist_ok=True)
+    for part, (title, sections) in PARTS.items():
+        made = [make(found) for name, make in sections.items() if (found := read(name))]
+        if part == "graphs":
+            made.append(seen())
+        if part == "grafts":
+            made += helps()
+        if part == "paper":
+            made += experiments(read)
+        heads = [line[3:] for text in made for line in text.splitlines() if line.startswith("## ")]
+        listed.append(f"- [{title}](measurements/{part}.md): {'; '.join(heads)}")
+        (DOCS / "measurements" / f"{part}.md").write_text("\n".join([f"# {title}\n", *made]))
+    (DOCS / "measurements.md").write_text(HEAD + "\n".join(listed) + "\n")
+
+
+def seen() -> str:
+    """How many models are seen."""
+    reports = [(f, read(f"coverage_{f}")) for f in ("torchvision", "hf", "timm")]
     head = ["family", "models", "traced", "check passed", "failed", "open", "freedom", "below 0.5"]
-    parts.append(COVERAGE_HEAD + "\n" + table(head, [coverage(f, d) for f, d in seen if d]) + "\n")
-    parts.append(ACCURACY_HEAD)
-    for title, name in (
-        ("Digits, 200 training images", "accuracy_digits_200"),
-        ("Fashion-MNIST, 2,000 training images", "accuracy_fashion_2000"),
-    ):
-        if found := read(name):
-            parts.append(accuracy(title, name, found))
-    (DOCS / "measurements.md").write_text("\n".join(parts))
+    return COVERAGE_HEAD + "\n" + table(head, [coverage(f, d) for f, d in reports if d]) + "\n"
+
+
+def helps() -> list[str]:
+    """What the default graft does to accuracy."""
+    titles = {
+        "accuracy_digits_200": "Digits, 200 training images",
+        "accuracy_fashion_2000": "Fashion-MNIST, 2,000 training images",
+    }
+    found = {name: read(name) for name in titles}
+    return [ACCURACY_HEAD, *(accuracy(titles[n], n, each) for n, each in found.items() if each)]
 
 
 if __name__ == "__main__":

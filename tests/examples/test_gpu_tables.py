@@ -1,4 +1,4 @@
-"""What docs/measurements.md says of a GPU: made from the report, and no claim where an interval holds zero."""
+"""What docs/measurements says of a GPU: made from the report, and no claim where an interval holds zero."""
 
 import copy
 from pathlib import Path
@@ -17,7 +17,7 @@ def report():
 
 
 def test_the_page_holds_the_section_that_the_report_makes(report):
-    page = (ROOT / "docs" / "measurements.md").read_text("utf-8")
+    page = (ROOT / "docs" / "measurements" / "gpu.md").read_text("utf-8")
     assert gpu_tables.gpu(report) in page
     report["cost"][0]["ratio"] += 1
     assert gpu_tables.gpu(report) not in page
