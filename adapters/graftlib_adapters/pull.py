@@ -162,6 +162,7 @@ class _Pull(nn.Module):
     def _pulled(self, matrices: Sequence[Tensor], i: int) -> Tensor:
         source, target = (matrices[each] for each in self.ends[i])
         entries = cast(Tensor, getattr(self, f"entries{i}"))
-        carried = source.flatten()[(entries - 1).clamp(min=0)]
+        places = (entries.flatten() - 1).clamp(min=0)
+        carried = source.flatten().index_select(0, places).view(entries.shape)
         way = torch.where(entries > 0, carried - target, 0.0)
         return add(target, self.share * way)

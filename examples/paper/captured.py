@@ -239,6 +239,7 @@ class Trainer:
         if not stepwise:
             self.optimizer.capture(stream)
             return
+        torch.cuda.synchronize()  # what others have made is read on this stream
         with torch.cuda.stream(stream):
             for _ in range(3):
                 self._step()

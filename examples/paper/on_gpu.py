@@ -426,8 +426,8 @@ def write_report(args: argparse.Namespace, log: Path) -> None:
         "command": [Path(w).name if w in (args.out, str(args.data)) else w for w in sys.argv[1:]],
         "checks": [r for r in found["checks"] if r["kind"] == "check"],
         "cost": [r for r in found["cost"] if r["kind"] == "cost"],
-        "table1": table(found["table1"], *_named("table1")),
-        "carry": table(found["carry"], *_named("carry")),
+        "table1": table(found["table1"]),
+        "carry": table(found["carry"], "carry"),
         "errors": [r for records in found.values() for r in records if r["kind"] == "error"],
         "ends": [r for records in found.values() for r in records if r["kind"] == "end"],
     }
@@ -444,12 +444,11 @@ def _named(part: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return ("wide source", "equal source", *carry.SETTINGS), carry.CONTRASTS
 
 
-def table(
-    records: list[dict[str, Any]], settings: tuple[str, ...], contrasts: tuple[str, ...]
-) -> list[dict[str, Any]]:
+def table(records: list[dict[str, Any]], part: str = "table1") -> list[dict[str, Any]]:
     """Per data set, regime and number of steps: means, and paired differences with their 95 % intervals."""
     from ..common.intervals import interval
 
+    settings, contrasts = _named(part)
     groups: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}
     for record in records:
         if record["kind"] == "run":
