@@ -20,7 +20,6 @@ from graftlib.errors import GraftError
 from graftlib.graft import Adapter, Link, LinkedMatrix
 from graftlib.match import Pair, matrix, unmatrix
 
-from ._matrices import add
 from ._options import chosen
 from .assembly import Alignment, align, problem
 from .assembly.transplant import largest
@@ -164,5 +163,5 @@ class _Pull(nn.Module):
         entries = cast(Tensor, getattr(self, f"entries{i}"))
         places = (entries.flatten() - 1).clamp(min=0)
         carried = source.flatten().index_select(0, places).view(entries.shape)
-        way = torch.where(entries > 0, carried - target, 0.0)
-        return add(target, self.share * way)
+        moves = (entries > 0) & (carried != target)  # a signed zero is no distance
+        return torch.where(moves, torch.lerp(target, carried, self.share), target)
