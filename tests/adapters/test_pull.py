@@ -37,7 +37,8 @@ X = torch.linspace(-1, 1, 4 * 2 * 5 * 5).view(4, 2, 5, 5)
 
 
 def mapped(source, target):
-    mapping = Mapping(trace(source, X), trace(target, X))
+    x = X.to(source.fc.weight.dtype)
+    mapping = Mapping(trace(source, x), trace(target, x))
     for layer in LAYERS:
         mapping.link(layer, layer)
     return mapping
@@ -59,7 +60,7 @@ def still(model):
 def train(model, optimizer, steps):
     for _ in range(steps):
         optimizer.zero_grad()
-        model(X).square().mean().backward()
+        model(X.to(model.fc.weight.dtype)).square().mean().backward()
         optimizer.step()
 
 
@@ -82,11 +83,10 @@ def test_the_whole_way_is_a_transplant_of_what_is_linked(w, v, m, n):
     assert same(pulled(mapping, share=1.0), expected)
 
 
-@settings(max_examples=4)
-@given(st.integers(0, 99), st.sampled_from(UNITS), st.floats(0.05, 0.95))
-def test_each_transfer_leaves_the_rest_of_the_way(seed, units, share):
-    """|W' - S| = (1 - share) |W - S|, with S in the target's order."""
-    torch.manual_seed(seed)
+@pytest.mark.parametrize(("units", "share"), [("largest", 0.3), ("matched", 0.9)])
+def test_each_transfer_leaves_the_rest_of_the_way(units, share):
+    """W' - S = (1 - share) (W - S), with S in the target's order."""
+    torch.manual_seed(5)
     source, target = TwoConvs(5, 4).double(), TwoConvs(3, 2).double()
     goal = pulled(mapped(source, copy.deepcopy(target)), share=1.0, units=units)
     before = weights(target)
@@ -98,8 +98,7 @@ def test_each_transfer_leaves_the_rest_of_the_way(seed, units, share):
             torch.testing.assert_close(now[name] - there, left)
 
 
-@given(st.integers(0, 99))
-@settings(max_examples=4)
+@pytest.mark.parametrize("seed", range(3))
 def test_a_source_in_another_order_has_nothing_to_say_to_its_own_copy(seed):
     """The matching finds the order, and equal entries keep their bits..."""
     torch.manual_seed(seed)
@@ -269,4 +268,4 @@ def test_weights_that_are_made_differently_are_named():
     mapping = Mapping(trace(TwoConvs(), X), trace(TwoConvs(), X)).link("one", "fc")
     with pytest.raises(GraftError, match="nothing that these links could pull towards") as said:
         attach(AlignedPull(mapping), mapping)
-    assert "one.weight -> fc.weight" in str(said.value)
+    assert "'one.weight' -> 'fc.weight'" in str(said.value)
