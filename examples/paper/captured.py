@@ -149,7 +149,6 @@ class Captured(torch.optim.Optimizer):
             for _ in range(warmup):
                 self.run()
         torch.cuda.synchronize()
-        self.zero_grad(set_to_none=True)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
             self.run()
@@ -172,6 +171,8 @@ class Trainer:
         batch: images a step.
         teacher: a model whose softened answers are half of the loss.
         memory_format: of the images and the weights.
+        stepwise: the optimizer's step is the update alone, so that hooks around it see the gradients: call `compute`
+            before it, which is a graph of its own.
 
     Attributes:
         captured: whether a step is a CUDA graph; if not on a GPU, what prevented it.
@@ -186,6 +187,8 @@ class Trainer:
         batch: int = 128,
         teacher: nn.Module | None = None,
         memory_format: torch.memory_format = torch.channels_last,
+        *,
+        stepwise: bool = False,
     ) -> None:
         self.memory_format = memory_format
         self.make, self.data, self.regime, self.batch, self.teacher = (
@@ -217,15 +220,34 @@ class Trainer:
                 )
             else:
                 self.moments = [torch.zeros_like(p) for p in self.parameters]
-            self.optimizer = Captured(self.parameters, self._step)
+            runs = (self._compute, self._finish) if stepwise else (None, self._step)
+            self._set_runs(runs)
             self.captured: bool | str = False
             if self.stream is not None:
                 try:
-                    self.optimizer.capture(self.stream)
+                    self._capture(self.stream, stepwise=stepwise)
                     self.captured = True
                 except RuntimeError as error:  # then step by step: slower, and as right
+                    self._set_runs(runs)
                     self.captured = f"{type(error).__name__}: {error}"[:500]
                     torch.cuda.synchronize()
+
+    def _set_runs(self, runs: tuple[Callable[[], None] | None, Callable[[], None]]) -> None:
+        self.compute, self.optimizer = runs[0], Captured(self.parameters, runs[1])
+
+    def _capture(self, stream: torch.cuda.Stream, *, stepwise: bool) -> None:
+        if not stepwise:
+            self.optimizer.capture(stream)
+            return
+        torch.cuda.synchronize()  # what others have made is read on this stream
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self._step()
+        # The second graph reads the gradients where the first one leaves them.
+        first = Captured(self.parameters, self._compute)
+        first.capture(stream, warmup=0)
+        self.optimizer.capture(stream, warmup=0)
+        self.compute = first.run
 
     def on(self) -> AbstractContextManager[object]:
         """The stream that everything of this model is put into."""
@@ -259,6 +281,11 @@ class Trainer:
         self.rates[:steps] = rates.to(self.device)
 
     def _step(self) -> None:
+        self._compute()
+        self._finish()
+
+    def _compute(self) -> None:
+        """The loss and its gradients."""
         index = self.order.index_select(0, self.t)[0]
         motion = self.motion.index_select(0, self.t)[0]
         images = self.data.x.index_select(0, index)
@@ -268,31 +295,42 @@ class Trainer:
         y = self.data.y.index_select(0, index)
         for parameter in self.parameters:
             parameter.grad = None
+        loss, total = self._loss(x, y)
+        total.backward()
+        self.losses.index_copy_(0, self.t, loss.detach()[None])
+
+    def _loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """What is recorded, and what is descended."""
         with self._autocast():
             logits = self.model(x)
             if self.teacher is not None:
                 with torch.no_grad():
                     taught = self.teacher(x).float()
-        loss = F.cross_entropy(logits.float(), y)
-        total = loss
+        loss = total = F.cross_entropy(logits.float(), y)
         if self.teacher is not None:
             total = 0.5 * loss + 0.5 * distillation.kd(logits.float(), taught, temperature=4.0)
-        total.backward()
-        with torch.no_grad():
-            self.losses.index_copy_(0, self.t, loss.detach()[None])
-            self.lr.copy_(self.rates.index_select(0, self.t)[0])
-            self._update()
-            self.t.add_(1)
+        return loss, total
+
+    @torch.no_grad()
+    def _finish(self) -> None:
+        """The update."""
+        self.lr.copy_(self.rates.index_select(0, self.t)[0])
+        self._update()
+        self.t.add_(1)
 
     def _update(self) -> None:
         if self.regime == "adamw":
             self.adamw.step()
-            return
-        grads = [p.grad for p in self.parameters]
-        torch._foreach_add_(grads, self.parameters, alpha=DECAY["sgd"])
-        torch._foreach_mul_(self.moments, MOMENTUM)
-        torch._foreach_add_(self.moments, grads)
-        torch._foreach_sub_(self.parameters, torch._foreach_mul(self.moments, self.lr))
+        else:
+            self._descend(self.parameters, self.moments)
+
+    def _descend(self, parameters: list[nn.Parameter], moments: list[Tensor]) -> None:
+        """SGD with momentum."""
+        grads = [p.grad for p in parameters]
+        torch._foreach_add_(grads, parameters, alpha=DECAY["sgd"])
+        torch._foreach_mul_(moments, MOMENTUM)
+        torch._foreach_add_(moments, grads)
+        torch._foreach_sub_(parameters, torch._foreach_mul(moments, self.lr))
 
     def _autocast(self) -> AbstractContextManager[object]:
         # Without its cache: a cached copy of a weight would be an address of the capture's own.

@@ -423,11 +423,11 @@ def _steps(
 
 
 def _meet(folder: Path, name: str, mine: int, of: int, said: dict[str, float]) -> list[Any]:
-    """Wait for all workers, a minute at most; what each of them says."""
+    """Wait for all workers, half a minute at most; what each of them says."""
     partial = folder / f"{name}{mine}.partial"
     partial.write_text(json.dumps(said))
     partial.rename(folder / f"{name}{mine}.json")
-    until = time.time() + 60
+    until = time.time() + 30
     while len(list(folder.glob(f"{name}*.json"))) < of and time.time() < until:
         time.sleep(0.05)
     return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{name}*.json"))]

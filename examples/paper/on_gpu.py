@@ -8,6 +8,8 @@
 checks   `device_checks.py`: every way to train with a graft, on this device
 cost     `../benchmarks/gpu.py`: step ratios, memory and waits
 table1   `gpu_table1.py`: the paper's setting, several seeds, by CUDA graphs; as many epochs as fit
+carry    `carry.py`: which grafts carry knowledge, with all their controls, on two data sets; only where it is asked
+         for: --only carry --processes 8
 
 In: one file of images; nothing is downloaded. Out: one JSON; beside it, a file of JSON lines that grows with every
 result and from which the same command goes on where it was cut off. Always true: every part runs in processes of its
@@ -38,14 +40,17 @@ from graftlib.disk import write_whole
 
 from ..common import results
 
-PARTS = ("checks", "cost", "table1")
-SHARES = {"cuda": {"checks": 0.15, "cost": 0.3}, "cpu": {"checks": 0.35, "cost": 0.4}}
+PARTS = ("checks", "cost", "table1", "carry")
+SHARES = {
+    "cuda": {"checks": 0.15, "cost": 0.3, "table1": 0.5},
+    "cpu": {"checks": 0.35, "cost": 0.4, "table1": 0.5},
+}
 """Of the time that is left when a part begins; the last of those asked for gets all."""
 DATASETS = ("cifar10", "fashion-mnist")
 FIRST_SEED, DRY_SEEDS = 20_000, 2
 OF_A_RUN = (
     *("setting", "seed", "top-1", "loss", "training loss", "row norm", "seconds"),
-    *("transfers", "skipped", "angle of a write", "size of a write"),
+    *("transfers", "skipped", "angle of a write", "size of a write", "mean angle of a write"),
 )
 """What the report says of a run; the rest is said once a table."""
 
@@ -91,11 +96,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path(".gpu/images.npz"))
     parser.add_argument("--out", default="gpu.json")
     parser.add_argument("--minutes", type=float, default=8.0, help="for everything")
-    parser.add_argument("--only", default=",".join(PARTS), help="some of the parts")
+    parser.add_argument("--only", default=",".join(PARTS[:3]), help="some of the parts")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--make-data", type=Path, help="write the file of images, and nothing else")
     parser.add_argument("--root", type=Path, default=os.environ.get("GRAFTLIB_DATA"))
-    table = parser.add_argument_group("table1")
+    table = parser.add_argument_group("table1 and carry")
     table.add_argument("--dataset", choices=DATASETS, default="cifar10")
     table.add_argument("--train", type=int, default=8000, help="training images")
     table.add_argument("--regime", choices=("adamw", "sgd"), default="adamw")
@@ -190,7 +195,11 @@ def images(path: Path, dataset: str, train: int, held_out: int) -> tuple[torch.T
 def run_part(part: str, args: argparse.Namespace, seconds: float, log: Path) -> list[int]:
     """Run a part in processes of its own, `seconds` at most; their exit codes."""
     seeds = min(args.seeds, DRY_SEEDS) if args.device == "cpu" else args.seeds
-    workers = min(args.processes, seeds) if part == "table1" else 1
+    workers = 1
+    if part == "table1":
+        workers = min(args.processes, seeds)
+    elif part == "carry":  # the data sets take turns
+        workers = min(args.processes, seeds * len(DATASETS)) // len(DATASETS) * len(DATASETS)
     until = time.time() + seconds
     with tempfile.TemporaryDirectory() as folder:
         so_far = Path(folder) / "done.jsonl"
@@ -262,7 +271,8 @@ def work(args: argparse.Namespace) -> None:
 
     done = lines_of(args.folder / "done.jsonl", args.part)
     try:
-        {"checks": _checks, "cost": _cost, "table1": _table1}[args.part](args, done, tell)
+        parts = {"checks": _checks, "cost": _cost, "table1": _table1, "carry": _carry}
+        parts[args.part](args, done, tell)
     except Exception:
         tell({"kind": "error", "error": traceback.format_exc()[-2000:]})
         sys.exit(1)
@@ -310,20 +320,14 @@ def _cost(args: argparse.Namespace, done: list[dict[str, Any]], tell: Tell) -> N
 
 
 def _table1(args: argparse.Namespace, done: list[dict[str, Any]], tell: Tell) -> None:
-    from .captured import Data
     from .gpu_table1 import SETTINGS, Plan
     from .gpu_table1 import work as run_all
 
     torch.backends.cudnn.benchmark = True
     small = args.device == "cpu"
     settings = tuple(args.settings.split(";")) if args.settings else SETTINGS
-    unknown = [name for name in settings if name not in SETTINGS]
-    if unknown:
-        raise SystemExit(f"--settings {unknown}: there are {'; '.join(SETTINGS)}")
-    parts = images(args.data, args.dataset, args.train, 200 if small else 10_000)
-    if small:
-        parts = (parts[0][:400, :, ::2, ::2], parts[1][:400], parts[2][..., ::2, ::2], parts[3])
-    data = Data.of(*parts, args.device)
+    _refuse_unknown(settings, SETTINGS)
+    data = _data(args, args.dataset, 10_000)
     facts = {
         "dataset": args.dataset,
         "train": len(data.y),
@@ -352,6 +356,57 @@ def _table1(args: argparse.Namespace, done: list[dict[str, Any]], tell: Tell) ->
     )
 
 
+def _carry(args: argparse.Namespace, done: list[dict[str, Any]], tell: Tell) -> None:
+    from .carry import SETTINGS
+    from .carry import work as run_all
+
+    torch.backends.cudnn.benchmark = True
+    torch.set_num_threads(1 if args.device == "cpu" else 2)
+    small = args.device == "cpu"
+    settings = tuple(args.settings.split(";")) if args.settings else SETTINGS
+    _refuse_unknown(settings, SETTINGS)
+    dataset, turn = DATASETS[args.worker % len(DATASETS)], args.worker // len(DATASETS)
+    data = _data(args, dataset, 2000)
+    facts = {"dataset": dataset, "train": len(data.y), "held out": len(data.test_y)}
+    same = [r for r in done if all(r.get("data", {}).get(k) == v for k, v in facts.items())]
+    plans = [record["steps"] for record in same if record["kind"] == "plan"]
+    steps = args.steps or (plans[-1] if plans else None)
+    count = min(args.seeds, DRY_SEEDS) if small else args.seeds
+    seeds = range(FIRST_SEED + turn, FIRST_SEED + count, args.processes // len(DATASETS))
+    run_all(
+        data,
+        seeds,
+        settings,
+        args.until,
+        args.worker,
+        args.processes,
+        args.folder,
+        {(r["setting"], r["seed"]) for r in same if r["kind"] == "run" and r["steps"] == steps},
+        lambda record: tell({"data": facts} | record),
+        batch=16 if small else 128,
+        streams=1 if small else args.streams,
+        width=4 if small else 8,
+        steps=steps,
+    )
+
+
+def _refuse_unknown(settings: tuple[str, ...], known: tuple[str, ...]) -> None:
+    unknown = [name for name in settings if name not in known]
+    if unknown:
+        raise SystemExit(f"--settings {unknown}: there are {'; '.join(known)}")
+
+
+def _data(args: argparse.Namespace, dataset: str, held_out: int) -> Any:
+    """Images on the device; few and small ones for a dry run."""
+    from .captured import Data
+
+    small = args.device == "cpu"
+    parts = images(args.data, dataset, args.train, 200 if small else held_out)
+    if small:
+        parts = (parts[0][:400, :, ::2, ::2], parts[1][:400], parts[2][..., ::2, ::2], parts[3])
+    return Data.of(*parts, args.device)
+
+
 # ---------------------------------------------------------------------------------------------------------- the report
 
 
@@ -372,6 +427,7 @@ def write_report(args: argparse.Namespace, log: Path) -> None:
         "checks": [r for r in found["checks"] if r["kind"] == "check"],
         "cost": [r for r in found["cost"] if r["kind"] == "cost"],
         "table1": table(found["table1"]),
+        "carry": table(found["carry"], "carry"),
         "errors": [r for records in found.values() for r in records if r["kind"] == "error"],
         "ends": [r for records in found.values() for r in records if r["kind"] == "end"],
     }
@@ -379,11 +435,20 @@ def write_report(args: argparse.Namespace, log: Path) -> None:
     write_whole(Path(args.out).with_suffix(".md"), "\n".join(_markdown(report)) + "\n")
 
 
-def table(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _named(part: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The rows and the differences of a table."""
+    from . import carry, gpu_table1
+
+    if part == "table1":
+        return ("source", *gpu_table1.SETTINGS), gpu_table1.CONTRASTS
+    return ("wide source", "equal source", *carry.SETTINGS), carry.CONTRASTS
+
+
+def table(records: list[dict[str, Any]], part: str = "table1") -> list[dict[str, Any]]:
     """Per data set, regime and number of steps: means, and paired differences with their 95 % intervals."""
     from ..common.intervals import interval
-    from .gpu_table1 import CONTRASTS, SETTINGS
 
+    settings, contrasts = _named(part)
     groups: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}
     for record in records:
         if record["kind"] == "run":
@@ -393,7 +458,7 @@ def table(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for key, runs in groups.items():
         data, steps, epochs = json.loads(key)
         rows, differences = {}, {}
-        for name in ("source", *SETTINGS):
+        for name in settings:
             own = [run for (setting, _), run in runs.items() if setting == name]
             if own:
                 tops = [run["top-1"] for run in own]
@@ -405,7 +470,7 @@ def table(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     "training loss": float(np.mean([run["training loss"] for run in own])),
                     "row norm": float(np.mean([run.get("row norm", math.nan) for run in own])),
                 }
-        for contrast in CONTRASTS:
+        for contrast in contrasts:
             one, other = contrast.split(" - ")
             pairs = [
                 (runs[one, s], runs[other, s])
@@ -447,7 +512,7 @@ def _markdown(report: dict[str, Any]) -> list[str]:
             f"(plain {row['plain_waits_outside']}), peak {row['grafted_peak_bytes']} "
             f"(plain {row['plain_peak_bytes']}) bytes"
         )
-    for each in report["table1"]:
+    for each in (*report["table1"], *report["carry"]):
         lines += ["", f"{each['data']}, {each['steps']} steps, {each['epochs']} epochs", ""]
         lines += [
             "| setting | n | top-1 | sd | held-out loss | row norm |",
@@ -464,11 +529,11 @@ def _markdown(report: dict[str, Any]) -> list[str]:
             "|---|---|---|---|---|---|",
         ]
         for name, row in each["differences"].items():
-            (top, low, high), (loss, under, over) = row["top-1"], row["loss"]
-            lines.append(
-                f"| {name} | {row['n']} | {top:+.2f} | {low:+.2f} to {high:+.2f} "
-                f"| {loss:+.3f} | {under:+.3f} to {over:+.3f} |"
-            )
+            cells = [
+                f"{mean:{form}} | " + ("" if low is None else f"{low:{form}} to {high:{form}}")
+                for (mean, low, high), form in ((row["top-1"], "+.2f"), (row["loss"], "+.3f"))
+            ]
+            lines.append(f"| {name} | {row['n']} | {cells[0]} | {cells[1]} |")
     lines += [f"- ERROR {e['part']}: {str(e['error'])[-400:]}" for e in report["errors"]]
     return lines
 

@@ -25,7 +25,7 @@ from .pairing import Links, problem
 from .permutation import AssemblyError, Permutation
 from .problem import ClassPair, Problem
 
-__all__ = ["Transplanted", "Written", "transplant"]
+__all__ = ["Transplanted", "Written", "largest", "transplant"]
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,7 @@ def transplant(
             fix="declare links: Mapping(source, target).link('source pattern', 'target pattern')",
         )
     # A source may be the target itself, so everything is read before anything is written.
-    rank = ranking(importance, source, source.model)
-    alignment = Alignment(task, _chosen(task, rank), 0.0, ())
+    alignment = largest(task, source, importance)
     state = {pair.source: tensor_of(source.model, pair.source).detach() for pair in task.pairs}
     moved = alignment.transported(state)
     model = target.model
@@ -153,8 +152,13 @@ def _must_hold_values(*graphs: LayerGraph) -> None:
             )
 
 
-def _chosen(task: Problem, rank: Ranking) -> dict[int, Permutation]:
-    return {number: _best(pair, rank) for number, pair in enumerate(task.classes)}
+def largest(
+    task: Problem, source: LayerGraph, importance: str | Importance = "magnitude"
+) -> Alignment:
+    """The best units of each class of the source, in their own order, whatever the target holds."""
+    rank = ranking(importance, source, source.model)
+    chosen = {number: _best(pair, rank) for number, pair in enumerate(task.classes)}
+    return Alignment(task, chosen, 0.0, ())
 
 
 def _best(pair: ClassPair, rank: Ranking) -> Permutation:
