@@ -28,12 +28,14 @@ import json
 import os
 import platform
 import signal
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,6 +51,8 @@ import graftlib
 
 from ..common import results
 from ..common.intervals import interval
+from ..common.markdown import signed
+from ..common.markdown import table as markdown_table
 from ..common.together import Images, Recipe, train
 from ..common.training import accuracy
 from ..paper.on_gpu import images as load
@@ -124,6 +128,7 @@ class Task:
         train: images to learn from.
         first: how the original is trained.
         then: how all that were pruned are.
+        again: another rate for that, for the first seeds.
     """
 
     dataset: str
@@ -131,6 +136,7 @@ class Task:
     train: int
     first: Recipe
     then: Recipe
+    again: float
 
 
 def _resnet56(channels: int, side: int, small: bool) -> nn.Module:
@@ -148,18 +154,20 @@ def _vision(channels: int, side: int, small: bool) -> nn.Module:
 SGD, ADAMW = Recipe("sgd", 0.1, 20), Recipe("adamw", 2e-3, 30)
 TASKS = {
     "ResNet-56, CIFAR-10": Task(
-        "cifar10", _resnet56, 8000, replace(SGD, epochs=16), replace(SGD, rate=0.05, epochs=4)
+        *("cifar10", _resnet56, 8000, replace(SGD, epochs=16)),
+        *(replace(SGD, rate=0.02, epochs=4), 0.1),
     ),
     "vision transformer, CIFAR-10": Task(
-        "cifar10", _vision, 8000, ADAMW, replace(ADAMW, rate=1e-3, epochs=6)
+        *("cifar10", _vision, 8000, ADAMW),
+        *(replace(ADAMW, rate=5e-4, epochs=5), 2e-3),
     ),
-    "residual CNN, CIFAR-10": Task("cifar10", _cnn, 8000, SGD, replace(SGD, rate=0.05, epochs=6)),
+    "residual CNN, CIFAR-10": Task(
+        *("cifar10", _cnn, 8000, SGD),
+        *(replace(SGD, rate=0.02, epochs=5), 0.1),
+    ),
     "residual CNN, Fashion-MNIST": Task(
-        "fashion-mnist",
-        _cnn,
-        50_000,
-        replace(SGD, epochs=4, batch=256),
-        replace(SGD, rate=0.05, epochs=1, batch=256),
+        *("fashion-mnist", _cnn, 50_000, replace(SGD, epochs=4, batch=256)),
+        *(replace(SGD, rate=0.02, epochs=1, batch=256), 0.1),
     ),
 }
 
@@ -168,13 +176,14 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Ours:
-    """What `graftlib.slim` is told; `labels`: the losses of the calibration images."""
+    """What `graftlib.slim` is told; `labels`: the losses of the calibration images; `tuned`: is trained on, too."""
 
     importance: str = "magnitude"
     ranking: str = "uniform"
     refit: str | None = "least-squares"
     statistics: bool = True
     labels: bool = False
+    tuned: bool = True
 
 
 @dataclass(frozen=True)
@@ -192,13 +201,13 @@ SETTINGS: dict[str, Ours | Peer] = {
         for scope in ("local", "global", "isomorphic")
     },
     "magnitude, not fitted": Ours(refit=None, statistics=False),
-    "magnitude": Ours(statistics=False),
-    "magnitude, statistics": Ours(),
+    "magnitude, old statistics": Ours(statistics=False, tuned=False),
+    "magnitude": Ours(),
     "magnitude, isomorphic": Ours(ranking="isomorphic"),
-    "wanda": Ours("wanda"),
+    "wanda": Ours("wanda", tuned=False),
     "Taylor": Ours("taylor", labels=True),
     "Taylor, isomorphic": Ours("taylor", "isomorphic", labels=True),
-    "Fisher, isomorphic": Ours("fisher", "isomorphic", labels=True),
+    "Fisher, isomorphic": Ours("fisher", "isomorphic", labels=True, tuned=False),
 }
 
 
@@ -223,9 +232,15 @@ class Original:
 
     def macs(self, model: nn.Module) -> int:
         """Of one image."""
-        with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), FlopCounterMode(display=False) as flops:
-            model(self.x[:1])
-        return flops.get_total_flops() // 2
+        return macs_of(model, self.x[:1])
+
+
+def macs_of(model: nn.Module, example: Any) -> int:
+    """Multiply-accumulates of a forward pass, those of attention included."""
+    counter = FlopCounterMode(display=False)
+    with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), counter:
+        model(**example) if isinstance(example, dict) else model(example)
+    return counter.get_total_flops() // 2
 
 
 def pruned(setting: Ours | Peer, original: Original, share: float) -> nn.Module:
@@ -251,24 +266,45 @@ def _ours(setting: Ours, original: Original, share: float) -> nn.Module:
 
 
 def _peer(setting: Peer, original: Original, share: float) -> nn.Module:
-    """The ratio is searched by the secant of the root of the MACs, which is nearly a line, within what brackets it."""
-    key = setting, share
-    ratio, low, high = original.ratios.get(key, 1 - share**0.5), 0.0, 1.0
-    all_macs, best, least = original.macs(original.model), None, float("inf")
+    key, whole = (setting, share), original.macs(original.model)
+    model, original.ratios[key] = nearest(
+        lambda ratio: _at_ratio(setting, original, ratio),
+        lambda model: original.macs(model) / whole,
+        share,
+        original.ratios.get(key, 1 - share**0.5),
+    )
+    return model
+
+
+def nearest(
+    make: Callable[[float], nn.Module],
+    costs: Callable[[nn.Module], float],
+    share: float,
+    ratio: float,
+) -> tuple[nn.Module, float]:
+    """(the model that comes nearest to a share of the costs, its ratio), within a hundredth or by seven trials.
+
+    By the secant of the root of the costs, which is nearly a line, inside of what brackets the ratio.
+
+    Args:
+        make: a model for a ratio of what goes.
+        costs: of a model, as a share.
+        share: that is asked for.
+        ratio: to begin with.
+    """
+    found, low, high = [], 0.0, 1.0
     for _ in range(7):
-        model = _at_ratio(setting, original, ratio)
-        found = original.macs(model) / all_macs
-        if abs(found / share - 1) < least:
-            best, least = model, abs(found / share - 1)
-            original.ratios[key] = ratio
-        if least < 0.01:
+        model = make(ratio)
+        cost = costs(model)
+        found.append((abs(cost / share - 1), model, ratio))
+        if found[-1][0] < 0.01:
             break
-        low, high = (ratio, high) if found > share else (low, ratio)
-        ratio += found**0.5 - share**0.5
+        low, high = (ratio, high) if cost > share else (low, ratio)
+        ratio += cost**0.5 - share**0.5
         if not low < ratio < high:
             ratio = (low + high) / 2
-    assert best is not None
-    return best
+    _, model, ratio = min(found, key=lambda each: each[0])
+    return model, ratio
 
 
 def _at_ratio(setting: Peer, original: Original, ratio: float) -> nn.Module:
@@ -368,13 +404,18 @@ def part(
                 tell(row | {"kind": "error", "error": traceback.format_exc()[-1500:]})
                 continue
             tell(row | {"kind": "one-shot"})
-            rows.append(row)
-            models.append(small)
-    began = time.time()
-    train(models, images, then, seed + 1)
-    spent = (time.time() - began) / max(len(models), 1)
-    for row, small in zip(rows, models, strict=True):
-        tell(row | {"tuned": accuracy(small, images.test_x, images.test_y), "tuning": spent})
+            if isinstance(setting, Peer) or setting.tuned:
+                rows.append(row)
+                models.append(small)
+    rates = [then.rate, task.again] if seed < args.first_seed + args.again else [then.rate]
+    for rate in rates:
+        began = time.time()
+        tuned = copy.deepcopy(models)
+        train(tuned, images, replace(then, rate=rate), seed + 1)
+        spent = (time.time() - began) / max(len(models), 1)
+        for row, small in zip(rows, tuned, strict=True):
+            top = accuracy(small, images.test_x, images.test_y)
+            tell(row | {"kind": "tuned", "rate": rate, "tuned": top, "tuning": spent})
     tell(facts | {"kind": "end"})
 
 
@@ -437,14 +478,23 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
     tables: dict[str, Any] = {}
     for name in dict.fromkeys(r["task"] for r in records if r["kind"] == "original"):
         own = [r for r in records if r.get("task") == name]
-        originals = {r["seed"]: r for r in own if r["kind"] == "original"}
+        tops = [r["tuned"] for r in own if r["kind"] == "original"]
         for share in SHARES:
-            runs: dict[str, dict[int, dict[str, Any]]] = {}
-            for r in own:
-                if r["kind"] == "run" and r["share"] == share:
-                    runs.setdefault(r["setting"], {})[r["seed"]] = r
-            if runs:
-                tables[f"{name}, {share:g}"] = table(runs, originals)
+            runs = [r for r in own if r.get("share") == share]
+            once = [r for r in runs if r["kind"] == "one-shot"]
+            tables[f"{name}, {share:g}"] = {
+                "original": statistics.mean(tops),
+                "one-shot": table(once, "one-shot"),
+                "one-shot, statistics": table(
+                    [r | {"one-shot": r.get("statistics", r["one-shot"])} for r in once], "one-shot"
+                ),
+                **{
+                    f"tuned at {rate:g}": table(
+                        [r for r in runs if r["kind"] == "tuned" and r["rate"] == rate], "tuned"
+                    )
+                    for rate in (TASKS[name].then.rate, TASKS[name].again)
+                },
+            }
     cuda = args.device == "cuda"
     return {
         "device": torch.cuda.get_device_name() if cuda else platform.processor() or "cpu",
@@ -461,73 +511,49 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def table(
-    runs: Mapping[str, Mapping[int, dict[str, Any]]], originals: Mapping[int, dict[str, Any]]
-) -> dict[str, Any]:
+def table(records: list[dict[str, Any]], what: str) -> dict[str, Any]:
     """Rows by setting, over the seeds that all settings have."""
-    seeds = sorted(set.intersection(*(set(each) for each in runs.values())))
-    rows: dict[str, Any] = {}
-
-    def values(setting: str, what: str) -> list[float]:
-        return [runs[setting][seed][what] for seed in seeds]
-
-    def mean(numbers: Iterable[float]) -> float:
-        numbers = list(numbers)
-        return sum(numbers) / max(len(numbers), 1)
-
-    peers = [name for name in runs if isinstance(SETTINGS[name], Peer)]
+    runs: dict[str, dict[int, dict[str, Any]]] = {}
+    for r in records:
+        runs.setdefault(r["setting"], {})[r["seed"]] = r
+    seeds = sorted(set.intersection(*(set(each) for each in runs.values()))) if runs else []
     if not seeds:
-        return {"n": 0, "rows": {}}
-    best = {
-        what: max(peers, key=lambda name: mean(values(name, what)), default=None)
-        for what in ("one-shot", "statistics", "tuned")
-    }
-    for name in runs:
-        rows[name] = {
-            what: mean(values(name, what)) for what in ("macs", "one-shot", "tuned", "seconds")
-        }
-        if name in peers:
-            rows[name]["statistics"] = mean(values(name, "statistics"))
-            continue
-        for what in ("one-shot", "tuned"):
-            other = best[what]
-            if other is not None:
-                pairs = zip(values(name, what), values(other, what), strict=True)
-                rows[name][f"{what} minus best"] = interval([a - b for a, b in pairs])
-    return {
-        "n": len(seeds),
-        "original": mean(originals[seed]["tuned"] for seed in seeds),
-        "best": best,
-        "rows": rows,
-    }
+        return {"n": 0, "best": None, "rows": {}}
+    values = {name: [each[seed][what] for seed in seeds] for name, each in runs.items()}
+    peers = [name for name in runs if isinstance(SETTINGS[name], Peer)]
+    best = max(peers, key=lambda name: statistics.mean(values[name]), default=None)
+    rows = {}
+    for name, each in runs.items():
+        row: dict[str, Any] = {"mean": statistics.mean(values[name])}
+        if best is not None and name not in peers:
+            pairs = zip(values[name], values[best], strict=True)
+            row["minus best"] = interval([a - b for a, b in pairs])
+        row |= {k: statistics.mean(each[s][k] for s in seeds) for k in ("macs", "seconds")}
+        rows[name] = row
+    return {"n": len(seeds), "best": best, "rows": rows}
 
 
 def markdown(found: dict[str, Any]) -> str:
+    """To read after a run."""
     text = [f"{found['device']}, torch {found['torch']}"]
     for name, each in found["tables"].items():
-        text += [f"\n{name} of the MACs, n = {each['n']}, original {each.get('original', 0):.2f}\n"]
-        text += ["| setting | MACs | one-shot | tuned | one-shot - best | tuned - best | s |"]
-        text += ["|---|---|---|---|---|---|---|"]
-        for setting, row in each["rows"].items():
-            gaps = []
-            for what in ("one-shot", "tuned"):
-                gap = row.get(f"{what} minus best")
-                gaps.append(
-                    ""
-                    if gap is None
-                    else f"{gap[0]:+.2f}"
-                    + ("" if gap[1] is None else f" ({gap[1]:+.2f} to {gap[2]:+.2f})")
-                )
-            if "statistics" in row:
-                gaps[0] = f"[{row['statistics']:.2f} re-estimated]"
-            text.append(
-                f"| {setting} | {row['macs']:.3f} | {row['one-shot']:.2f} | {row['tuned']:.2f} "
-                f"| {gaps[0]} | {gaps[1]} | {row['seconds']:.1f} |"
-            )
-    text += [
+        kinds = [kind for kind in each if kind != "original"]
+        counts = ", ".join(f"{kind} n = {each[kind]['n']}" for kind in kinds)
+        text.append(f"\n{name} of the MACs; original {each['original']:.2f}; {counts}\n")
+        rows = []
+        for setting in each["one-shot"]["rows"]:
+            cells = [setting]
+            for kind in kinds:
+                row = each[kind]["rows"].get(setting)
+                gap = signed(row.get("minus best")) if row else ""
+                cells.append(f"{row['mean']:.2f} {gap}" if row else "")
+            row = each["one-shot"]["rows"][setting]
+            rows.append([*cells, f"{row['macs']:.3f}", f"{row['seconds']:.1f}"])
+        text.append(markdown_table(["setting", *kinds, "MACs", "s"], rows))
+    errors = (
         f"- ERROR {e.get('task')} {e.get('setting')}: {e['error'][-400:]}" for e in found["errors"]
-    ]
-    return "\n".join(text)
+    )
+    return "\n".join([*text, *errors])
 
 
 # -------------------------------------------------------------------------------------------------------- the command
@@ -542,8 +568,6 @@ def main() -> None:
         sys.exit("needs a CUDA device; --device cpu --small is a dry run")
     log, until = log_of(args), time.time() + 60 * args.minutes
     log.parent.mkdir(parents=True, exist_ok=True)
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         words = [*sys.argv[1:], "--until", str(until), "--folder", folder]
         workers = [
@@ -576,6 +600,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--small", action="store_true", help="tiny models and few images")
     parser.add_argument("--processes", type=int, default=6)
     parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--again", type=int, default=3, help="seeds that both rates are used for")
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
