@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import os
 import platform
 import signal
@@ -176,7 +177,12 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Ours:
-    """What `graftlib.slim` is told; `labels`: the losses of the calibration images; `tuned`: is trained on, too."""
+    """What `graftlib.slim` is told.
+
+    Attributes:
+        labels: it is given the losses of the calibration images.
+        tuned: it is run for every seed and trained on; else one-shot only, for the first seeds.
+    """
 
     importance: str = "magnitude"
     ranking: str = "uniform"
@@ -388,9 +394,12 @@ def part(
     top = accuracy(model, images.test_x, images.test_y)
     tell(facts | {"kind": "original", "macs": macs, "tuned": top, "seconds": time.time() - began})
     rows, models = [], []
+    early = seed < args.first_seed + args.again
     for share in args.shares:
         for label in args.settings:
             setting = SETTINGS[label]
+            if not early and isinstance(setting, Ours) and not setting.tuned:
+                continue
             row: dict[str, Any] = facts | {"kind": "run", "setting": label, "share": share}
             began = time.time()
             try:
@@ -407,7 +416,7 @@ def part(
             if isinstance(setting, Peer) or setting.tuned:
                 rows.append(row)
                 models.append(small)
-    rates = [then.rate, task.again] if seed < args.first_seed + args.again else [then.rate]
+    rates = [then.rate, task.again] if early else [then.rate]
     for rate in rates:
         began = time.time()
         tuned = copy.deepcopy(models)
@@ -512,25 +521,28 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(records: list[dict[str, Any]], what: str) -> dict[str, Any]:
-    """Rows by setting, over the seeds that all settings have."""
+    """Rows by setting; differences over the seeds that the setting and all of the peer's have."""
     runs: dict[str, dict[int, dict[str, Any]]] = {}
     for r in records:
         runs.setdefault(r["setting"], {})[r["seed"]] = r
-    seeds = sorted(set.intersection(*(set(each) for each in runs.values()))) if runs else []
-    if not seeds:
-        return {"n": 0, "best": None, "rows": {}}
-    values = {name: [each[seed][what] for seed in seeds] for name, each in runs.items()}
-    peers = [name for name in runs if isinstance(SETTINGS[name], Peer)]
-    best = max(peers, key=lambda name: statistics.mean(values[name]), default=None)
+    peers = {name: each for name, each in runs.items() if isinstance(SETTINGS[name], Peer)}
+    shared = set.intersection(*(set(each) for each in peers.values())) if peers else set()
+    means = {
+        name: statistics.mean(each[seed][what] for seed in shared) if shared else -math.inf
+        for name, each in peers.items()
+    }
+    best = max(means, key=lambda name: means[name], default=None)
     rows = {}
     for name, each in runs.items():
-        row: dict[str, Any] = {"mean": statistics.mean(values[name])}
-        if best is not None and name not in peers:
-            pairs = zip(values[name], values[best], strict=True)
-            row["minus best"] = interval([a - b for a, b in pairs])
-        row |= {k: statistics.mean(each[s][k] for s in seeds) for k in ("macs", "seconds")}
+        row: dict[str, Any] = {"n": len(each)}
+        row |= {"mean": statistics.mean(r[what] for r in each.values())}
+        pairs = sorted(set(each) & shared)
+        if best is not None and pairs and name not in peers:
+            gaps = [each[seed][what] - runs[best][seed][what] for seed in pairs]
+            row["minus best"] = interval(gaps)
+        row |= {k: statistics.mean(r[k] for r in each.values()) for k in ("macs", "seconds")}
         rows[name] = row
-    return {"n": len(seeds), "best": best, "rows": rows}
+    return {"best": best, "rows": rows}
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -538,15 +550,14 @@ def markdown(found: dict[str, Any]) -> str:
     text = [f"{found['device']}, torch {found['torch']}"]
     for name, each in found["tables"].items():
         kinds = [kind for kind in each if kind != "original"]
-        counts = ", ".join(f"{kind} n = {each[kind]['n']}" for kind in kinds)
-        text.append(f"\n{name} of the MACs; original {each['original']:.2f}; {counts}\n")
+        text.append(f"\n{name} of the MACs; original {each['original']:.2f}\n")
         rows = []
         for setting in each["one-shot"]["rows"]:
             cells = [setting]
             for kind in kinds:
                 row = each[kind]["rows"].get(setting)
                 gap = signed(row.get("minus best")) if row else ""
-                cells.append(f"{row['mean']:.2f} {gap}" if row else "")
+                cells.append(f"{row['mean']:.2f} {gap} ({row['n']})" if row else "")
             row = each["one-shot"]["rows"][setting]
             rows.append([*cells, f"{row['macs']:.3f}", f"{row['seconds']:.1f}"])
         text.append(markdown_table(["setting", *kinds, "MACs", "s"], rows))
@@ -600,7 +611,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--small", action="store_true", help="tiny models and few images")
     parser.add_argument("--processes", type=int, default=6)
     parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--again", type=int, default=3, help="seeds that both rates are used for")
+    parser.add_argument(
+        "--again", type=int, default=3, help="seeds that have both rates and all settings"
+    )
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))

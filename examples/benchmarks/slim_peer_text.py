@@ -5,9 +5,9 @@
 
 Half and a quarter of the MACs of 64 tokens; the width of the output stays, so heads and the neurons of the MLPs go.
 Both tools read the same `--texts` IMDb reviews, drawn anew for each seed, and no labels: where gradients are asked
-for, each number of the output gets a random sign. Given is the cosine of sentence vectors (means over the tokens) to those of the
-whole model, on reviews nobody saw. Torch-Pruning is told the heads of each layer, that what writes the stream stays,
-and the attributes of each layer are set anew; the ratio is searched that comes nearest to the budget.
+for, each number of the output gets a random sign. Given is the cosine of sentence vectors (means over the tokens) to
+those of the whole model, on reviews nobody saw. Torch-Pruning is told the heads of each layer and that what writes the
+stream stays; the attributes of each layer are set anew; the ratio is searched that comes nearest to the budget.
 Finished rows stay in the file: a killed benchmark goes on.
 """
 
