@@ -211,6 +211,9 @@ SETTINGS: dict[str, Ours | Peer] = {
     "magnitude": Ours(),
     "magnitude, isomorphic": Ours(ranking="isomorphic"),
     "wanda": Ours("wanda", tuned=False),
+    "Taylor, isomorphic, not fitted": Ours(
+        "taylor", "isomorphic", refit=None, statistics=False, labels=True
+    ),
     "Taylor": Ours("taylor", labels=True),
     "Taylor, isomorphic": Ours("taylor", "isomorphic", labels=True),
     "Fisher, isomorphic": Ours("fisher", "isomorphic", labels=True, tuned=False),
