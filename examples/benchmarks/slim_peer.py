@@ -537,8 +537,9 @@ def table(records: list[dict[str, Any]], what: str) -> dict[str, Any]:
     best = max(means, key=lambda name: means[name], default=None)
     rows = {}
     for name, each in runs.items():
-        row: dict[str, Any] = {"n": len(each)}
-        row |= {"mean": statistics.mean(r[what] for r in each.values())}
+        values = {seed: each[seed][what] for seed in sorted(each)}
+        row: dict[str, Any] = {"seeds": list(values), "values": list(values.values())}
+        row |= {"mean": statistics.mean(values.values())}
         pairs = sorted(set(each) & shared)
         if best is not None and pairs and name not in peers:
             gaps = [each[seed][what] - runs[best][seed][what] for seed in pairs]
@@ -560,7 +561,7 @@ def markdown(found: dict[str, Any]) -> str:
             for kind in kinds:
                 row = each[kind]["rows"].get(setting)
                 gap = signed(row.get("minus best")) if row else ""
-                cells.append(f"{row['mean']:.2f} {gap} ({row['n']})" if row else "")
+                cells.append(f"{row['mean']:.2f} {gap} ({len(row['seeds'])})" if row else "")
             row = each["one-shot"]["rows"][setting]
             rows.append([*cells, f"{row['macs']:.3f}", f"{row['seconds']:.1f}"])
         text.append(markdown_table(["setting", *kinds, "MACs", "s"], rows))
