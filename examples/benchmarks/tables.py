@@ -11,6 +11,7 @@ from ..common import results
 from ..common.markdown import table
 from .gpu_tables import gpu
 from .paper_tables import experiments
+from .slim_tables import slim_peer, slim_peer_text
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -537,6 +538,8 @@ def main() -> None:
         ("cut_cost", cut_cost),
         ("breaks", breaks),
         ("slim_start", slim_start),
+        ("slim_peer", slim_peer),
+        ("slim_peer_text", slim_peer_text),
         ("restoration", restoration),
         ("planted", planted),
         ("alignment", alignment),
