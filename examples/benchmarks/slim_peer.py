@@ -209,12 +209,13 @@ SETTINGS: dict[str, Ours | Peer] = {
     "magnitude, not fitted": Ours(refit=None, statistics=False),
     "magnitude, old statistics": Ours(statistics=False, tuned=False),
     "magnitude": Ours(),
-    "magnitude, isomorphic": Ours(ranking="isomorphic"),
-    "wanda": Ours("wanda", tuned=False),
-    "Taylor, isomorphic, not fitted": Ours(
-        "taylor", "isomorphic", refit=None, statistics=False, labels=True
-    ),
-    "Taylor": Ours("taylor", labels=True),
+    "magnitude, isomorphic": Ours(ranking="isomorphic", tuned=False),
+    "wanda, not fitted": Ours("wanda", refit=None, statistics=False),
+    "wanda": Ours("wanda"),
+    "wanda, isomorphic": Ours("wanda", "isomorphic"),
+    "fluctuation": Ours("fluctuation"),
+    "fluctuation, isomorphic": Ours("fluctuation", "isomorphic", tuned=False),
+    "Taylor": Ours("taylor", labels=True, tuned=False),
     "Taylor, isomorphic": Ours("taylor", "isomorphic", labels=True),
     "Fisher, isomorphic": Ours("fisher", "isomorphic", labels=True, tuned=False),
 }
