@@ -12,6 +12,7 @@ from ..common import results
 from ..common.markdown import table
 from .gpu_tables import gpu
 from .paper_tables import experiments
+from .slim_tables import slim_peer, slim_peer_text
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -537,7 +538,13 @@ PARTS: dict[str, tuple[str, dict[str, Section]]] = {
     ),
     "edits": (
         "Editing a model: what it costs, and what is left of its function",
-        {"cut_cost": cut_cost, "slim_start": slim_start, "restoration": restoration},
+        {
+            "cut_cost": cut_cost,
+            "slim_peer": slim_peer,
+            "slim_peer_text": slim_peer_text,
+            "slim_start": slim_start,
+            "restoration": restoration,
+        },
     ),
     "assembly": (
         "Aligning and assembling models",

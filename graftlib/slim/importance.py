@@ -138,9 +138,11 @@ class _Inputs:
 
     def add(self, x: Tensor) -> None:
         """(rows, features)."""
-        x = x.detach().to("cpu", torch.float64)
+        x = x.detach()
+        x = x.to("cpu", torch.float64) if x.device.type == "mps" else x.double()
+        sums = torch.stack([x.abs().sum(0), x.sum(0), x.square().sum(0)])
         self.rows += len(x)
-        self.sums = self.sums + torch.stack([x.abs().sum(0), x.sum(0), x.square().sum(0)])
+        self.sums = self.sums + sums.cpu()
 
 
 def _by_inputs(

@@ -184,7 +184,8 @@ class Walk(Twin):
 
     def _walk(self) -> None:
         try:
-            with self._device or contextlib.nullcontext():
+            # What is set for a thread does not reach another one.
+            with self._device or contextlib.nullcontext(), torch.no_grad():
                 self.result = self._run(self._batch, self._stop)
         except _ClosedError:
             pass

@@ -277,3 +277,13 @@ def test_a_fit_leaves_the_random_state():
     graph, state = trace(model, x), torch.get_rng_state()
     prune(graph, 0.5, data=[x])
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_walk_holds_nothing_for_gradients():
+    """Whether gradients are recorded is a matter of each thread; with them every activation would be held."""
+    net, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(2, 3)
+    with alone():
+        walk = Walk(net, ((x,), {}), lambda names, op: None)
+        walk.advance()
+    assert not walk.result.requires_grad
+    assert net(x).requires_grad
