@@ -28,7 +28,9 @@ def outer_classes(graph: LayerGraph) -> list[AxisClass]:
     """
     free = [each for each in axis_classes(graph) if each.free]
     names = dict.fromkeys(member.fqn for each in free for member in each.members)
-    return outer(free, {pair for fqn in names for axis in axes_of(graph, fqn) for pair in nesting(axis)})
+    return outer(
+        free, {pair for fqn in names for axis in axes_of(graph, fqn) for pair in nesting(axis)}
+    )
 
 
 def largest_feasible(

@@ -94,7 +94,8 @@ def test_of_classes_that_lie_in_each_other_the_first_goes():
     sizes = {str(graph.axes(fqn)[axis]) for fqn, axis in (("qkv.weight", 0), ("z.weight", 1))}
     assert len(sizes) == 2  # a product each, in either order
     heads = [c for c in outer_classes(graph) if c.size == 4]
-    assert len(heads) == 1 and all(c.size != 6 for c in outer_classes(graph))
+    assert len(heads) == 1
+    assert all(c.size != 6 for c in outer_classes(graph))
     slim = prune(graph, 0.5)
     assert (slim.heads, slim.qkv.out_features, slim.z.in_features) == (2, 36, 12)
 

@@ -235,7 +235,7 @@ def _tree_of_parts(expression: Prod | Total, leaf: Callable[[Atom], Leaf]) -> Ax
 
 
 def nesting(axis: Axis) -> set[tuple[AxisClass, AxisClass]]:
-    """(outer, inner) for each free class that lies inside of another one: in heads x head_dim what is inside of a head."""
+    """(outer, inner) for each free class that lies inside of another: in heads x head_dim what is inside of a head."""
     if isinstance(axis, Leaf):
         return set()
     if isinstance(axis, Sum):
@@ -252,7 +252,7 @@ def nesting(axis: Axis) -> set[tuple[AxisClass, AxisClass]]:
 def outer(
     classes: Sequence[AxisClass], pairs: Iterable[tuple[AxisClass, AxisClass]]
 ) -> list[AxisClass]:
-    """The classes that lie in no other; of those that lie in each other (heads x head_dim here, head_dim x heads there) the first.
+    """The classes that lie in no other; the first of those that lie in each other (heads x head_dim, head_dim x heads).
 
     Args:
         classes: in the order of the model.
