@@ -49,7 +49,9 @@ _PRELOADED = (
     "torch._dynamo",
     "torchvision",
     "timm",
-    "transformers.pytorch_utils",
+    "transformers.modeling_utils",
+    "transformers.generation.utils",
+    "transformers.models.auto.modeling_auto",
 )
 
 
@@ -398,6 +400,7 @@ def _roles(row: Row) -> str:
 
 def summary(rows: list[Row]) -> Row:
     """Counts and medians over the models that could be built."""
+    code = digest()
     built = [row for row in rows if "unbuilt" not in row]
     traced = [row for row in built if row.get("traced")]
     free = [row["freedom"] for row in traced if "freedom" in row]
@@ -427,7 +430,7 @@ def summary(rows: list[Row]) -> Row:
             for row in attending
         ),
         **_edits([row["prune"] for row in traced if "prune" in row]),
-        "rows of other code": sum(row.get("code") != digest() for row in rows),
+        "rows of other code": sum(row.get("code") != code for row in rows),
     }
 
 

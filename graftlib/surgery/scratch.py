@@ -511,7 +511,7 @@ class _Reader:
             shape = args[1] if name.startswith("new") else args[0]
             for i in range(len(shape)):
                 yield self._sizes(value, i)
-        elif name == "layer_norm":
+        elif name in ("layer_norm", "rms_norm"):
             shape = args[1]
             for i in range(len(shape)):
                 yield self._sizes(value, len(node.meta["val"].shape) - len(shape) + i)
