@@ -70,6 +70,8 @@ def measure(family: str, name: str, prune: bool = False, checked: bool = True) -
     row["inputs"] = _shapes([*args, *kwargs.values()])
     if prune:
         row |= _run_before(model, args, kwargs)
+        if "unbuilt" in row:
+            return row
     start = time.perf_counter()
     try:
         graph = trace(model, args, kwargs)
@@ -94,7 +96,7 @@ def _run_before(model: Any, args: Any, kwargs: Any) -> Row:
         with torch.no_grad():
             model(*args, **kwargs)
     except Exception as error:
-        return {"ran_before": False, "error": _words(error)}
+        return {"unbuilt": f"it does not run on the inputs made for it: {_words(error)}"}
     return {"ran_before": True}
 
 
