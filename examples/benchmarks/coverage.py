@@ -49,7 +49,9 @@ _PRELOADED = (
     "torch._dynamo",
     "torchvision",
     "timm",
-    "transformers.pytorch_utils",
+    "transformers.modeling_utils",
+    "transformers.generation.utils",
+    "transformers.models.auto.modeling_auto",
 )
 
 
@@ -68,6 +70,8 @@ def measure(family: str, name: str, prune: bool = False, checked: bool = True) -
     row["inputs"] = _shapes([*args, *kwargs.values()])
     if prune:
         row |= _run_before(model, args, kwargs)
+        if "unbuilt" in row:
+            return row
     start = time.perf_counter()
     try:
         graph = trace(model, args, kwargs)
@@ -92,7 +96,7 @@ def _run_before(model: Any, args: Any, kwargs: Any) -> Row:
         with torch.no_grad():
             model(*args, **kwargs)
     except Exception as error:
-        return {"ran_before": False, "error": _words(error)}
+        return {"unbuilt": f"it does not run on the inputs made for it: {_words(error)}"}
     return {"ran_before": True}
 
 
@@ -398,6 +402,7 @@ def _roles(row: Row) -> str:
 
 def summary(rows: list[Row]) -> Row:
     """Counts and medians over the models that could be built."""
+    code = digest()
     built = [row for row in rows if "unbuilt" not in row]
     traced = [row for row in built if row.get("traced")]
     free = [row["freedom"] for row in traced if "freedom" in row]
@@ -427,7 +432,7 @@ def summary(rows: list[Row]) -> Row:
             for row in attending
         ),
         **_edits([row["prune"] for row in traced if "prune" in row]),
-        "rows of other code": sum(row.get("code") != digest() for row in rows),
+        "rows of other code": sum(row.get("code") != code for row in rows),
     }
 
 

@@ -25,8 +25,9 @@ from ..documents import Count, Record, convert, read_json
 from ..errors import shown
 from ..graph import LayerGraph, structure
 from ..graph.axes import AxisClass, Member
+from ..graph.axes.classes import constant_sizes
 from ..surgery import SurgeryError
-from ..surgery.edits import resize, tensor_of
+from ..surgery.edits import alike, resize, tensor_of
 from ..surgery.fields import Path as Way
 from ..surgery.fields import numbers, set_field
 from ..surgery.stale import refresh_layers
@@ -65,6 +66,7 @@ class Edit:
         kept: axis class -> the numbers of its units that stay, ascending.
         tensors: FQN -> what it was, for each tensor that a class lies on.
         aliases: FQN -> the FQN in `tensors` that is the same tensor under another name.
+        constants: (FQN of a buffer that is not saved, axis) -> its new size; the buffer is the same all along it.
         attributes: (FQN of a module, way to an attribute) -> the number that it says after the edit.
         config: (FQN of a module, way in its config) -> what it says after the edit, of Hugging Face models.
         source: SHA-256 of the model's state dict before the edit (see `digest`); empty where it had no values.
@@ -74,6 +76,7 @@ class Edit:
     kept: Mapping[AxisClass, tuple[int, ...]]
     tensors: Mapping[str, Shape]
     aliases: Mapping[str, str] = field(default_factory=dict)
+    constants: Mapping[tuple[str, int], int] = field(default_factory=dict)
     attributes: Mapping[Place, int] = field(default_factory=dict)
     config: Mapping[tuple[str, Way], Any] = field(default_factory=dict)
     source: str = ""
@@ -104,9 +107,9 @@ class Edit:
             {each: tuple(int(unit) for unit in units) for each, units in kept.items()},
             tensors,
             aliases,
+            constant_sizes(graph, {each: len(units) for each, units in kept.items()}),
             dict(attributes),
-            {},
-            digest(state),
+            source=digest(state),
         )
 
     def __eq__(self, other: object) -> bool:
@@ -121,7 +124,10 @@ class Edit:
         return {each: len(units) for each, units in self.kept.items()}
 
     def rows(self) -> dict[tuple[str, int], Tensor]:
-        """(FQN, axis) -> (n,) int64, the places that stay: where classes meet on an axis, those that all keep."""
+        """(FQN, axis) -> (n,) int64, the places that stay: where classes meet on an axis, those that all keep.
+
+        Of a constant axis the first place, as often as it is long.
+        """
         masks: dict[tuple[str, int], Tensor] = {}
         for each, units in self.kept.items():
             mine = torch.zeros(each.size, dtype=torch.bool, device="cpu")
@@ -135,7 +141,8 @@ class Edit:
                 mask[m.start : m.start + prod(m.factors)] &= (
                     mine.view(shape).expand(m.factors).flatten()
                 )
-        return {key: mask.nonzero().flatten() for key, mask in masks.items()}
+        rows = {key: mask.nonzero().flatten() for key, mask in masks.items()}
+        return rows | {key: alike(size) for key, size in self.constants.items()}
 
     def apply(self, target: T, *, inplace: bool = False) -> T:
         """The same edit of another model or of tensors by name.
@@ -276,7 +283,11 @@ class Edit:
     def _check_attributes(self, model: nn.Module) -> None:
         """Only numbers that are there are set, whatever the document says."""
         modules = dict(model.named_modules(remove_duplicate=False))
+        buffers = dict(model.named_buffers())
         faults = {}
+        for (fqn, axis), size in self.constants.items():
+            if fqn not in buffers or size > (*buffers[fqn].shape, *[0] * (axis + 1))[axis]:
+                faults[f"axis {axis} of the buffer '{fqn}'"] = f"has no {size} units"
         for (fqn, way), _ in self.attributes.items():
             if type(_at(vars(modules[fqn]) if fqn in modules else {}, way)) is not int:
                 faults[f"'{fqn}' {'.'.join(map(str, way))}"] = "is no whole number"
@@ -318,6 +329,10 @@ class Edit:
                 for fqn, t in self.tensors.items()
             },
             "aliases": dict(self.aliases),
+            "constants": [
+                {"fqn": fqn, "axis": axis, "size": size}
+                for (fqn, axis), size in self.constants.items()
+            ],
             "attributes": [
                 {"module": module, "way": list(way), "value": value}
                 for (module, way), value in self.attributes.items()
@@ -387,6 +402,7 @@ class Edit:
             kept,
             tensors,
             content.aliases,
+            {(c.fqn, c.axis): c.size for c in content.constants},
             {(a.module, tuple(a.way)): a.value for a in content.attributes},
             {(c.module, tuple(c.way)): c.value for c in content.config},
             content.source,
@@ -501,6 +517,14 @@ class _Shape(Record):
     axes: list[str]
 
 
+class _Constant(Record):
+    """The size of a constant axis after the edit."""
+
+    fqn: str
+    axis: Count
+    size: Count
+
+
 class _Number(Record):
     """What an attribute says after the edit."""
 
@@ -529,6 +553,7 @@ class _File(Record):
     aliases: dict[str, str]
     attributes: list[_Number]
     config: list[_Setting]
+    constants: tuple[_Constant, ...] = ()
 
 
 def _contradictions(content: _File) -> Iterator[tuple[str, str]]:

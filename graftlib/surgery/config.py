@@ -105,7 +105,8 @@ def _configured(model: nn.Module, fqn: str = "") -> Iterator[tuple[str, Any]]:
     """(FQN, module) of the outermost modules whose class is built from a config of theirs."""
     kind = getattr(type(model), "config_class", None)
     config = vars(model).get("config")
-    if isinstance(kind, type) and isinstance(config, kind) and hasattr(config, "to_json_string"):
+    # One class may serve several types of configs (LlamaForCausalLM those of InternLM3).
+    if isinstance(kind, type) and hasattr(config, "to_json_string"):
         yield fqn, model
         return
     for name, child in model.named_children():

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..errors import nearest, shown
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass, axes_of, axis_classes
+from ..graph.axes.classes import constant_sizes
 from ..graph.caches import copy_to_edit
 from ..graph.structure import own
 from .refusal import SurgeryError
@@ -24,6 +25,7 @@ __all__ = [
     "Preview",
     "Request",
     "Rows",
+    "alike",
     "editable",
     "owners_of",
     "preview",
@@ -227,9 +229,19 @@ def owners_of(model: nn.Module) -> dict[int, list[tuple[nn.Module, str, bool]]]:
 
 
 def rows_of(graph: LayerGraph, units: Mapping[AxisClass, Tensor]) -> Rows:
-    """(FQN, axis) -> for each place of the axis that holds these units of classes, the old place that it reads."""
+    """(FQN, axis) -> for each place of the axis that holds these units of classes, the old place that it reads.
+
+    Buffers that are the same everywhere along an axis, and are not saved, follow.
+    """
     keys = dict.fromkeys((m.fqn, m.axis) for each in units for m in each.members)
-    return {(fqn, axis): axes_of(graph, fqn)[axis].positions(units) for fqn, axis in keys}
+    rows = {(fqn, axis): axes_of(graph, fqn)[axis].positions(units) for fqn, axis in keys}
+    followers = constant_sizes(graph, {each: len(places) for each, places in units.items()})
+    return rows | {key: alike(size) for key, size in followers.items()}
+
+
+def alike(size: int) -> Tensor:
+    """(size,) int64: the places that an axis reads along which its tensor is the same everywhere."""
+    return torch.zeros(size, dtype=torch.int64, device="cpu")
 
 
 def resize(model: nn.Module, rows: Mapping[tuple[str, int], Tensor]) -> None:

@@ -51,7 +51,8 @@ def grown(graph: LayerGraph, units: Mapping[AxisClass, Tensor]) -> Fill:
     old = {each: torch.arange(each.size, device="cpu") for each in units}
     members = {(m.fqn, m.axis): m for each in units for m in each.members}
     scored = {(m.fqn, m.axis) for each in units if scores_only(graph, each) for m in each.members}
-    for key, rows in fill.rows.items():
+    for key in members:
+        rows = fill.rows[key]
         is_new = torch.ones(len(rows), dtype=torch.bool, device="cpu")
         is_new[axes_of(graph, key[0])[key[1]].resized(sizes).positions(old)] = False
         new = fill.new[key] = is_new.nonzero().flatten()

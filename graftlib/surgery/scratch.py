@@ -90,8 +90,8 @@ class Reference:
         return _value(polynomial(axis, self.number), sizes)
 
     def shape(self, fqn: str, sizes: Sequence[int]) -> tuple[int | None, ...] | None:
-        """Of a parameter or buffer; None where the pass does not read it."""
-        axes = self.found.axes.get(fqn)
+        """Of a parameter or buffer; None where the pass does not read it, or its size is fixed."""
+        axes = self.found.axes.get(fqn) or self.found.constants.get(fqn)
         return None if axes is None else tuple(self.size(axis, sizes) for axis in axes)
 
     def numbers(self, sizes: Sizes) -> list[int]:
@@ -511,7 +511,7 @@ class _Reader:
             shape = args[1] if name.startswith("new") else args[0]
             for i in range(len(shape)):
                 yield self._sizes(value, i)
-        elif name == "layer_norm":
+        elif name in ("layer_norm", "rms_norm"):
             shape = args[1]
             for i in range(len(shape)):
                 yield self._sizes(value, len(node.meta["val"].shape) - len(shape) + i)

@@ -8,9 +8,10 @@ attributes of known names are to say. Elsewhere: attributes that the code comput
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
+from math import prod
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .._torch_private import Conv, Norm
 from ..graph.axes import AxisClass, Member
@@ -86,7 +87,7 @@ def refresh_layer(module: nn.Module, groups: int | None = None, *, name: str = "
         SurgeryError: the layers of a recurrent module disagree in a size that they share.
     """
     layer: Any = module
-    weight = module._parameters.get("weight")
+    weight = _weight(module)
     if isinstance(module, nn.Linear) and weight is not None:
         layer.out_features, layer.in_features = weight.shape
     elif isinstance(module, Conv) and weight is not None:
@@ -115,6 +116,19 @@ def refresh_layer(module: nn.Module, groups: int | None = None, *, name: str = "
         _refresh_cell(module)
     elif type(module).__name__ == "Conv1D" and hasattr(module, "nf") and weight is not None:
         layer.nx, layer.nf = weight.shape  # Hugging Face's linear layer, stored transposed
+
+
+def _weight(module: nn.Module) -> Tensor | None:
+    """What says the shape of the weight; of one that a norm is divided out of (`weight_norm`), the directions."""
+    weights: dict[str, Any] = dict(module._parameters)
+    held = getattr(module._modules.get("parametrizations"), "weight", None)
+    if held is not None:
+        weights |= {
+            "weight": held._parameters.get("original"),
+            "weight_v": held._parameters.get("original1"),
+        }
+    weight: Tensor | None = weights.get("weight")
+    return weights.get("weight_v") if weight is None else weight
 
 
 def _refresh_recurrent(module: nn.RNNBase, module_name: str) -> None:
@@ -206,15 +220,25 @@ def refresh_layers(model: nn.Module, sizes: Mapping[AxisClass, int]) -> None:
         SurgeryError: layers of a recurrent module disagree; ``module`` is its name.
     """
     owners = owners_of(model)
+    layers: dict[nn.Module, tuple[str, int | None]] = {}
     for each, size in sizes.items():
         for member in each.members:
-            for module, _, _ in owners[id(tensor_of(model, member.fqn))]:
-                name = member.fqn.rpartition(".")[0]
-                refresh_layer(module, _groups(module, member, size), name=name)
+            fqn, parametrized, _ = member.fqn.partition(".parametrizations.")
+            fqn = fqn if parametrized else fqn.rpartition(".")[0]
+            modules = [module for module, _, _ in owners[id(tensor_of(model, member.fqn))]]
+            for module in [model.get_submodule(fqn)] if parametrized else modules:
+                name, groups = layers.get(module, (fqn, None))
+                layers[module] = name, _groups(module, member, size) or groups
+    for module, (name, groups) in layers.items():
+        refresh_layer(module, groups, name=name)
 
 
 def _groups(module: nn.Module, member: Member, count: int) -> int | None:
-    """The new number of groups, where the class is the groups of this module."""
+    """The new number of groups, where the class is the groups of this module, or a factor of their number."""
     old: Any = getattr(module, "groups", None) or getattr(module, "num_groups", None)
-    first = member.axis == 0 and member.position == 0
-    return count if first and old and old > 1 and member.factors[0] == old else None
+    if member.axis or not old or old == 1:
+        return None
+    sizes = [
+        prod(member.factors[:end]) for end in range(member.position + 1, len(member.factors) + 1)
+    ]
+    return old // member.factors[member.position] * count if old in sizes else None

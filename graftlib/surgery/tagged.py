@@ -180,7 +180,10 @@ def put(model: nn.Module, attributes: dict[Place, int]) -> None:
 
 
 def _attributes(module: nn.Module, shared: nn.Module | None) -> list[tuple[tuple[Any, ...], int]]:
-    if type(module).__module__.startswith("torch.nn."):
+    tensors = [*module._parameters.values(), *module._buffers.values(), *module._modules.values()]
+    if type(module).__module__.startswith("torch.nn.") and any(
+        each is not None for each in tensors
+    ):
         return []  # what these say is known by `stale`
     found: list[tuple[tuple[Any, ...], int]] = []
     for name, value in list(module.__dict__.items()):

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass, axes_of, axis_classes
-from ..graph.axes.tree import nested
+from ..graph.axes.tree import nesting, outer
 from .fit import Plan, plan
 from .refusal import SurgeryWarning
 
@@ -27,10 +27,10 @@ def outer_classes(graph: LayerGraph) -> list[AxisClass]:
     heads and whole groups go, as what is computed inside of them stays as it was.
     """
     free = [each for each in axis_classes(graph) if each.free]
-    inner: set[AxisClass] = set()
-    for fqn in dict.fromkeys(member.fqn for each in free for member in each.members):
-        inner.update(*map(nested, axes_of(graph, fqn)))
-    return [each for each in free if each not in inner]
+    names = dict.fromkeys(member.fqn for each in free for member in each.members)
+    return outer(
+        free, {pair for fqn in names for axis in axes_of(graph, fqn) for pair in nesting(axis)}
+    )
 
 
 def largest_feasible(

@@ -17,6 +17,7 @@ from transformers import (
     GemmaForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    HeliumConfig,
     LlamaConfig,
     LlamaForCausalLM,
     Mamba2Config,
@@ -61,6 +62,13 @@ def gpt2():
 
 def llama(**sizes):
     return LlamaForCausalLM(LlamaConfig(intermediate_size=48, **COMMON | HEADS | TOKENS | sizes))
+
+
+def cousin():
+    """A class that is built from another's config, as InternLM 3 takes that of Llama."""
+    return LlamaForCausalLM(
+        HeliumConfig(intermediate_size=48, head_dim=8, **COMMON | HEADS | TOKENS)
+    )
 
 
 def qwen2():
@@ -114,6 +122,7 @@ MODELS = {
     "bert": (bert, IDS),
     "gpt-2": (gpt2, IDS),
     "llama": (llama, IDS),
+    "another's config": (cousin, IDS),
     "qwen 2": (qwen2, IDS),
     "experts": (experts, IDS),
     "phi 3": (phi3, IDS),

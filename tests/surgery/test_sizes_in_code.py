@@ -14,10 +14,12 @@ from torch import nn
 
 from graftlib.graph import trace
 from graftlib.graph.axes import AxisClass, Member
-from graftlib.surgery import SurgeryError, SurgeryWarning, fit, prune
+from graftlib.slim import Edit
+from graftlib.surgery import SurgeryError, SurgeryWarning, fit, prune, widen
 from graftlib.surgery.equations import Equations
 from graftlib.surgery.scratch import equations_of
 from graftlib.surgery.tagged import Log, Tagged, put
+from graftlib.surgery.whole_model import largest_feasible, outer_classes
 
 
 class Heads(nn.Module):
@@ -110,6 +112,52 @@ class Misleading(nn.Module):
         )
 
 
+class WithoutKeyBias(Heads):
+    """The keys' bias is a buffer of zeros that nobody saves, as in BEiT and EVA."""
+
+    def __init__(self, key_bias=None):
+        super().__init__()
+        self.number = 3
+        self.q_bias, self.v_bias = nn.Parameter(torch.randn(12)), nn.Parameter(torch.randn(12))
+        zeros = torch.zeros(12)
+        self.register_buffer("k_bias", zeros if key_bias is None else key_bias, persistent=False)
+
+    def heads(self, x):
+        bias = torch.cat([self.q_bias, self.k_bias, self.v_bias])
+        qkv = torch.nn.functional.linear(x, self.qkv.weight, bias)
+        return qkv.view(*x.shape[:2], 3, self.number, -1)
+
+
+class NormedPositions(nn.Module):
+    """A grouped convolution whose weight is a norm times directions, as in wav2vec 2.0; and norms without weights."""
+
+    def __init__(self, parametrize, bias):
+        super().__init__()
+        self.start, self.end = nn.Linear(5, 12), nn.Linear(12, 2)
+        conv = nn.Conv1d(12, 12, 3, padding=1, groups=4, bias=bias)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the older of the two is deprecated
+            self.conv = parametrize(conv, dim=2)
+        self.norm = nn.LayerNorm(12, elementwise_affine=False)
+        self.root = nn.RMSNorm(12, elementwise_affine=False)
+
+    def forward(self, x):
+        x = self.norm(self.start(x))
+        return self.end(self.root(self.conv(x.transpose(1, 2)).transpose(1, 2)))
+
+
+class Unflattened(nn.Module):
+    """torch's own module says the heads."""
+
+    def __init__(self):
+        super().__init__()
+        self.start, self.heads = nn.Linear(5, 12), nn.Unflatten(-1, (3, 4))
+        self.scale, self.end = nn.Parameter(torch.randn(3, 1)), nn.Linear(12, 2)
+
+    def forward(self, x):
+        return self.end((self.heads(self.start(x)) * self.scale).softmax(-1).flatten(2))
+
+
 def pruned(model, x):
     torch.manual_seed(0)
     model.eval()
@@ -137,6 +185,81 @@ def test_an_attribute_of_a_shared_record_follows_and_the_users_stays(x):
     slim, _ = pruned(model, x)
     assert (slim.settings.size.prongs, slim.qkv.out_features) == (2, 24)
     assert model.settings.size.prongs == 3
+
+
+def test_a_buffer_that_is_the_same_everywhere_follows(x):
+    model = WithoutKeyBias()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        slim, graph = pruned(model, x)
+        again = Edit.of(model, graph, *units_of(graph, 0.5)).apply(model)
+    assert (slim.k_bias.shape, slim.qkv.out_features, slim.number) == ((8,), 24, 2)
+    assert again.k_bias.shape == (8,)
+    assert again(x).shape == model(x).shape
+    assert model.k_bias.shape == (12,)
+    heads = graph.axis_class("q_bias", "out")
+    wide = widen(graph, {heads: 6})
+    assert (wide.k_bias.shape, wide.qkv.out_features) == ((24,), 72)
+    torch.testing.assert_close(wide(x), model(x))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    "parametrize", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm]
+)
+def test_groups_of_a_normed_convolution_and_norms_without_weights_follow(parametrize, bias, x):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SurgeryWarning)
+        slim, _ = pruned(NormedPositions(parametrize, bias), x)
+    conv = slim.conv
+    assert (conv.groups, conv.in_channels, conv.out_channels) == (2, 6, 6)
+    assert (slim.norm.normalized_shape, slim.root.normalized_shape) == ((6,), (6,))
+
+
+def test_a_module_of_torch_without_weights_follows(x):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        slim, _ = pruned(Unflattened(), x)
+    assert (tuple(slim.heads.unflattened_size), slim.start.out_features) == ((2, 4), 8)
+
+
+def test_groups_that_are_a_product_of_classes_follow():
+    """Three groups of a convolution are twelve of the norm behind it: two of them are eight."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(5, 24, 1),
+        nn.GroupNorm(12, 24),
+        nn.Conv2d(24, 24, 1, groups=3),
+        nn.Conv2d(24, 2, 1),
+    ).eval()
+    image = torch.randn(2, 5, 4, 4)
+    slim = prune(trace(model, image), 0.5)
+    assert (slim[1].num_groups, slim[1].num_channels, slim[2].groups) == (8, 16, 2)
+    assert slim(image).shape == model(image).shape
+
+
+def test_a_buffer_of_many_values_holds_its_size(x):
+    model = WithoutKeyBias(torch.randn(12))
+    with pytest.warns(SurgeryWarning, match="were left as they are"):
+        slim, _ = pruned(model, x)
+    assert torch.equal(slim.k_bias, model.k_bias)
+
+
+def test_a_document_cannot_make_a_buffer_of_any_size(x):
+    model = WithoutKeyBias().eval()
+    graph = trace(model, x)
+    edit = Edit.of(model, graph, *units_of(graph, 0.5))
+    assert Edit.from_json(edit.to_json()) == edit
+    huge = edit.to_json().replace('"size":8}', '"size":10000000000}')
+    with pytest.raises(SurgeryError, match="k_bias"):
+        Edit.from_json(huge).apply(model)
+
+
+def units_of(graph, share):
+    """Class -> the first units of it, for a share of the whole; and the attributes that follow."""
+    sizes = {c: max(round(share * c.size), 1) for c in outer_classes(graph)}
+    plan = largest_feasible(graph.model, graph, sizes)
+    return {c: range(n) for c, n in plan.sizes.items()}, plan.attributes
 
 
 def test_a_size_that_is_computed_ties_what_it_is_computed_from(x):

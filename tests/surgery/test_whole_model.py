@@ -24,6 +24,20 @@ class HalfWired(nn.Module):
         return self.z(self.b(self.a(x).view(-1, 6).relu()).relu())
 
 
+class Interleaved(nn.Module):
+    """Attention whose heads lie outside in the queries, keys and values, and inside in what the output layer reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads = 4
+        self.qkv, self.z = nn.Linear(5, 3 * 24), nn.Linear(24, 2)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        y = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.z(y.permute(0, 2, 3, 1).flatten(2))
+
+
 class Shuffled(nn.Module):
     """Interleaves two halves that therefore have to stay alike, in front of a depthwise layer."""
 
@@ -72,6 +86,18 @@ def test_whole_heads_and_groups_go():
     assert [c.size for c in outer_classes(graph)] == [4]
     slim = prune(graph, 0.5)
     assert (slim.norm.num_groups, slim.norm.num_channels, slim.z.in_channels) == (2, 6, 6)
+
+
+def test_of_classes_that_lie_in_each_other_the_first_goes():
+    """Heads x head_dim in one tensor and head_dim x heads in another: none would be the outer one of both."""
+    graph = trace(Interleaved(), torch.randn(2, 7, 5))
+    sizes = {str(graph.axes(fqn)[axis]) for fqn, axis in (("qkv.weight", 0), ("z.weight", 1))}
+    assert len(sizes) == 2  # a product each, in either order
+    heads = [c for c in outer_classes(graph) if c.size == 4]
+    assert len(heads) == 1
+    assert all(c.size != 6 for c in outer_classes(graph))
+    slim = prune(graph, 0.5)
+    assert (slim.heads, slim.qkv.out_features, slim.z.in_features) == (2, 36, 12)
 
 
 def test_what_refuses_is_left_and_named():

@@ -33,6 +33,7 @@ __all__ = [
     "class_of",
     "class_of_atoms",
     "classes_of",
+    "constant_sizes",
     "freedom",
     "freedom_of",
     "frozen_ops",
@@ -180,7 +181,7 @@ def axis_classes(graph: TracedGraph) -> tuple[AxisClass, ...]:
 
 
 def axes_of(graph: TracedGraph, fqn: str) -> Pattern:
-    """See `LayerGraph.axes`, but without roles; LookupError where the forward pass does not read it."""
+    """See `LayerGraph.axes`, but without roles and for constant buffers, too; LookupError where none is read."""
     inference, classes, number = _reading(graph)
 
     def leaf(atom: Atom) -> Leaf:
@@ -189,7 +190,24 @@ def axes_of(graph: TracedGraph, fqn: str) -> Pattern:
         each = classes[number[atom]]
         return Leaf(atom.size, each, f"c{number[atom]}" if each.free else "", each.frozen_by)
 
-    return Pattern(tree_of(axis, leaf) for axis in inference.axes[fqn])
+    axes = inference.axes[fqn] if fqn in inference.axes else inference.constants[fqn]
+    return Pattern(tree_of(axis, leaf) for axis in axes)
+
+
+def constant_sizes(
+    graph: TracedGraph, sizes: Mapping[AxisClass, int]
+) -> dict[tuple[str, int], int]:
+    """(FQN, axis) of a buffer that the state dict does not carry -> its size there, where classes get other sizes.
+
+    Only of axes along which a buffer is the same everywhere; another one is fixed.
+    """
+    trees = (
+        (fqn, i, axis)
+        for fqn in reading(graph)[0].constants
+        for i, axis in enumerate(axes_of(graph, fqn))
+    )
+    due = {(fqn, i): (axis.size, axis.resized(sizes).size) for fqn, i, axis in trees}
+    return {key: new for key, (old, new) in due.items() if new != old}
 
 
 def class_of(graph: TracedGraph, address: str, axis: str | int | None) -> AxisClass:

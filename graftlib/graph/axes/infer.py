@@ -63,12 +63,14 @@ class Inference:
 
     Attributes:
         axes: FQN of a parameter, or of a buffer that the state dict carries -> its axes, for those that are read.
+        constants: likewise, for other buffers that are the same everywhere along an axis: their sizes follow.
         frozen_ops: op -> how often it froze something for want of a rule.
         ties: the op behind every tie of two free atoms, by the tie's number.
         values: node -> its axes, a `Stack`, or a list of them.
     """
 
     axes: Mapping[str, Axes]
+    constants: Mapping[str, Axes]
     frozen_ops: dict[str, int]
     ties: tuple[str, ...]
     values: Mapping[fx.Node, Any]
@@ -91,7 +93,8 @@ def infer(
             reader.read(node)
         if real:
             _freeze_beside_unread(model, reader.states)
-    return Inference(reader.states, dict(reader.unruled), tuple(journal.ties), reader.values)
+    ties = tuple(journal.ties)
+    return Inference(reader.states, reader.constants, dict(reader.unruled), ties, reader.values)
 
 
 class _Reader:
@@ -99,6 +102,7 @@ class _Reader:
         self.journal = journal
         self.values: dict[fx.Node, Any] = {}
         self.states: dict[str, Axes] = {}
+        self.constants: dict[str, Axes] = {}
         self.unruled: Counter[str] = Counter()
         buffers, parameters = dict(model.named_buffers()), dict(model.named_parameters())
         self.tensors: dict[str, Tensor] = {**buffers, **parameters}
@@ -126,10 +130,12 @@ class _Reader:
             return self.states[fqn]
         self.journal.by = f"the constant '{fqn}'"
         tensor = node.meta.get("constant", self.tensors.get(fqn))
-        return Axes(
-            Atom(size) if size > 1 and _constant_along(tensor, d) else axis
-            for d, (size, axis) in enumerate(zip(value.shape, fixed_axes(value.shape), strict=True))
-        )
+        same = [size > 1 and _constant_along(tensor, d) for d, size in enumerate(value.shape)]
+        fixed = zip(same, value.shape, fixed_axes(value.shape), strict=True)
+        axes = Axes(Atom(size) if free else axis for free, size, axis in fixed)
+        if any(same) and fqn in self.tensors:
+            self.constants[fqn] = axes
+        return axes
 
     def call(self, node: fx.Node) -> Any:
         if node.target is operator.getitem:

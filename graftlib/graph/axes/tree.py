@@ -7,11 +7,12 @@ row-major product of axes (heads x head_dim), a sum their concatenation (query, 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING
 
+import networkx as nx
 import torch
 from torch import Tensor
 
@@ -29,7 +30,8 @@ __all__ = [
     "Pattern",
     "Product",
     "Sum",
-    "nested",
+    "nesting",
+    "outer",
     "outermost",
     "tree_of",
     "with_roles",
@@ -232,25 +234,42 @@ def _tree_of_parts(expression: Prod | Total, leaf: Callable[[Atom], Leaf]) -> Ax
     return Sum(tuple(tree_of(term, leaf) for term in expression.terms))
 
 
-def nested(axis: Axis) -> set[AxisClass]:
-    """The free classes that lie inside of another free one: in heads x head_dim what is inside of a head."""
+def nesting(axis: Axis) -> set[tuple[AxisClass, AxisClass]]:
+    """(outer, inner) for each free class that lies inside of another: in heads x head_dim what is inside of a head."""
     if isinstance(axis, Leaf):
         return set()
     if isinstance(axis, Sum):
-        return set().union(*map(nested, axis.terms))
-    inner: set[AxisClass] = set()
+        return set().union(*map(nesting, axis.terms))
+    pairs: set[tuple[AxisClass, AxisClass]] = set()
     outer: set[AxisClass] = set()
     for factor in axis.factors:
         here = set(_free(factor))
-        inner |= nested(factor) | {each for each in here if outer - {each}}
+        pairs |= nesting(factor) | {(a, b) for a in outer for b in here if a != b}
         outer |= here
-    return inner
+    return pairs
+
+
+def outer(
+    classes: Sequence[AxisClass], pairs: Iterable[tuple[AxisClass, AxisClass]]
+) -> list[AxisClass]:
+    """The classes that lie in no other; the first of those that lie in each other (heads x head_dim, head_dim x heads).
+
+    Args:
+        classes: in the order of the model.
+        pairs: (outer, inner), as `nesting` gives them.
+    """
+    graph: nx.DiGraph[AxisClass] = nx.DiGraph()
+    graph.add_nodes_from(classes)
+    graph.add_edges_from(pairs)
+    within = nx.condensation(graph)
+    groups = [within.nodes[i]["members"] for i in within if not within.in_degree(i)]
+    place = {each: i for i, each in enumerate(classes)}
+    return [classes[i] for i in sorted(min(place[each] for each in group) for group in groups)]
 
 
 def outermost(axis: Axis) -> list[AxisClass]:
     """The free classes that an axis is made of, none inside of another; where nothing is free, the frozen ones."""
-    inner = nested(axis)
-    free = [each for each in dict.fromkeys(_free(axis)) if each not in inner]
+    free = outer(list(dict.fromkeys(_free(axis))), nesting(axis))
     fixed = (leaf.axis_class for leaf in axis.leaves() if leaf.axis_class is not None)
     return free or list(dict.fromkeys(fixed))
 
