@@ -201,7 +201,7 @@ def prune_vocabulary(
         return edited
 
     pruned = edit(copy_to_edit(original, graph, SurgeryError))
-    error = _prove(graph, original, pruned, rows, index, table.heads)
+    error = _prove(graph, original, pruned, rows, index, table.ids)
     if inplace:
         drop_caches(original, graph, SurgeryError)
         pruned = edit(original)
@@ -261,17 +261,17 @@ class _Table:
     Attributes:
         places: (FQN, axis) of every axis with a place for each token.
         size: how many places that are.
-        heads: names of the inputs that are ids.
+        ids: names of the inputs that are ids.
     """
 
     places: tuple[tuple[str, int], ...]
     size: int
-    heads: frozenset[str]
+    ids: frozenset[str]
 
 
 def _table(graph: LayerGraph, least: int) -> _Table:
     """The vocabulary of a graph: tables of `least` rows or more; segments have fewer."""
-    heads: dict[str, set[str]] = {}
+    every: set[str] = set()
     sizes: dict[str, int] = {}
     dims = 0
     for node in graph.fx.nodes:
@@ -284,7 +284,7 @@ def _table(graph: LayerGraph, least: int) -> _Table:
         ids = {str(each.target) for each in sources if each.op == "placeholder"}
         length = int(table.meta["val"].shape[0])
         if ids and length >= least:
-            heads.setdefault(str(table.target), set()).update(ids)
+            every |= ids
             sizes[str(table.target)], dims = length, index.meta["val"].ndim
     if len({*sizes.values()}) != 1:
         listed = ", ".join(f"'{fqn}' of {n} rows" for fqn, n in sizes.items())
@@ -301,7 +301,7 @@ def _table(graph: LayerGraph, least: int) -> _Table:
         members = [(m.fqn, m.axis) for m in each.members]
         if each.size == size and (places.keys() & members or _gives(graph, each, dims)):
             places |= dict.fromkeys(members)
-    return _Table(tuple(_once(graph.model, places)), size, frozenset().union(*heads.values()))
+    return _Table(tuple(_once(graph.model, places)), size, frozenset(every))
 
 
 def _moves(node: fx.Node) -> bool:
@@ -401,13 +401,13 @@ def _prove(
     edited: nn.Module,
     rows: Rows,
     index: Tensor,
-    heads: Container[str],
+    named: Container[str],
 ) -> float:
     """How far the outputs on kept tokens move; raises where they do, or where that would not show."""
     example = graph.example
     leaves = tensor_leaves(example)
     inputs_of = [str(node.target) for node in graph.fx.nodes if node.op == "placeholder"]
-    ids = {i for i, name in enumerate(inputs_of) if name in heads}
+    ids = {i for i, name in enumerate(inputs_of) if name in named}
     new = [_kept(leaf, index) if i in ids else leaf for i, leaf in enumerate(leaves)]
 
     def trial(of: nn.Module, change: Callable[[Tensor], Tensor]) -> Trial:

@@ -47,7 +47,7 @@ from graftlib.surgery import SurgeryError, prune_vocabulary, tokens
 CORPUS = [
     "the quick brown fox jumps over the lazy dog and the dog does not mind at all",
     "pack my box with five dozen liquor jugs, then pack the other boxes too",
-    "how vexingly quick daft zebras jump! sphinx of black quartz, judge my vow",
+    "how vexingly quick daft zebras jump! sphinx of black quartz, guard my vow",
     "a ship that is built to last is a ship that is built of oak, not of reeds",
     "naïve café owners paid 1,234.50 in façade repairs; übermut tut selten gut",
 ] * 4
@@ -287,6 +287,36 @@ def test_ids_of_special_tokens_follow(case):
                 assert pruned.index[getattr(new, name)] == getattr(old, name)
     assert pruned.model.config.vocab_size == len(pruned.index)
     assert pruned.model.get_input_embeddings().num_embeddings == len(pruned.index)
+
+
+def test_special_tokens_behind_the_others_get_other_ids():
+    """As GPT-2's end of text: configs of the copy follow, those of the model stay."""
+    backend = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.train_from_iterator(CORPUS, trainers.WordLevelTrainer(show_progress=False))
+    backend.add_special_tokens(SPECIALS)
+    tokenizer = fast(backend)
+    ids = {
+        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")
+    }
+    assert min(ids.values()) > 50
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2}
+    more = {**ids, "decoder_start_token_id": ids["pad_token_id"]}
+    config = T5Config(vocab_size=len(tokenizer), **sizes, **more)
+    model = seeded(T5ForConditionalGeneration, config)
+    model.generation_config.eos_token_id = [ids["eos_token_id"], ids["bos_token_id"]]
+    pruned = prune_vocabulary(model, tokenizer, texts=TEXTS)
+    for name, old in more.items():
+        assert pruned.index[getattr(pruned.model.config, name)] == old
+        assert getattr(pruned.model.decoder.config, name) == getattr(pruned.model.config, name)
+        assert getattr(model.config, name) == old
+    assert pruned.index[pruned.model.generation_config.eos_token_id].tolist() == [
+        ids["eos_token_id"],
+        ids["bos_token_id"],
+    ]
+    assert pruned.tokenizer.pad_token_id == pruned.model.config.pad_token_id
+    again = prune_vocabulary(model, tokenizer, texts=TEXTS, inplace=True)
+    assert again.model.config.to_dict() == pruned.model.config.to_dict()
 
 
 def test_saved_and_loaded(case, tmp_path):
