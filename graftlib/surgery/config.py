@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from .refusal import SurgeryWarning
 from .search import Depths, Fields, Search
 from .signature import Signature, named_layers, signature, unsaved
 
-__all__ = ["ConfigState", "config_problems", "config_state", "refresh_config"]
+__all__ = ["ConfigState", "config_problems", "config_state", "refresh_config", "warn_of"]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,12 @@ def refresh_config(
     Warns:
         SurgeryWarning: no config says the sizes; it names the tensors and the fields.
     """
-    for kind, problem in config_problems(edited, before, sizes):
+    warn_of(config_problems(edited, before, sizes), stacklevel=stacklevel + 1)
+
+
+def warn_of(problems: Iterable[tuple[str, str]], *, stacklevel: int = 3) -> None:
+    """Say what `config_problems` gives; `stacklevel` as for `refresh_config`."""
+    for kind, problem in problems:
         warnings.warn(
             f"the config of '{kind}' cannot say what was edited: {problem} What save_pretrained "
             "writes, from_pretrained does not read back as this model; save the module itself (torch.save).",

@@ -15,11 +15,12 @@ from ..errors import GraftError
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass
 from ..graph.axes.check import control
-from ..graph.axes.trial import Trial, difference, without_numbers
+from ..graph.axes.trial import Example, Trial, difference, without_numbers
 from ..graph.evidence import Evidence
+from .edits import Rows, tensor_of
 from .refusal import SurgeryError
 
-__all__ = ["TOLERANCE", "Proof", "change", "prove", "run_trial", "trial_of"]
+__all__ = ["TOLERANCE", "Proof", "change", "fill", "prove", "run_trial", "trial_of"]
 
 # Doubles keep 16 digits; a unit that is not silent shows from about 1e-6 on.
 TOLERANCE = 1e-9
@@ -84,9 +85,11 @@ def prove(
     return Proof(error, f"the outputs do not depend on the units of {hidden[0].members[0]}")
 
 
-def trial_of(graph: LayerGraph, model: nn.Module, *, drawn: bool = False) -> Trial:
-    """A copy of any model that takes the graph's inputs, in doubles, on inputs drawn; norms as `Trial` has them."""
-    return Trial(_Seen(graph, model), drawn=drawn)
+def trial_of(
+    graph: LayerGraph, model: nn.Module, *, drawn: bool = False, example: Example | None = None
+) -> Trial:
+    """A copy of any model that takes the graph's inputs, in doubles; norms and `example` as `Trial` has them."""
+    return Trial(_Seen(graph, model), drawn=drawn, example=example)
 
 
 def run_trial(trial: Trial, graph: LayerGraph) -> list[Tensor]:
@@ -122,6 +125,32 @@ def change(
     before, after = trial_of(graph, model), trial_of(graph, edited)
     prepare(after.model)
     return difference(before.run(), after.run())
+
+
+def fill(
+    twin: nn.Module,
+    model: nn.Module,
+    rows: Rows,
+    names: Iterable[str],
+    old_name: Callable[[str], str] = lambda fqn: fqn,
+) -> None:
+    """Write into tensors of an edited model what the edit makes of those of the other, in place.
+
+    Args:
+        twin: of the edited model, in doubles.
+        model: of the other, likewise.
+        rows: the edit, as in `edits.resize`.
+        names: FQNs in `model` of the tensors to carry over.
+        old_name: what an FQN of `twin` is called in `model`.
+    """
+    wanted = {*names}
+    for fqn, tensor in [*twin.named_parameters(), *twin.named_buffers()]:
+        old = old_name(fqn)
+        if old in wanted:
+            value = tensor_of(model, old).detach()
+            for (name, axis), places in rows.items():
+                value = value.index_select(axis, places) if name == old else value
+            tensor.detach().copy_(value)
 
 
 class _Seen:

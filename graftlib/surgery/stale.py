@@ -15,11 +15,20 @@ from torch import Tensor, nn
 
 from .._torch_private import Conv, Norm
 from ..graph.axes import AxisClass, Member
-from .edits import owners_of, tensor_of
+from .edits import Rows, owners_of, resize, tensor_of
 from .refusal import SurgeryError
 from .tagged import Place
 
-__all__ = ["HEADS", "INNER", "REPEATS", "WIDTHS", "labels", "refresh_layer", "refresh_layers"]
+__all__ = [
+    "HEADS",
+    "INNER",
+    "REPEATS",
+    "WIDTHS",
+    "cut_rows",
+    "labels",
+    "refresh_layer",
+    "refresh_layers",
+]
 
 # The modules nearest to a tensor that may say its size.
 _REACH = 3
@@ -168,6 +177,20 @@ def _refresh_recurrent(module: nn.RNNBase, module_name: str) -> None:
 def _refresh_cell(module: nn.RNNCellBase) -> None:
     layer: Any = module
     layer.input_size, layer.hidden_size = layer.weight_ih.shape[1], layer.weight_hh.shape[1]
+
+
+def cut_rows(model: nn.Module, rows: Rows) -> None:
+    """Keep some places of axes that no class moves, in place; which ones says the caller. Torch's layers follow.
+
+    Args:
+        model: whose tensors are replaced.
+        rows: as in `edits.resize`.
+    """
+    resize(model, rows)
+    owners = owners_of(model)
+    for fqn in dict.fromkeys(fqn for fqn, _ in rows):
+        for module, _, _ in owners[id(tensor_of(model, fqn))]:
+            refresh_layer(module, name=fqn.rpartition(".")[0])
 
 
 def labels(

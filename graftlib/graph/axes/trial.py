@@ -26,7 +26,7 @@ from ..tensors import output_tensors, replaced, tensor_leaves
 from ..walk import reach, users
 from .grouped import grouped_matmul
 
-__all__ = ["Trial", "compared", "difference", "without_numbers"]
+__all__ = ["Example", "Trial", "compared", "difference", "without_numbers"]
 
 Example = tuple[Sequence[Any], Mapping[str, Any]]
 _LOW = {
