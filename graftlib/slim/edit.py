@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from ..disk import write_whole
 from ..documents import Count, Record, convert, read_json
@@ -153,9 +154,11 @@ class Edit:
         """The same edit of another model or of tensors by name.
 
         Args:
-            target: a model of the architecture that the edit was made of; or a state dict of one (names may begin
+            target: a model of the architecture that the edit was made of, or its `torch.optim.swa_utils.AveragedModel`
+                (an EMA, a SWA), which stays one; or a state dict of one (names may begin
                 with ``module.`` or ``_orig_mod.``); or the state dict of a low-rank adapter of the `peft` library
-                for one, whose matrices lose the inputs and outputs that the weights beside them lose.
+                for one, whose matrices lose the inputs and outputs that the weights beside them lose: the adapter of
+                the edited model is then the edit of the adapted one. (Not so with DoRA where inputs go: refused.)
             inplace: edit a model itself; otherwise a copy is made. A state dict is never changed.
 
         Returns:
@@ -172,6 +175,10 @@ class Edit:
         return result
 
     def _of_model(self, model: Any, inplace: bool) -> Any:
+        if isinstance(model, AveragedModel):
+            averaged = model if inplace else structure.duplicate(model, structure.own)
+            self._of_model(averaged.module, inplace=True)
+            return averaged
         model = structure.unwrap(model, SurgeryError)
         if any("base_layer" in module._modules for module in model.modules()):
             raise SurgeryError(
@@ -190,7 +197,8 @@ class Edit:
         return model
 
     def _of_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        plain = {_WRAPPERS.sub("", name): name for name in state}
+        # An adapter of a table may carry the table itself.
+        plain = {_WRAPPERS.sub("", name).replace(".base_layer.", "."): name for name in state}
         adapters = {n: found for n in plain if (found := _LORA.match(n))}
         if not adapters:
             self._check({name: state[full] for name, full in plain.items()})
@@ -221,6 +229,10 @@ class Edit:
             return {}, f"the axes of '{fqn}' are {' '.join(words)}"
         mine = 1 if reading else 0
         if found["part"] == "lora_magnitude_vector":
+            if any(w in ("in", "entry") and a in self.cuts(fqn) for a, w in enumerate(words)):
+                return {}, (
+                    f"scales norms over inputs of '{fqn}' that go: merge the adapter first, then edit"
+                )
             mine = tuple(tensor.shape).index(shape[axis]) if shape[axis] in tensor.shape else -1
         if not 0 <= mine < tensor.ndim or tensor.shape[mine] != shape[axis]:
             return {}, f"{tuple(tensor.shape)} beside '{fqn}' {shape}"

@@ -24,11 +24,13 @@ from ..errors import CheckpointError
 from ..graph.capture import _mute
 from ..surgery import SurgeryError
 from .edit import Edit
+from .report import SlimReport
 from .weight_files import INDEX, WEIGHTS, WeightFiles
 
 __all__ = ["CONFIG", "EDIT", "config_of", "load", "metadata_of", "save", "write_folder"]
 
-EDIT, CONFIG = "edit.json", "config.json"
+EDIT, CONFIG, CARD = "edit.json", "config.json", "README.md"
+_OURS = "graftlib_edit_sha256: "
 
 
 def metadata_of(edit: Edit) -> dict[str, str]:
@@ -40,7 +42,7 @@ def metadata_of(edit: Edit) -> dict[str, str]:
     }
 
 
-def save(model: nn.Module, edit: Edit, folder: str | os.PathLike[str]) -> None:
+def save(model: nn.Module, edit: Edit, report: SlimReport, folder: str | os.PathLike[str]) -> None:
     """See `Slim.save`."""
     state = _once(model)
     if any(tensor.is_meta for tensor in state.values()):
@@ -50,7 +52,7 @@ def save(model: nn.Module, edit: Edit, folder: str | os.PathLike[str]) -> None:
         )
     data = to_bytes(_apart(state), {"format": "pt", **metadata_of(edit)})
     home = make_folder(folder, error=SurgeryError)
-    write_folder(home, {WEIGHTS: data}, None, config_of(model), edit)
+    write_folder(home, {WEIGHTS: data}, None, config_of(model), edit, report)
 
 
 def write_folder(
@@ -59,6 +61,7 @@ def write_folder(
     index: bytes | None,
     config: bytes | None,
     edit: Edit,
+    report: SlimReport,
 ) -> None:
     """Put what belongs to a slimmed model in its place, and take away what would contradict it.
 
@@ -68,11 +71,14 @@ def write_folder(
         index: of the shards; None for one file.
         config: of Hugging Face; None where none says the sizes.
         edit: whose hash is in the headers of the files.
+        report: for the model card; a card that somebody else wrote stays.
 
     Raises:
         SurgeryError: it cannot be written.
     """
     files = {INDEX: index, CONFIG: config} | ({WEIGHTS: None} if WEIGHTS not in weights else {})
+    if not (home / CARD).exists() or _OURS in (home / CARD).read_text("utf-8", "replace"):
+        files[CARD] = _card(edit, report)
     places = {n: destination(home / n, error=SurgeryError) for n in (*weights, *files, EDIT)}
     gone = [(None, places[name]) for name in (EDIT, INDEX) if places[name].exists()]
     rest = [(new, places[n]) for n, new in files.items() if new is not None or places[n].exists()]
@@ -81,6 +87,32 @@ def write_folder(
         place_all([*gone, *new, *rest, (edit.to_json().encode(), places[EDIT])])
     except OSError as refusal:
         raise unwritable(home, refusal, SurgeryError) from refusal
+
+
+def _card(edit: Edit, report: SlimReport) -> bytes:
+    """A model card, as Hugging Face has them."""
+    return f"""---
+tags:
+- graftlib
+- pruned
+{_OURS}{edit.sha256}
+graftlib_source_sha256: {edit.source}
+---
+# {edit.model}, slimmed
+
+Some units (channels, neurons, heads) of a larger {edit.model} stayed, and the others went; `{EDIT}` says which. Nothing
+is said here of how good the model is: measure it before use.
+
+```text
+{report}
+```
+
+```python
+import graftlib
+
+model = graftlib.load("this folder", factory)  # factory makes the larger {edit.model}, with any values
+```
+""".encode()
 
 
 def load(folder: str | os.PathLike[str], factory: Callable[[], nn.Module]) -> nn.Module:

@@ -64,8 +64,8 @@ def slim_folder(
     Args:
         folder: holds ``model.safetensors``, or shards and ``model.safetensors.index.json``.
         output: another folder, made where it is missing. It gets files of the same names with their tensors' kept
-            units, the index, ``edit.json``, and ``config.json`` where a Hugging Face config says the sizes; all of
-            them or none. What a killed run left there is removed by the next one.
+            units, the index, and the rest as `Slim.save`; all of them or none. What a killed run left there is removed
+            by the next one.
         factory: makes a model of the checkpoint's class and sizes; nothing is unpickled. It is called once, and its
             parameters get no memory, as far as they are made empty (as layers of torch do).
         args: positional example inputs for `trace`, on the CPU; costs are counted for them.
@@ -95,7 +95,8 @@ def slim_folder(
     )
     if Path(folder).resolve() == Path(output).resolve():
         raise SurgeryError(
-            f"{named(folder)} cannot be slimmed in its place.", fix="name another folder for -o"
+            f"{named(folder)} cannot be slimmed in its place.",
+            fix="name another folder for the output",
         )
     files = WeightFiles.of(Path(folder))
     model, names = _on_disk(factory, files)
@@ -220,7 +221,7 @@ def _write(
                 write_file(scratch / file, entries, partial(_kept, files, edit), header)
             index = None if files.index is None else _index(files.index, by_file)
             weights = {file: scratch / file for file in by_file}
-            write_folder(home, weights, index, config_of(small.model), edit)
+            write_folder(home, weights, index, config_of(small.model), edit, small.report)
     except OSError as refusal:
         raise unwritable(output, refusal, SurgeryError) from refusal
 

@@ -74,7 +74,7 @@ def test_it_writes_what_is_made_in_memory(kind, dtype, tmp_path, monkeypatch):
     index = json.loads((out / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(t.nbytes for t in due.values())
     assert {p.name for p in out.iterdir()} == {
-        *(p.name for p in source.iterdir()), "edit.json",
+        *(p.name for p in source.iterdir()), "edit.json", "README.md",
     }  # fmt: skip
 
 
