@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .slim import Edit as Edit
     from .slim import Slim as Slim
     from .slim import load as load
+    from .slim import slim_folder as slim_folder
 
 __version__ = "0.1.0"
 
@@ -52,7 +53,7 @@ __getattr__, _, _ = lazy_loader.attach(
         "graft": ["Adapter", "Graft", "TransferCycle", "attach"],
         "graph": ["LayerGraph", "Parameter", "rule", "trace"],
         "match": ["Mapping", "matrix", "unmatrix"],
-        "slim": ["Edit", "Slim", "load"],
+        "slim": ["Edit", "Slim", "load", "slim_folder"],
     },
 )
 
@@ -72,6 +73,7 @@ __all__ = [
     "matrix",
     "rule",
     "slim",
+    "slim_folder",
     "surgery",
     "trace",
     "unmatrix",

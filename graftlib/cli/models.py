@@ -8,8 +8,10 @@ Not here: looking names up (`names`), reading checkpoints (`weights`), making te
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import importlib.util
+import inspect
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +30,7 @@ from .console import shown
 from .names import ModelName, find_model
 from .weights import load_weights
 
-__all__ = ["Loaded", "execute", "load_model", "require"]
+__all__ = ["Loaded", "execute", "folder_factory", "load_model", "require"]
 
 
 @dataclass(frozen=True)
@@ -163,21 +165,12 @@ def _load_timm(found: ModelName, device: str, values: bool, request: inputs.Inpu
 def _load_folder(
     found: ModelName, device: str, values: bool, request: inputs.InputRequest
 ) -> Loaded:
-    transformers = require("transformers", "hf")
     folder = found.path or Path()
     has_weights = any(folder.glob("*.safetensors"))
     device = _resolve(device, values)
-    try:
-        config = transformers.AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # JSON, validation and unknown kinds each raise their own
-        raise CheckpointError(
-            f"{shown(str(folder / 'config.json'))} cannot be used.", why=str(error)
-        ) from error
+    kind, config = _kind_of(folder)
     if hasattr(config, "use_cache"):
         config.use_cache = False  # a cache object among the outputs is no tensor
-    kind = _hf_class(transformers, config)
     try:
         if has_weights and device != "meta":
             model = kind.from_pretrained(
@@ -197,6 +190,49 @@ def _load_folder(
         ) from error
     args, kwargs = inputs.for_hf(model, request, device)
     return Loaded(found.rest, model, args, kwargs, device)
+
+
+def folder_factory(
+    folder: Path, shapes: Sequence[tuple[int, ...]] = (), dtype: str | None = None
+) -> tuple[Callable[[], nn.Module], dict[str, Any]]:
+    """What makes the model of a folder with random values, and example inputs for it by name, on the CPU.
+
+    Args:
+        folder: with a config.json.
+        shapes: see `load_model`.
+        dtype: see `load_model`.
+
+    Raises:
+        CheckpointError: the config cannot be used.
+        ModelNameError: there is no such class, or no input is known.
+    """
+    kind, config = _kind_of(folder)
+
+    def factory() -> nn.Module:
+        with _quiet():
+            made: nn.Module = kind(copy.deepcopy(config))
+        return made
+
+    with _quiet():
+        model = _build(factory, "meta")
+    _, kwargs = inputs.for_hf(model, _request(shapes, dtype), "cpu")
+    if "use_cache" in inspect.signature(model.forward).parameters:
+        kwargs["use_cache"] = False  # a cache object among the outputs is no tensor
+    return factory, kwargs
+
+
+def _kind_of(folder: Path) -> tuple[Any, Any]:
+    """The class of a folder's model, and its config."""
+    transformers = require("transformers", "hf")
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # JSON, validation and unknown kinds each raise their own
+        raise CheckpointError(
+            f"{shown(str(folder / 'config.json'))} cannot be used.", why=str(error)
+        ) from error
+    return _hf_class(transformers, config), config
 
 
 def _hf_class(transformers: ModuleType, config: Any) -> Any:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from . import options
 from .console import say, say_json, working
+from .names import find_model
 from .steps import load, load_options, plan
 
 __all__ = ["register"]
@@ -57,6 +58,8 @@ def slim(
 ) -> None:
     """Prune a model to a budget of parameters, MACs or bytes, and save it.
 
+    The safetensors of hf:FOLDER are read and written a block at a time: they may be larger than memory.
+
     Example: graftlib slim torchvision:resnet18 --weights r18.safetensors --budget macs=0.5 -o slim/
     """
     if device is options.Device.meta:
@@ -69,16 +72,28 @@ def slim(
     if dry_run:
         plan(as_json, "slim", [model], output, device)
         return
-    loaded = load(model, values=True, **asked)
-    with working(f"slimming {model}"):
-        from ..graph import trace
-        from ..slim import slim as slim_model
+    chosen: dict[str, Any] = {
+        "budget": limits,
+        "keep": keep or (),
+        "ranking": ranking,
+        "multiple_of": multiple_of,
+    }
+    folder = find_model(model).path
+    if weights is None and folder is not None and any(folder.glob("*.safetensors")):
+        with working(f"slimming {model}"):
+            from ..slim import slim_folder
+            from .models import folder_factory
 
-        graph = trace(loaded.model, loaded.args, loaded.kwargs)
-        small = slim_model(
-            graph, budget=limits, keep=keep or (), ranking=ranking, multiple_of=multiple_of
-        )
-        small.save(output)
+            factory, kwargs = folder_factory(folder, asked["shapes"], asked["dtype"])
+            small = slim_folder(folder, output, factory, (), kwargs, **chosen)
+    else:
+        loaded = load(model, values=True, **asked)
+        with working(f"slimming {model}"):
+            from ..graph import trace
+            from ..slim import slim as slim_model
+
+            small = slim_model(trace(loaded.model, loaded.args, loaded.kwargs), **chosen)
+            small.save(output)
     if as_json:
         say_json(small.report.to_dict())
     else:

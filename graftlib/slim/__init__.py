@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .edit import Edit as Edit
     from .saving import load as load
     from .slimming import Slim as Slim
+    from .streaming import slim_folder as slim_folder
 
 __getattr__, _, _ = lazy_loader.attach(
     __name__,
@@ -23,7 +24,8 @@ __getattr__, _, _ = lazy_loader.attach(
         "edit": ["Edit"],
         "saving": ["load"],
         "slimming": ["Slim"],
+        "streaming": ["slim_folder"],
     },
 )
 
-__all__ = ["Costs", "Edit", "Slim", "costs_of", "load", "slim"]
+__all__ = ["Costs", "Edit", "Slim", "costs_of", "load", "slim", "slim_folder"]

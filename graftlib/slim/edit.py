@@ -8,10 +8,11 @@ model that the edit was made of. An edit only selects; weights that were fitted 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from ..disk import write_whole
 from ..documents import Count, Record, convert, read_json
@@ -33,7 +35,7 @@ from ..surgery.fields import numbers, set_field
 from ..surgery.stale import refresh_layers
 from ..surgery.tagged import Place, put
 
-__all__ = ["Edit", "digest"]
+__all__ = ["Edit", "digest", "digest_of", "raw"]
 
 T = TypeVar("T", bound="nn.Module | Mapping[str, Tensor]")
 _FORMAT, _VERSION = "graftlib edit", 1
@@ -144,13 +146,26 @@ class Edit:
         rows = {key: mask.nonzero().flatten() for key, mask in masks.items()}
         return rows | {key: alike(size) for key, size in self.constants.items()}
 
+    def cuts(self, name: str) -> Mapping[int, Tensor]:
+        """Axis -> (n,) int64, the places that stay, of a tensor by any of its names."""
+        return self._cuts.get(self.aliases.get(name, name), {})
+
+    @functools.cached_property
+    def _cuts(self) -> dict[str, dict[int, Tensor]]:
+        by_axis: dict[str, dict[int, Tensor]] = {}
+        for (fqn, axis), places in self.rows().items():
+            by_axis.setdefault(fqn, {})[axis] = places
+        return by_axis
+
     def apply(self, target: T, *, inplace: bool = False) -> T:
         """The same edit of another model or of tensors by name.
 
         Args:
-            target: a model of the architecture that the edit was made of; or a state dict of one (names may begin
+            target: a model of the architecture that the edit was made of, or its `torch.optim.swa_utils.AveragedModel`
+                (an EMA, a SWA), which stays one; or a state dict of one (names may begin
                 with ``module.`` or ``_orig_mod.``); or the state dict of a low-rank adapter of the `peft` library
-                for one, whose matrices lose the inputs and outputs that the weights beside them lose.
+                for one, whose matrices lose the inputs and outputs that the weights beside them lose: the adapter of
+                the edited model is then the edit of the adapted one. (Not so with DoRA where inputs go: refused.)
             inplace: edit a model itself; otherwise a copy is made. A state dict is never changed.
 
         Returns:
@@ -167,6 +182,10 @@ class Edit:
         return result
 
     def _of_model(self, model: Any, inplace: bool) -> Any:
+        if isinstance(model, AveragedModel):
+            averaged = model if inplace else structure.duplicate(model, structure.own)
+            self._of_model(averaged.module, inplace=True)
+            return averaged
         model = structure.unwrap(model, SurgeryError)
         if any("base_layer" in module._modules for module in model.modules()):
             raise SurgeryError(
@@ -185,11 +204,8 @@ class Edit:
         return model
 
     def _of_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        rows = self.rows()
-        by_axis: dict[str, dict[int, Tensor]] = {}
-        for (fqn, axis), places in rows.items():
-            by_axis.setdefault(fqn, {})[axis] = places
-        plain = {_WRAPPERS.sub("", name): name for name in state}
+        # An adapter of a table may carry the table itself.
+        plain = {_WRAPPERS.sub("", name).replace(".base_layer.", "."): name for name in state}
         adapters = {n: found for n in plain if (found := _LORA.match(n))}
         if not adapters:
             self._check({name: state[full] for name, full in plain.items()})
@@ -197,22 +213,20 @@ class Edit:
         faults: dict[str, str] = {}
         for name, full in plain.items():
             tensor = state[full]
-            cuts = by_axis.get(self.aliases.get(name, name), {})
+            cuts = self.cuts(name)
             if name in adapters:
-                cuts, fault = self._of_adapter(adapters[name], tensor, by_axis)
+                cuts, fault = self._of_adapter(adapters[name], tensor)
                 faults |= {full: fault} if fault else {}
             edited[full] = tensor if faults else _selected(tensor, cuts)
         if faults:
             raise _unlike(self.model, faults)
         return edited
 
-    def _of_adapter(
-        self, found: re.Match[str], tensor: Tensor, by_axis: Mapping[str, Mapping[int, Tensor]]
-    ) -> tuple[dict[int, Tensor], str]:
+    def _of_adapter(self, found: re.Match[str], tensor: Tensor) -> tuple[Mapping[int, Tensor], str]:
         """(axis -> the places that stay, what is wrong) of one tensor of a low-rank adapter."""
         fqn = f"{found['module'].removesuffix('.base_layer')}.weight"
         fqn = self.aliases.get(fqn, fqn)
-        if fqn not in by_axis:
+        if not self.cuts(fqn):
             return {}, ""
         shape, words = self.tensors[fqn].shape, self.tensors[fqn].axes
         reading = found["part"] in ("lora_A", "lora_embedding_A")
@@ -222,10 +236,14 @@ class Edit:
             return {}, f"the axes of '{fqn}' are {' '.join(words)}"
         mine = 1 if reading else 0
         if found["part"] == "lora_magnitude_vector":
+            if any(w in ("in", "entry") and a in self.cuts(fqn) for a, w in enumerate(words)):
+                return {}, (
+                    f"scales norms over inputs of '{fqn}' that go: merge the adapter first, then edit"
+                )
             mine = tuple(tensor.shape).index(shape[axis]) if shape[axis] in tensor.shape else -1
         if not 0 <= mine < tensor.ndim or tensor.shape[mine] != shape[axis]:
             return {}, f"{tuple(tensor.shape)} beside '{fqn}' {shape}"
-        places = by_axis[fqn].get(axis)
+        places = self.cuts(fqn).get(axis)
         return ({} if places is None else {mine: places}), ""
 
     def apply_optimizer(self, state: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
@@ -252,12 +270,9 @@ class Edit:
                 f"the optimizer has {len(numbers_of)} parameters, and the model {len(owned)}.",
                 fix="make the optimizer from model.named_parameters(), so that it knows their names",
             )
-        by_axis: dict[str, dict[int, Tensor]] = {}
-        for (fqn, axis), places in self.rows().items():
-            by_axis.setdefault(fqn, {})[axis] = places
         edited: dict[Any, Any] = {}
         for number, name in zip(numbers_of, names, strict=True):
-            cuts, shape = by_axis.get(name, {}), owned[name].shape
+            cuts, shape = self.cuts(name), owned[name].shape
             edited[number] = {}
             for key, value in state["state"].get(number, {}).items():
                 if cuts and isinstance(value, Tensor) and value.ndim:
@@ -479,17 +494,25 @@ def _unlike(model: str, faults: Mapping[str, str]) -> SurgeryError:
 
 
 def digest(state: Mapping[str, Any]) -> str:
-    """SHA-256 of a state dict: names, dtypes, shapes and values, in the order of the names; "" on the meta device."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        if not isinstance(tensor, Tensor):
-            continue
-        if tensor.is_meta:
-            return ""
-        total.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        values = tensor.detach().to("cpu").contiguous().flatten()
-        total.update(values.view(torch.uint8).numpy().data if values.numel() else b"")
-    return total.hexdigest()
+    """SHA-256 of a state dict: names, dtypes, shapes, SHA-256 of values, by name; "" on the meta device."""
+    tensors = {name: t for name, t in state.items() if isinstance(t, Tensor)}
+    if any(tensor.is_meta for tensor in tensors.values()):
+        return ""
+    return digest_of(
+        (n, str(t.dtype), t.shape, hashlib.sha256(raw(t)).hexdigest()) for n, t in tensors.items()
+    )
+
+
+def digest_of(rows: Iterable[tuple[str, str, Sequence[int], str]]) -> str:
+    """What `digest` gives, from (name, dtype, shape, SHA-256 of the values) of each tensor."""
+    text = json.dumps(sorted([name, dtype, [*shape], sha] for name, dtype, shape, sha in rows))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def raw(tensor: Tensor) -> Any:
+    """The bytes of a tensor's values, for a hash or a file; no copy where they lie in one piece on the CPU."""
+    values = tensor.detach().to("cpu").contiguous().flatten()
+    return values.view(torch.uint8).numpy().data if values.numel() else b""
 
 
 class _Member(Record):

@@ -15,20 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from ..arguments import check
-from ..disk import destination, make_folder, named, place_all, require_file, unwritable
+from ..disk import destination, make_folder, named, place_all, unwritable
 from ..errors import CheckpointError
 from ..graph.capture import _mute
 from ..surgery import SurgeryError
 from .edit import Edit
+from .report import SlimReport
+from .weight_files import INDEX, WEIGHTS, WeightFiles
 
-__all__ = ["load", "metadata_of", "save"]
+__all__ = ["CONFIG", "EDIT", "config_of", "load", "metadata_of", "save", "write_folder"]
 
-WEIGHTS, EDIT, CONFIG = "model.safetensors", "edit.json", "config.json"
+EDIT, CONFIG, CARD = "edit.json", "config.json", "README.md"
+_OURS = "graftlib_edit_sha256: "
 
 
 def metadata_of(edit: Edit) -> dict[str, str]:
@@ -40,7 +42,7 @@ def metadata_of(edit: Edit) -> dict[str, str]:
     }
 
 
-def save(model: nn.Module, edit: Edit, folder: str | os.PathLike[str]) -> None:
+def save(model: nn.Module, edit: Edit, report: SlimReport, folder: str | os.PathLike[str]) -> None:
     """See `Slim.save`."""
     state = _once(model)
     if any(tensor.is_meta for tensor in state.values()):
@@ -48,26 +50,76 @@ def save(model: nn.Module, edit: Edit, folder: str | os.PathLike[str]) -> None:
             "the model is on the meta device and has no values to save.",
             fix="slim a model with values; slim.edit.save(path) saves the edit alone",
         )
-    home = make_folder(folder, error=SurgeryError)
-    weights, text = (destination(home / name, error=SurgeryError) for name in (WEIGHTS, EDIT))
     data = to_bytes(_apart(state), {"format": "pt", **metadata_of(edit)})
-    config = _config(model)
-    moves: list[tuple[Path | bytes | None, Path]] = [(None, text), (data, weights)]
-    place = destination(home / CONFIG, error=SurgeryError)
-    if config is not None or place.exists():
-        moves.append((config, place))
-    moves.append((edit.to_json().encode(), text))
+    home = make_folder(folder, error=SurgeryError)
+    write_folder(home, {WEIGHTS: data}, None, config_of(model), edit, report)
+
+
+def write_folder(
+    home: Path,
+    weights: Mapping[str, Path | bytes],
+    index: bytes | None,
+    config: bytes | None,
+    edit: Edit,
+    report: SlimReport,
+) -> None:
+    """Put what belongs to a slimmed model in its place, and take away what would contradict it.
+
+    Args:
+        home: the folder.
+        weights: name -> a safetensors file, on the disk of the folder or as it shall be.
+        index: of the shards; None for one file.
+        config: of Hugging Face; None where none says the sizes.
+        edit: whose hash is in the headers of the files.
+        report: for the model card; a card that somebody else wrote stays.
+
+    Raises:
+        SurgeryError: it cannot be written.
+    """
+    files = {INDEX: index, CONFIG: config} | ({WEIGHTS: None} if WEIGHTS not in weights else {})
+    if not (home / CARD).exists() or _OURS in (home / CARD).read_text("utf-8", "replace"):
+        files[CARD] = _card(edit, report)
+    places = {n: destination(home / n, error=SurgeryError) for n in (*weights, *files, EDIT)}
+    gone = [(None, places[name]) for name in (EDIT, INDEX) if places[name].exists()]
+    rest = [(new, places[n]) for n, new in files.items() if new is not None or places[n].exists()]
+    new = [(data, places[name]) for name, data in weights.items()]
     try:
-        place_all(moves)
+        place_all([*gone, *new, *rest, (edit.to_json().encode(), places[EDIT])])
     except OSError as refusal:
-        raise unwritable(folder, refusal, SurgeryError) from refusal
+        raise unwritable(home, refusal, SurgeryError) from refusal
+
+
+def _card(edit: Edit, report: SlimReport) -> bytes:
+    """A model card, as Hugging Face has them."""
+    return f"""---
+tags:
+- graftlib
+- pruned
+{_OURS}{edit.sha256}
+graftlib_source_sha256: {edit.source}
+---
+# {edit.model}, slimmed
+
+Some units (channels, neurons, heads) of a larger {edit.model} stayed, and the others went; `{EDIT}` says which. Nothing
+is said here of how good the model is: measure it before use.
+
+```text
+{report}
+```
+
+```python
+import graftlib
+
+model = graftlib.load("this folder", factory)  # factory makes the larger {edit.model}, with any values
+```
+""".encode()
 
 
 def load(folder: str | os.PathLike[str], factory: Callable[[], nn.Module]) -> nn.Module:
-    """The model that `Slim.save` wrote, in its own class.
+    """The model that `Slim.save` or `slim_folder` wrote, in its own class.
 
     Args:
-        folder: that was saved to.
+        folder: that `Slim.save` or `slim_folder` wrote to.
         factory: makes a model of the original's class and sizes, with any values; nothing is unpickled. It runs in
             this process, so it is as trusted as your own code.
 
@@ -92,16 +144,17 @@ def load(folder: str | os.PathLike[str], factory: Callable[[], nn.Module]) -> nn
     check(CheckpointError, folder=(folder, (str, os.PathLike)), factory=(factory, (Callable,)))
     home = Path(folder)
     edit = Edit.load(home / EDIT)
-    tensors, metadata = _read(home / WEIGHTS)
-    if metadata.get("graftlib.edit_sha256") != edit.sha256:
-        raise CheckpointError(
-            f"{named(home / EDIT)} is not the edit that {named(home / WEIGHTS)} was saved with.",
-            fix="save the slimmed model again, or take both files from one place",
-        )
+    files = WeightFiles.of(home)
+    for name, metadata in files.metadata.items():
+        if metadata.get("graftlib.edit_sha256") != edit.sha256:
+            raise CheckpointError(
+                f"{named(home / EDIT)} is not the edit that {named(home / name)} was saved with.",
+                fix="save the slimmed model again, or take both files from one place",
+            )
     model = factory()
     check(CheckpointError, model=(model, (nn.Module,)))
     model = edit.apply(model, inplace=True)
-    _fill(model, tensors)
+    _fill(model, {name: files.tensor(name) for name in files.entries})
     return model
 
 
@@ -124,19 +177,6 @@ def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         apart[name] = tensor.clone() if memory in seen else tensor
         seen.add(memory)
     return apart
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    require_file(path, error=CheckpointError)
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as refusal:
-        raise CheckpointError(
-            f"{named(path)} cannot be read as safetensors.",
-            why=str(refusal)[:300],
-            fix="save the slimmed model again",
-        ) from None
 
 
 @torch.no_grad()
@@ -162,7 +202,7 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         held.copy_(tensor)
 
 
-def _config(model: nn.Module) -> bytes | None:
+def config_of(model: nn.Module) -> bytes | None:
     """The config of a Hugging Face model, once its class, built from it, has the shapes of the model; else None."""
     config: Any = vars(model).get("config")
     if not hasattr(config, "to_json_string") or not hasattr(model, "save_pretrained"):

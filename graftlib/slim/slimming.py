@@ -60,7 +60,8 @@ class Slim:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write ``model.safetensors``, ``edit.json``, and ``config.json`` where a Hugging Face config says the sizes.
 
-        All or nothing; `graftlib.load` reads it back. No pickle is written.
+        All or nothing; `graftlib.load` reads it back. No pickle is written. A model card, ``README.md``, says what was
+        done, with hashes; one that somebody else wrote stays.
 
         Args:
             folder: made where it is missing; files of these names are replaced.
@@ -68,7 +69,7 @@ class Slim:
         Raises:
             SurgeryError: it cannot be written, or the model has no values.
         """
-        save(self.model, self.edit, folder)
+        save(self.model, self.edit, self.report, folder)
 
     def export_onnx(
         self, path: str | os.PathLike[str], args: Any = None, kwargs: Any = None, **options: Any

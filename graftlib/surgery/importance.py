@@ -38,13 +38,14 @@ Ranking = Callable[[AxisClass], Tensor]
 _READS = ("in",)
 
 
-def magnitude(graph: LayerGraph, model: nn.Module) -> Ranking:
+def magnitude(graph: LayerGraph, model: nn.Module, squares: Squares | None = None) -> Ranking:
     """The norm of what makes a unit, times all that scales it on its way, times the norm of what reads it.
 
     The root of the flow through the unit (`flow`), summed over the ways that lead through it. Where an op reads a
     weight that `flow` does not know (a recurrent layer), the norm of what makes the unit times that of what reads it.
+    `squares` are the sums over the model's weights that are known already.
     """
-    squares = Squares()
+    squares = squares or Squares()
 
     @functools.cache
     def flows() -> Flows:

@@ -28,7 +28,7 @@ from ..graph.capture import _mute
 from .fields import Path, lists, numbers, set_field, shown
 from .signature import Signature, changes, signature
 
-__all__ = ["Depths", "Fields", "Search"]
+__all__ = ["Depths", "EmptyOnMeta", "Fields", "Search"]
 
 Fields = Mapping[Path, Any]
 # (FQN of a container, how many blocks it had, the old places of those that stand in it now)
@@ -104,7 +104,7 @@ class Search:
         here = torch.get_default_device().type == "cpu"
         with (
             contextlib.nullcontext() if here else torch.device("cpu"),
-            contextlib.nullcontext() if values else _EmptyOnMeta(),
+            contextlib.nullcontext() if values else EmptyOnMeta(),
             torch.random.fork_rng(devices=[]),
             warnings.catch_warnings(),
             _mute("transformers"),
@@ -336,7 +336,7 @@ class Search:
                 yield count, became
 
 
-class _EmptyOnMeta(TorchFunctionMode):
+class EmptyOnMeta(TorchFunctionMode):
     """Tensors that are made empty, as parameters are, have no values and get none; buffers, which are computed, do."""
 
     def __torch_function__(

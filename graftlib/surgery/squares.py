@@ -5,10 +5,13 @@ In: a tensor. Out: doubles. Always true: 0 only where every entry is 0, as far a
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from math import prod
+
 import torch
 from torch import Tensor
 
-__all__ = ["Squares", "sums_of_squares"]
+__all__ = ["Squares", "rows_at_once", "sums_of_squares"]
 
 # So many numbers stay in the fast memory of a core: in doubles a whole weight would be twice as large as it is.
 _BLOCK = 1 << 16
@@ -30,16 +33,26 @@ def sums_of_squares(weight: Tensor, groups: int = 1) -> tuple[Tensor, Tensor]:
         squares = flat.to("cpu", torch.float64).square()
         rows, columns = squares.sum(1), squares.view(groups, size // groups, -1).sum(1)
     else:
-        parts = []
-        columns = torch.zeros(flat.shape[1], dtype=torch.float64, device="cpu")
-        step = max(_BLOCK // max(flat.shape[1], 1), 1)
-        for start in range(0, size, step):
-            squares = flat[start : start + step].to("cpu", torch.float64, copy=True)
-            squares.mul_(squares)
-            parts.append(squares.sum(1))
-            columns += squares.sum(0)
-        rows = torch.cat(parts)
+        rows, columns = _of_parts([flat], flat.shape[1])
     return rows, columns.reshape(groups * inner, -1).sum(1)
+
+
+def rows_at_once(width: int) -> int:
+    """How many rows of so many numbers each are summed at a time."""
+    return max(_BLOCK // max(width, 1), 1)
+
+
+def _of_parts(parts: Iterable[Tensor], width: int) -> tuple[Tensor, Tensor]:
+    """Along both axes of a matrix of some width that comes in parts, one below the other."""
+    rows = []
+    columns = torch.zeros(width, dtype=torch.float64, device="cpu")
+    for part in parts:
+        for some in torch.split(part, rows_at_once(width)):
+            squares = some.to("cpu", torch.float64, copy=True)
+            squares.mul_(squares)
+            rows.append(squares.sum(1))
+            columns += squares.sum(0)
+    return torch.cat(rows), columns
 
 
 class Squares:
@@ -54,6 +67,20 @@ class Squares:
         if key not in self._known:
             self._known[key] = sums_of_squares(weight, groups)
         return self._known[key]
+
+    def read(self, names: Iterable[str], shape: Sequence[int], parts: Iterable[Tensor]) -> None:
+        """Learn those of a tensor that comes in parts along its first axis, the same to the bit as from the whole.
+
+        Args:
+            names: of the tensor.
+            shape: of the whole, of one axis or more.
+            parts: of a multiple of `rows_at_once` rows each, but for the last.
+        """
+        inner = shape[1] if len(shape) > 1 else 1
+        width = prod(shape[1:])
+        rows, columns = _of_parts((part.detach().reshape(-1, width) for part in parts), width)
+        sums = rows, columns.reshape(inner, -1).sum(1)
+        self._known |= {(name, 1): sums for name in names}
 
     def along(self, name: str, weight: Tensor, axis: int) -> Tensor:
         """(size,) along one axis; over all others."""

@@ -263,7 +263,8 @@ def test_slim_writes_what_load_reads(folder: Path):
     report = json.loads(result.stdout)
     assert report["after"]["macs"] * 2 == report["before"]["macs"]
     assert report["widths"] == [{"layer": "0", "before": 8, "after": 4}]
-    assert files(folder) == {"nets.py", "out", "out/edit.json", "out/model.safetensors"}
+    made = {"out/README.md", "out/edit.json", "out/model.safetensors"}
+    assert files(folder) == {"nets.py", "out", *made}
     again = load(folder / "out", _wide)
     assert again[0].out_channels == 4
 

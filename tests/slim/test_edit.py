@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import graftlib
 from graftlib import Edit
@@ -94,6 +95,23 @@ def test_an_adapter_then_a_prune_is_a_prune_then_the_adapter(names, seed):
         edit.apply(wrong)
 
 
+def test_a_table_in_an_adapter_is_edited_and_magnitudes_over_pruned_inputs_are_refused():
+    _, _, small = standard(nets.GroupedHeads)
+    weights = nets.made(nets.GroupedHeads)[0].state_dict()
+    name = "base_model.model.{}.base_layer.weight".format
+    lora = {
+        "base_model.model.down.lora_A.weight": torch.randn(2, 24),
+        name("down"): weights["down.weight"],
+    }
+    edited = small.edit.apply(lora)
+    assert edited[name("down")].shape == small.model.down.weight.shape
+    magnitude = "base_model.model.{}.lora_magnitude_vector".format
+    made = small.edit.apply({magnitude("embed"): torch.randn(16)})  # its inputs are the data
+    assert made[magnitude("embed")].shape == small.model.embed.bias.shape
+    with pytest.raises(SurgeryError, match="merge the adapter first"):
+        small.edit.apply({magnitude("down"): torch.randn(16)})
+
+
 def test_training_goes_on_where_the_optimizer_stood():
     """A step of the pruned model with the pruned state is the step of the kept units."""
     model, x, small = standard(nets.GroupedHeads)
@@ -116,6 +134,34 @@ def test_training_goes_on_where_the_optimizer_stood():
     one = torch.optim.SGD([model.head.weight])
     with pytest.raises(SurgeryError, match="optimizer has 1 parameters"):
         small.edit.apply_optimizer(one.state_dict(), model)
+
+
+@pytest.mark.parametrize("buffers", [False, True])
+def test_an_average_goes_on_where_it_stood(buffers):
+    """An average of pruned models is the pruned average; the number of its updates stays."""
+    model, _, small = standard(nets.Residual)
+
+    def averaged(net, steps, mean=None):
+        if mean is None:
+            mean = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=buffers)
+        for seed in steps:
+            torch.manual_seed(seed)
+            other = small.edit.apply(kind()) if net is not model else kind()
+            mean.update_parameters(other)
+        return mean
+
+    kind = nets.Residual
+    due = small.edit.apply(averaged(model, range(4)))
+    begun = averaged(model, range(2))
+    mine = averaged(small.model, range(2, 4), small.edit.apply(begun))
+    assert same(mine, due)
+    assert mine.n_averaged == 4
+    assert not same(mine, small.edit.apply(begun))
+    state = small.edit.apply(averaged(model, range(4)).state_dict())
+    assert all(torch.equal(state[name], tensor) for name, tensor in due.state_dict().items())
+    assert small.edit.apply(begun, inplace=True) is begun
+    with pytest.raises(SurgeryError, match="differ"):
+        small.edit.apply(begun)
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written():
@@ -170,6 +216,7 @@ def test_files_give_the_model_back_to_the_bit(kind, tmp_path):
     _, x, small = slim(kind, **BUDGET, data=[nets.INPUTS[kind]])
     small.save(tmp_path / "out")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "README.md",
         "edit.json",
         "model.safetensors",
     ]
@@ -246,6 +293,21 @@ def test_a_hugging_face_model_is_read_back_both_ways(tmp_path):
     assert not (tmp_path / "config.json").exists()  # that of before would say other sizes
     again, due = graftlib.load(tmp_path, make), uneven.model(input_ids=ids).last_hidden_state
     assert torch.equal(again(input_ids=ids).last_hidden_state, due)
+
+
+def test_a_card_says_what_was_done_and_leaves_the_card_of_others(tmp_path):
+    _, _, small = standard(nets.Packed)
+    _, _, other = slim(nets.Packed, budget={"params": 0.8}, multiple_of=1)
+    card = tmp_path / "README.md"
+    for each in (small, other):
+        each.save(tmp_path)
+        text = card.read_text()
+        assert each.edit.sha256 in text
+        assert each.edit.source in text
+        assert str(each.report) in text
+    card.write_text("mine")
+    small.save(tmp_path)
+    assert card.read_text() == "mine"
 
 
 def test_the_edit_goes_into_an_onnx_file(tmp_path):
