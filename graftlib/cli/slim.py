@@ -26,8 +26,8 @@ def slim(
         typer.Option(
             "--budget",
             metavar="COST=MOST",
-            help="macs=0.5 (a share, with a point) or params=8000000 (a number); also bytes, size_mb, activations. "
-            "Repeat it for several at once.",
+            help="macs=0.5 (a share, with a point) or params=8000000 (a number); also bytes, size_mb, activations, "
+            "latency_ms. Repeat it for several at once.",
             show_default=False,
         ),
     ],
@@ -55,7 +55,7 @@ def slim(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Prune a model to a budget of parameters, MACs or bytes, and save it.
+    """Prune a model to a budget of parameters, MACs, bytes or time, and save it.
 
     Example: graftlib slim torchvision:resnet18 --weights r18.safetensors --budget macs=0.5 -o slim/
     """

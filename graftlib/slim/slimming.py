@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
@@ -18,6 +18,7 @@ from ..arguments import Positive, check
 from ..errors import MatchError, nearest, shown
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass
+from ..graph.capture import device_of
 from ..graph.structure import unwrap
 from ..surgery import SurgeryError, prune
 from ..surgery.edits import Request, editable
@@ -29,6 +30,7 @@ from ..surgery.whole_model import outer_classes
 from .costs import costs_of
 from .edit import Edit
 from .importance import Losses, importances
+from .latency import latency_of, measured_ms
 from .report import SlimReport, fidelity_of
 from .saving import metadata_of, save
 from .widths import RANKINGS, SOLVERS, Widths, groups_of, limits_of, solve
@@ -137,6 +139,8 @@ def slimmed(
     model = unwrap(graph.model if model is None else model, SurgeryError)
     batches = None if data is None else as_batches(data)
     costs = costs_of(graph)
+    if "latency_ms" in budget:
+        costs = replace(costs, latency_ms=latency_of(graph, model).total)
     limits = limits_of(budget, costs)
     editable(model, graph, graph.axis_classes, inplace=True)
     tied = _may_change(model, graph, [keep] if isinstance(keep, str) else list(keep))
@@ -173,7 +177,8 @@ def slimmed(
     lists = {each: kept[each].tolist() for each in sizes}
     edit = Edit.of(model, graph, lists, feasible.attributes).with_config(model, small)
     fidelity = None if batches is None else fidelity_of(model, small, batches)
-    report = SlimReport(graph.name, costs.at(), widths, _rows(widths.sizes), fidelity)
+    measured = _measured(model, small, graph)
+    report = SlimReport(graph.name, costs.at(), widths, _rows(widths.sizes), fidelity, measured)
     return Slim(small, edit, report, graph)
 
 
@@ -187,6 +192,12 @@ def _unchanged(model: nn.Module, graph: LayerGraph, widths: Widths) -> Slim:
     small = editable(model, graph, [], inplace=False)
     report = SlimReport(graph.name, widths.costs, widths, _rows(widths.sizes), None)
     return Slim(small, Edit.of(model, graph, {}, {}), report, graph)
+
+
+def _measured(model: nn.Module, small: nn.Module, graph: LayerGraph) -> tuple[float, float] | None:
+    if device_of(model).type == "meta":
+        return None
+    return measured_ms(model, graph), measured_ms(small, graph)
 
 
 def _rows(sizes: Mapping[AxisClass, int]) -> tuple[tuple[str, int, int], ...]:

@@ -42,7 +42,8 @@ def slim(
         budget: the most that the small model may cost; several hold at once. ``params`` (elements of all parameters),
             ``macs`` (multiply-accumulates of a forward pass), ``bytes`` (of the state dict) or ``activations`` (bytes
             that the ops make) -> a share of the model's own (a float up to 1.0), or a number; ``size_mb`` -> megabytes
-            of 1e6 bytes.
+            of 1e6 bytes; ``latency_ms`` -> milliseconds of a forward pass on the model's device with torch's threads
+            of now (or a share, up to 1.0), by a table of the model's ops that is measured once (`slim.latency_of`).
         data: inputs on the model's device, a few batches: each a tensor, a tuple of arguments, a mapping of keywords
             or (args, kwargs). Used for importances that are measured on data, and to fit what is left (see
             `surgery.prune`); a part is held out, and the report says the fidelity there.

@@ -26,7 +26,16 @@ from ..surgery import SurgeryError
 from ..surgery.edits import tensor_of
 from .costs import COSTS, Costs, Polynomial
 
-__all__ = ["RANKINGS", "SOLVERS", "Group", "Widths", "groups_of", "limits_of", "solve"]
+__all__ = [
+    "RANKINGS",
+    "SOLVERS",
+    "Group",
+    "Widths",
+    "groups_of",
+    "in_words",
+    "limits_of",
+    "solve",
+]
 
 RANKINGS = ("isomorphic", "global", "uniform")
 _MOST_LEVELS = 64
@@ -63,7 +72,7 @@ class Widths:
     """
 
     sizes: dict[AxisClass, int]
-    costs: dict[str, int]
+    costs: dict[str, float]
     limits: dict[str, float]
     gain: float
 
@@ -77,9 +86,9 @@ def limits_of(budget: Mapping[str, float], costs: Costs) -> dict[str, float]:
     """Budgets as the most of each cost.
 
     Args:
-        budget: ``params``, ``macs``, ``bytes`` or ``activations`` -> a share of what the model costs (a float up to
-            1.0), or a number; ``size_mb`` -> megabytes (1e6 bytes).
-        costs: of the model.
+        budget: ``params``, ``macs``, ``bytes``, ``activations`` or ``latency_ms`` -> a share of what the model costs (a
+            float up to 1.0), or a number; ``size_mb`` -> megabytes (1e6 bytes).
+        costs: of the model, with the latency where that is asked for.
 
     Raises:
         SurgeryError: a name is unknown, a number is not above 0, or there is none.
@@ -109,6 +118,15 @@ def limits_of(budget: Mapping[str, float], costs: Costs) -> dict[str, float]:
     if not limits:
         raise SurgeryError("there is no budget.", fix='give one: budget={"macs": 0.5}')
     return limits
+
+
+def in_words(cost: float) -> str:
+    """A number that is read: whole from a thousand on, as counts are.
+
+    >>> in_words(1234567), in_words(12.3456)
+    ('1,234,567', '12.35')
+    """
+    return f"{cost:,.0f}" if cost >= 1000 or cost == int(cost) else f"{cost:,.2f}"
 
 
 def groups_of(
@@ -510,13 +528,13 @@ def solve(
         raise SurgeryError(
             "the budget is below the smallest model that these rules allow.",
             where={
-                name: f"{limit:,.0f} asked, {least[name]:,.0f} at least (of {now[name]:,})"
+                name: f"{in_words(limit)} asked, {in_words(least[name])} at least (of {in_words(now[name])})"
                 for name, limit in limits.items()
                 if least[name] > limit
             },
             why=f"{len(groups)} groups of classes may change; the rest is frozen, kept or held by the code",
             fix="give a larger budget, a smaller minimum=, or keep fewer layers",
-            least={name: round(value) for name, value in least.items()},
+            least={n: v if n == "latency_ms" else round(v) for n, v in least.items()},
         )
     by_rank = functools.partial(_threshold, alike=ranking == "uniform")
     choice = (SOLVERS[solver] if ranking == "global" else by_rank)(problem)
