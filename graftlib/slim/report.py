@@ -66,6 +66,8 @@ class SlimReport:
         fidelity: on held-out samples of the data; None without data.
         measured_ms: of a forward pass at the traced inputs, before and after, on this machine: the least of several
             runs, milliseconds; None where the model has no values.
+        dropped: FQNs of the blocks that are left out, as the original calls them; layers in `rows` have the names of
+            the small model.
     """
 
     model: str
@@ -74,6 +76,7 @@ class SlimReport:
     rows: tuple[tuple[str, int, int], ...]
     fidelity: Fidelity | None
     measured_ms: tuple[float, float] | None = None
+    dropped: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -84,6 +87,7 @@ class SlimReport:
             "limits": self.widths.limits,
             "widths": [{"layer": name, "before": old, "after": n} for name, old, n in self.rows],
             "measured_ms": self.measured_ms,
+            "dropped": list(self.dropped),
             "fidelity": None if self.fidelity is None else asdict(self.fidelity),
         }
 
@@ -104,6 +108,8 @@ class SlimReport:
             )
         if self.fidelity is not None:
             lines.append(f"  fidelity    {self.fidelity}")
+        if self.dropped:
+            lines.append(f"  without     {', '.join(self.dropped)}")
         width = max((len(name) for name, _, _ in self.rows), default=0)
         lines.append("  widths")
         lines += [f"    {name:<{width}}  {old:>6} -> {new}" for name, old, new in self.rows]

@@ -30,6 +30,7 @@ def slim(
     keep: str | Sequence[str] = (),
     refit: str | None = "least-squares",
     statistics: bool = False,
+    depth: bool = False,
     model: nn.Module | None = None,
 ) -> Slim:
     """A smaller model of the same modules that meets a budget.
@@ -63,6 +64,10 @@ def slim(
         keep: globs of layers; what these make keeps its width.
         refit: what is fitted to `data`, as in `surgery.prune`; None for nothing.
         statistics: take the running statistics of batch norms anew from `data`.
+        depth: leave out blocks, too, where that keeps the outputs nearer to the original's than narrower layers alone
+            do: up to six depths are tried, each with the widths that meet the budget, and compared on held-out data.
+            It takes as many times as long, and needs `data`. Only blocks go that hand on a tensor of the shape that
+            they take (`surgery.blocks`), the least important first.
         model: another one of the same structure that is slimmed instead of ``graph.model``.
 
     Returns:
@@ -91,5 +96,6 @@ def slim(
         keep=keep,
         refit=refit,
         statistics=statistics,
+        depth=depth,
         model=model,
     )
