@@ -3,8 +3,7 @@
 In: a layer graph. Out: a `Latency`, whose polynomial in the sizes of the axis classes is what `Costs` has for the
 other costs. Each op of the traced pass runs alone, on tensors of its own shapes and layouts, at a grid of sizes of its
 classes; through the times goes a sum of what it reads, makes and multiplies, with factors that are not negative. The
-ops add up, and what the whole pass takes besides (calls of modules, views) is a constant; where it takes less than they
-do alone, all are scaled down.
+ops add up; two passes of the whole say by which factor they differ from what they take alone, and a constant.
 Always true: at the traced sizes the prediction is the measured time. Times are the least of several runs, so that
 what else the machine does counts little. They are kept in the user's cache, for this machine, torch and threads.
 """
@@ -32,14 +31,19 @@ from ..graph.capture import device_of
 from ..graph.ops import named_arguments
 from ..graph.tensors import replaced, tensor_leaves
 from ..surgery import SurgeryError
+from ..surgery.fit import plan
 from ..surgery.recording import Twin
+from ..surgery.scratch import reference_of, scratch
+from ..surgery.stale import refresh_layers
+from ..surgery.whole_model import outer_classes
 from .costs import Polynomial, Reader, short_name
 
-__all__ = ["Latency", "latency_of", "measured_ms"]
+__all__ = ["Latency", "latency_of", "measured_ms", "without_values"]
 
 _SHARES = (1.0, 0.7, 0.45, 0.25)  # of all classes of an op together
 _ALONE = 0.4  # of one of them
 _SECONDS = 0.02  # for each shape of an op
+_LEAST = 0.7  # an op in the pass takes no less than this of what it takes alone
 _WHOLE = 0.3  # for the whole pass
 _COPIES = (
     "contiguous",
@@ -54,8 +58,8 @@ class Latency:
 
     Attributes:
         total: milliseconds at any sizes of the classes.
-        ops: (layer, op, shape of what it makes, milliseconds), in the order of the pass; views are not among them.
-        constant: milliseconds of the pass that no op explains.
+        ops: (layer, op, shape of what it makes, milliseconds in the pass), in its order; views are not among them.
+        constant: milliseconds of the pass at any sizes, such as calls of modules.
         fixed: ops that did not run at other sizes; their time is a constant, too.
         machine: what the times were taken on.
     """
@@ -91,13 +95,12 @@ def latency_of(graph: LayerGraph, model: nn.Module | None = None) -> Latency:
         SurgeryError: the model is on the meta device.
     """
     model = graph.model if model is None else model
-    device = device_of(model)
-    if device.type == "meta":
+    if without_values(model):
         raise SurgeryError(
             "a model on the meta device cannot be timed.",
             fix="give it values: model.to_empty(device='cpu')",
         )
-    reader, table = Reader(graph), _Table(device)
+    reader, table = Reader(graph), _Table(device_of(model))
     sizes = [each.size for each in reader.reference.classes]
     total, ops, fixed = Polynomial({}), list[tuple[str, str, tuple[int, ...], float]](), list[str]()
     for node in graph.fx.nodes:
@@ -114,12 +117,39 @@ def latency_of(graph: LayerGraph, model: nn.Module | None = None) -> Latency:
         if not at_other_sizes:
             fixed.append(f"{short_name(node)} in '{node.meta.get('module')}'")
     table.save()
-    whole, alone = measured_ms(model, graph), total(sizes)
-    if alone > whole:  # together they find more in the processor's caches
-        total = total * (whole / alone)
-        ops = [(layer, op, shape, ms * whole / alone) for layer, op, shape, ms in ops]
-    constant = max(whole - alone, 0.0)
-    return Latency(total + constant, tuple(ops), constant, tuple(fixed), table.machine)
+    factor, constant = _of_whole(model, graph, total)
+    ops = [(layer, op, shape, ms * factor) for layer, op, shape, ms in ops]
+    return Latency(total * factor + constant, tuple(ops), constant, tuple(fixed), table.machine)
+
+
+def _of_whole(model: nn.Module, graph: LayerGraph, alone: Polynomial) -> tuple[float, float]:
+    """(factor, milliseconds): what the pass takes is the factor times its ops alone, and a constant.
+
+    From two passes: at the traced sizes, and of a scratch model of less than half of all widths. In the pass an op
+    finds other tensors in the processor's caches than it does alone; calls of modules take their time at any size.
+    """
+    now = [each.size for each in reference_of(graph).classes]
+    whole, ops = measured_ms(model, graph), alone(now)
+    asked = {each: _less(each.size, _ALONE) for each in outer_classes(graph)}
+    asked = {each: size for each, size in asked.items() if size < each.size}
+    factor = min(whole / ops, 1.0) if ops else 1.0
+    try:
+        half = plan(model, graph, asked, fixed=False) if asked else None
+        if half is not None:
+            twin = scratch(model, graph, half.sizes, half.attributes, kind="values")
+            refresh_layers(twin, half.sizes)
+            less = alone([half.sizes.get(each, each.size) for each in graph.axis_classes])
+            if less < 0.8 * ops:
+                factor = (whole - measured_ms(twin, graph)) / (ops - less)
+    except Exception:  # a scratch model may raise anything: one pass has to do
+        factor = min(whole / ops, 1.0) if ops else 1.0
+    factor = min(max(factor, _LEAST), whole / ops) if ops else factor
+    return factor, whole - factor * ops
+
+
+def without_values(model: nn.Module) -> bool:
+    """Whether a tensor of the model is on the meta device."""
+    return any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
 
 
 def measured_ms(model: nn.Module, graph: LayerGraph) -> float:

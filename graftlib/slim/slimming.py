@@ -19,7 +19,6 @@ from ..arguments import Positive, check
 from ..errors import MatchError, nearest, shown
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass
-from ..graph.capture import device_of
 from ..graph.structure import unwrap
 from ..surgery import SurgeryError, prune
 from ..surgery.depth import Order
@@ -33,7 +32,7 @@ from .costs import Costs, costs_of
 from .depths import by_depth
 from .edit import Edit
 from .importance import Losses, importances
-from .latency import latency_of, measured_ms
+from .latency import latency_of, measured_ms, without_values
 from .report import SlimReport, fidelity_of
 from .saving import metadata_of, save
 from .widths import RANKINGS, SOLVERS, Group, Widths, groups_of, limits_of, solve
@@ -239,7 +238,7 @@ def _best(worth: Tensor, count: int) -> Tensor:
 
 
 def _measured(model: nn.Module, small: nn.Module, graph: LayerGraph) -> tuple[float, float] | None:
-    if device_of(model).type == "meta":
+    if without_values(model):
         return None
     return measured_ms(model, graph), measured_ms(small, graph)
 

@@ -41,6 +41,7 @@ RANKINGS = ("isomorphic", "global", "uniform")
 _MOST_LEVELS = 64
 _MILP_LEVELS = 9
 _SECONDS = 20.0
+_CLOSE = 0.01
 _Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 
@@ -262,6 +263,11 @@ class _Problem:
         over = [costs[name] / limit - 1 for name, limit in self.limits.items()]
         return sum(part for part in over if part > 1e-12)
 
+    def slack(self, choice: Sequence[int]) -> float:
+        """The share of the tightest limit that is left."""
+        costs = self.costs(self.sizes(choice))
+        return min(1 - costs[name] / limit for name, limit in self.limits.items())
+
     def gain(self, choice: Sequence[int]) -> float:
         return sum(g.gains[level] for g, level in zip(self.groups, choice, strict=True))
 
@@ -317,8 +323,10 @@ def _filled(
 ) -> list[int]:
     """Back up where there is room, the most worth for what it costs first.
 
-    With `sets` of groups, those of a set go up together, and each set by one step at most.
+    With `sets` of groups, those of a set go up together, and no set by a second step before all went up that can,
+    nor once the budget is used but for `_CLOSE`.
     """
+    before = list(choice)
     left = list(sets) if sets is not None else [[g] for g in range(len(choice))]
     while problem.excess(choice) <= 0:
         moves = {g: (gain, change) for g, gain, change in problem.moves(choice, 1)}
@@ -336,6 +344,8 @@ def _filled(
                 break
         else:
             break
+    if sets is not None and choice != before and problem.slack(choice) > _CLOSE:
+        return _filled(problem, choice, sets)
     return choice
 
 
