@@ -1,6 +1,4 @@
-"""What mkdocs makes from elsewhere: the first page from the README, the command line's from its help, notebooks from
-tutorials.
-"""
+"""The pages that mkdocs makes from elsewhere: README, command line, tutorials as notebooks."""
 
 from __future__ import annotations
 

@@ -71,8 +71,8 @@ def _cost(variants: list[dict]) -> str:
         of {settings["cycles"]} cycles. A transfer with its update adds {min(added):.0f} to {max(added):.0f} ms, however
         fast the step is, and has the host wait for the device {min(waits):.0f} to {max(waits):.0f} times; steps
         without one add {elsewhere} waits. By its ratio a grafted step is dearer here than on a CPU (with
-        [smaller images](grafts.md)); a longer cycle shares that out over more steps. Memory is what is allocated at most during a
-        cycle, what captured graphs hold for themselves left out."""
+        [smaller images](grafts.md)); a longer cycle shares that out over more steps. Memory is what is allocated at
+        most during a cycle, what captured graphs hold for themselves left out."""
     )
     return f"""## What a step costs on a GPU
 

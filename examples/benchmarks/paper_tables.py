@@ -39,12 +39,12 @@ SECTIONS = {
 EARLIER = {"paper_table6"}
 """Reports from before the adapter normalised the attention's output."""
 EARLIER_SAID = " Of an earlier adapter, which hardly read its source."
-HEAD = """Each is a file of `examples/paper`, on real data at the size of a laptop, with the controls that the paper lacks. Seed
-by seed all arms share initial weights and batches. Some trainings are shorter than their scale's own, for all arms
-alike: the commands say how long; some rows were left out (`--arms`). *Its hardest control* is the least favourable of a
-source of noise, of shuffled or untrained weights, and noise of the transfers' size. **A gain counts only where both
-intervals (95 %, paired) lie above zero.** Two or three seeds show only that an effect is not large.
-"""
+HEAD = """Each is a file of `examples/paper`, on real data at the size of a laptop, with the controls that the paper
+lacks. Seed by seed all arms share initial weights and batches. Some trainings are shorter than their
+scale's own, for all arms alike: the commands say how long; some rows were left out (`--arms`). *Its hardest
+control* is the least favourable of a source of noise, of shuffled or untrained weights, and noise of the
+transfers' size. **A gain counts only where both intervals (95 %, paired) lie above zero.** Two or three
+seeds show only that an effect is not large."""
 
 
 def experiments(read: Read) -> list[str]:

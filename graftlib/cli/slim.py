@@ -27,8 +27,8 @@ def slim(
         typer.Option(
             "--budget",
             metavar="COST=MOST",
-            help="macs=0.5 (a share, with a point) or params=8000000 (a number); also bytes, size_mb, activations. "
-            "Repeat it for several at once.",
+            help="macs=0.5 (a share, with a point) or params=8000000 (a number); also bytes, size_mb, activations, "
+            "latency_ms. Repeat it for several at once.",
             show_default=False,
         ),
     ],
@@ -56,7 +56,7 @@ def slim(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Prune a model to a budget of parameters, MACs or bytes, and save it.
+    """Prune a model to a budget of parameters, MACs, bytes or time, and save it.
 
     The safetensors of hf:FOLDER are read and written a block at a time: they may be larger than memory.
 

@@ -101,10 +101,11 @@ def compare(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     *,
-    batch_sizes: Sequence[int | None],
-    seed: int,
+    batch_sizes: Sequence[int | None] = (),
+    seed: int = 0,
+    calls: Sequence[_Question] | None = None,
 ) -> Comparison:
-    """As `prove`, against a model or another file, with any difference.
+    """As `prove`, against a model or another file, with any difference; on `calls` where they are given.
 
     Raises:
         ExportError: as `prove`, but for answers that differ.
@@ -114,7 +115,8 @@ def compare(
     else:
         other = session(reference)
         ask = lambda question: _ask_runtime(other, question)  # noqa: E731
-    return _summary(_gaps(ask, session(path), [*_questions(args, kwargs, batch_sizes, seed)]))
+    asked = [*_questions(args, kwargs, batch_sizes, seed)] if calls is None else calls
+    return _summary(_gaps(ask, session(path), asked))
 
 
 def _gaps(ask: _Ask, runtime: Any, questions: Sequence[_Question]) -> list[_Gap]:

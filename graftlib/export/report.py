@@ -50,14 +50,18 @@ class Quantized:
     """What int8 weights changed; the report's `comparison` is that of the file before, in floats.
 
     Attributes:
+        how: ``"int8"`` or ``"int8-static"``.
         torch: PyTorch's answers against those of the int8 file.
         floats: the answers of the file in floats against those of the int8 file.
         float_bytes: of the file in floats, with its external data.
+        float_target: what the file in floats costs to run; None when it was not measured.
     """
 
+    how: str
     torch: Comparison
     floats: Comparison
     float_bytes: int
+    float_target: Measurement | None = None
 
 
 @dataclass(frozen=True)
@@ -86,12 +90,6 @@ class Measurement:
     batch: int
     threads: int
     memory_bytes: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.parameters:,} parameters, {_bytes(self.size_bytes)}, "
-            f"{self.median_ms:.3g} ms median, {self.p90_ms:.3g} ms p90, {_bytes(self.memory_bytes)} more memory"
-        )
 
 
 @dataclass(frozen=True)
@@ -174,11 +172,8 @@ class ExportReport:
             ("batch", self._batch()),
             ("proof", self._proof()),
         ]
-        rows += [("int8", self._int8())] if self.quantized else []
-        rows += [("target", str(self.target))] if self.target else []
-        rows += [("source", str(self.source))] if self.source else []
-        rows += [("compared", self._compared())] if self.target and self.source else []
-        rows += [("measured", self._how())] if self.target else []
+        rows += [(self.quantized.how, self._int8())] if self.quantized else []
+        rows += [("costs", self._costs()), ("measured", self._how())] if self.target else []
         rows += [("card", str(self.card))] if self.card else []
         width = max(len(label) for label, _ in rows) + 2
         indent = "\n" + " " * (width + 2)
@@ -214,14 +209,33 @@ class ExportReport:
             lines.append(f"against {name}: cosine {c.cosine:.4f}, {c.max_rel:.2e} relative{top}")
         return "\n".join(lines)
 
-    def _compared(self) -> str:
-        target, source = self.target, self.source
-        assert target is not None
-        assert source is not None
-        return (
-            f"the target has {_times(source.parameters, target.parameters)} fewer parameters, is "
-            f"{_times(source.size_bytes, target.size_bytes)} smaller and "
-            f"{_times(source.median_ms, target.median_ms)} faster"
+    def _costs(self) -> str:
+        """What each file costs, side by side; shares are of the first."""
+        floats = self.quantized.float_target if self.quantized else None
+        name = f"target, {self.quantized.how}" if self.quantized else "target"
+        files = [("source", self.source), ("target", floats), (name, self.target)]
+        known = [(name, file) for name, file in files if file is not None]
+        head = [
+            "",
+            "parameters",
+            "file",
+            "median",
+            "p90",
+            "more memory",
+            "share of the file, of the time",
+        ]
+        lines, first = [head], known[0][1]
+        for name, m in known:
+            shares = f"{m.size_bytes / first.size_bytes:.3f}, {m.median_ms / first.median_ms:.3f}"
+            times = [f"{m.median_ms:.3g} ms", f"{m.p90_ms:.3g} ms"]
+            counts = [f"{m.parameters:,}", _bytes(m.size_bytes), *times, _bytes(m.memory_bytes)]
+            lines.append([name, *counts, shares if len(known) > 1 else ""])
+        if len(known) == 1:
+            head[-1] = ""
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join(
+            "  ".join([line[0].ljust(widths[0]), *(map(str.rjust, line[1:], widths[1:]))]).rstrip()
+            for line in lines
         )
 
     def _how(self) -> str:

@@ -10,10 +10,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,6 +31,7 @@ from .extras import onnx_library, require_onnx
 from .measure import measure as take_measurement
 from .probes import batch_of
 from .proof import compare, prove, tolerance_for
+from .quantize import calls_of, quantized
 from .report import ExportReport, Quantized, TensorSpec
 
 __all__ = ["export_onnx"]
@@ -58,6 +58,7 @@ def export_onnx(
     card: bool = True,
     metadata: Mapping[str, str] | None = None,
     quantize: str | None = None,
+    data: Iterable[Any] | None = None,
     seed: int = 0,
 ) -> ExportReport:
     """Export `model` to ONNX, prove the file, and put it at `path`.
@@ -82,8 +83,13 @@ def export_onnx(
         card: write the report beside the file as ``.card.json``.
         metadata: texts by name that go into the file's ``metadata_props``.
         quantize: ``"int8"``: weights of products of matrices and of embeddings as 8-bit integers (onnxruntime's
-            dynamic quantization, activations quantized as they come; convolutions stay in floats). The file in floats
-            is proven as ever; how far int8 is from it and from the model is reported, and not bounded.
+            dynamic quantization, activations quantized as they come; convolutions stay in floats). ``"int8-static"``:
+            those of convolutions, too, and activations by the ranges that they have on `data` (static quantization).
+            The file in floats is proven as ever; how far int8 is from it and from the model is reported, and not
+            bounded.
+        data: inputs, each a tensor, a tuple of arguments, a mapping of keywords or (args, kwargs). Every fourth is held
+            out, and what int8 changes is reported on these; ``"int8-static"`` is calibrated with the others. None:
+            on drawn inputs.
         seed: of the inputs that the proof draws.
 
     Returns:
@@ -110,9 +116,15 @@ def export_onnx(
         measure=(measure, bool),
         card=(card, bool),
         metadata=(metadata, dict[str, str] | None),
-        quantize=(quantize, Literal["int8"] | None),
+        quantize=(quantize, Literal["int8", "int8-static"] | None),
+        data=(data, (Iterable, type(None))),
         seed=(seed, Seed),
     )
+    if quantize == "int8-static" and data is None:
+        raise ExportError(
+            "quantize='int8-static' takes the ranges of activations from data, and there are none.",
+            fix="give data=[batch, ...], a few batches, or quantize='int8'",
+        )
     require_onnx()
     place, card_place = _places(path)
     path = Path(path)
@@ -128,16 +140,20 @@ def export_onnx(
         built = _build(twin, folder / place.name, example, dynamic_batch, opset, metadata)
         asked: Any = {"batch_sizes": [*batch_sizes] if dynamic_batch else [None], "seed": seed}
         comparison = prove(twin, built, *example, tolerance=tolerance, **asked)
-        quantized = None
+        int8, floats = None, built
         if quantize is not None:
-            built, floats = _quantized(built, folder), built
-            quantized = Quantized(
+            calls, held = calls_of(data, example[1]) if data is not None else ([], None)
+            built = _small_file(floats, quantize, calls, folder)
+            asked = {"calls": held} if held else asked
+            int8 = Quantized(
+                quantize,
                 compare(twin, built, *example, **asked),
                 compare(floats, built, *example, **asked),
                 sum(size for _, size in _files(floats)),
+                _measured(twin, floats, example, dynamic_batch) if measure else None,
             )
         report = _report(twin, built, path, dynamic_batch, comparison, tolerance)
-        report = replace(report, quantized=quantized)
+        report = replace(report, quantized=int8)
         if measure:
             report = replace(report, target=_measured(twin, built, example, dynamic_batch))
             if source is not None:
@@ -259,38 +275,17 @@ def _check(file: Path) -> None:
         ) from error
 
 
-def _quantized(file: Path, folder: Path) -> Path:
-    """The file again with int8 weights, under the same name in a folder of its own.
+def _small_file(file: Path, how: str, calls: Sequence[Any], folder: Path) -> Path:
+    """The file again in int8, under the same name in a folder of its own.
 
     Raises:
-        ExportError: no product of matrices and no embedding has a weight, or the data lie beside the file.
+        ExportError: the data lie beside the file, or see `quantized`.
     """
     if _data_of(file):
         raise ExportError("a model of more than 2 GB is not quantized.", fix="quantize=None")
     aside = folder / "int8"
     aside.mkdir()
-    small = aside / file.name
-    library = onnx_library("onnxruntime.quantization")
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # it advises to shapes that are there already
-    try:
-        library.quantize_dynamic(
-            str(file),
-            str(small),
-            op_types_to_quantize=["MatMul", "Gather"],
-            per_channel=True,
-            weight_type=library.QuantType.QInt8,
-        )
-    finally:
-        logging.disable(disabled)
-    model = onnx_library("onnx").load(str(small))
-    if not any(node.op_type in ("MatMulInteger", "DequantizeLinear") for node in model.graph.node):
-        raise ExportError(
-            "there is nothing to quantize.",
-            why="no product of matrices and no embedding has a weight; convolutions stay in floats",
-            fix="quantize=None",
-        )
-    return small
+    return quantized(file, how, calls, aside / file.name)
 
 
 def _measured(twin: nn.Module, file: Path, example: Any, dynamic_batch: bool) -> Any:

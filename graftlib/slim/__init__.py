@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from .costs import Costs as Costs
     from .costs import costs_of as costs_of
     from .edit import Edit as Edit
+    from .latency import Latency as Latency
+    from .latency import latency_of as latency_of
     from .saving import load as load
     from .slimming import Slim as Slim
     from .streaming import slim_folder as slim_folder
@@ -22,10 +24,21 @@ __getattr__, _, _ = lazy_loader.attach(
     submod_attrs={
         "costs": ["Costs", "costs_of"],
         "edit": ["Edit"],
+        "latency": ["Latency", "latency_of"],
         "saving": ["load"],
         "slimming": ["Slim"],
         "streaming": ["slim_folder"],
     },
 )
 
-__all__ = ["Costs", "Edit", "Slim", "costs_of", "load", "slim", "slim_folder"]
+__all__ = [
+    "Costs",
+    "Edit",
+    "Latency",
+    "Slim",
+    "costs_of",
+    "latency_of",
+    "load",
+    "slim",
+    "slim_folder",
+]

@@ -5,12 +5,11 @@ classes, without building a model. Always true: at the traced sizes the numbers 
 `torch.utils.flop_counter` (which counts two FLOPs a MAC); after a prune they are those of the pruned model.
 MACs are those of products and convolutions of tensors, as that counter has them: norms, activations and pooling are
 free. A causal mask saves nothing there.
-Not here: latency.
+Elsewhere: time, which is measured (`latency`).
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,9 +23,9 @@ from ..graph.axes.values import Axes, Stack
 from ..graph.macs import macs, short_name
 from ..surgery.scratch import Reference, reference_of
 
-__all__ = ["COSTS", "Costs", "Polynomial", "costs_of"]
+__all__ = ["COSTS", "Costs", "Polynomial", "Reader", "costs_of", "short_name"]
 
-COSTS = ("params", "macs", "bytes", "activations")
+COSTS = ("params", "macs", "bytes", "activations", "latency_ms")
 _DROPOUTS = ("dropout", "feature_dropout", "alpha_dropout")  # in eval mode the input itself
 
 
@@ -42,30 +41,29 @@ class Polynomial:
     c0 c1 + 9 c0 + 2 44
     """
 
-    terms: Mapping[tuple[int, ...], int]
+    terms: Mapping[tuple[int, ...], float]
 
     @staticmethod
     def of(number: int) -> Polynomial:
         """The size of the class of this number."""
         return Polynomial({(number,): 1})
 
-    def __add__(self, other: Polynomial | int) -> Polynomial:
-        total = Counter(self.terms)
-        total.update(_polynomial(other).terms)
-        return Polynomial(total)
+    def __add__(self, other: Polynomial | float) -> Polynomial:
+        return _sum([self, _polynomial(other)])
 
-    def __mul__(self, other: Polynomial | int) -> Polynomial:
-        product: Counter[tuple[int, ...]] = Counter()
+    def __mul__(self, other: Polynomial | float) -> Polynomial:
+        product: dict[tuple[int, ...], float] = {}
         for left, count in self.terms.items():
             for right, times in _polynomial(other).terms.items():
-                product[tuple(sorted((*left, *right)))] += count * times
+                key = tuple(sorted((*left, *right)))
+                product[key] = product.get(key, 0) + count * times
         return Polynomial(product)
 
     __radd__, __rmul__ = __add__, __mul__
 
-    def __call__(self, sizes: Sequence[int]) -> int:
-        """Its value where class `i` has ``sizes[i]`` units."""
-        total = 0
+    def __call__(self, sizes: Sequence[int]) -> float:
+        """Its value where class `i` has ``sizes[i]`` units: a whole number where the counts are."""
+        total: float = 0
         for numbers, count in self.terms.items():
             for number in numbers:
                 count *= sizes[number]
@@ -80,7 +78,7 @@ class Polynomial:
         return " + ".join(words) or "0"
 
 
-def _polynomial(value: Polynomial | int) -> Polynomial:
+def _polynomial(value: Polynomial | float) -> Polynomial:
     return value if isinstance(value, Polynomial) else Polynomial({(): value} if value else {})
 
 
@@ -92,9 +90,10 @@ def _product(values: Iterable[Polynomial]) -> Polynomial:
 
 
 def _sum(values: Iterable[Polynomial]) -> Polynomial:
-    total: Counter[tuple[int, ...]] = Counter()
+    total: dict[tuple[int, ...], float] = {}
     for value in values:
-        total.update(value.terms)
+        for key, count in value.terms.items():
+            total[key] = total.get(key, 0) + count
     return Polynomial(total)
 
 
@@ -109,6 +108,7 @@ class Costs:
         bytes: of the parameters and of the buffers that the state dict carries, in their dtypes.
         activations: bytes of all that the ops of one forward pass make; views, what is written in place, and tensors
             of equal elements count nothing. What training keeps is of this order; inference needs less at a time.
+        latency_ms: of one forward pass, milliseconds, as measured on one machine; None where it was not.
     """
 
     classes: tuple[AxisClass, ...]
@@ -116,11 +116,13 @@ class Costs:
     macs: Polynomial
     bytes: Polynomial
     activations: Polynomial
+    latency_ms: Polynomial | None = None
 
-    def at(self, sizes: Mapping[AxisClass, int] | None = None) -> dict[str, int]:
-        """Each of `COSTS` where classes have these sizes; those that are absent have their own."""
+    def at(self, sizes: Mapping[AxisClass, int] | None = None) -> dict[str, float]:
+        """Each cost that is known where classes have these sizes; those that are absent have their own."""
         numbers = [(sizes or {}).get(each, each.size) for each in self.classes]
-        return {name: getattr(self, name)(numbers) for name in COSTS}
+        known = {name: getattr(self, name) for name in COSTS}
+        return {name: each(numbers) for name, each in known.items() if each is not None}
 
 
 def costs_of(graph: LayerGraph) -> Costs:
@@ -133,7 +135,7 @@ def costs_of(graph: LayerGraph) -> Costs:
     >>> print(costs_of(graph).params, "|", costs_of(graph).macs)
     6 c0 + 2 | 5 c0
     """
-    reader = _Reader(graph)
+    reader = Reader(graph)
     held = [t for t in graph.model.state_dict(keep_vars=True).items() if isinstance(t[1], Tensor)]
     state = {id(tensor): (fqn, tensor) for fqn, tensor in reversed(held)}
     parameters = {id(p): (fqn, p) for fqn, p in graph.model.named_parameters()}
@@ -147,13 +149,14 @@ def costs_of(graph: LayerGraph) -> Costs:
     )
 
 
-class _Reader:
-    """Sizes of what the traced pass holds."""
+class Reader:
+    """Sizes of what the traced pass holds, as polynomials."""
 
     def __init__(self, graph: LayerGraph) -> None:
         self.reference: Reference = reference_of(graph)
 
     def size(self, axis: Expr) -> Polynomial:
+        """Of an axis."""
         axis = resolve(axis)
         if isinstance(axis, Atom):
             number = self.reference.number.get(axis)

@@ -1,4 +1,4 @@
-"""An edit as data: which units of which axis classes stay, in names, to be applied again and to be read by anybody.
+"""An edit as data: which blocks and units stay, in names, to be applied again and to be read by anybody.
 
 In: a prune. Out: an `Edit`, JSON and back. It applies to the model that it was made of, to another checkpoint of the
 same architecture, to a state dict, to a low-rank adapter of the large model, and to an optimizer's state.
@@ -18,6 +18,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -29,9 +30,11 @@ from ..graph import LayerGraph, structure
 from ..graph.axes import AxisClass, Member
 from ..graph.axes.classes import constant_sizes
 from ..surgery import SurgeryError
+from ..surgery.blocks import inside
+from ..surgery.depth import Order, new_names, rearrange
 from ..surgery.edits import alike, resize, tensor_of
 from ..surgery.fields import Path as Way
-from ..surgery.fields import numbers, set_field
+from ..surgery.fields import lists, numbers, set_field
 from ..surgery.stale import refresh_layers
 from ..surgery.tagged import Place, put
 
@@ -61,7 +64,9 @@ class Shape:
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """Which units stay. Two edits are equal where their documents are.
+    """Which blocks and units stay. Two edits are equal where their documents are.
+
+    All names but those in `blocks` are of the model without the blocks that are left out.
 
     Attributes:
         model: the name of the model's class.
@@ -72,6 +77,7 @@ class Edit:
         attributes: (FQN of a module, way to an attribute) -> the number that it says after the edit.
         config: (FQN of a module, way in its config) -> what it says after the edit, of Hugging Face models.
         source: SHA-256 of the model's state dict before the edit (see `digest`); empty where it had no values.
+        blocks: FQN of a container -> the name of each of its blocks -> its new name; None for one that is left out.
     """
 
     model: str
@@ -82,6 +88,7 @@ class Edit:
     attributes: Mapping[Place, int] = field(default_factory=dict)
     config: Mapping[tuple[str, Way], Any] = field(default_factory=dict)
     source: str = ""
+    blocks: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -119,6 +126,41 @@ class Edit:
 
     def __hash__(self) -> int:
         return hash(self.sha256)
+
+    def without(self, model: nn.Module, order: Order) -> Edit:
+        """The same, after `order` left out blocks of `model`, which had all."""
+        blocks: dict[str, dict[str, str | None]] = {}
+        for container, names in order.items():
+            olds = list(model.get_submodule(container)._modules)
+            news = dict(zip(names, new_names(olds, names), strict=True))
+            blocks[container] = {old: news.get(old) for old in olds}
+        source = digest(model.state_dict(keep_vars=True)) if blocks else self.source
+        return replace(self, blocks=blocks, source=source)
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """FQNs of the blocks that are left out."""
+        return tuple(
+            f"{container}.{old}" if container else old
+            for container, names in self.blocks.items()
+            for old, new in names.items()
+            if new is None
+        )
+
+    def renamed(self, name: str) -> str | None:
+        """What a tensor or module is called once the blocks are left out; None where it is in one of them."""
+        for container, names in self.blocks.items():
+            prefix = f"{container}." if container else ""
+            old, dot, rest = name.removeprefix(prefix).partition(".")
+            if name.startswith(prefix) and old in names:
+                new = names[old]
+                return None if new is None else f"{prefix}{new}{dot}{rest}"
+        return name
+
+    def _left(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """By their new names, those that are not in blocks which are left out."""
+        named = ((self.renamed(name), each) for name, each in tensors.items())
+        return {name: each for name, each in named if name is not None}
 
     @property
     def sizes(self) -> dict[AxisClass, int]:
@@ -192,10 +234,16 @@ class Edit:
                 "an edit does not apply to a model with adapters in it.",
                 fix="apply it to the base model, and to get_peft_model_state_dict(model)",
             )
-        self._check({**dict(model.named_buffers()), **dict(model.named_parameters())})
+        self._check_blocks(model)
+        self._check(self._left({**dict(model.named_buffers()), **dict(model.named_parameters())}))
         self._check_attributes(model)
         if not inplace:
             model = structure.duplicate(model, structure.own)
+        order = {
+            fqn: [old for old, new in names.items() if new is not None]
+            for fqn, names in self.blocks.items()
+        }
+        rearrange(model, {fqn: tuple(names) for fqn, names in order.items()})
         resize(model, self.rows())
         put(model, dict(self.attributes))
         refresh_layers(model, self.sizes)
@@ -204,20 +252,24 @@ class Edit:
         return model
 
     def _of_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        # An adapter of a table may carry the table itself.
-        plain = {_WRAPPERS.sub("", name).replace(".base_layer.", "."): name for name in state}
+        plain = {}
+        for full in state:
+            old = _WRAPPERS.sub("", full)
+            new = self.renamed(old)
+            if new is not None:  # an adapter of a table may carry the table itself
+                plain[new.replace(".base_layer.", ".")] = (full, full.removesuffix(old) + new)
         adapters = {n: found for n in plain if (found := _LORA.match(n))}
         if not adapters:
-            self._check({name: state[full] for name, full in plain.items()})
+            self._check({name: state[full] for name, (full, _) in plain.items()})
         edited: dict[str, Tensor] = {}
         faults: dict[str, str] = {}
-        for name, full in plain.items():
+        for name, (full, new) in plain.items():
             tensor = state[full]
             cuts = self.cuts(name)
             if name in adapters:
                 cuts, fault = self._of_adapter(adapters[name], tensor)
                 faults |= {full: fault} if fault else {}
-            edited[full] = tensor if faults else _selected(tensor, cuts)
+            edited[new] = tensor if faults else _selected(tensor, cuts)
         if faults:
             raise _unlike(self.model, faults)
         return edited
@@ -260,7 +312,7 @@ class Edit:
         Raises:
             SurgeryError: the optimizer has other parameters, or keeps tensors of another shape than theirs.
         """
-        self._check(dict(model.state_dict(keep_vars=True)))
+        self._check(self._left(dict(model.state_dict(keep_vars=True))))
         owned = dict(model.named_parameters())
         numbers_of = [n for group in state["param_groups"] for n in group["params"]]
         named = [n for group in state["param_groups"] for n in group.get("param_names", ())]
@@ -271,8 +323,11 @@ class Edit:
                 fix="make the optimizer from model.named_parameters(), so that it knows their names",
             )
         edited: dict[Any, Any] = {}
+        news = {number: self.renamed(name) for number, name in zip(numbers_of, names, strict=True)}
         for number, name in zip(numbers_of, names, strict=True):
-            cuts, shape = self.cuts(name), owned[name].shape
+            if news[number] is None:
+                continue
+            cuts, shape = self.cuts(str(news[number])), owned[name].shape
             edited[number] = {}
             for key, value in state["state"].get(number, {}).items():
                 if cuts and isinstance(value, Tensor) and value.ndim:
@@ -281,7 +336,13 @@ class Edit:
                         raise _unlike(self.model, {f"{key} of '{name}'": fault})
                     value = _selected(value, cuts)
                 edited[number][key] = value.clone() if isinstance(value, Tensor) else value
-        return {**state, "state": {n: kept for n, kept in edited.items() if n in state["state"]}}
+        groups = []
+        for group in state["param_groups"]:
+            left = [n for n in group["params"] if news[n] is not None]
+            words = {"param_names": [news[n] for n in left]} if "param_names" in group else {}
+            groups.append({**group, "params": left, **words})
+        kept = {n: each for n, each in edited.items() if n in state["state"]}
+        return {**state, "state": kept, "param_groups": groups}
 
     def _check(self, tensors: Mapping[str, Tensor]) -> None:
         faults = {}
@@ -295,10 +356,20 @@ class Edit:
         if faults:
             raise _unlike(self.model, faults)
 
+    def _check_blocks(self, model: nn.Module) -> None:
+        modules = dict(model.named_modules(remove_duplicate=False))
+        faults = {
+            f"the blocks of '{fqn}'": "are others than the edit knows"
+            for fqn, names in self.blocks.items()
+            if fqn not in modules or [*modules[fqn]._modules] != [*names]
+        }
+        if faults:
+            raise _unlike(self.model, faults)
+
     def _check_attributes(self, model: nn.Module) -> None:
         """Only numbers that are there are set, whatever the document says."""
-        modules = dict(model.named_modules(remove_duplicate=False))
-        buffers = dict(model.named_buffers())
+        modules = self._left(dict(model.named_modules(remove_duplicate=False)))
+        buffers = self._left(dict(model.named_buffers()))
         faults = {}
         for (fqn, axis), size in self.constants.items():
             if fqn not in buffers or size > (*buffers[fqn].shape, *[0] * (axis + 1))[axis]:
@@ -356,6 +427,7 @@ class Edit:
                 {"module": module, "way": list(way), "value": value}
                 for (module, way), value in self.config.items()
             ],
+            "blocks": {container: dict(names) for container, names in self.blocks.items()},
         }
         return json.dumps(content, separators=(",", ":")) + "\n"
 
@@ -421,6 +493,7 @@ class Edit:
             {(a.module, tuple(a.way)): a.value for a in content.attributes},
             {(c.module, tuple(c.way)): c.value for c in content.config},
             content.source,
+            content.blocks,
         )
 
     def with_config(self, before: nn.Module, after: nn.Module) -> Edit:
@@ -432,10 +505,12 @@ class Edit:
             if not hasattr(config, "to_dict") or id(config) in seen:
                 continue
             seen.add(id(config))
-            old, new = (
-                dict(numbers(vars(before.get_submodule(fqn))["config"])),
-                dict(numbers(config)),
-            )
+            earlier = vars(before.get_submodule(fqn))["config"]
+            old, new = dict(numbers(earlier)), dict(numbers(config))
+            entries = dict(lists(earlier))
+            for way, each in lists(config):
+                if _plain(each) and entries.get(way) != each:
+                    changed[fqn, way] = each
             for way in dict.fromkeys(way[:1] for way in new if old.get(way) != new[way]):
                 whole = getattr(config, str(way[0]))
                 if _plain(whole):
@@ -448,6 +523,7 @@ class Edit:
 
     def __str__(self) -> str:
         lines = [f"edit of {self.model}: {len(self.kept)} axis classes"]
+        lines += [f"  without {', '.join(self.dropped)}"] if self.dropped else []
         rows = [(str(each.members[0]), each.size, len(units)) for each, units in self.kept.items()]
         width = max((len(name) for name, _, _ in rows), default=0)
         lines += [f"  {name:<{width}}  {old:>6} -> {new}" for name, old, new in rows]
@@ -577,6 +653,7 @@ class _File(Record):
     attributes: list[_Number]
     config: list[_Setting]
     constants: tuple[_Constant, ...] = ()
+    blocks: dict[str, dict[str, str | None]] = msgspec.field(default_factory=dict)
 
 
 def _contradictions(content: _File) -> Iterator[tuple[str, str]]:
@@ -597,6 +674,14 @@ def _contradictions(content: _File) -> Iterator[tuple[str, str]]:
     for name, first in content.aliases.items():
         if first not in content.tensors:
             yield f"aliases[{name!r}]", f"there is no tensor {shown(first)}"
+    for container, names in content.blocks.items():
+        kept = [old for old, new in names.items() if new is not None]
+        news = [new for new in names.values() if new is not None]
+        nested = [
+            c for c in content.blocks if c != container and (not container or inside(c, container))
+        ]
+        if not kept or news != new_names([*names], kept) or nested or "" in names:
+            yield f"blocks[{shown(container)}]", "are no blocks under new numbers"
     both: list[_Number | _Setting] = [*content.attributes, *content.config]
     for said in both:
         if not said.way:

@@ -15,11 +15,19 @@ from torch import Tensor, nn
 from ..graph.tensors import tensor_leaves
 from ..surgery.holdout import Holdout
 from ..surgery.recording import Batch, Twin, alone
-from .widths import Widths
+from .widths import Widths, in_words
 
 __all__ = ["Fidelity", "SlimReport", "fidelity_of"]
 
 _CLOSE = 0.02
+_WORDS = {
+    "params": "parameters",
+    "macs": "MACs",
+    "bytes": "bytes",
+    "activations": "activations",
+    "latency_ms": "latency, ms",
+    "measured_ms": "measured, ms",
+}
 
 
 @dataclass(frozen=True)
@@ -56,13 +64,19 @@ class SlimReport:
         widths: sizes, costs and limits of the small model.
         rows: (layer that makes the units, how many there were, how many there are).
         fidelity: on held-out samples of the data; None without data.
+        measured_ms: of a forward pass at the traced inputs, before and after, on this machine: the least of several
+            runs, milliseconds; None where the model has no values.
+        dropped: FQNs of the blocks that are left out, as the original calls them; layers in `rows` have the names of
+            the small model.
     """
 
     model: str
-    before: dict[str, int]
+    before: dict[str, float]
     widths: Widths
     rows: tuple[tuple[str, int, int], ...]
     fidelity: Fidelity | None
+    measured_ms: tuple[float, float] | None = None
+    dropped: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -72,25 +86,21 @@ class SlimReport:
             "after": self.widths.costs,
             "limits": self.widths.limits,
             "widths": [{"layer": name, "before": old, "after": n} for name, old, n in self.rows],
+            "measured_ms": self.measured_ms,
+            "dropped": list(self.dropped),
             "fidelity": None if self.fidelity is None else asdict(self.fidelity),
         }
 
     def __str__(self) -> str:
-        after = self.widths.costs
+        after, limits = self.widths.costs, self.widths.limits
+        rows = [(name, old, after[name], limits.get(name)) for name, old in self.before.items()]
+        rows += [("measured_ms", *self.measured_ms, None)] if self.measured_ms else []
         lines = [f"slim {self.model}", f"  {'':<12}{'before':>16}{'after':>16}{'share':>8}  budget"]
-        words = {
-            "params": "parameters",
-            "macs": "MACs",
-            "bytes": "bytes",
-            "activations": "activations",
-        }
-        for name, old in self.before.items():
-            limit = self.widths.limits.get(name)
-            asked = "" if limit is None else f"{limit:,.0f}"
-            share = after[name] / old if old else 1.0
-            lines.append(
-                f"  {words[name]:<12}{old:>16,}{after[name]:>16,}{share:>8.3f}  {asked}".rstrip()
-            )
+        for name, old, new, limit in rows:
+            asked = "" if limit is None else in_words(limit)
+            share = new / old if old else 1.0
+            words = f"  {_WORDS[name]:<12}{in_words(old):>16}{in_words(new):>16}{share:>8.3f}"
+            lines.append(f"{words}  {asked}".rstrip())
         if self.widths.slack > _CLOSE:
             lines.append(
                 f"  the tightest budget is met with {100 * self.widths.slack:.1f} % to spare: no step of these widths "
@@ -98,6 +108,8 @@ class SlimReport:
             )
         if self.fidelity is not None:
             lines.append(f"  fidelity    {self.fidelity}")
+        if self.dropped:
+            lines.append(f"  without     {', '.join(self.dropped)}")
         width = max((len(name) for name, _, _ in self.rows), default=0)
         lines.append("  widths")
         lines += [f"    {name:<{width}}  {old:>6} -> {new}" for name, old, new in self.rows]

@@ -6,9 +6,10 @@ the report's costs are those of the small model, and its fidelity is that on sam
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
@@ -20,18 +21,21 @@ from ..graph import LayerGraph
 from ..graph.axes import AxisClass
 from ..graph.structure import unwrap
 from ..surgery import SurgeryError, prune
+from ..surgery.depth import Order
 from ..surgery.edits import Request, editable
-from ..surgery.fit import plan, ties
+from ..surgery.fit import Plan, plan, ties
 from ..surgery.importance import Importance
 from ..surgery.lora import ranks
-from ..surgery.recording import as_batches
+from ..surgery.recording import Batch, as_batches
 from ..surgery.whole_model import outer_classes
-from .costs import costs_of
+from .costs import Costs, costs_of
+from .depths import by_depth
 from .edit import Edit
 from .importance import Losses, importances
+from .latency import latency_of, measured_ms, without_values
 from .report import SlimReport, fidelity_of
 from .saving import metadata_of, save
-from .widths import RANKINGS, SOLVERS, Widths, groups_of, limits_of, solve
+from .widths import RANKINGS, SOLVERS, Group, Widths, groups_of, limits_of, solve
 
 if TYPE_CHECKING:
     from ..export.report import ExportReport
@@ -74,13 +78,13 @@ class Slim:
     def export_onnx(
         self, path: str | os.PathLike[str], args: Any = None, kwargs: Any = None, **options: Any
     ) -> ExportReport:
-        """Export the small model, proven, with the edit in the file's metadata.
+        """Export the small model, proven, with the edit in the file's metadata, and measured beside the original.
 
         Args:
             path: as for `graftlib.export_onnx`, and so are `options`.
             args: example inputs; None: such as were traced.
             kwargs: example keyword inputs.
-            options: see `graftlib.export_onnx`.
+            options: see `graftlib.export_onnx`; with ``source=None`` the original is not measured.
 
         Raises:
             ExportError: as `graftlib.export_onnx` does.
@@ -90,6 +94,7 @@ class Slim:
         if args is None and kwargs is None:
             args, kwargs = self.graph.example
         options.setdefault("metadata", metadata_of(self.edit))
+        options.setdefault("source", self.graph.model)
         return export_onnx(self.model, path, () if args is None else args, kwargs, **options)
 
     def __str__(self) -> str:
@@ -110,6 +115,7 @@ def slimmed(
     keep: str | Sequence[str],
     refit: str | None,
     statistics: bool,
+    depth: bool,
     model: nn.Module | None,
 ) -> Slim:
     """See `graftlib.slim`."""
@@ -127,6 +133,7 @@ def slimmed(
         keep=(keep, str | list[str]),
         refit=(refit, str | None),
         statistics=(statistics, bool),
+        depth=(depth, bool),
         model=(model, (nn.Module, type(None))),
     )
     for name, value, known in (("ranking", ranking, RANKINGS), ("solver", solver, tuple(SOLVERS))):
@@ -137,45 +144,93 @@ def slimmed(
             )
     model = unwrap(graph.model if model is None else model, SurgeryError)
     batches = None if data is None else as_batches(data)
-    costs = costs_of(graph)
-    limits = limits_of(budget, costs)
-    editable(model, graph, graph.axis_classes, inplace=True)
-    tied = _may_change(model, graph, [keep] if isinstance(keep, str) else list(keep))
-    asked = [each for group in tied for each in group]
-    worth = importances(graph, model, asked, importance, batches, losses)
-
-    for _ in range(_ROUNDS):
-        tied = [group for group in tied if all(each in worth for each in group)]
-        groups = groups_of(
-            model,
-            graph,
-            tied,
-            {each: worth[each] for group in tied for each in group},
-            multiple_of=multiple_of,
-            minimum=minimum,
-            ranking=ranking,
+    if depth and batches is None:
+        raise SurgeryError(
+            "which blocks are worth least is measured on data, and there are none.",
+            fix="give data=[batch, ...], or depth=False",
         )
-        widths = solve(groups, costs, limits, ranking=ranking, solver=solver)
+    whole = _Whole(graph, model, _costs(graph, model, budget), batches)
+    limits = limits_of(budget, whole.costs)
+    keep = [keep] if isinstance(keep, str) else list(keep)
+
+    def narrowed(graph: LayerGraph, model: nn.Module, keep: Sequence[str], order: Order) -> Slim:
+        """A model, or what is left of it without blocks, brought to the budget by its widths."""
+        editable(model, graph, graph.axis_classes, inplace=True)
+        tied = _may_change(model, graph, keep)
+        asked = [each for group in tied for each in group]
+        worth = importances(graph, model, asked, importance, batches, losses)
+        rules: Any = {"multiple_of": multiple_of, "minimum": minimum, "ranking": ranking}
+        costs = _costs(graph, model, budget) if order else whole.costs
+        solved = functools.partial(
+            solve, costs=costs, limits=limits, ranking=ranking, solver=solver
+        )
+        widths, feasible = _widths(model, graph, tied, worth, rules, solved)
         sizes = {each: n for each, n in widths.sizes.items() if n < each.size}
         if not sizes:
-            return _unchanged(model, graph, widths)
+            small = editable(model, graph, [], inplace=False)
+            return whole.report(small, Edit.of(model, graph, {}, {}), widths, order)
+        kept: dict[Request, Tensor] = {each: _best(worth[each], n) for each, n in sizes.items()}
+        small = prune(graph, kept, model=model, data=batches, refit=refit, statistics=statistics)
+        lists = {each: kept[each].tolist() for each in sizes}
+        edit = Edit.of(model, graph, lists, feasible.attributes if feasible else {})
+        return whole.report(small, edit, widths, order)
+
+    return by_depth(whole, keep, narrowed) if depth else narrowed(graph, model, keep, {})
+
+
+def _costs(graph: LayerGraph, model: nn.Module, budget: Mapping[str, float]) -> Costs:
+    costs = costs_of(graph)
+    timed = "latency_ms" in budget
+    return replace(costs, latency_ms=latency_of(graph, model).total) if timed else costs
+
+
+def _widths(
+    model: nn.Module,
+    graph: LayerGraph,
+    tied: Sequence[tuple[AxisClass, ...]],
+    worth: Mapping[AxisClass, Tensor],
+    rules: Mapping[str, Any],
+    solved: Callable[[list[Group]], Widths],
+) -> tuple[Widths, Plan | None]:
+    """Sizes that meet the budget and go together, and what else they change; what the code ties is held in turn."""
+    for _ in range(_ROUNDS):
+        tied = [group for group in tied if all(each in worth for each in group)]
+        free = {each: worth[each] for group in tied for each in group}
+        widths = solved(groups_of(model, graph, tied, free, **rules))
+        sizes = {each: n for each, n in widths.sizes.items() if n < each.size}
+        if not sizes:
+            return widths, None
         feasible = plan(model, graph, sizes, fixed=False)
         wrong = {each for each, n in feasible.sizes.items() if n != sizes[each]}
         if not wrong:
-            break
+            return widths, feasible
         tied = [group for group in tied if wrong.isdisjoint(group)]
-    else:
-        raise SurgeryError(
-            "no sizes were found that meet the budget and go together.",
-            fix="keep= the layers whose code ties their sizes, or give a larger budget",
+    raise SurgeryError(
+        "no sizes were found that meet the budget and go together.",
+        fix="keep= the layers whose code ties their sizes, or give a larger budget",
+    )
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """The original: its costs, and the inputs that a small model is compared with it on."""
+
+    graph: LayerGraph
+    model: nn.Module
+    costs: Costs
+    batches: list[Batch] | None
+
+    def report(self, small: nn.Module, edit: Edit, widths: Widths, order: Order) -> Slim:
+        """The result of an edit."""
+        edit = edit.without(self.model, order).with_config(self.model, small)
+        batches = self.batches if edit.kept or order else None
+        fidelity = None if batches is None else fidelity_of(self.model, small, batches)
+        rows = tuple((_layer(each), each.size, n) for each, n in widths.sizes.items())
+        measured = _measured(self.model, small, self.graph)
+        report = SlimReport(
+            self.graph.name, self.costs.at(), widths, rows, fidelity, measured, edit.dropped
         )
-    kept: dict[Request, Tensor] = {each: _best(worth[each], n) for each, n in sizes.items()}
-    small = prune(graph, kept, model=model, data=batches, refit=refit, statistics=statistics)
-    lists = {each: kept[each].tolist() for each in sizes}
-    edit = Edit.of(model, graph, lists, feasible.attributes).with_config(model, small)
-    fidelity = None if batches is None else fidelity_of(model, small, batches)
-    report = SlimReport(graph.name, costs.at(), widths, _rows(widths.sizes), fidelity)
-    return Slim(small, edit, report, graph)
+        return Slim(small, edit, report, self.graph)
 
 
 def _best(worth: Tensor, count: int) -> Tensor:
@@ -183,16 +238,10 @@ def _best(worth: Tensor, count: int) -> Tensor:
     return best
 
 
-def _unchanged(model: nn.Module, graph: LayerGraph, widths: Widths) -> Slim:
-    """The model meets the budget as it is."""
-    small = editable(model, graph, [], inplace=False)
-    report = SlimReport(graph.name, widths.costs, widths, _rows(widths.sizes), None)
-    return Slim(small, Edit.of(model, graph, {}, {}), report, graph)
-
-
-def _rows(sizes: Mapping[AxisClass, int]) -> tuple[tuple[str, int, int], ...]:
-    """(the layer that makes the units, how many there were, how many there are), in the model's order."""
-    return tuple((_layer(each), each.size, n) for each, n in sizes.items())
+def _measured(model: nn.Module, small: nn.Module, graph: LayerGraph) -> tuple[float, float] | None:
+    if without_values(model):
+        return None
+    return measured_ms(model, graph), measured_ms(small, graph)
 
 
 def _layer(each: AxisClass) -> str:

@@ -30,6 +30,7 @@ def slim(
     keep: str | Sequence[str] = (),
     refit: str | None = "least-squares",
     statistics: bool = False,
+    depth: bool = False,
     model: nn.Module | None = None,
 ) -> Slim:
     """A smaller model of the same modules that meets a budget.
@@ -42,7 +43,8 @@ def slim(
         budget: the most that the small model may cost; several hold at once. ``params`` (elements of all parameters),
             ``macs`` (multiply-accumulates of a forward pass), ``bytes`` (of the state dict) or ``activations`` (bytes
             that the ops make) -> a share of the model's own (a float up to 1.0), or a number; ``size_mb`` -> megabytes
-            of 1e6 bytes.
+            of 1e6 bytes; ``latency_ms`` -> milliseconds of a forward pass on the model's device with torch's threads
+            of now (or a share, up to 1.0), by a table of the model's ops that is measured once (`slim.latency_of`).
         data: inputs on the model's device, a few batches: each a tensor, a tuple of arguments, a mapping of keywords
             or (args, kwargs). Used for importances that are measured on data, and to fit what is left (see
             `surgery.prune`); a part is held out, and the report says the fidelity there.
@@ -62,6 +64,10 @@ def slim(
         keep: globs of layers; what these make keeps its width.
         refit: what is fitted to `data`, as in `surgery.prune`; None for nothing.
         statistics: take the running statistics of batch norms anew from `data`.
+        depth: leave out blocks, too, where that keeps the outputs nearer to the original's than narrower layers alone
+            do: up to six depths are tried, each with the widths that meet the budget, and compared on held-out data.
+            It takes as many times as long, and needs `data`. Only blocks go that hand on a tensor of the shape that
+            they take (`surgery.blocks`), the least important first.
         model: another one of the same structure that is slimmed instead of ``graph.model``.
 
     Returns:
@@ -90,5 +96,6 @@ def slim(
         keep=keep,
         refit=refit,
         statistics=statistics,
+        depth=depth,
         model=model,
     )

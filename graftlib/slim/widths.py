@@ -26,12 +26,22 @@ from ..surgery import SurgeryError
 from ..surgery.edits import tensor_of
 from .costs import COSTS, Costs, Polynomial
 
-__all__ = ["RANKINGS", "SOLVERS", "Group", "Widths", "groups_of", "limits_of", "solve"]
+__all__ = [
+    "RANKINGS",
+    "SOLVERS",
+    "Group",
+    "Widths",
+    "groups_of",
+    "in_words",
+    "limits_of",
+    "solve",
+]
 
 RANKINGS = ("isomorphic", "global", "uniform")
 _MOST_LEVELS = 64
 _MILP_LEVELS = 9
 _SECONDS = 20.0
+_CLOSE = 0.01
 _Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 
@@ -63,7 +73,7 @@ class Widths:
     """
 
     sizes: dict[AxisClass, int]
-    costs: dict[str, int]
+    costs: dict[str, float]
     limits: dict[str, float]
     gain: float
 
@@ -77,9 +87,9 @@ def limits_of(budget: Mapping[str, float], costs: Costs) -> dict[str, float]:
     """Budgets as the most of each cost.
 
     Args:
-        budget: ``params``, ``macs``, ``bytes`` or ``activations`` -> a share of what the model costs (a float up to
-            1.0), or a number; ``size_mb`` -> megabytes (1e6 bytes).
-        costs: of the model.
+        budget: ``params``, ``macs``, ``bytes``, ``activations`` or ``latency_ms`` -> a share of what the model costs (a
+            float up to 1.0), or a number; ``size_mb`` -> megabytes (1e6 bytes).
+        costs: of the model, with the latency where that is asked for.
 
     Raises:
         SurgeryError: a name is unknown, a number is not above 0, or there is none.
@@ -109,6 +119,15 @@ def limits_of(budget: Mapping[str, float], costs: Costs) -> dict[str, float]:
     if not limits:
         raise SurgeryError("there is no budget.", fix='give one: budget={"macs": 0.5}')
     return limits
+
+
+def in_words(cost: float) -> str:
+    """A number that is read: whole from a thousand on, as counts are.
+
+    >>> in_words(1234567), in_words(12.3456)
+    ('1,234,567', '12.35')
+    """
+    return f"{cost:,.0f}" if cost >= 1000 or cost == int(cost) else f"{cost:,.2f}"
 
 
 def groups_of(
@@ -244,6 +263,11 @@ class _Problem:
         over = [costs[name] / limit - 1 for name, limit in self.limits.items()]
         return sum(part for part in over if part > 1e-12)
 
+    def slack(self, choice: Sequence[int]) -> float:
+        """The share of the tightest limit that is left."""
+        costs = self.costs(self.sizes(choice))
+        return min(1 - costs[name] / limit for name, limit in self.limits.items())
+
     def gain(self, choice: Sequence[int]) -> float:
         return sum(g.gains[level] for g, level in zip(self.groups, choice, strict=True))
 
@@ -299,8 +323,10 @@ def _filled(
 ) -> list[int]:
     """Back up where there is room, the most worth for what it costs first.
 
-    With `sets` of groups, those of a set go up together, and each set by one step at most.
+    With `sets` of groups, those of a set go up together, and no set by a second step before all went up that can,
+    nor once the budget is used but for `_CLOSE`.
     """
+    before = list(choice)
     left = list(sets) if sets is not None else [[g] for g in range(len(choice))]
     while problem.excess(choice) <= 0:
         moves = {g: (gain, change) for g, gain, change in problem.moves(choice, 1)}
@@ -318,6 +344,8 @@ def _filled(
                 break
         else:
             break
+    if sets is not None and choice != before and problem.slack(choice) > _CLOSE:
+        return _filled(problem, choice, sets)
     return choice
 
 
@@ -510,13 +538,13 @@ def solve(
         raise SurgeryError(
             "the budget is below the smallest model that these rules allow.",
             where={
-                name: f"{limit:,.0f} asked, {least[name]:,.0f} at least (of {now[name]:,})"
+                name: f"{in_words(limit)} asked, {in_words(least[name])} at least (of {in_words(now[name])})"
                 for name, limit in limits.items()
                 if least[name] > limit
             },
             why=f"{len(groups)} groups of classes may change; the rest is frozen, kept or held by the code",
             fix="give a larger budget, a smaller minimum=, or keep fewer layers",
-            least={name: round(value) for name, value in least.items()},
+            least={n: v if n == "latency_ms" else round(v) for n, v in least.items()},
         )
     by_rank = functools.partial(_threshold, alike=ranking == "uniform")
     choice = (SOLVERS[solver] if ranking == "global" else by_rank)(problem)

@@ -33,7 +33,7 @@ from .proof import TOLERANCE, run_trial, trial_of
 from .refusal import SurgeryError
 from .search import Depths
 
-__all__ = ["Order", "deepen", "drop_blocks"]
+__all__ = ["Order", "deepen", "drop_blocks", "new_names", "order_without", "rearrange"]
 
 # FQN of a container -> the old names of its children, as they shall stand.
 Order = Mapping[str, tuple[str, ...]]
@@ -77,10 +77,7 @@ def drop_blocks(
     )
     model = unwrap(graph.model if model is None else model, SurgeryError)
     gone = _asked(graph, [blocks] if isinstance(blocks, str) else blocks)
-    order = {
-        container: tuple(name for name in names if _joined(container, name) not in gone)
-        for container, names in _children(graph.model, gone.values()).items()
-    }
+    order = order_without(graph, gone.values())
     empty = [container for container, names in order.items() if not names]
     if empty:
         raise SurgeryError(f"nothing would be left in '{empty[0]}'.", fix="keep one block of it")
@@ -89,6 +86,16 @@ def drop_blocks(
         _prove_dropped(graph, model, edited, order, list(gone))
 
     return _edited(graph, model, order, prove, lambda edited: None, inplace)
+
+
+def order_without(graph: LayerGraph, blocks: Iterable[Block]) -> Order:
+    """What their containers hold once these blocks are left out."""
+    blocks = list(blocks)
+    gone = {each.fqn for each in blocks}
+    return {
+        container: tuple(name for name in names if _joined(container, name) not in gone)
+        for container, names in _children(graph.model, blocks).items()
+    }
 
 
 def deepen(
@@ -203,7 +210,7 @@ def _edited(
     depths = _depths(graph.model, order)
 
     def edit(edited: nn.Module) -> nn.Module:
-        _rearrange(edited, order)
+        rearrange(edited, order)
         finish(edited)
         for _, problem in config_problems(edited, before, {}, depths):
             raise SurgeryError(
@@ -243,7 +250,7 @@ def _depths(model: nn.Module, order: Order) -> Depths:
     )
 
 
-def _rearrange(model: nn.Module, order: Order) -> None:
+def rearrange(model: nn.Module, order: Order) -> None:
     """Let the containers hold what the order says, in place; places and counts follow."""
     for container in sorted(order, key=lambda fqn: -fqn.count(".")):
         module = model.get_submodule(container)
@@ -251,7 +258,7 @@ def _rearrange(model: nn.Module, order: Order) -> None:
         places = _places_in([*olds.values()])
         names = order[container]
         news = dict[str, nn.Module]()
-        for name, old in zip(_new_names([*olds], names), names, strict=True):
+        for name, old in zip(new_names([*olds], names), names, strict=True):
             again = any(olds[old] is each for each in news.values())
             news[name] = duplicate(olds[old], own) if again else olds[old]
         module._modules.clear()
@@ -288,8 +295,8 @@ def _count(model: nn.Module, container: str, old: int, new: int) -> None:
                 vars(part)[name] = new
 
 
-def _new_names(olds: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Numbers are counted anew; a copy of a block with a name of its own has a number behind it."""
+def new_names(olds: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Of children in another order: numbers are counted anew; a copy with a name of its own has a number behind it."""
     numbered = [re.fullmatch(r"(.*?)(\d+)", name) for name in olds]
     first = numbered[0]
     if first and all(
@@ -308,7 +315,7 @@ def _renamed(model: nn.Module, order: Order) -> Iterator[tuple[str, str, bool]]:
     """(new FQN, old FQN, whether it is a copy) of every child of the edited containers."""
     for container, names in order.items():
         olds = [*model.get_submodule(container)._modules]
-        for i, new in enumerate(_new_names(olds, names)):
+        for i, new in enumerate(new_names(olds, names)):
             copied = names[i] in names[:i]
             yield _joined(container, new), _joined(container, names[i]), copied
 

@@ -40,6 +40,16 @@ def test_a_trainers_example_runs(name, needs, monkeypatch):
     assert "<svg" in Path("out/graft.html").read_text("utf-8")
 
 
+def test_a_slimmed_model_is_distilled_in_the_trainer(monkeypatch):
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    pytest.importorskip("accelerate", reason="accelerate is not installed")
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    left = run("trainers/hf_distil.py", monkeypatch)
+    assert left["after"] >= left["before"]
+    assert left["slim"].model.hidden.out_features < 32
+    assert Path("out/slim/model.safetensors").exists()
+
+
 @pytest.mark.parametrize("arguments", [[], ["--shard"]])
 def test_the_example_for_many_processes_runs_in_one(arguments, monkeypatch):
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")

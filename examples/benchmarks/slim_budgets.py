@@ -1,0 +1,167 @@
+"""Twelve models at three budgets of MACs: what `slim` keeps of them, what it costs, and whether time is foretold.
+
+    python -m examples.benchmarks.slim_budgets --out docs/benchmarks/slim_budgets.json
+
+No argument is the model's own: ``slim(graph, budget={"macs": share})`` on random weights, one process a model, one
+thread. For each budget: the MACs of the small model as `torch.utils.flop_counter` counts them, by the MACs that are
+asked for (1.0 is the budget met to the last); processor seconds of `slim`, which times two passes, too; the latency
+that `latency_of` foretells by the measured one. A model that is in the file already is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..common import results
+from .trace_cost import machine
+
+SHARES = (0.7, 0.5, 0.3)
+Built = tuple[nn.Module, tuple[Any, ...]]
+
+
+def _vision(name: str) -> Callable[[], Built]:
+    def make() -> Built:
+        from torchvision import models
+
+        return getattr(models, name)(weights=None), (torch.randn(1, 3, 224, 224),)
+
+    return make
+
+
+def _timm(name: str) -> Callable[[], Built]:
+    def make() -> Built:
+        import timm
+
+        return timm.create_model(name, pretrained=False), (torch.randn(1, 3, 224, 224),)
+
+    return make
+
+
+def _ssdlite() -> Built:
+    from torchvision.models.detection import ssdlite320_mobilenet_v3_large
+
+    model = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)
+    return model, ([torch.rand(3, 320, 320)],)
+
+
+def _text(kind: str, **sizes: int) -> Callable[[], Built]:
+    def make() -> Built:
+        import transformers
+
+        config = getattr(transformers, f"{kind}Config")(**sizes)
+        suffix = "Model" if kind == "Bert" else "ForCausalLM"
+        model = getattr(transformers, f"{kind}{suffix}")(config)
+        return model, (torch.randint(0, 1000, (1, 128)),)
+
+    return make
+
+
+_SMALL = {
+    "vocab_size": 32_000,
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 8,
+}
+_HEADS = {"num_attention_heads": 12, "num_key_value_heads": 4}
+MODELS: dict[str, Callable[[], Built]] = {
+    "ResNet-50": _vision("resnet50"),
+    "MobileNetV3-L": _vision("mobilenet_v3_large"),
+    "EfficientNet-B0": _vision("efficientnet_b0"),
+    "ConvNeXt-T": _vision("convnext_tiny"),
+    "ViT-S": _timm("vit_small_patch16_224"),
+    "Swin-T": _vision("swin_t"),
+    "ConvFormer-S18": _timm("convformer_s18"),
+    "BERT-base": _text("Bert"),
+    "MiniLM": _text("Bert", hidden_size=384, num_hidden_layers=6, intermediate_size=1536),
+    "Llama": _text("Llama", **_SMALL, **_HEADS),
+    "Qwen3": _text("Qwen3", **_SMALL, **_HEADS, head_dim=64),
+    "SSDLite": _ssdlite,
+}
+
+
+def macs(model: nn.Module, args: tuple[Any, ...]) -> float:
+    """As PyTorch counts them."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(*args)
+    return counter.get_total_flops() / 2
+
+
+def measure(name: str) -> dict[str, Any]:
+    from graftlib import slim, trace
+    from graftlib.slim import latency_of
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    model, args = MODELS[name]()
+    model.eval()
+    start = time.process_time()
+    graph = trace(model, args)
+    traced = time.process_time() - start
+    start = time.process_time()
+    latency = latency_of(graph)
+    row: dict[str, Any] = {"trace_s": traced, "table_s": time.process_time() - start}
+    sizes = [each.size for each in graph.axis_classes]
+    row |= {"macs": macs(model, args), "ms": latency.total(sizes), "rest_ms": latency.constant}
+    row["budgets"] = []
+    for share in SHARES:
+        found: dict[str, Any] = {"share": share}
+        start = time.process_time()
+        try:
+            small = slim(graph, budget={"macs": share})
+        except Exception as error:
+            found["answer"] = f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"
+            found["least"] = getattr(error, "least", {}).get("macs", 0) / row["macs"]
+        else:
+            found["cpu_s"] = time.process_time() - start
+            found["of_budget"] = macs(small.model, args) / (share * row["macs"])
+            after = small.report.widths.sizes
+            foretold = latency.total([after.get(each, each.size) for each in graph.axis_classes])
+            before, after_ms = small.report.measured_ms
+            found |= {"before_ms": before, "ms": after_ms, "foretold_ms": foretold}
+        row["budgets"].append(found)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="*", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    warnings.simplefilter("ignore")
+    if asked.one:
+        print(json.dumps(measure(asked.one)))
+        return
+    report: dict[str, Any] = {"machine": machine(), "rows": {}}
+    if asked.out and asked.out.exists():
+        report = results.load(asked.out)
+    for name in asked.models:
+        if name in report["rows"]:
+            continue
+        command = [sys.executable, "-m", __spec__.name, "--one", name]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        lines = done.stdout.splitlines()
+        report["rows"][name] = (
+            json.loads(lines[-1]) if done.returncode == 0 else {"answer": "failed"}
+        )
+        print(name, json.dumps(report["rows"][name]), flush=True)
+        if asked.out:
+            results.save(asked.out, report)
+
+
+if __name__ == "__main__":
+    main()
