@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
@@ -50,12 +50,14 @@ class Slim:
         edit: which units stayed; it applies to the original again.
         report: before and after; ``print(slim)`` shows it.
         graph: of the original.
+        importances: axis class -> (size,) doubles on the CPU, what its units were chosen by; larger is better.
     """
 
     model: nn.Module
     edit: Edit
     report: SlimReport
     graph: LayerGraph
+    importances: Mapping[AxisClass, Tensor] = field(default_factory=dict, repr=False)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write ``model.safetensors``, ``edit.json``, and ``config.json`` where a Hugging Face config says the sizes.
@@ -157,7 +159,7 @@ def slimmed(
         widths = solve(groups, costs, limits, ranking=ranking, solver=solver)
         sizes = {each: n for each, n in widths.sizes.items() if n < each.size}
         if not sizes:
-            return _unchanged(model, graph, widths)
+            return _unchanged(model, graph, widths, worth)
         feasible = plan(model, graph, sizes, fixed=False)
         wrong = {each for each, n in feasible.sizes.items() if n != sizes[each]}
         if not wrong:
@@ -174,7 +176,7 @@ def slimmed(
     edit = Edit.of(model, graph, lists, feasible.attributes).with_config(model, small)
     fidelity = None if batches is None else fidelity_of(model, small, batches)
     report = SlimReport(graph.name, costs.at(), widths, _rows(widths.sizes), fidelity)
-    return Slim(small, edit, report, graph)
+    return Slim(small, edit, report, graph, worth)
 
 
 def _best(worth: Tensor, count: int) -> Tensor:
@@ -182,11 +184,13 @@ def _best(worth: Tensor, count: int) -> Tensor:
     return best
 
 
-def _unchanged(model: nn.Module, graph: LayerGraph, widths: Widths) -> Slim:
+def _unchanged(
+    model: nn.Module, graph: LayerGraph, widths: Widths, worth: Mapping[AxisClass, Tensor]
+) -> Slim:
     """The model meets the budget as it is."""
     small = editable(model, graph, [], inplace=False)
     report = SlimReport(graph.name, widths.costs, widths, _rows(widths.sizes), None)
-    return Slim(small, Edit.of(model, graph, {}, {}), report, graph)
+    return Slim(small, Edit.of(model, graph, {}, {}), report, graph, worth)
 
 
 def _rows(sizes: Mapping[AxisClass, int]) -> tuple[tuple[str, int, int], ...]:

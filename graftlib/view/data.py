@@ -8,6 +8,7 @@ shapes of containers.
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 from .scene import Scene
 from .tree import Node, Tree
+from .units import Units
 
 __all__ = ["embedded_json", "scene_data"]
 
@@ -41,6 +43,7 @@ def scene_data(scene: Scene) -> dict[str, Any]:
         "title": scene.title,
         "notes": list(scene.notes),
         "graphs": [_graph(tree, words) for tree in scene.trees],
+        "units": [_units(each) for each in scene.units],
         "links": _links(scene, words),
         "overlays": [
             {"name": overlay.name, "values": [[list(end), value] for end, value in overlay.values]}
@@ -131,6 +134,24 @@ def _parameters(parameters: Sequence[Any], words: _Words) -> dict[str, Any]:
         ],
         "heads": [[part.heads or 0 for part in each.parts.values()] or 0 for each in parameters],
     }
+
+
+def _units(each: Units) -> list[Any]:
+    """[graph, class, a bit for each unit that stays, a byte for each importance between the least and the largest]."""
+    kept, worth = "", ["", 0, 0]
+    if each.kept is not None:
+        bits = "".join("01"[flag] for flag in each.kept).ljust(-len(each.kept) // 8 * -8, "0")
+        kept = _base64(int(bits, 2).to_bytes(len(bits) // 8, "big"))
+    if each.importance is not None:
+        low, high = min(each.importance), max(each.importance)
+        step = (high - low) / 255 or 1.0
+        levels = bytes(round((value - low) / step) for value in each.importance)
+        worth = [_base64(levels), float(f"{low:.4g}"), float(f"{high:.4g}")]
+    return [*each.place, kept, *worth]
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
 
 
 def _links(scene: Scene, words: _Words) -> dict[str, Any]:

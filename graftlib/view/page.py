@@ -121,6 +121,8 @@ def view(
     mapping: Any = None,
     *,
     overlay: Mapping[str, Any] | None = None,
+    edit: Any = None,
+    importance: Any = None,
     diff: bool | Diff = False,
     depth: int | None = None,
     title: str | None = None,
@@ -137,6 +139,11 @@ def view(
             of any unit; in both models where both have the name, in one behind ``source:`` or ``target:``. Or several
             of these by their titles, among which the reader chooses. A closed module without a number of its own shows
             the largest inside.
+        edit: which units of axis classes stay, shown as a strip for each class and as an overlay of what goes: a
+            `graftlib.slim.Edit` (``slim.edit``), or class -> the numbers of its units that stay.
+        importance: what each unit is worth, shown in the strips: class -> (size,) numbers, as ``slim.importances``, or
+            a function of a class that gives them, such as ``surgery.ranking("magnitude", graph, graph.model)``, asked
+            for the classes of `edit`, or for all that are free.
         diff: True compares the two models, a `Diff` is shown as it is: what differs stands in the overview, and an
             overlay shows how far the weights of each layer moved, by the norm of the first's.
         depth: how many levels of modules are open at first; None for as many as stay readable.
@@ -145,8 +152,8 @@ def view(
         height: of the frame in a notebook, in pixels.
 
     Raises:
-        GraftError: an argument is no layer graph, the mapping is of other models, an overlay names nothing, or there is
-            one model alone to compare.
+        GraftError: an argument is no layer graph, the mapping is of other models, an overlay names nothing, an edit
+            or importances are of other classes, or there is one model alone to compare.
     """
     themes = Literal["auto", "light", "dark"]
     check(
@@ -161,7 +168,15 @@ def view(
         compared = _compared(source, target, mapping) if diff is True else diff
         notes, overlay = compared.lines, overlay or compared.overlay
     scene = build_scene(
-        source, target, mapping, overlay=overlay, depth=depth, title=title, notes=notes
+        source,
+        target,
+        mapping,
+        overlay=overlay,
+        edit=edit,
+        importance=importance,
+        depth=depth,
+        title=title,
+        notes=notes,
     )
     return View(scene, height, theme)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import GraftError, nearest, shown
 from .tree import Tree, build_tree, kind_of
+from .units import Units, dropped_shares, units_of
 
 __all__ = ["Overlay", "Scene", "SceneLink", "build_scene"]
 
@@ -54,13 +55,22 @@ class Overlay:
 
 @dataclass(frozen=True)
 class Scene:
-    """One or two trees, source first, the links between their layers, what is laid over them, and lines to read."""
+    """One or two trees, source first, the links between their layers, and what is known besides.
+
+    Attributes:
+        trees, links: what is drawn.
+        overlays: numbers as colours.
+        name: of the page; None for the models' names.
+        notes: lines to read.
+        units: of axis classes, what an edit keeps and what they are worth.
+    """
 
     trees: tuple[Tree, ...]
     links: tuple[SceneLink, ...]
     overlays: tuple[Overlay, ...] = ()
     name: str | None = None
     notes: tuple[str, ...] = ()
+    units: tuple[Units, ...] = ()
 
     @property
     def title(self) -> str:
@@ -74,6 +84,8 @@ def build_scene(
     mapping: Any = None,
     *,
     overlay: Mapping[str, Any] | None = None,
+    edit: Any = None,
+    importance: Any = None,
     depth: int | None = None,
     title: str | None = None,
     notes: tuple[str, ...] = (),
@@ -85,6 +97,8 @@ def build_scene(
         target: the second layer graph; None for the mapping's target, or for one graph alone.
         mapping: the pairs; None for none.
         overlay: see `view`.
+        edit: see `view`.
+        importance: see `view`.
         depth: see `view`.
         title: of the page; None for the models' names.
         notes: lines for the page's overview.
@@ -113,7 +127,11 @@ def build_scene(
     alone = target is None or target.model is source.model
     trees = tuple(build_tree(graph, depth) for graph in ((source,) if alone else (source, target)))
     links = () if mapping is None else tuple(_links(mapping, source, trees))
-    return Scene(trees, links, tuple(_overlays(overlay or {}, trees)), title, notes)
+    units = units_of(edit, importance, trees)
+    overlays = [*_overlays(overlay or {}, trees)]
+    if shares := dropped_shares(units, trees):
+        overlays.append(Overlay("share of weights dropped", tuple(sorted(shares.items()))))
+    return Scene(trees, links, tuple(overlays), title, notes, units)
 
 
 def _overlays(overlay: Mapping[str, Any], trees: tuple[Tree, ...]) -> Iterable[Overlay]:

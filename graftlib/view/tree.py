@@ -84,7 +84,7 @@ class TreeClass:
 
 @dataclass
 class Tree:
-    """One graph, ready to draw. `edges` are (leaf, leaf, shape of the tensor)."""
+    """One graph, ready to draw. `edges` are (leaf, leaf, shape of the tensor); `class_of`: axis class -> its index."""
 
     name: str
     tracer: str
@@ -94,6 +94,7 @@ class Tree:
     leaf_of: dict[str, int]
     owner: dict[str, int]
     classes: list[TreeClass] = field(default_factory=list)
+    class_of: dict[Any, int] = field(default_factory=dict)
 
     def node_of(self, parameter: Any) -> int:
         """The leaf that reads `parameter`; the module that owns it where no layer does; else the root."""
@@ -143,7 +144,7 @@ def build_tree(graph: Any, depth: int | None = None) -> Tree:
     _sum_up(tree)
     _open(tree, depth)
     tree.edges = _edges(graph, tree)
-    tree.classes = _classes(graph, known)
+    _add_classes(tree, graph, {fqn: i for i, fqn in enumerate(known)})
     return tree
 
 
@@ -400,16 +401,15 @@ def _edges(graph: Any, tree: Tree) -> list[tuple[int, int, tuple[int, ...]]]:
     return sorted(edges)
 
 
-def _classes(graph: Any, known: dict[str, Any]) -> list[TreeClass]:
-    places = {fqn: i for i, fqn in enumerate(known)}
-    classes = []
+def _add_classes(tree: Tree, graph: Any, places: dict[str, int]) -> None:
     for each in getattr(graph, "axis_classes", ()):
         tied_by: dict[tuple[int, int], str] = {}
         for member in each.members:
             if member.fqn in places:
                 tied_by.setdefault((places[member.fqn], member.axis), member.tied_by or "")
         if tied_by:
-            classes.append(
+            tree.class_of[each] = len(tree.classes)
+            tree.classes.append(
                 TreeClass(
                     each.size,
                     each.frozen_by,
@@ -418,7 +418,6 @@ def _classes(graph: Any, known: dict[str, Any]) -> list[TreeClass]:
                     tuple(tied_by.values()),
                 )
             )
-    return classes
 
 
 def kind_of(parameter: Any) -> str:

@@ -58,6 +58,14 @@
     const layers = nodes.filter((node) => node.form === "layer").length;
     return { name: raw.name, tracer: raw.tracer, g, nodes, parameters, classes, layers, edges: lift(nodes, edges), tab: nodes[Math.min(1, nodes.length - 1)] };
   });
+  /* What an edit keeps of a class, a flag a unit, and what its units are worth. */
+  const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+  data.units.forEach(([g, c, kept, levels, low, high]) => {
+    const each = graphs[g].classes[c], flags = bytes(kept), worth = bytes(levels);
+    each.kept = kept ? Array.from({ length: each.size }, (_, i) => flags[i >> 3] >> 7 - (i & 7) & 1) : null;
+    each.worth = levels ? { low, high, of: Array.from(worth, (level) => level / 255) } : null;
+    each.stay = each.kept ? each.kept.reduce((a, b) => a + b, 0) : each.size;
+  });
   const nodeAt = ([g, i]) => graphs[g].nodes[i];
   const links = rows(data.links).map((link, n) => ({ ...link, n, from: nodeAt(link.source), to: nodeAt(link.target) }));
   links.forEach((link) => {
@@ -697,7 +705,6 @@
     svg.classList.toggle("laid", !!overlay);
     scale.hidden = !overlay;
     if (overlay) {
-      const few = (value) => String(+value.toPrecision(4));
       const bar = html("span", undefined, "bar");
       for (let i = 0; i <= 16; i++) { const cell = html("i"); cell.style.background = shade(i / 16); bar.append(cell); }
       scale.replaceChildren(html("b", overlay.name), html("span", few(overlay.low)), bar, html("span", few(overlay.high)));
@@ -893,7 +900,7 @@
 
   function axisButton(graph, p, axis, c) {
     const each = graph.classes[c];
-    const entry = button(p.axes[axis] + " " + number(each.size), () => { pinned = [graph, c]; light(graph, c); showClass(graph, c); }, "axis" + (each.frozen_by ? " frozen" : ""));
+    const entry = button(p.axes[axis] + " " + sizes(each), () => { pinned = [graph, c]; light(graph, c); showClass(graph, c); }, "axis" + (each.frozen_by ? " frozen" : ""));
     entry.title = freedom(each) + ", " + plural(each.members.length, "axis").replace("axises", "axes");
     entry.addEventListener("pointerenter", () => light(graph, c));
     entry.addEventListener("focus", () => light(graph, c));
@@ -904,6 +911,7 @@
   function showClass(graph, c) {
     const each = graph.classes[c];
     panel.replaceChildren(html("h2", "Axis class c" + c), html("p", number(each.size) + " coupled units, " + freedom(each)));
+    if (each.kept || each.worth) panel.append(html("p", unitFacts(each)), strip(each, 24));
     panel.append(button("Back", () => { release(); remark(); if (chosen) showNode(chosen); else showOverview(); }, "act"));
     if (each.ties.length) panel.append(html("h3", "Tied by"), html("p", each.ties.join(", ")));
     partners(graph, c).forEach(([other, d], n) => {
@@ -918,6 +926,71 @@
       panel.append(html("h3", n ? "Through links: c" + d + " of " + other.name + ", " + freedom(held) : "In " + other.name), list);
     });
     panel.scrollTop = 0;
+  }
+
+  // ---- units: what a pruning plan keeps of a class, and what each unit is worth ------------------------------
+  const sizes = (each) => number(each.size) + (each.stay < each.size ? " \u2192 " + number(each.stay) : "");
+  const few = (value) => String(+value.toPrecision(4));
+  const worthOf = (each, u) => few(each.worth.low + (each.worth.high - each.worth.low) * each.worth.of[u]);
+  const unitFacts = (each) => [each.kept ? number(each.stay) + " of " + number(each.size) + " units kept" : "",
+    each.worth ? "importance " + few(each.worth.low) + " to " + few(each.worth.high) : ""].filter(Boolean).join(", ");
+  /* A cell for each unit, or for a few where there are many: as high as they are kept, as hot as they are worth. */
+  function strip(each, lines) {
+    const W = 304, WIDE = 4, HIGH = 12, across = W / WIDE, per = Math.ceil(each.size / (across * lines)), cells = Math.ceil(each.size / per);
+    const canvas = html("canvas"), told = html("small", "", "unit"), whole = html("div", undefined, "strip"), rows = Math.ceil(cells / across);
+    canvas.width = W * 2; canvas.height = rows * HIGH * 2;
+    canvas.style.height = rows * HIGH + "px";
+    canvas.setAttribute("role", "img");
+    canvas.setAttribute("aria-label", unitFacts(each));
+    const pen = canvas.getContext("2d"), [cold, hot, plain, gone] = ["line", "hot", "accent", "edge"].map(colour);
+    pen.scale(2, 2);
+    for (let i = 0; i < cells; i++) {
+      const from = i * per, to = Math.min(each.size, from + per), mean = (list) => list.slice(from, to).reduce((a, b) => a + b, 0) / (to - from);
+      const stay = each.kept ? mean(each.kept) : 1, heat = each.worth ? mean(each.worth.of) : 0;
+      const ink = each.worth ? cold.map((channel, j) => channel + (hot[j] - channel) * heat) : stay ? plain : gone, high = 3 + (HIGH - 5) * stay;
+      pen.fillStyle = `rgb(${ink})`;
+      pen.fillRect(i % across * WIDE, (Math.floor(i / across) + 1) * HIGH - high, WIDE - 0.8, high);
+    }
+    canvas.addEventListener("pointermove", (event) => {
+      const i = Math.floor(event.offsetX / WIDE) + across * Math.floor(event.offsetY / HIGH), from = i * per, to = Math.min(each.size, from + per) - 1;
+      told.textContent = i >= cells ? "" : (to > from ? "units " + from + " to " + to : ["unit " + from,
+        each.kept ? (each.kept[from] ? "kept" : "dropped") : "", each.worth ? "importance " + worthOf(each, from) : ""].filter(Boolean).join(", "));
+    });
+    canvas.addEventListener("pointerleave", () => { told.textContent = ""; });
+    whole.append(canvas, told);
+    if (lines > 1 && each.stay < each.size) {
+      const gone = html("details");
+      gone.append(html("summary", "Dropped units"), html("p", spans(each.kept)));
+      whole.append(gone);
+    }
+    return whole;
+  }
+  /* The numbers of the units that go: "0, 3 to 7, 12". */
+  function spans(kept) {
+    const list = [];
+    for (let u = 0; u < kept.length; u++) {
+      if (kept[u]) continue;
+      const from = u;
+      while (u + 1 < kept.length && !kept[u + 1]) u++;
+      list.push(u > from ? from + " to " + u : String(from));
+    }
+    return list.slice(0, 400).join(", ") + (list.length > 400 ? ", and more" : "");
+  }
+  function showUnits() {
+    graphs.forEach((graph) => {
+      const some = graph.classes.map((each, c) => [each, c]).filter(([each]) => each.kept || each.worth), planned = some.filter(([each]) => each.kept);
+      if (!some.length) return;
+      const before = planned.reduce((sum, [each]) => sum + each.size, 0), after = planned.reduce((sum, [each]) => sum + each.stay, 0);
+      const list = html("ul");
+      some.slice(0, 80).forEach(([each, c]) => {
+        const [p] = each.members[0], row = html("li");
+        row.append(button(graph.parameters[p].address, () => { pinned = [graph, c]; light(graph, c); showClass(graph, c); }, "go"), html("small", sizes(each)), strip(each, 1));
+        list.append(row);
+      });
+      if (some.length > 80) list.append(html("li", "and " + number(some.length - 80) + " more"));
+      panel.append(html("h3", (planned.length ? "Pruning plan" : "Importance of units") + (graphs.length > 1 ? " of " + graph.name : "")),
+        html("p", planned.length ? number(after) + " of " + number(before) + " units kept in " + plural(planned.length, "axis class") : plural(some.length, "axis class")), list);
+    });
   }
 
   // ---- details -----------------------------------------------------------------------------------------------
@@ -951,6 +1024,7 @@
       data.notes.forEach((line) => list.append(html("li", line)));
       panel.append(html("h3", "What differs"), list);
     }
+    showUnits();
     graphs.forEach((graph, g) => panel.append(
       html("h3", graphs.length < 2 ? "Model" : g ? "Target, on the right" : "Source, on the left"),
       table([["name", graph.name], ["layers", number(graph.layers)], ["parameters", number(graph.nodes[0].elements)],
