@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ..errors import ViewError
 from .scene import Scene
 from .tree import Node, Tree
 from .units import Units
@@ -122,6 +123,7 @@ def _parameters(parameters: Sequence[Any], words: _Words) -> dict[str, Any]:
         "axes$": [[words(axis) for axis in each.axes] for each in parameters],
         "depth": [None if each.depth is None else round(each.depth, 4) for each in parameters],
         "tied$": [words(each.tied_to) for each in parameters],
+        "alone$": [words(_why_alone(each)) for each in parameters],
         "groups": [each.groups for each in parameters],
         "parts$": [
             [
@@ -134,6 +136,21 @@ def _parameters(parameters: Sequence[Any], words: _Words) -> dict[str, Any]:
         ],
         "heads": [[part.heads or 0 for part in each.parts.values()] or 0 for each in parameters],
     }
+
+
+def _why_alone(parameter: Any) -> str:
+    """Why no link may name the parameter; ``""`` where one may: what `Mapping.link` says."""
+    from ..match.views import matrix_shape
+
+    if parameter.tied_to is not None:
+        return f"it is the same tensor as {parameter.tied_to}: link that"
+    if 0 in parameter.shape:
+        return "it has no elements"
+    try:
+        matrix_shape(parameter)
+    except ViewError as error:
+        return error.why or error.what
+    return ""
 
 
 def _units(each: Units) -> list[Any]:

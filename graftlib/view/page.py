@@ -28,6 +28,7 @@ from ..errors import GraftError
 from .data import embedded_json, scene_data
 from .dot import scene_to_dot
 from .mermaid import scene_to_mermaid
+from .model_explorer import scene_to_model_explorer
 from .scene import Scene, build_scene
 from .text import scene_to_text
 
@@ -100,6 +101,10 @@ class View:
         """Both graphs and the links as a Mermaid flowchart, at the level that the page opens with."""
         return scene_to_mermaid(self.scene)
 
+    def to_model_explorer(self) -> str:
+        """Both graphs as JSON for Google's Model Explorer: ``model-explorer FILE.json``; links are attributes."""
+        return scene_to_model_explorer(self.scene)
+
     def __str__(self) -> str:
         return self.to_text()
 
@@ -110,6 +115,7 @@ class View:
         # The frame has an origin of its own, so that the page's script cannot reach the notebook.
         return (
             f'<iframe srcdoc="{html.escape(self.html, quote=True)}" sandbox="allow-scripts allow-downloads" '
+            'allow="clipboard-write" '
             f'title="{html.escape(self.scene.title, quote=True)}" width="100%" height="{self.height}" '
             'style="border:1px solid #8884"></iframe>'
         )

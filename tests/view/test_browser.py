@@ -604,3 +604,30 @@ def test_a_diff_says_in_the_overview_what_differs(opened):
     page = opened(view(first, second, diff=True))
     assert "Convs by Convs: unrelated" in page.locator("#panel").text_content()
     assert "change" in page.locator("#scale").text_content()
+
+
+def test_a_map_of_the_whole_shows_and_moves_the_window(opened, standin, hostile):
+    graph = standin.by_hand(
+        "M", {f"{hostile[i % 5]}{i}".replace(".", ""): {"weight": (4, i + 1)} for i in range(36)}
+    )
+    page = opened(view(graph))
+    assert page.locator("#map").is_hidden()  # all is in sight
+    for _ in range(8):
+        page.keyboard.press("+")
+    frame = page.locator("#map div").bounding_box()
+    whole = page.locator("#map canvas").bounding_box()
+    assert frame["width"] < 0.5 * whole["width"]
+    inks = page.evaluate(
+        """() => {
+          const canvas = document.querySelector('#map canvas');
+          const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+          return new Set(Array.from({length: data.length / 4}, (_, i) => data.slice(4 * i, 4 * i + 4).join())).size;
+        }"""
+    )
+    assert inks > 1
+    for x, y in ((0.2, 0.3), (0.8, 0.9)):
+        page.mouse.click(whole["x"] + x * whole["width"], whole["y"] + y * whole["height"])
+        frame = page.locator("#map div").bounding_box()
+        assert abs(frame["x"] + frame["width"] / 2 - whole["x"] - x * whole["width"]) < 20
+    page.click("#fit")
+    assert page.locator("#map").is_hidden()

@@ -8,6 +8,7 @@
   const SVG = "http://www.w3.org/2000/svg";
   const NODE_H = 42, GAP_Y = 26, GAP_X = 22, GUTTER = 44, PAD = 14, HEAD = 34, TITLE = 64, STRAIT = 220;
   const FINE = 0.36;             // below this scale no text can be read: what is alike is drawn in one piece
+  const APART = "#legend, #scale, #map";   // what lies on the picture and is not of it
   const MANY = 400;              // links that are drawn one by one
   const NARROW = 640;            // pixels that show one model at a time
   const $ = (id) => document.getElementById(id);
@@ -68,10 +69,11 @@
   });
   const nodeAt = ([g, i]) => graphs[g].nodes[i];
   const links = rows(data.links).map((link, n) => ({ ...link, n, from: nodeAt(link.source), to: nodeAt(link.target) }));
-  links.forEach((link) => {
+  function bond(link) {
     for (let node = link.from; node; node = parentOf(node)) node.bonds.push(link);
     for (let node = link.to; node; node = parentOf(node)) if (node.bonds.at(-1) !== link) node.bonds.push(link);
-  });
+  }
+  links.forEach(bond);
   const hiddenKinds = new Set();
   let chosen = null, chosenLink = null, hovered = null, found = null, coupled = null, pinned = null, only = 0;
   let drawn = new Map(), bundles = [], stamp = 0;
@@ -481,6 +483,7 @@
       graph.whole.append(...graph.heading);
     });
     painted = null;
+    drawMap();
     refresh();
   }
 
@@ -490,6 +493,7 @@
     painted = { ...r, fine, t };
     stage.setAttribute("transform", t.toString());
     svg.style.transform = "";
+    placeWindow();
     shownGraphs().forEach((graph) => {
       const here = within(graph, r), tab = visible(chosen && chosen.g === graph.g ? chosen : graph.tab);
       graph.tab = tab;
@@ -724,10 +728,11 @@
 
   // ---- moving about ------------------------------------------------------------------------------------------
   let touched = false, waiting = false;
-  const zoom = d3.zoom().scaleExtent([0.01, 4]).filter((event) => !event.target.closest("#legend, #scale") && !event.button
-    && (!event.ctrlKey || event.type === "wheel")).on("zoom", (event) => {
+  const zoom = d3.zoom().scaleExtent([0.01, 4]).filter((event) => !event.target.closest(APART) && !event.button
+    && (event.type === "wheel" || !event.ctrlKey && !event.shiftKey)).on("zoom", (event) => {
     if (event.sourceEvent) touched = true;
     hideTip();
+    placeWindow();
     if (!painted) return;
     const t = event.transform, by = t.k / painted.t.k, x = t.x - painted.t.x * by, y = t.y - painted.t.y * by;
     svg.style.transform = `translate(${x + AROUND * size.width * (by - 1)}px, ${y + AROUND * size.height * (by - 1)}px) scale(${by})`;
@@ -818,7 +823,7 @@
     chosen = node; chosenLink = null; graphs[node.g].tab = node;
     release();
     if (redraw) draw(); else remark();
-    showNode(node);
+    if (start) linkFrom(start, node); else showNode(node);
     remember(node);
   }
   /* The picture follows its window: whole while nobody has moved it, else with what is in the middle. */
@@ -848,6 +853,40 @@
     });
   }
   function turnTo(g) { only = g; tabs(); }
+
+  // ---- the whole in small, with the window on it -------------------------------------------------------------
+  const map = $("map"), MAP = { w: 176, h: 128 };
+  let small = 1;
+  function drawMap() {
+    const canvas = map.querySelector("canvas"), whole = extent(), pen = canvas.getContext("2d"), inks = new Map();
+    const ink = (name) => { if (!inks.has(name)) inks.set(name, `rgb(${colour(name)})`); return inks.get(name); };
+    small = Math.min(MAP.w / whole.w, MAP.h / whole.h);
+    canvas.width = whole.w * small * 2; canvas.height = whole.h * small * 2;
+    canvas.style.width = whole.w * small + "px";
+    pen.scale(2 * small, 2 * small);
+    const walk = (graph, node) => {
+      const open = node.open && node.children.length;
+      pen.fillStyle = open ? ink(node.level % 2 ? "inside" : "paper") : tint(node) || ink(KINDS.includes(node.colour) ? node.colour : "line");
+      if (node.parent >= 0) pen.fillRect(node.X, node.Y, Math.max(node.w, 1 / small), Math.max(node.h, 1 / small));
+      if (open) node.children.forEach((i) => walk(graph, graph.nodes[i]));
+    };
+    shownGraphs().forEach((graph) => walk(graph, graph.nodes[0]));
+  }
+  /* Nothing where all is in sight. */
+  function placeWindow() {
+    if (!stamp) return;
+    const r = region(0), whole = extent(), frame = map.querySelector("div").style;
+    map.hidden = narrow() || r.X <= 0 && r.Y <= 0 && r.X + r.w >= whole.w && r.Y + r.h >= whole.h;
+    const left = Math.max(0, r.X), top = Math.max(0, r.Y), right = Math.min(whole.w, r.X + r.w), bottom = Math.min(whole.h, r.Y + r.h);
+    Object.assign(frame, { left: left * small + "px", top: top * small + "px", width: Math.max(3, (right - left) * small) + "px", height: Math.max(3, (bottom - top) * small) + "px" });
+  }
+  map.addEventListener("pointerdown", (event) => { map.setPointerCapture(event.pointerId); goTo(event); });
+  map.addEventListener("pointermove", (event) => { if (event.buttons) goTo(event); });
+  function goTo(event) {
+    const box = map.querySelector("canvas").getBoundingClientRect(), k = transform().k;
+    touched = true;
+    moveTo(d3.zoomIdentity.translate(size.width / 2 - (event.clientX - box.left) / small * k, size.height / 2 - (event.clientY - box.top) / small * k).scale(k));
+  }
 
   // ---- a link to what is chosen ------------------------------------------------------------------------------
   const SIDES = ["source", "target"];
@@ -927,6 +966,168 @@
     });
     panel.scrollTop = 0;
   }
+
+  // ---- mapping by hand ---------------------------------------------------------------------------------------
+  let start = null, rubber = null;
+  /* What a link may name in a node: its parameters and their parts; of a module those of all layers inside. */
+  function ends(node) {
+    const graph = graphs[node.g], list = [];
+    const walk = (each) => {
+      each.parameters.forEach((i) => {
+        const p = graph.parameters[i];
+        [p.address, ...partsOf(p).map(([name]) => p.address + "::" + name).filter((address) => !address.endsWith("::heads"))].forEach((address) => {
+          if (!list.some((end) => end.address === address)) list.push({ g: node.g, node: each, p, address });
+        });
+      });
+      each.children.forEach((i) => walk(graph.nodes[i]));
+    };
+    walk(node);
+    return list;
+  }
+  /* Why two cannot be linked, in the words of `Mapping.link`; nothing where they can. */
+  function refusal(a, b, direction) {
+    for (const end of [a, b]) if (end.p.alone) return end.address + ": " + end.p.alone;
+    if (a.p === b.p && (a.address === b.address || a.address === a.p.address || b.address === b.p.address)) return "A parameter has nothing to learn from its own values.";
+    const written = (link) => [...link.direction === "backward" ? [] : [[link.target[0], link.target_address]], ...link.direction === "forward" ? [] : [[link.source[0], link.source_address]]];
+    const fresh = { source: [a.g], target: [b.g], source_address: a.address, target_address: b.address, direction };
+    for (const link of links) {
+      if (link.source_address === a.address && link.target_address === b.address) return "They are linked already.";
+      for (const [g, mine] of written(fresh)) for (const [h, other] of written(link)) {
+        if (g === h && (mine.startsWith(other + "::") || other.startsWith(mine + "::"))) return mine + " and " + other + " would both be written, and they share units.";
+      }
+    }
+    return "";
+  }
+  function linkFrom(node, other) {
+    start = node;
+    panel.replaceChildren(html("h2", "New link"), html("p", "From " + node.path + ". Now choose a layer" + (graphs.length > 1 ? " of the other model" : "") + "."));
+    if (other && other !== node) panel.append(button("Link to " + other.path, () => showPairing(node, other), "act"));
+    panel.append(button("Cancel", () => { start = null; showNode(node); }, "act"));
+  }
+  function showPairing(one, other) {
+    start = null; chosen = null; remark();
+    const [left, right] = one.g <= other.g ? [one, other] : [other, one], sides = [ends(left), ends(right)];
+    panel.replaceChildren(html("h2", "New link"));
+    if (graphs.length > 1 && left.g === right.g) { panel.append(html("p", "Both are of " + graphs[left.g].name + ", and a link goes from one model to the other.")); return; }
+    const bare = [left, right].find((node, i) => !sides[i].length);
+    if (bare) { panel.append(html("p", bare.path + " holds no parameter.")); return; }
+    const choices = sides.map((list, i) => choice(i ? "Target" : "Source", list.map((end) => end.address)));
+    const way = choice("Direction", Object.keys(ARROW));
+    // What may be linked first, and of that what has the same last name.
+    const last = (end) => end.address.slice(end.address.lastIndexOf(".") + 1), able = sides.map((list) => list.filter((end) => !end.p.alone));
+    const first = able[0][0] || sides[0][0], second = able[1].find((end) => last(end) === last(first)) || able[1][0] || sides[1][0];
+    choices[0].field.value = sides[0].indexOf(first); choices[1].field.value = sides[1].indexOf(second);
+    const told = html("p"), add = button("Add", () => {
+      const [a, b] = picked();
+      const kinds = [a, b].map((end) => end.p.role.startsWith("attention") ? "attention" : end.p.kind);
+      const link = { source: [a.g, a.node.i], target: [b.g, b.node.i], source_address: a.address, target_address: b.address, source_shape: a.p.shape,
+        target_shape: b.p.shape, direction: direction(), kind: kinds[0] === kinds[1] ? kinds[0] : "mixed", rule: "by hand", n: links.length, from: a.node, to: b.node };
+      links.push(link);
+      bond(link);
+      relink();
+      showMapping();
+    }, "act");
+    const picked = () => choices.map(({ field }, i) => sides[i][field.value]), direction = () => Object.keys(ARROW)[way.field.value];
+    told.setAttribute("role", "status");
+    const judge = () => {
+      const why = refusal(...picked(), direction());
+      add.disabled = !!why;
+      told.textContent = why || picked().map((end) => end.p.shape).join(" and ") + " can be linked.";
+    };
+    [...choices, way].forEach(({ field, label }) => { field.addEventListener("change", judge); panel.append(label); });
+    panel.append(told, add);
+    judge();
+    panel.scrollTop = 0;
+  }
+  function choice(name, options) {
+    const label = html("label", name, "choice"), field = html("select");
+    options.forEach((text, i) => { const option = html("option", text); option.value = i; field.append(option); });
+    label.append(field);
+    return { label, field };
+  }
+  function relink() { legend(); bundles = bundled(); if (painted) drawLinks(painted, true); mark(); }
+  /* All links, with what can be copied of them. */
+  function showMapping() {
+    const made = links.filter((link) => link.rule === "by hand"), list = html("ul");
+    panel.replaceChildren(html("h2", "Mapping"), html("p", plural(links.length, "link")));
+    if (links.length) panel.append(button("Copy Python", () => offer("Python", asPython()), "act"), button("Copy YAML", () => offer("YAML", asYaml()), "act"));
+    made.forEach((link) => {
+      const row = linkList([link], null).firstChild;
+      row.append(button("Remove", () => {
+        links.splice(links.indexOf(link), 1);
+        graphs.forEach((graph) => graph.nodes.forEach((node) => { node.bonds = node.bonds.filter((other) => other !== link); }));
+        relink();
+        showMapping();
+      }, "act"));
+      list.append(row);
+    });
+    panel.append(html("h3", "Made here"), made.length ? list : html("p", "None. Drag from a layer to another with Shift held, or choose a layer and \u201cLink from here\u201d."));
+    panel.scrollTop = 0;
+  }
+  function offer(name, text) {
+    copy(text);
+    const area = html("textarea", text);
+    area.readOnly = true; area.rows = 10;
+    area.setAttribute("aria-label", "The mapping as " + name);
+    panel.querySelectorAll("textarea").forEach((old) => old.remove());
+    panel.querySelector("h3").before(area);
+    area.select();
+  }
+  async function copy(text) {
+    try { await navigator.clipboard.writeText(text); } catch {   // a frame without that right
+      const area = html("textarea", text);
+      document.body.append(area);
+      area.select();
+      document.execCommand("copy");
+      area.remove();
+    }
+  }
+  function copyButton(name) {
+    const entry = button("Copy", () => copy(name), "copy");
+    entry.setAttribute("aria-label", "Copy " + name);
+    return entry;
+  }
+  // A text as Python and YAML read it: their line breaks are more than those of JSON.
+  const quoted = (text) => JSON.stringify(text).replaceAll(/[\u007f-\u00a0\u2028\u2029\ufeff]/g, (c) => "\\u" + c.charCodeAt(0).toString(16).padStart(4, "0"));
+  const pattern = (address) => quoted(address.replaceAll(/[*?[{]/g, "[$&]").replace(/^re:/, "[r]e:"));
+  function asPython() {
+    return ["mapping = Mapping(source, target)", ...links.map((link) => `mapping.link(${pattern(link.source_address)}, ${pattern(link.target_address)}`
+      + (link.direction === "forward" ? ")" : `, direction="${link.direction}")`))].join("\n") + "\n";
+  }
+  function asYaml() {
+    const lines = ["format: graftlib mapping", "version: 1"];
+    ["source", "target"].forEach((side) => {
+      const graph = graphs[side === "source" ? 0 : graphs.length - 1], told = new Set();
+      lines.push(side + ":", "  model: " + quoted(graph.name), "  parameters:");
+      links.forEach((link) => {
+        const p = parameterAt(graph, link[side + "_address"]);
+        if (told.has(p)) return;
+        told.add(p);
+        const shape = p.shape === "scalar" ? "" : p.shape.replaceAll(" \u00d7", ",");
+        lines.push(`    ? ${quoted(p.address)}`, `    : {shape: [${shape}], kind: ${quoted(p.kind)}}`);
+      });
+    });
+    lines.push("pairs:");
+    links.forEach((link) => lines.push("- source: " + quoted(link.source_address), "  target: " + quoted(link.target_address), "  direction: " + link.direction, "  rule: " + quoted(link.rule)));
+    return lines.join("\n") + "\n";
+  }
+  /* With Shift held, a line follows the pointer from a layer to another. */
+  const placed = (event) => { const edge = sheet.getBoundingClientRect(); return transform().invert([event.clientX - edge.left, event.clientY - edge.top]); };
+  sheet.addEventListener("pointerdown", (event) => {
+    const node = event.shiftKey && !event.button && under(event);
+    if (!node) return;
+    rubber = { node, line: make("path", { class: "rubber" }) };
+    stage.append(rubber.line);
+  });
+  addEventListener("pointermove", (event) => { if (rubber) rubber.line.setAttribute("d", `M${rubber.node.X + rubber.node.w / 2} ${rubber.node.Y + Math.min(rubber.node.h, HEAD) / 2}L${placed(event)}`); });
+  addEventListener("pointerup", (event) => {
+    if (!rubber) return;
+    const from = rubber.node, to = under(event);
+    rubber.line.remove();
+    rubber = null;
+    if (to && to !== from) { event.preventDefault(); linked = true; showPairing(from, to); }
+  });
+  let linked = false;   // the click at the end of such a line means nothing
 
   // ---- units: what a pruning plan keeps of a class, and what each unit is worth ------------------------------
   const sizes = (each) => number(each.size) + (each.stay < each.size ? " \u2192 " + number(each.stay) : "");
@@ -1031,7 +1232,7 @@
         ["axis classes", graph.classes.length ? number(graph.classes.filter((each) => !each.frozen_by).length) + " free of " + number(graph.classes.length) : ""], ["captured by", graph.tracer]])));
     const keys = html("ul");
     [["/", "search"], ["Tab", "go from one model to the other"], ["\u2191 \u2193", "previous and next layer"], ["\u2192", "open, or follow a link"],
-      ["\u2190", "close, or go to the module around it"], ["e  c", "open or close a level"], ["+  \u2212  0", "zoom, fit"], ["Esc", "back to this page"]]
+      ["\u2190", "close, or go to the module around it"], ["e  c", "open or close a level"], ["+  \u2212  0", "zoom, fit"], ["Shift", "and drag: link a layer to another"], ["Esc", "back to this page"]]
       .forEach(([key, text]) => { const row = html("li"); row.append(html("kbd", key), " " + text); keys.append(row); });
     panel.append(html("h3", "Keys"), keys);
     const colours = KINDS.filter((kind) => graphs.some((graph) => graph.nodes.some((node) => node.colour === kind)));
@@ -1041,6 +1242,7 @@
       panel.append(html("h3", "Colours, by what holds most parameters"), key);
     }
     panel.append(html("h3", "Keep what is shown"), button("SVG", () => keepPicture("svg"), "act"), button("PNG", () => keepPicture("png"), "act"));
+    panel.append(html("h3", "Mapping"), button("Links, and what to copy of them", showMapping, "act"));
     if (links.length) panel.append(html("h3", "Links"), linkList(links, null), html("p", bundles.length < links.length ? "Drawn as " + plural(bundles.length, "line") + " at this level." : ""));
   }
 
@@ -1072,7 +1274,9 @@
 
   function showNode(node) {
     const graph = graphs[node.g];
-    panel.replaceChildren(html("h2", node.label), html("p", node.path));
+    const name = html("p", node.path + " ");
+    name.append(copyButton(node.path));
+    panel.replaceChildren(html("h2", node.label), name);
     const value = overlay && overlay.values.get(node.id);
     panel.append(table([
       ["kind", node.kind], [overlay ? overlay.name : "", value === undefined || value === null ? "" : value],
@@ -1082,11 +1286,12 @@
     ]));
     if (node.children.length) panel.append(button(node.open ? "Close" : "Open", () => { toggle(node); showNode(node); }, "act"));
     if (parentOf(node) && parentOf(node).parent >= 0) panel.append(button("Go to the module around it", () => reveal(parentOf(node)), "act"));
+    if (ends(node).length) panel.append(button("Link from here", () => linkFrom(node), "act"));
     if (node.parameters.length) {
       const list = html("ul");
       node.parameters.map((i) => graph.parameters[i]).forEach((p) => {
-        const row = html("li", p.address);
-        row.append(html("small", p.shape + (p.axes.length ? " (" + p.axes.join(" ") + ")" : "") + ", " + p.dtype),
+        const row = html("li", p.address + " ");
+        row.append(copyButton(p.address), html("small", p.shape + (p.axes.length ? " (" + p.axes.join(" ") + ")" : "") + ", " + p.dtype),
           html("small", [kindName(p.kind), p.role].join(", ") + (p.depth === null ? "" : ", depth " + p.depth.toFixed(3))));
         const parts = partsOf(p);
         if (parts.length) row.append(html("small", "parts: " + parts.map(([name, role, heads]) => p.address + "::" + (name === "heads" ? "head[0.." + (heads - 1) + "]" : name) + (role ? " (" + role + ")" : "")).join(", ")));
@@ -1183,7 +1388,7 @@
   }
   function hideTip() { tip.hidden = true; }
   sheet.addEventListener("pointermove", (event) => {
-    if (event.buttons || event.target.closest("#legend, #scale")) return;
+    if (event.buttons || event.target.closest(APART)) return;
     const bundle = event.target.__bundle, node = bundle ? null : under(event);
     if (node !== hovered) { hovered = node; mark(); }
     if (node && !(node.open && node.children.length && !nearHead(event, node))) {
@@ -1201,11 +1406,13 @@
   const nearHead = (event, node) => (event.clientY - sheet.getBoundingClientRect().top - transform().applyY(node.Y)) < HEAD * transform().k;
   sheet.addEventListener("pointerleave", () => { hovered = null; hideTip(); mark(); });
   sheet.addEventListener("click", (event) => {
-    if (event.target.closest("#legend, #scale")) return;
+    if (event.target.closest(APART)) return;
+    if (linked) { linked = false; return; }
     const bundle = event.target.__bundle, chevron = event.target.closest("[data-toggle]"), node = under(event);
     hideTip();
     if (chevron) toggle(byId(+chevron.dataset.toggle));
     else if (bundle) showBundle(bundle);
+    else if (node && start) showPairing(start, node);
     else if (node) { choose(node); focus(node); }
     else clear();
   });
@@ -1218,7 +1425,7 @@
     release(); remark();
     panel.replaceChildren(html("h2", plural(bundle.links.length, "link")), html("p", kindName(bundle.kind)), linkList(bundle.links, null));
   }
-  function clear() { chosen = chosenLink = null; release(); remark(); showOverview(); }
+  function clear() { start = null; chosen = chosenLink = null; release(); remark(); showOverview(); }
 
   // ---- keys --------------------------------------------------------------------------------------------------
   function inOrder(g) {
@@ -1247,7 +1454,7 @@
         if (node.bonds.length) go(visible(holds(node, node.bonds[0].from) ? node.bonds[0].to : node.bonds[0].from));
       },
       ArrowLeft: () => { if (container && node.open) toggle(node); else if (parentOf(node) && parentOf(node).parent >= 0) go(parentOf(node)); },
-      Enter: () => { if (container) toggle(node); choose(node); }, " ": () => choose(node),
+      Enter: () => { if (start) return showPairing(start, node); if (container) toggle(node); choose(node); }, " ": () => { if (start) showPairing(start, node); else choose(node); },
       Home: () => go(inOrder(node.g)[0]), End: () => go(inOrder(node.g).at(-1)),
     };
     if (!actions[event.key]) return;
@@ -1269,7 +1476,7 @@
       if (event.key === "Escape" || (event.key === "ArrowUp" && !other)) { event.preventDefault(); search.focus(); }
       return;
     }
-    if (event.target.tagName === "SELECT") return;
+    if (["SELECT", "TEXTAREA"].includes(event.target.tagName)) return;
     const actions = { "/": () => search.focus(), e: () => level(1), c: () => level(-1), "+": () => scaleBy(1.25), "=": () => scaleBy(1.25),
       "-": () => scaleBy(0.8), 0: fit, d: details, Escape: clear };
     if (!actions[event.key]) return;
@@ -1363,7 +1570,8 @@
 
   // ---- legend and tools --------------------------------------------------------------------------------------
   function legend() {
-    const counts = new Map();
+    const counts = new Map(), row = $("legend"), before = row.querySelector("select");
+    row.querySelectorAll("button").forEach((old) => old.remove());
     links.forEach((link) => counts.set(link.kind, (counts.get(link.kind) || 0) + 1));
     KINDS.filter((kind) => counts.has(kind)).forEach((kind) => {
       const entry = button("", () => {
@@ -1373,10 +1581,10 @@
         drawLinks(painted, true);
         mark();
       });
-      entry.setAttribute("aria-pressed", "true");
+      entry.setAttribute("aria-pressed", String(!hiddenKinds.has(kind)));
       entry.title = "Show or hide these links";
       entry.append(paint(html("i"), kind), (kind === "mixed" ? "between kinds" : kindName(kind)) + " " + counts.get(kind));
-      $("legend").append(entry);
+      row.insertBefore(entry, before);
     });
   }
   function details() {
