@@ -12,12 +12,15 @@ import base64
 import json
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ViewError
 from .scene import Scene
 from .tree import Node, Tree
 from .units import Units
+
+if TYPE_CHECKING:
+    from .weights import Histogram
 
 __all__ = ["embedded_json", "scene_data"]
 
@@ -44,6 +47,14 @@ def scene_data(scene: Scene) -> dict[str, Any]:
         "title": scene.title,
         "notes": list(scene.notes),
         "graphs": [_graph(tree, words) for tree in scene.trees],
+        "stories": {
+            "place": [list(each.place) for each in scene.stories],
+            "title$": [words(each.title) for each in scene.stories],
+            "lines$": [[words(line) for line in each.lines] for each in scene.stories],
+            "curve": [
+                [float(f"{n:.4g}") for point in each.curve for n in point] for each in scene.stories
+            ],
+        },
         "units": [_units(each) for each in scene.units],
         "links": _links(scene, words),
         "overlays": [
@@ -73,6 +84,7 @@ def _graph(tree: Tree, words: _Words) -> dict[str, Any]:
     return {
         "name": tree.name,
         "tracer": tree.tracer,
+        "stopped": tree.stopped,
         "nodes": {
             "label$": [words(node.label) for node in tree.nodes],
             "path$": [words(path) for path in _unsaid(tree.nodes)],
@@ -92,7 +104,10 @@ def _graph(tree: Tree, words: _Words) -> dict[str, Any]:
         "edges": [
             number for u, v, shape in tree.edges for number in (u, v, words(shape_text(shape)))
         ],
-        "parameters": _parameters(tree.parameters, words),
+        "parameters": {
+            **_parameters(tree.parameters, words),
+            "lie": [_lie(tree.histograms.get(each.fqn)) for each in tree.parameters],
+        },
         "classes": {
             "size": [each.size for each in tree.classes],
             "frozen_by$": [words(each.frozen_by) for each in tree.classes],
@@ -136,6 +151,16 @@ def _parameters(parameters: Sequence[Any], words: _Words) -> dict[str, Any]:
         ],
         "heads": [[part.heads or 0 for part in each.parts.values()] or 0 for each in parameters],
     }
+
+
+def _lie(histogram: Histogram | None) -> list[Any] | int:
+    """[bytes of the bins, least, largest, mean, standard deviation, share of zeros, how many not finite], or 0."""
+    if histogram is None:
+        return 0
+    most = max(histogram.counts)
+    bars = bytes(-(-255 * count // most) for count in histogram.counts)
+    numbers = (histogram.low, histogram.high, histogram.mean, histogram.std, histogram.zeros)
+    return [_base64(bars), *(float(f"{number:.4g}") for number in numbers), histogram.odd]
 
 
 def _why_alone(parameter: Any) -> str:

@@ -129,6 +129,7 @@ def view(
     overlay: Mapping[str, Any] | None = None,
     edit: Any = None,
     importance: Any = None,
+    weights: bool = False,
     diff: bool | Diff = False,
     depth: int | None = None,
     title: str | None = None,
@@ -138,7 +139,8 @@ def view(
     """Look at one or two layer graphs and at what links them.
 
     Args:
-        source: a `LayerGraph`, drawn on the left; or a mapping, or a graft's `graph`, alone.
+        source: a `LayerGraph`, drawn on the left; or alone, with what it brings: a mapping; a graft, with its
+            history; an assembly, with the origins of its layers; a `graftlib.graph.Outline`, where tracing failed.
         target: a second `LayerGraph`, drawn on the right; None for the mapping's own, or for none.
         mapping: a `Mapping` whose pairs are drawn as links; None for none.
         overlay: numbers to show as colours with a legend: name of a layer, a module or a parameter -> a finite number
@@ -150,6 +152,7 @@ def view(
         importance: what each unit is worth, shown in the strips: class -> (size,) numbers, as ``slim.importances``, or
             a function of a class that gives them, such as ``surgery.ranking("magnitude", graph, graph.model)``, asked
             for the classes of `edit`, or for all that are free.
+        weights: True reads all weights, so that the page can show a histogram of each parameter.
         diff: True compares the two models, a `Diff` is shown as it is: what differs stands in the overview, and an
             overlay shows how far the weights of each layer moved, by the norm of the first's.
         depth: how many levels of modules are open at first; None for as many as stay readable.
@@ -164,12 +167,13 @@ def view(
     themes = Literal["auto", "light", "dark"]
     check(
         GraftError,
+        weights=(weights, bool),
         depth=(depth, int | None),
         title=(title, str | None),
         theme=(theme, themes),
         height=(height, Positive),
     )
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = getattr(source, "lines", ())
     if diff:
         compared = _compared(source, target, mapping) if diff is True else diff
         notes, overlay = compared.lines, overlay or compared.overlay
@@ -180,6 +184,7 @@ def view(
         overlay=overlay,
         edit=edit,
         importance=importance,
+        weights=weights,
         depth=depth,
         title=title,
         notes=notes,

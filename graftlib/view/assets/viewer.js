@@ -43,6 +43,7 @@
     });
     for (let i = nodes.length - 1; i >= 0; i--) {
       const node = nodes[i];
+      node.missed = node.children.length ? node.children.every((c) => nodes[c].missed) : node.form === "layer" && !node.calls;
       if (!node.children.length) continue;
       node.in_shapes = nodes[node.children[0]].in_shapes;
       node.out_shapes = nodes[node.children.at(-1)].out_shapes;
@@ -57,7 +58,8 @@
     const classes = rows(raw.classes);
     classes.forEach((each, c) => each.members.forEach(([p, axis]) => parameters[p].classes[axis].push(c)));
     const layers = nodes.filter((node) => node.form === "layer").length;
-    return { name: raw.name, tracer: raw.tracer, g, nodes, parameters, classes, layers, edges: lift(nodes, edges), tab: nodes[Math.min(1, nodes.length - 1)] };
+    const stopped = raw.stopped === null ? undefined : nodes.find((node) => node.parent >= 0 && node.path === raw.stopped);
+    return { stopped, name: raw.name, tracer: raw.tracer, g, nodes, parameters, classes, layers, edges: lift(nodes, edges), tab: nodes[Math.min(1, nodes.length - 1)] };
   });
   /* What an edit keeps of a class, a flag a unit, and what its units are worth. */
   const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
@@ -567,7 +569,8 @@
   function drawNode(node) {
     const container = node.children.length > 0, open = container && node.open;
     const group = make("g", {
-      class: "node" + (open ? " open" : "") + (node.repeats > 1 ? " many" : "") + (node.level % 2 ? "" : " level-odd"),
+      class: "node" + (open ? " open" : "") + (node.repeats > 1 ? " many" : "") + (node.level % 2 ? "" : " level-odd")
+        + (node.missed ? " missed" : "") + (isStopped(node) ? " stopped" : ""),
       role: "treeitem", tabindex: "-1", "data-id": node.id, "aria-level": node.level, "aria-label": describe(node),
     });
     if (container) group.setAttribute("aria-expanded", String(open));
@@ -605,6 +608,8 @@
     const open = node.open && node.children.length;
     const parts = [[title(node), badge(node), facts(node), open ? "" : amount(node)].filter(Boolean).join(" ")];
     if (node.path && node.path !== node.label) parts.push(node.path);
+    if (node.missed) parts.push("not reached");
+    if (isStopped(node)) parts.push("the forward pass ended here");
     if (node.repeats > 1) parts.push(node.repeats + " repeats");
     if (node.elements) parts.push(plural(node.elements, "parameter"));
     if (node.bonds.length) parts.push(plural(node.bonds.length, "link"));
@@ -642,6 +647,7 @@
   }
 
   /* Marks that change without a new layout: search, choice, coupled axes, and the links of what is pointed at. */
+  const isStopped = (node) => !!graphs[node.g].stopped && visible(graphs[node.g].stopped) === node;
   const isFound = (node) => !!found && found.hits.has(node.id);
   const isCoupled = (node) => !!coupled && coupled.shown.has(node.id);
   const isChosen = (node) => chosen !== null && visible(chosen) === node;
@@ -1194,6 +1200,39 @@
     });
   }
 
+  // ---- stories: what a graft or an assembly did to a layer ----------------------------------------------------
+  const stories = rows(data.stories).map((each) => ({ ...each, node: nodeAt(each.place) }));
+  /* Values by step as a line, with the least and the largest beside it. */
+  function curveOf(points) {
+    const xs = points.filter((_, i) => i % 2 === 0), ys = points.filter((_, i) => i % 2), W = 304, H = 44;
+    const at = (list, value, most) => { const low = Math.min(...list), high = Math.max(...list); return high > low ? (value - low) / (high - low) * most : most / 2; };
+    const chart = make("svg", { class: "curve", width: W, height: H, role: "img", "aria-label": "from " + few(Math.min(...ys)) + " to " + few(Math.max(...ys)) });
+    chart.append(make("path", { d: "M" + xs.map((x, i) => [2 + at(xs, x, W - 4), H - 2 - at(ys, ys[i], H - 4)]).join("L") }));
+    const whole = html("div");
+    whole.append(chart, html("small", "size of the change by step, " + few(Math.min(...ys)) + " to " + few(Math.max(...ys))));
+    return whole;
+  }
+  /* How weights lie, once somebody asks. */
+  function histogram([bars, low, high, mean, std, zeros, odd]) {
+    const whole = html("details"), W = 304, H = 60, each = W / 32, chart = make("svg", { class: "curve", width: W, height: H, role: "img", "aria-label": "histogram from " + few(low) + " to " + few(high) });
+    chart.append(make("path", { class: "bars", d: Array.from(bytes(bars), (bar, i) => `M${i * each} ${H}v${-bar / 255 * H}h${each - 1}v${bar / 255 * H}z`).join("") }));
+    whole.append(html("summary", "Weights"), chart, html("small", few(low) + " to " + few(high) + ", mean " + few(mean) + ", standard deviation " + few(std)
+      + (zeros ? ", " + few(100 * zeros) + " % zeros" : "") + (odd ? ", " + plural(odd, "element") + " not finite" : "")));
+    return whole;
+  }
+  function tell(some, withNames) {
+    const list = html("ul");
+    some.slice(0, 60).forEach((each) => {
+      const row = html("li");
+      row.append(withNames ? button(each.title === "origins" ? each.node.path : each.title, () => reveal(each.node), "go") : each.title);
+      each.lines.forEach((line) => row.append(html("small", line)));
+      if (each.curve.length > 2) row.append(curveOf(each.curve));
+      list.append(row);
+    });
+    if (some.length > 60) list.append(html("li", "and " + number(some.length - 60) + " more"));
+    panel.append(html("h3", some.some((each) => each.title === "origins") ? "Origins" : "Transfers"), list);
+  }
+
   // ---- details -----------------------------------------------------------------------------------------------
   function html(name, text, className) {
     const element = document.createElement(name);
@@ -1223,9 +1262,12 @@
     if (data.notes.length) {
       const list = html("ul");
       data.notes.forEach((line) => list.append(html("li", line)));
-      panel.append(html("h3", "What differs"), list);
+      const end = graphs.find((graph) => graph.stopped);
+      panel.append(html("h3", graphs.some((graph) => graph.tracer === "none") ? "Not traced" : "What differs"), list);
+      if (end) panel.append(button("Go to " + end.stopped.path, () => reveal(end.stopped), "act"));
     }
     showUnits();
+    if (stories.length) tell(stories, true);
     graphs.forEach((graph, g) => panel.append(
       html("h3", graphs.length < 2 ? "Model" : g ? "Target, on the right" : "Source, on the left"),
       table([["name", graph.name], ["layers", number(graph.layers)], ["parameters", number(graph.nodes[0].elements)],
@@ -1299,10 +1341,13 @@
         const coupledAxes = html("div", undefined, "axes");
         p.classes.forEach((held, axis) => held.forEach((c) => coupledAxes.append(axisButton(graph, p, axis, c))));
         if (coupledAxes.childElementCount) row.append(coupledAxes);
+        if (p.lie) row.append(histogram(p.lie));
         list.append(row);
       });
       panel.append(html("h3", "Parameters"), list);
     }
+    const told = stories.filter((each) => holds(node, each.node));
+    if (told.length) tell(told, node.children.length > 0);
     if (node.bonds.length) panel.append(html("h3", plural(node.bonds.length, "link")), linkList(node.bonds, node));
     for (const [name, ends] of [["Reads from", node.inbound], ["Read by", node.outbound]]) {
       if (!ends.length) continue;
