@@ -36,11 +36,9 @@ class Story:
 
 
 def drawn(source: Any) -> Any:
-    """What of `source` is drawn: the joined graph of a graft, the layer graph of an assembly; else itself."""
+    """What of `source` is drawn: the mapping of a graft, the layer graph of an assembly; else itself."""
     if hasattr(source, "plan") and hasattr(source, "history"):
-        from ..graft.joined import joined
-
-        return joined(source.plan)
+        return source.plan.mapping
     return source.graph if hasattr(source, "record") and hasattr(source, "graph") else source
 
 

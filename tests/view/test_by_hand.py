@@ -1,5 +1,7 @@
 """A mapping that is drawn by hand is the mapping that its copied text makes, whatever the names are."""
 
+from importlib.resources import files
+
 import pytest
 import torch
 from torch import nn
@@ -149,3 +151,34 @@ def test_keys_make_a_link_and_any_name_can_be_copied(opened):
     page.locator("#panel button", has_text="Link to b").click()
     page.locator("#panel button", has_text="Add").click()
     assert page.locator(".link").count() == 2
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_in_any_panel(opened, theme):
+    axe = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is missing")
+    source, target = two(["a", "b"])
+    each = source.axis_class("a")
+    kept = {each: [0, 2]}
+    worth = {each: [0.5, 1.0, 2.0, 0.0]}
+    page = opened(view(source, target, edit=kept, importance=worth, weights=True, theme=theme))
+    page.evaluate((files(axe.__name__) / "axe.min.js").read_text(encoding="utf-8"))
+
+    def findings():
+        tags = "['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice', 'experimental']"
+        run = f"axe.run({{runOnly: {{type: 'tag', values: {tags}}}}})"
+        return [found["id"] for found in page.evaluate(run)["violations"]]
+
+    assert findings() == []
+    page.locator("#panel button.go", has_text="a.weight").click()  # an axis class
+    assert findings() == []
+    box(page, "Named", '"a"').click()
+    for _ in range(8):
+        page.keyboard.press("+")  # the map is there
+    page.locator("#panel summary").first.click()
+    assert findings() == []
+    page.keyboard.press("0")
+    drag(page, box(page, "Named", '"a"'), box(page, "Other", '"b"'))
+    assert findings() == []
+    page.locator("#panel button", has_text="Add").click()
+    page.locator("#panel button", has_text="Copy YAML").click()
+    assert findings() == []

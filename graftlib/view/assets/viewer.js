@@ -1035,14 +1035,14 @@
     }, "act");
     const picked = () => choices.map(({ field }, i) => sides[i][field.value]), direction = () => Object.keys(ARROW)[way.field.value];
     told.setAttribute("role", "status");
-    const judge = () => {
+    const verify = () => {
       const why = refusal(...picked(), direction());
       add.disabled = !!why;
       told.textContent = why || picked().map((end) => end.p.shape).join(" and ") + " can be linked.";
     };
-    [...choices, way].forEach(({ field, label }) => { field.addEventListener("change", judge); panel.append(label); });
+    [...choices, way].forEach(({ field, label }) => { field.addEventListener("change", verify); panel.append(label); });
     panel.append(told, add);
-    judge();
+    verify();
     panel.scrollTop = 0;
   }
   function choice(name, options) {
