@@ -104,6 +104,36 @@ Against `import torch`, {found["repeats"]} interleaved repetitions in fresh inte
 """
 
 
+def page(found: dict) -> str:
+    words = {
+        "write_s": ("written in", "{:.2f} s of a processor"),
+        "kB": ("size", "{:.0f} kB"),
+        "open_ms": ("opens in", "{:.0f} ms of a processor"),
+        "expand_ms": ("one module opened in", "{:.0f} ms of a processor"),
+        "expand_wall_ms": ("from the click to the next frame", "{:.0f} ms"),
+        "pan_fps": ("dragged, all open", "{:.0f} frames a second"),
+        "pan_ms": ("a frame of that", "{:.1f} ms of a processor"),
+        "wheel_ms": ("a frame of that", "{:.1f} ms of a processor"),
+        "wheel_fps": ("zoomed, all open", "{:.0f} frames a second"),
+    }
+    rows = []
+    for name, row in found["rows"].items():
+        models, _, figure = name.rpartition(", ")
+        label, form = words[figure]
+        values = [form.format(row["median"]), *(f"{row[end]:.4g}" for end in ("least", "most"))]
+        rows.append([models.replace("|", "and"), label, *values])
+    machine = found["machine"]
+    return f"""## What the page costs
+
+{found["repeats"]} repetitions on {machine["cores"]} cores, which other work kept at a load of {machine["load"]:.0f}.
+Chromium {machine["browser"]} without a GPU. "All open" is after opening level by level six times.
+
+    python -m examples.benchmarks.page -o docs/benchmarks/page.json
+
+{table(["models", "what", "median", "least", "most"], rows)}
+"""
+
+
 def accuracy(title: str, name: str, found: dict) -> str:
     settings = found["settings"]
     rows = []
@@ -563,7 +593,7 @@ a looser one can cost is in the [positive control](paper.md) (`MergeNet, trust 0
 PARTS: dict[str, tuple[str, dict[str, Section]]] = {
     "graphs": (
         "Seeing a model: what it costs, and whether it is right",
-        {"import_cost": import_cost, "trace_cost": trace_cost, "breaks": breaks},
+        {"import_cost": import_cost, "trace_cost": trace_cost, "page": page, "breaks": breaks},
     ),
     "edits": (
         "Editing a model: what it costs, and what is left of its function",

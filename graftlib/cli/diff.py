@@ -26,23 +26,17 @@ def diff(
         str, typer.Argument(metavar="OTHER", help="The model to compare.", show_default=False)
     ],
     weights: options.Weights = None,
-    other_weights: Annotated[
-        Path | None,
-        typer.Option(
-            "--other-weights",
-            metavar="FILE",
-            help="A state_dict for OTHER: .safetensors, or a .pt that holds tensors alone.",
-            show_default=False,
-        ),
-    ] = None,
+    other_weights: options.OtherWeights = None,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Also write a page that shows it.", show_default=False),
     ] = None,
     inputs: options.Inputs = None,
+    other_inputs: options.OtherInputs = None,
     input_dtype: options.InputDtype = None,
     device: options.DeviceOption = options.Device.cpu,
     seed: options.Seed = 0,
+    show: options.Open = False,
     dry_run: options.DryRun = False,
     as_json: options.Json = False,
     debug: options.Debug = False,
@@ -53,8 +47,10 @@ def diff(
 
     Example: graftlib diff torchvision:resnet18 torchvision:resnet18 --weights a.pt --other-weights b.pt
     """
+    if show and output is None:
+        raise typer.BadParameter("there is no page without --output", param_hint="--open")
     asked = load_options(inputs, input_dtype, weights, device, seed)
-    others = load_options(inputs, input_dtype, other_weights, device, seed)
+    others = load_options(other_inputs or inputs, input_dtype, other_weights, device, seed)
     if dry_run:
         plan(as_json, "diff", [source, target], output, device)
         return
@@ -67,6 +63,8 @@ def diff(
             from ..view import view
 
             view(left, right, diff=difference).save(output)
+    if output is not None and show:
+        options.browse(output)
     if as_json:
         say_json({**asdict(difference), "path": str(output) if output else None})
         return

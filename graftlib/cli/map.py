@@ -36,7 +36,10 @@ def map_models(
         "mapping.yaml"
     ),
     inputs: options.Inputs = None,
+    other_inputs: options.OtherInputs = None,
     input_dtype: options.InputDtype = None,
+    weights: options.Weights = None,
+    other_weights: options.OtherWeights = None,
     device: options.DeviceOption = options.Device.auto,
     seed: options.Seed = 0,
     dry_run: options.DryRun = False,
@@ -45,18 +48,17 @@ def map_models(
 ) -> None:
     """Pair parameters of two models and write the mapping as YAML.
 
-    --input serves both models.
-
     Example: graftlib map torchvision:resnet50 torchvision:mobilenet_v2 --link fc=classifier.1
     """
     rules = [tuple(link.partition("=")[::2]) for link in links or ()]
     if not all(all(rule) for rule in rules):
         raise typer.BadParameter("write SOURCE=TARGET", param_hint="--link")
-    asked = load_options(inputs, input_dtype, None, device, seed)
+    asked = load_options(inputs, input_dtype, weights, device, seed)
+    others = load_options(other_inputs or inputs, input_dtype, other_weights, device, seed)
     if dry_run:
         plan(as_json, "map", [source, target], output, device)
         return
-    left, right = see(source, **asked), see(target, **asked)
+    left, right = see(source, **asked), see(target, **others)
     with working("pairing"):
         from ..match import Mapping
 

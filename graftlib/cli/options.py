@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import webbrowser
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -19,8 +20,12 @@ __all__ = [
     "Inputs",
     "Json",
     "ModelArgument",
+    "Open",
+    "OtherInputs",
+    "OtherWeights",
     "Seed",
     "Weights",
+    "browse",
 ]
 
 DEBUG = "graftlib.debug"
@@ -87,6 +92,25 @@ InputDtype = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
+Open = Annotated[bool, typer.Option("--open", help="Open the page in the system's browser.")]
+OtherInputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--other-input",
+        metavar="SHAPE",
+        help="The same for the second model; without it, --input serves both.",
+        show_default=False,
+    ),
+]
+OtherWeights = Annotated[
+    Path | None,
+    typer.Option(
+        "--other-weights",
+        metavar="FILE",
+        help="A state_dict for the second model.",
+        show_default=False,
+    ),
+]
 Seed = Annotated[
     int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of random weights and inputs.")
 ]
@@ -99,3 +123,8 @@ Weights = Annotated[
         show_default=False,
     ),
 ]
+
+
+def browse(page: Path) -> None:
+    """Open a page that was written in the system's browser."""
+    webbrowser.open(page.resolve().as_uri())

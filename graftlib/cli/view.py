@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from ..errors import TraceError
 from . import options
-from .console import say, say_json, working
-from .steps import load_options, plan, see
+from .console import complain, say, say_json, working
+from .steps import load, load_options, plan, see
 
 __all__ = ["register"]
 
@@ -38,16 +39,20 @@ def view(
     ] = None,
     auto: Annotated[bool, typer.Option("--auto", help="Propose a mapping and show it.")] = False,
     inputs: options.Inputs = None,
+    other_inputs: options.OtherInputs = None,
     input_dtype: options.InputDtype = None,
+    weights: options.Weights = None,
+    other_weights: options.OtherWeights = None,
     device: options.DeviceOption = options.Device.auto,
     seed: options.Seed = 0,
+    show: options.Open = False,
     dry_run: options.DryRun = False,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     """Draw a model, or two side by side, as one HTML page.
 
-    The page works offline. --input serves both models.
+    The page works offline. Of a model that cannot be traced it shows the modules, and how far a forward pass came.
 
     Example: graftlib view torchvision:resnet50 torchvision:mobilenet_v2 --auto -o mapping.html
     """
@@ -55,12 +60,18 @@ def view(
         raise typer.BadParameter("give --mapping or --auto, not both", param_hint="--auto")
     if target is None and (mapping is not None or auto):
         raise typer.BadParameter("a mapping needs a second model", param_hint="TARGET")
-    asked = load_options(inputs, input_dtype, None, device, seed)
+    asked = load_options(inputs, input_dtype, weights, device, seed)
+    others = load_options(other_inputs or inputs, input_dtype, other_weights, device, seed)
     if dry_run:
         plan(as_json, "view", [source, *([target] if target else [])], output, device)
         return
-    left = see(source, **asked)
-    right = see(target, **asked) if target else None
+    try:
+        left = see(source, **asked)
+        right = see(target, **others) if target else None
+    except TraceError:
+        if target is None:
+            _draw_outline(source, asked, output, show)
+        raise
     with working("drawing"):
         from ..match import Mapping
         from ..view import view as view_graphs
@@ -72,6 +83,8 @@ def view(
             links = Mapping(left, right)
             links.auto()
         view_graphs(left, right, links).save(output)
+    if show:
+        options.browse(output)
     if as_json:
         say_json(
             {
@@ -86,3 +99,18 @@ def view(
     if links is not None:
         say(links)
     say(f"wrote {output}")
+
+
+def _draw_outline(name: str, asked: dict[str, Any], output: Path, show: bool) -> None:
+    """A page of what there is to see of a model that no tracer could follow."""
+    if asked["device"] == "auto":
+        asked = {**asked, "device": "cpu"}
+    loaded = load(name, **asked)
+    with working("running as far as it goes"):
+        from ..graph import outline
+        from ..view import view as view_graphs
+
+        view_graphs(outline(loaded.model, loaded.args, loaded.kwargs)).save(output)
+    if show:
+        options.browse(output)
+    complain(f"wrote {output}: the modules, and how far a forward pass came")

@@ -12,6 +12,8 @@ from .caches import copy_to_edit as copy_to_edit
 from .caches import drop_caches as drop_caches
 from .layergraph import LayerGraph as LayerGraph
 from .layers import Layer as Layer
+from .outline import Outline as Outline
+from .outline import outline as outline
 from .parameter import Parameter as Parameter
 from .parameter import Part as Part
 from .select import Hit as Hit
@@ -31,6 +33,7 @@ __all__ = [
     "LayerGraph",
     "Leaf",
     "Member",
+    "Outline",
     "Parameter",
     "Part",
     "Product",
@@ -38,6 +41,7 @@ __all__ = [
     "copy_to_edit",
     "drop_caches",
     "duplicate",
+    "outline",
     "own",
     "rule",
     "select",

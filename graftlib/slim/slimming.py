@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
@@ -54,12 +54,14 @@ class Slim:
         edit: which units stayed; it applies to the original again.
         report: before and after; ``print(slim)`` shows it.
         graph: of the original.
+        importances: axis class -> (size,) doubles on the CPU, what its units were chosen by; larger is better.
     """
 
     model: nn.Module
     edit: Edit
     report: SlimReport
     graph: LayerGraph
+    importances: Mapping[AxisClass, Tensor] = field(default_factory=dict, repr=False)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write ``model.safetensors``, ``edit.json``, and ``config.json`` where a Hugging Face config says the sizes.
@@ -168,12 +170,12 @@ def slimmed(
         sizes = {each: n for each, n in widths.sizes.items() if n < each.size}
         if not sizes:
             small = editable(model, graph, [], inplace=False)
-            return whole.report(small, Edit.of(model, graph, {}, {}), widths, order)
+            return whole.report(small, Edit.of(model, graph, {}, {}), widths, order, worth)
         kept: dict[Request, Tensor] = {each: _best(worth[each], n) for each, n in sizes.items()}
         small = prune(graph, kept, model=model, data=batches, refit=refit, statistics=statistics)
         lists = {each: kept[each].tolist() for each in sizes}
         edit = Edit.of(model, graph, lists, feasible.attributes if feasible else {})
-        return whole.report(small, edit, widths, order)
+        return whole.report(small, edit, widths, order, worth)
 
     return by_depth(whole, keep, narrowed) if depth else narrowed(graph, model, keep, {})
 
@@ -220,7 +222,14 @@ class _Whole:
     costs: Costs
     batches: list[Batch] | None
 
-    def report(self, small: nn.Module, edit: Edit, widths: Widths, order: Order) -> Slim:
+    def report(
+        self,
+        small: nn.Module,
+        edit: Edit,
+        widths: Widths,
+        order: Order,
+        worth: Mapping[AxisClass, Tensor],
+    ) -> Slim:
         """The result of an edit."""
         edit = edit.without(self.model, order).with_config(self.model, small)
         batches = self.batches if edit.kept or order else None
@@ -230,7 +239,8 @@ class _Whole:
         report = SlimReport(
             self.graph.name, self.costs.at(), widths, rows, fidelity, measured, edit.dropped
         )
-        return Slim(small, edit, report, self.graph)
+        # Without blocks the classes are those of another graph.
+        return Slim(small, edit, report, self.graph, {} if order else worth)
 
 
 def _best(worth: Tensor, count: int) -> Tensor:

@@ -8,13 +8,19 @@ shapes of containers.
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..errors import ViewError
 from .scene import Scene
 from .tree import Node, Tree
+from .units import Units
+
+if TYPE_CHECKING:
+    from .weights import Histogram
 
 __all__ = ["embedded_json", "scene_data"]
 
@@ -41,6 +47,15 @@ def scene_data(scene: Scene) -> dict[str, Any]:
         "title": scene.title,
         "notes": list(scene.notes),
         "graphs": [_graph(tree, words) for tree in scene.trees],
+        "stories": {
+            "place": [list(each.place) for each in scene.stories],
+            "title$": [words(each.title) for each in scene.stories],
+            "lines$": [[words(line) for line in each.lines] for each in scene.stories],
+            "curve": [
+                [float(f"{n:.4g}") for point in each.curve for n in point] for each in scene.stories
+            ],
+        },
+        "units": [_units(each) for each in scene.units],
         "links": _links(scene, words),
         "overlays": [
             {"name": overlay.name, "values": [[list(end), value] for end, value in overlay.values]}
@@ -69,6 +84,7 @@ def _graph(tree: Tree, words: _Words) -> dict[str, Any]:
     return {
         "name": tree.name,
         "tracer": tree.tracer,
+        "stopped": tree.stopped,
         "nodes": {
             "label$": [words(node.label) for node in tree.nodes],
             "path$": [words(path) for path in _unsaid(tree.nodes)],
@@ -88,7 +104,10 @@ def _graph(tree: Tree, words: _Words) -> dict[str, Any]:
         "edges": [
             number for u, v, shape in tree.edges for number in (u, v, words(shape_text(shape)))
         ],
-        "parameters": _parameters(tree.parameters, words),
+        "parameters": {
+            **_parameters(tree.parameters, words),
+            "lie": [_lie(tree.histograms.get(each.fqn)) for each in tree.parameters],
+        },
         "classes": {
             "size": [each.size for each in tree.classes],
             "frozen_by$": [words(each.frozen_by) for each in tree.classes],
@@ -119,6 +138,7 @@ def _parameters(parameters: Sequence[Any], words: _Words) -> dict[str, Any]:
         "axes$": [[words(axis) for axis in each.axes] for each in parameters],
         "depth": [None if each.depth is None else round(each.depth, 4) for each in parameters],
         "tied$": [words(each.tied_to) for each in parameters],
+        "alone$": [words(_why_alone(each)) for each in parameters],
         "groups": [each.groups for each in parameters],
         "parts$": [
             [
@@ -131,6 +151,49 @@ def _parameters(parameters: Sequence[Any], words: _Words) -> dict[str, Any]:
         ],
         "heads": [[part.heads or 0 for part in each.parts.values()] or 0 for each in parameters],
     }
+
+
+def _lie(histogram: Histogram | None) -> list[Any] | int:
+    """[bytes of the bins, least, largest, mean, standard deviation, share of zeros, how many not finite], or 0."""
+    if histogram is None:
+        return 0
+    most = max(histogram.counts)
+    bars = bytes(-(-255 * count // most) for count in histogram.counts)
+    numbers = (histogram.low, histogram.high, histogram.mean, histogram.std, histogram.zeros)
+    return [_base64(bars), *(float(f"{number:.4g}") for number in numbers), histogram.odd]
+
+
+def _why_alone(parameter: Any) -> str:
+    """Why no link may name the parameter; ``""`` where one may: what `Mapping.link` says."""
+    from ..match.views import matrix_shape
+
+    if parameter.tied_to is not None:
+        return f"it is the same tensor as {parameter.tied_to}: link that"
+    if 0 in parameter.shape:
+        return "it has no elements"
+    try:
+        matrix_shape(parameter)
+    except ViewError as error:
+        return error.why or error.what
+    return ""
+
+
+def _units(each: Units) -> list[Any]:
+    """[graph, class, a bit for each unit that stays, a byte for each importance between the least and the largest]."""
+    kept, worth = "", ["", 0, 0]
+    if each.kept is not None:
+        bits = "".join("01"[flag] for flag in each.kept).ljust(-len(each.kept) // 8 * -8, "0")
+        kept = _base64(int(bits, 2).to_bytes(len(bits) // 8, "big"))
+    if each.importance is not None:
+        low, high = min(each.importance), max(each.importance)
+        step = (high - low) / 255 or 1.0
+        levels = bytes(round((value - low) / step) for value in each.importance)
+        worth = [_base64(levels), float(f"{low:.4g}"), float(f"{high:.4g}")]
+    return [*each.place, kept, *worth]
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
 
 
 def _links(scene: Scene, words: _Words) -> dict[str, Any]:

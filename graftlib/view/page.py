@@ -28,6 +28,7 @@ from ..errors import GraftError
 from .data import embedded_json, scene_data
 from .dot import scene_to_dot
 from .mermaid import scene_to_mermaid
+from .model_explorer import scene_to_model_explorer
 from .scene import Scene, build_scene
 from .text import scene_to_text
 
@@ -100,6 +101,10 @@ class View:
         """Both graphs and the links as a Mermaid flowchart, at the level that the page opens with."""
         return scene_to_mermaid(self.scene)
 
+    def to_model_explorer(self) -> str:
+        """Both graphs as JSON for Google's Model Explorer: ``model-explorer FILE.json``; links are attributes."""
+        return scene_to_model_explorer(self.scene)
+
     def __str__(self) -> str:
         return self.to_text()
 
@@ -110,6 +115,7 @@ class View:
         # The frame has an origin of its own, so that the page's script cannot reach the notebook.
         return (
             f'<iframe srcdoc="{html.escape(self.html, quote=True)}" sandbox="allow-scripts allow-downloads" '
+            'allow="clipboard-write" '
             f'title="{html.escape(self.scene.title, quote=True)}" width="100%" height="{self.height}" '
             'style="border:1px solid #8884"></iframe>'
         )
@@ -121,6 +127,9 @@ def view(
     mapping: Any = None,
     *,
     overlay: Mapping[str, Any] | None = None,
+    edit: Any = None,
+    importance: Any = None,
+    weights: bool = False,
     diff: bool | Diff = False,
     depth: int | None = None,
     title: str | None = None,
@@ -130,13 +139,20 @@ def view(
     """Look at one or two layer graphs and at what links them.
 
     Args:
-        source: a `LayerGraph`, drawn on the left; or a mapping, or a graft's `graph`, alone.
+        source: a `LayerGraph`, drawn on the left; or alone, with what it brings: a mapping; a graft, with its
+            history; an assembly, with the origins of its layers; a `graftlib.graph.Outline`, where tracing failed.
         target: a second `LayerGraph`, drawn on the right; None for the mapping's own, or for none.
         mapping: a `Mapping` whose pairs are drawn as links; None for none.
         overlay: numbers to show as colours with a legend: name of a layer, a module or a parameter -> a finite number
             of any unit; in both models where both have the name, in one behind ``source:`` or ``target:``. Or several
             of these by their titles, among which the reader chooses. A closed module without a number of its own shows
             the largest inside.
+        edit: which units of axis classes stay, shown as a strip for each class and as an overlay of what goes: a
+            `graftlib.slim.Edit` (``slim.edit``), or class -> the numbers of its units that stay.
+        importance: what each unit is worth, shown in the strips: class -> (size,) numbers, as ``slim.importances``, or
+            a function of a class that gives them, such as ``surgery.ranking("magnitude", graph, graph.model)``, asked
+            for the classes of `edit`, or for all that are free.
+        weights: True reads all weights, so that the page can show a histogram of each parameter.
         diff: True compares the two models, a `Diff` is shown as it is: what differs stands in the overview, and an
             overlay shows how far the weights of each layer moved, by the norm of the first's.
         depth: how many levels of modules are open at first; None for as many as stay readable.
@@ -145,23 +161,33 @@ def view(
         height: of the frame in a notebook, in pixels.
 
     Raises:
-        GraftError: an argument is no layer graph, the mapping is of other models, an overlay names nothing, or there is
-            one model alone to compare.
+        GraftError: an argument is no layer graph, the mapping is of other models, an overlay names nothing, an edit
+            or importances are of other classes, or there is one model alone to compare.
     """
     themes = Literal["auto", "light", "dark"]
     check(
         GraftError,
+        weights=(weights, bool),
         depth=(depth, int | None),
         title=(title, str | None),
         theme=(theme, themes),
         height=(height, Positive),
     )
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = getattr(source, "lines", ())
     if diff:
         compared = _compared(source, target, mapping) if diff is True else diff
         notes, overlay = compared.lines, overlay or compared.overlay
     scene = build_scene(
-        source, target, mapping, overlay=overlay, depth=depth, title=title, notes=notes
+        source,
+        target,
+        mapping,
+        overlay=overlay,
+        edit=edit,
+        importance=importance,
+        weights=weights,
+        depth=depth,
+        title=title,
+        notes=notes,
     )
     return View(scene, height, theme)
 

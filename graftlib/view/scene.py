@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import GraftError, nearest, shown
+from .story import Story, drawn, stories_of
 from .tree import Tree, build_tree, kind_of
+from .units import Units, dropped_shares, units_of
 
 __all__ = ["Overlay", "Scene", "SceneLink", "build_scene"]
 
@@ -54,13 +56,24 @@ class Overlay:
 
 @dataclass(frozen=True)
 class Scene:
-    """One or two trees, source first, the links between their layers, what is laid over them, and lines to read."""
+    """One or two trees, source first, the links between their layers, and what is known besides.
+
+    Attributes:
+        trees, links: what is drawn.
+        overlays: numbers as colours.
+        name: of the page; None for the models' names.
+        notes: lines to read.
+        units: of axis classes, what an edit keeps and what they are worth.
+        stories: of layers, what a graft or an assembly did to them.
+    """
 
     trees: tuple[Tree, ...]
     links: tuple[SceneLink, ...]
     overlays: tuple[Overlay, ...] = ()
     name: str | None = None
     notes: tuple[str, ...] = ()
+    units: tuple[Units, ...] = ()
+    stories: tuple[Story, ...] = ()
 
     @property
     def title(self) -> str:
@@ -74,6 +87,9 @@ def build_scene(
     mapping: Any = None,
     *,
     overlay: Mapping[str, Any] | None = None,
+    edit: Any = None,
+    importance: Any = None,
+    weights: bool = False,
     depth: int | None = None,
     title: str | None = None,
     notes: tuple[str, ...] = (),
@@ -81,10 +97,13 @@ def build_scene(
     """Gather the scene.
 
     Args:
-        source: a layer graph; or a mapping, or a graft's joined graph, which bring their own two graphs.
+        source: a layer graph; or what brings its own: a mapping, a graft or its joined graph, an assembly.
         target: the second layer graph; None for the mapping's target, or for one graph alone.
         mapping: the pairs; None for none.
         overlay: see `view`.
+        edit: see `view`.
+        importance: see `view`.
+        weights: see `view`.
         depth: see `view`.
         title: of the page; None for the models' names.
         notes: lines for the page's overview.
@@ -92,6 +111,7 @@ def build_scene(
     Raises:
         GraftError: an argument is no layer graph, the mapping is of other graphs, or an overlay names no layer.
     """
+    whole, source = source, drawn(source)
     if mapping is None and hasattr(source, "source") and hasattr(source, "target"):
         source, target, mapping = source.source, source.target, source
     if mapping is not None and not (hasattr(mapping, "source") and hasattr(mapping, "target")):
@@ -112,8 +132,23 @@ def build_scene(
     _require_same_models(source, target, mapping)
     alone = target is None or target.model is source.model
     trees = tuple(build_tree(graph, depth) for graph in ((source,) if alone else (source, target)))
+    if weights:
+        for tree, graph in zip(trees, (source, target), strict=False):
+            tree.histograms = _histograms(graph)
     links = () if mapping is None else tuple(_links(mapping, source, trees))
-    return Scene(trees, links, tuple(_overlays(overlay or {}, trees)), title, notes)
+    units = units_of(edit, importance, trees)
+    overlays = [*_overlays(overlay or {}, trees)]
+    if shares := dropped_shares(units, trees):
+        overlays.append(Overlay("share of weights dropped", tuple(sorted(shares.items()))))
+    return Scene(trees, links, tuple(overlays), title, notes, units, stories_of(whole, trees))
+
+
+def _histograms(graph: Any) -> dict[str, Any]:
+    from .weights import histogram
+
+    own = dict(graph.model.named_parameters())
+    found = {fqn: histogram(tensor) for fqn, tensor in own.items()}
+    return {fqn: each for fqn, each in found.items() if each is not None}
 
 
 def _overlays(overlay: Mapping[str, Any], trees: tuple[Tree, ...]) -> Iterable[Overlay]:

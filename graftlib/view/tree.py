@@ -14,7 +14,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .weights import Histogram
 
 __all__ = ["Node", "Tree", "build_tree", "kind_of"]
 
@@ -42,7 +45,7 @@ class Node:
         repeats: how many members a fold has; 1 for everything else.
         open: whether it is drawn open at the start.
         in_shapes, out_shapes: of a layer; of a module those of its first and last layer.
-        calls: how often the layer runs.
+        calls: how often the layer runs; 0 where a forward pass ended before it.
         depth: relative depth from 0.0 to 1.0, or None.
     """
 
@@ -84,7 +87,14 @@ class TreeClass:
 
 @dataclass
 class Tree:
-    """One graph, ready to draw. `edges` are (leaf, leaf, shape of the tensor)."""
+    """One graph, ready to draw.
+
+    Attributes:
+        edges: (leaf, leaf, shape of the tensor).
+        class_of: axis class -> its index in `classes`.
+        histograms: parameter -> how its values lie; empty where nobody asked.
+        stopped: path of the module in which a forward pass ended; None where none did.
+    """
 
     name: str
     tracer: str
@@ -94,6 +104,9 @@ class Tree:
     leaf_of: dict[str, int]
     owner: dict[str, int]
     classes: list[TreeClass] = field(default_factory=list)
+    class_of: dict[Any, int] = field(default_factory=dict)
+    stopped: str | None = None
+    histograms: dict[str, Histogram] = field(default_factory=dict)
 
     def node_of(self, parameter: Any) -> int:
         """The leaf that reads `parameter`; the module that owns it where no layer does; else the root."""
@@ -139,11 +152,12 @@ def build_tree(graph: Any, depth: int | None = None) -> Tree:
     _shape(root, known, {})
     _fold(root)
     tree = Tree(graph.name, str(graph.tracer), [], [], list(known.values()), {}, {})
+    tree.stopped = getattr(graph, "stopped", None)
     _lay_out(root, -1, tree, graph.model, {fqn: i for i, fqn in enumerate(known)})
     _sum_up(tree)
     _open(tree, depth)
     tree.edges = _edges(graph, tree)
-    tree.classes = _classes(graph, known)
+    _add_classes(tree, graph, {fqn: i for i, fqn in enumerate(known)})
     return tree
 
 
@@ -400,16 +414,15 @@ def _edges(graph: Any, tree: Tree) -> list[tuple[int, int, tuple[int, ...]]]:
     return sorted(edges)
 
 
-def _classes(graph: Any, known: dict[str, Any]) -> list[TreeClass]:
-    places = {fqn: i for i, fqn in enumerate(known)}
-    classes = []
+def _add_classes(tree: Tree, graph: Any, places: dict[str, int]) -> None:
     for each in getattr(graph, "axis_classes", ()):
         tied_by: dict[tuple[int, int], str] = {}
         for member in each.members:
             if member.fqn in places:
                 tied_by.setdefault((places[member.fqn], member.axis), member.tied_by or "")
         if tied_by:
-            classes.append(
+            tree.class_of[each] = len(tree.classes)
+            tree.classes.append(
                 TreeClass(
                     each.size,
                     each.frozen_by,
@@ -418,7 +431,6 @@ def _classes(graph: Any, known: dict[str, Any]) -> list[TreeClass]:
                     tuple(tied_by.values()),
                 )
             )
-    return classes
 
 
 def kind_of(parameter: Any) -> str:

@@ -41,6 +41,17 @@ class HostileNames(nn.Module):
     def forward(self, x):
         return next(iter(self.children()))(x)
 
+class Ends(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.b(self.a(x))
+
+def ends():
+    return Ends(), (torch.rand(2, 3),)
+
 def hostile():
     return HostileNames(), (torch.rand(2, 3),)
 """
@@ -148,6 +159,41 @@ def test_view_shows_a_proposed_mapping(folder: Path):
     report = json.loads(result.stdout)
     assert report["pairs"] > 0
     assert report["size_bytes"] == (folder / "x.html").stat().st_size
+
+
+def test_a_page_opens_where_it_is_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    assert run(app, ["view", "nets.py:small", "-o", "x.html"]).exit_code == 0
+    assert opened == []
+    assert run(app, ["view", "nets.py:small", "-o", "x.html", "--open"]).exit_code == 0
+    assert opened == [(folder / "x.html").as_uri()]
+    assert run(app, ["diff", "nets.py:small", "nets.py:small", "--open"]).exit_code == 2
+
+
+@pytest.mark.parametrize("command", ["view", "map", "diff"])
+def test_two_models_take_two_inputs_and_two_weights(folder: Path, command: str):
+    from graftlib.cli.models import load_model
+
+    save_file(load_model("nets.py:small", device="cpu").model.state_dict(), "s.safetensors")
+    names = ["torchvision:squeezenet1_1", "nets.py:small"]
+    shapes = ["--input", "2x3x64x64", "--other-input", "2x3x8x8"]
+    out = ["-o", "x.out", "--other-weights", "s.safetensors"]
+    result = run(app, [command, *names, *shapes, *out])
+    assert result.exit_code == 0, result.stderr
+    result = run(app, [command, *names, *shapes[:2], *out])
+    assert result.exit_code == 1  # 64 x 64 does not fit the second
+    shapes = ["--input", "2x3x8x8", "--other-input", "2x3x64x64"]
+    result = run(app, [command, *names[::-1], *shapes, *out])
+    assert result.exit_code == 1  # nor do its weights the other
+    assert "is not a checkpoint of this SqueezeNet" in result.stderr
+
+
+def test_view_of_a_model_that_does_not_run_shows_how_far_it_came(folder: Path):
+    result = run(app, ["view", "nets.py:ends", "-o", "x.html"])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "how far a forward pass came" in result.stderr
+    assert "1 of 2 layers were reached" in (folder / "x.html").read_text()
 
 
 def test_view_takes_a_saved_mapping_and_refuses_a_foreign_one(folder: Path):

@@ -15,46 +15,6 @@ from graftlib.view import view
 
 pytestmark = pytest.mark.browser
 
-HOSTILE = [
-    "<script>alert(1)</script>",
-    "</script><b onclick=alert(2)>",
-    "\"'<img src=x onerror=alert(3)>",
-    "a\u2028b",
-    "{{7*7}}",
-]
-
-
-@pytest.fixture
-def opened(chromium, tmp_path):
-    """Open a view from the disk; everything that the page complains of or asks for fails the test."""
-    page = chromium.new_page(viewport={"width": 1280, "height": 800})
-    troubles, asked = [], []
-    page.on("console", lambda message: troubles.append(message.text))
-    page.on("pageerror", lambda error: troubles.append(str(error)))
-    page.on("dialog", lambda dialog: (troubles.append(dialog.message), dialog.dismiss()))
-    page.on("request", lambda request: asked.append(request.url))
-
-    def open_view(shown):
-        path = shown.save(tmp_path / "x.html")
-        page.goto(path.as_uri())
-        page.wait_for_selector("html[data-ready]")
-        asked[:] = [url for url in asked if url != path.as_uri()]
-        return page
-
-    yield open_view
-    page.close()
-    assert troubles == []
-    assert asked == []
-
-
-def until(page, expression, argument=None):
-    """Wait until it holds. Playwright's own waiting is text that is run as code, which the page's policy stops."""
-    for _ in range(400):
-        if page.evaluate(expression, argument):
-            return
-        page.wait_for_timeout(50)
-    raise AssertionError(f"never came true: {expression}")
-
 
 def linked(standin):
     source = standin.by_hand(
@@ -159,13 +119,13 @@ def test_everything_is_reached_by_keys(opened, standin):
     assert label() == "b"
 
 
-def test_hostile_names_stay_text(opened, standin):
-    source = standin.by_hand(HOSTILE[0], {name: {"weight": (2, 3)} for name in HOSTILE})
+def test_hostile_names_stay_text(opened, standin, hostile):
+    source = standin.by_hand(hostile[0], {name: {"weight": (2, 3)} for name in hostile})
     target = standin.by_hand("T", {"t": {"weight": (2, 3)}})
-    pairs = tuple(standin.Pair(p, target.held[0], rule=HOSTILE[1]) for p in source.held)
+    pairs = tuple(standin.Pair(p, target.held[0], rule=hostile[1]) for p in source.held)
     page = opened(view(source, target, standin.Mapping(source, target, pairs)))
     labels = page.locator("[role=tree] .label").all_text_contents()
-    assert HOSTILE[0] in labels
+    assert hostile[0] in labels
     assert "a\u2028b" in labels
     page.fill("#search", "alert")
     page.keyboard.press("Enter")
@@ -176,7 +136,7 @@ def test_hostile_names_stay_text(opened, standin):
         page.locator("body script:not([type])").count()
         == page.evaluate("document.scripts.length") - 1
     )
-    assert page.evaluate("document.title") == f"{HOSTILE[0]} to T"
+    assert page.evaluate("document.title") == f"{hostile[0]} to T"
 
 
 def test_the_policy_stops_an_injected_script(chromium, standin, tmp_path):
@@ -237,7 +197,7 @@ def test_five_thousand_layers_are_few_boxes_at_any_depth(opened, standin, unlike
     assert chosen == ("l4321" if unlike else "convs.1234")
 
 
-def test_all_of_five_thousand_layers_are_drawn_in_few_pieces(opened, standin):
+def test_all_of_five_thousand_layers_are_drawn_in_few_pieces(opened, standin, until):
     page = opened(view(thousands(standin, True)))
     for _ in range(3):
         page.click("#expand")
@@ -314,7 +274,7 @@ def joined(page):
     return {(box_at(start), box_at(end)) for start, end in page.evaluate(EDGES)}
 
 
-def test_a_frame_that_was_hidden_shows_the_whole_picture(chromium, standin):
+def test_a_frame_that_was_hidden_shows_the_whole_picture(chromium, standin, until):
     page = chromium.new_page(viewport={"width": 1000, "height": 900})
     troubles = []
     page.on("pageerror", lambda error: troubles.append(str(error)))
@@ -416,7 +376,7 @@ def test_long_chains_wrap_into_columns_that_can_be_read(opened, standin):
     assert {(f"l{i}", f"l{i + 1}") for i in range(35)} == joined(page)
 
 
-def test_a_phone_shows_one_model_at_a_time(chromium, standin, tmp_path):
+def test_a_phone_shows_one_model_at_a_time(chromium, standin, tmp_path, until):
     page = chromium.new_page(viewport={"width": 390, "height": 800})
     page.goto(linked(standin).save(tmp_path / "x.html").as_uri())
     page.wait_for_selector("html[data-ready]")
@@ -543,7 +503,7 @@ def coupled(page, graph):
     )
 
 
-def test_an_axis_lights_up_all_that_is_coupled_in_both_models(opened):
+def test_an_axis_lights_up_all_that_is_coupled_in_both_models(opened, until):
     first, second = (trace(Convs(width), torch.randn(1, 3, 2, 2)) for width in (4, 6))
     second.model.__class__ = type("Other", (Convs,), {})
     page = opened(view(Mapping(first, second).link("a", "a")))
@@ -586,7 +546,7 @@ def test_an_overlay_colours_layers_and_has_a_legend(opened, standin):
     assert page.locator("#scale").is_hidden()
 
 
-def test_a_deep_link_opens_at_what_was_chosen(chromium, standin, tmp_path):
+def test_a_deep_link_opens_at_what_was_chosen(chromium, standin, tmp_path, until):
     page = chromium.new_page()
     page.goto(linked(standin).save(tmp_path / "x.html").as_uri())
     page.wait_for_selector("html[data-ready]")
@@ -606,14 +566,14 @@ def test_a_deep_link_opens_at_what_was_chosen(chromium, standin, tmp_path):
     page.close()
 
 
-def test_what_is_shown_can_be_kept(opened, standin, tmp_path):
-    source = standin.by_hand(HOSTILE[0], {name: {"weight": (2, 3)} for name in HOSTILE})
+def test_what_is_shown_can_be_kept(opened, standin, hostile):
+    source = standin.by_hand(hostile[0], {name: {"weight": (2, 3)} for name in hostile})
     page = opened(view(source))
     with page.expect_download() as kept:
         page.locator("#panel button", has_text="SVG").click()
     root = ET.parse(kept.value.path()).getroot()
     words = {element.text for element in root.iter("{http://www.w3.org/2000/svg}text")}
-    assert HOSTILE[1] in words
+    assert hostile[1] in words
     assert {element.tag.rpartition("}")[2] for element in root.iter()} <= {
         "svg",
         "g",
@@ -644,3 +604,30 @@ def test_a_diff_says_in_the_overview_what_differs(opened):
     page = opened(view(first, second, diff=True))
     assert "Convs by Convs: unrelated" in page.locator("#panel").text_content()
     assert "change" in page.locator("#scale").text_content()
+
+
+def test_a_map_of_the_whole_shows_and_moves_the_window(opened, standin, hostile):
+    graph = standin.by_hand(
+        "M", {f"{hostile[i % 5]}{i}".replace(".", ""): {"weight": (4, i + 1)} for i in range(36)}
+    )
+    page = opened(view(graph))
+    assert page.locator("#map").is_hidden()  # all is in sight
+    for _ in range(8):
+        page.keyboard.press("+")
+    frame = page.locator("#map div").bounding_box()
+    whole = page.locator("#map canvas").bounding_box()
+    assert frame["width"] < 0.5 * whole["width"]
+    inks = page.evaluate(
+        """() => {
+          const canvas = document.querySelector('#map canvas');
+          const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+          return new Set(Array.from({length: data.length / 4}, (_, i) => data.slice(4 * i, 4 * i + 4).join())).size;
+        }"""
+    )
+    assert inks > 1
+    for x, y in ((0.2, 0.3), (0.8, 0.9)):
+        page.mouse.click(whole["x"] + x * whole["width"], whole["y"] + y * whole["height"])
+        frame = page.locator("#map div").bounding_box()
+        assert abs(frame["x"] + frame["width"] / 2 - whole["x"] - x * whole["width"]) < 20
+    page.click("#fit")
+    assert page.locator("#map").is_hidden()

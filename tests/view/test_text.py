@@ -1,5 +1,6 @@
 """Text and DOT show the same scene, and names drive neither terminal nor Graphviz."""
 
+import json
 import re
 
 from graftlib.view import view
@@ -49,3 +50,18 @@ def test_mermaid_draws_what_the_page_opens_with(standin):
     assert "<-.->" in text
     assert "#60;b#62;" in text  # the name's markup as entities
     assert not set("<\x1b") & set(text.replace("<-", ""))
+
+
+def test_model_explorer_gets_every_layer_edge_and_link(standin):
+    shown = pair(standin, name='a/b"<i>')
+    (collection,) = json.loads(shown.to_model_explorer())
+    source, target = collection["graphs"]
+    assert [source["id"], target["id"]] == ["source: S", "target: T"]
+    assert [node["namespace"] for node in source["nodes"]] == ['m/a∕b"<i>', "out"]
+    assert [node["namespace"] for node in target["nodes"]] == [f"block/{i}/fc" for i in range(3)]
+    ids = {node["id"] for node in target["nodes"]}
+    edges = [edge for node in target["nodes"] for edge in node["incomingEdges"]]
+    assert len(edges) == 2
+    assert {edge["sourceNodeId"] for edge in edges} <= ids
+    attributes = {each["key"]: each["value"] for each in target["nodes"][1]["attrs"]}
+    assert attributes["block.1.fc.weight"] == 'exchanges with m.a/b"<i>.weight'

@@ -18,7 +18,7 @@ from torch import nn
 from graftlib.arguments import Seed, Share, check
 from graftlib.disk import make_folder
 from graftlib.errors import shown
-from graftlib.graph import trace, unwrap
+from graftlib.graph import LayerGraph, trace, unwrap
 
 from .merging import PADS, Pad
 from .options import Search, Settings, Solver
@@ -54,6 +54,11 @@ class Assembly:
     def plan(self) -> dict[str, Any]:
         """The plan in plain values, for `json.dump`, `replay` and a model card."""
         return self.record.to_json()
+
+    @property
+    def graph(self) -> LayerGraph:
+        """The layer graph of the base, whose layers the assembly has; ``view(assembly)`` shows where they come from."""
+        return self._inputs.graph
 
     @property
     def log(self) -> list[dict[str, Any]]:

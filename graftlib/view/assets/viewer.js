@@ -8,6 +8,7 @@
   const SVG = "http://www.w3.org/2000/svg";
   const NODE_H = 42, GAP_Y = 26, GAP_X = 22, GUTTER = 44, PAD = 14, HEAD = 34, TITLE = 64, STRAIT = 220;
   const FINE = 0.36;             // below this scale no text can be read: what is alike is drawn in one piece
+  const APART = "#legend, #scale, #map";   // what lies on the picture and is not of it
   const MANY = 400;              // links that are drawn one by one
   const NARROW = 640;            // pixels that show one model at a time
   const $ = (id) => document.getElementById(id);
@@ -42,6 +43,7 @@
     });
     for (let i = nodes.length - 1; i >= 0; i--) {
       const node = nodes[i];
+      node.missed = node.children.length ? node.children.every((c) => nodes[c].missed) : node.form === "layer" && !node.calls;
       if (!node.children.length) continue;
       node.in_shapes = nodes[node.children[0]].in_shapes;
       node.out_shapes = nodes[node.children.at(-1)].out_shapes;
@@ -56,14 +58,24 @@
     const classes = rows(raw.classes);
     classes.forEach((each, c) => each.members.forEach(([p, axis]) => parameters[p].classes[axis].push(c)));
     const layers = nodes.filter((node) => node.form === "layer").length;
-    return { name: raw.name, tracer: raw.tracer, g, nodes, parameters, classes, layers, edges: lift(nodes, edges), tab: nodes[Math.min(1, nodes.length - 1)] };
+    const stopped = raw.stopped === null ? undefined : nodes.find((node) => node.parent >= 0 && node.path === raw.stopped);
+    return { stopped, name: raw.name, tracer: raw.tracer, g, nodes, parameters, classes, layers, edges: lift(nodes, edges), tab: nodes[Math.min(1, nodes.length - 1)] };
+  });
+  /* What an edit keeps of a class, a flag a unit, and what its units are worth. */
+  const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+  data.units.forEach(([g, c, kept, levels, low, high]) => {
+    const each = graphs[g].classes[c], flags = bytes(kept), worth = bytes(levels);
+    each.kept = kept ? Array.from({ length: each.size }, (_, i) => flags[i >> 3] >> 7 - (i & 7) & 1) : null;
+    each.worth = levels ? { low, high, of: Array.from(worth, (level) => level / 255) } : null;
+    each.stay = each.kept ? each.kept.reduce((a, b) => a + b, 0) : each.size;
   });
   const nodeAt = ([g, i]) => graphs[g].nodes[i];
   const links = rows(data.links).map((link, n) => ({ ...link, n, from: nodeAt(link.source), to: nodeAt(link.target) }));
-  links.forEach((link) => {
+  function bond(link) {
     for (let node = link.from; node; node = parentOf(node)) node.bonds.push(link);
     for (let node = link.to; node; node = parentOf(node)) if (node.bonds.at(-1) !== link) node.bonds.push(link);
-  });
+  }
+  links.forEach(bond);
   const hiddenKinds = new Set();
   let chosen = null, chosenLink = null, hovered = null, found = null, coupled = null, pinned = null, only = 0;
   let drawn = new Map(), bundles = [], stamp = 0;
@@ -473,6 +485,7 @@
       graph.whole.append(...graph.heading);
     });
     painted = null;
+    drawMap();
     refresh();
   }
 
@@ -482,6 +495,7 @@
     painted = { ...r, fine, t };
     stage.setAttribute("transform", t.toString());
     svg.style.transform = "";
+    placeWindow();
     shownGraphs().forEach((graph) => {
       const here = within(graph, r), tab = visible(chosen && chosen.g === graph.g ? chosen : graph.tab);
       graph.tab = tab;
@@ -555,7 +569,8 @@
   function drawNode(node) {
     const container = node.children.length > 0, open = container && node.open;
     const group = make("g", {
-      class: "node" + (open ? " open" : "") + (node.repeats > 1 ? " many" : "") + (node.level % 2 ? "" : " level-odd"),
+      class: "node" + (open ? " open" : "") + (node.repeats > 1 ? " many" : "") + (node.level % 2 ? "" : " level-odd")
+        + (node.missed ? " missed" : "") + (isStopped(node) ? " stopped" : ""),
       role: "treeitem", tabindex: "-1", "data-id": node.id, "aria-level": node.level, "aria-label": describe(node),
     });
     if (container) group.setAttribute("aria-expanded", String(open));
@@ -593,6 +608,8 @@
     const open = node.open && node.children.length;
     const parts = [[title(node), badge(node), facts(node), open ? "" : amount(node)].filter(Boolean).join(" ")];
     if (node.path && node.path !== node.label) parts.push(node.path);
+    if (node.missed) parts.push("not reached");
+    if (isStopped(node)) parts.push("the forward pass ended here");
     if (node.repeats > 1) parts.push(node.repeats + " repeats");
     if (node.elements) parts.push(plural(node.elements, "parameter"));
     if (node.bonds.length) parts.push(plural(node.bonds.length, "link"));
@@ -630,6 +647,7 @@
   }
 
   /* Marks that change without a new layout: search, choice, coupled axes, and the links of what is pointed at. */
+  const isStopped = (node) => !!graphs[node.g].stopped && visible(graphs[node.g].stopped) === node;
   const isFound = (node) => !!found && found.hits.has(node.id);
   const isCoupled = (node) => !!coupled && coupled.shown.has(node.id);
   const isChosen = (node) => chosen !== null && visible(chosen) === node;
@@ -697,7 +715,6 @@
     svg.classList.toggle("laid", !!overlay);
     scale.hidden = !overlay;
     if (overlay) {
-      const few = (value) => String(+value.toPrecision(4));
       const bar = html("span", undefined, "bar");
       for (let i = 0; i <= 16; i++) { const cell = html("i"); cell.style.background = shade(i / 16); bar.append(cell); }
       scale.replaceChildren(html("b", overlay.name), html("span", few(overlay.low)), bar, html("span", few(overlay.high)));
@@ -717,10 +734,11 @@
 
   // ---- moving about ------------------------------------------------------------------------------------------
   let touched = false, waiting = false;
-  const zoom = d3.zoom().scaleExtent([0.01, 4]).filter((event) => !event.target.closest("#legend, #scale") && !event.button
-    && (!event.ctrlKey || event.type === "wheel")).on("zoom", (event) => {
+  const zoom = d3.zoom().scaleExtent([0.01, 4]).filter((event) => !event.target.closest(APART) && !event.button
+    && (event.type === "wheel" || !event.ctrlKey && !event.shiftKey)).on("zoom", (event) => {
     if (event.sourceEvent) touched = true;
     hideTip();
+    placeWindow();
     if (!painted) return;
     const t = event.transform, by = t.k / painted.t.k, x = t.x - painted.t.x * by, y = t.y - painted.t.y * by;
     svg.style.transform = `translate(${x + AROUND * size.width * (by - 1)}px, ${y + AROUND * size.height * (by - 1)}px) scale(${by})`;
@@ -811,7 +829,7 @@
     chosen = node; chosenLink = null; graphs[node.g].tab = node;
     release();
     if (redraw) draw(); else remark();
-    showNode(node);
+    if (start) linkFrom(start, node); else showNode(node);
     remember(node);
   }
   /* The picture follows its window: whole while nobody has moved it, else with what is in the middle. */
@@ -841,6 +859,40 @@
     });
   }
   function turnTo(g) { only = g; tabs(); }
+
+  // ---- the whole in small, with the window on it -------------------------------------------------------------
+  const map = $("map"), MAP = { w: 176, h: 128 };
+  let small = 1;
+  function drawMap() {
+    const canvas = map.querySelector("canvas"), whole = extent(), pen = canvas.getContext("2d"), inks = new Map();
+    const ink = (name) => { if (!inks.has(name)) inks.set(name, `rgb(${colour(name)})`); return inks.get(name); };
+    small = Math.min(MAP.w / whole.w, MAP.h / whole.h);
+    canvas.width = whole.w * small * 2; canvas.height = whole.h * small * 2;
+    canvas.style.width = whole.w * small + "px";
+    pen.scale(2 * small, 2 * small);
+    const walk = (graph, node) => {
+      const open = node.open && node.children.length;
+      pen.fillStyle = open ? ink(node.level % 2 ? "inside" : "paper") : tint(node) || ink(KINDS.includes(node.colour) ? node.colour : "line");
+      if (node.parent >= 0) pen.fillRect(node.X, node.Y, Math.max(node.w, 1 / small), Math.max(node.h, 1 / small));
+      if (open) node.children.forEach((i) => walk(graph, graph.nodes[i]));
+    };
+    shownGraphs().forEach((graph) => walk(graph, graph.nodes[0]));
+  }
+  /* Nothing where all is in sight. */
+  function placeWindow() {
+    if (!stamp) return;
+    const r = region(0), whole = extent(), frame = map.querySelector("div").style;
+    map.hidden = narrow() || r.X <= 0 && r.Y <= 0 && r.X + r.w >= whole.w && r.Y + r.h >= whole.h;
+    const left = Math.max(0, r.X), top = Math.max(0, r.Y), right = Math.min(whole.w, r.X + r.w), bottom = Math.min(whole.h, r.Y + r.h);
+    Object.assign(frame, { left: left * small + "px", top: top * small + "px", width: Math.max(3, (right - left) * small) + "px", height: Math.max(3, (bottom - top) * small) + "px" });
+  }
+  map.addEventListener("pointerdown", (event) => { map.setPointerCapture(event.pointerId); goTo(event); });
+  map.addEventListener("pointermove", (event) => { if (event.buttons) goTo(event); });
+  function goTo(event) {
+    const box = map.querySelector("canvas").getBoundingClientRect(), k = transform().k;
+    touched = true;
+    moveTo(d3.zoomIdentity.translate(size.width / 2 - (event.clientX - box.left) / small * k, size.height / 2 - (event.clientY - box.top) / small * k).scale(k));
+  }
 
   // ---- a link to what is chosen ------------------------------------------------------------------------------
   const SIDES = ["source", "target"];
@@ -893,7 +945,7 @@
 
   function axisButton(graph, p, axis, c) {
     const each = graph.classes[c];
-    const entry = button(p.axes[axis] + " " + number(each.size), () => { pinned = [graph, c]; light(graph, c); showClass(graph, c); }, "axis" + (each.frozen_by ? " frozen" : ""));
+    const entry = button(p.axes[axis] + " " + sizes(each), () => { pinned = [graph, c]; light(graph, c); showClass(graph, c); }, "axis" + (each.frozen_by ? " frozen" : ""));
     entry.title = freedom(each) + ", " + plural(each.members.length, "axis").replace("axises", "axes");
     entry.addEventListener("pointerenter", () => light(graph, c));
     entry.addEventListener("focus", () => light(graph, c));
@@ -904,6 +956,7 @@
   function showClass(graph, c) {
     const each = graph.classes[c];
     panel.replaceChildren(html("h2", "Axis class c" + c), html("p", number(each.size) + " coupled units, " + freedom(each)));
+    if (each.kept || each.worth) panel.append(html("p", unitFacts(each)), strip(each, 24));
     panel.append(button("Back", () => { release(); remark(); if (chosen) showNode(chosen); else showOverview(); }, "act"));
     if (each.ties.length) panel.append(html("h3", "Tied by"), html("p", each.ties.join(", ")));
     partners(graph, c).forEach(([other, d], n) => {
@@ -918,6 +971,266 @@
       panel.append(html("h3", n ? "Through links: c" + d + " of " + other.name + ", " + freedom(held) : "In " + other.name), list);
     });
     panel.scrollTop = 0;
+  }
+
+  // ---- mapping by hand ---------------------------------------------------------------------------------------
+  let start = null, rubber = null;
+  /* What a link may name in a node: its parameters and their parts; of a module those of all layers inside. */
+  function ends(node) {
+    const graph = graphs[node.g], list = [];
+    const walk = (each) => {
+      each.parameters.forEach((i) => {
+        const p = graph.parameters[i];
+        [p.address, ...partsOf(p).map(([name]) => p.address + "::" + name).filter((address) => !address.endsWith("::heads"))].forEach((address) => {
+          if (!list.some((end) => end.address === address)) list.push({ g: node.g, node: each, p, address });
+        });
+      });
+      each.children.forEach((i) => walk(graph.nodes[i]));
+    };
+    walk(node);
+    return list;
+  }
+  /* Why two cannot be linked, in the words of `Mapping.link`; nothing where they can. */
+  function refusal(a, b, direction) {
+    for (const end of [a, b]) if (end.p.alone) return end.address + ": " + end.p.alone;
+    if (a.p === b.p && (a.address === b.address || a.address === a.p.address || b.address === b.p.address)) return "A parameter has nothing to learn from its own values.";
+    const written = (link) => [...link.direction === "backward" ? [] : [[link.target[0], link.target_address]], ...link.direction === "forward" ? [] : [[link.source[0], link.source_address]]];
+    const fresh = { source: [a.g], target: [b.g], source_address: a.address, target_address: b.address, direction };
+    for (const link of links) {
+      if (link.source_address === a.address && link.target_address === b.address) return "They are linked already.";
+      for (const [g, mine] of written(fresh)) for (const [h, other] of written(link)) {
+        if (g === h && (mine.startsWith(other + "::") || other.startsWith(mine + "::"))) return mine + " and " + other + " would both be written, and they share units.";
+      }
+    }
+    return "";
+  }
+  function linkFrom(node, other) {
+    start = node;
+    panel.replaceChildren(html("h2", "New link"), html("p", "From " + node.path + ". Now choose a layer" + (graphs.length > 1 ? " of the other model" : "") + "."));
+    if (other && other !== node) panel.append(button("Link to " + other.path, () => showPairing(node, other), "act"));
+    panel.append(button("Cancel", () => { start = null; showNode(node); }, "act"));
+  }
+  function showPairing(one, other) {
+    start = null; chosen = null; remark();
+    const [left, right] = one.g <= other.g ? [one, other] : [other, one], sides = [ends(left), ends(right)];
+    panel.replaceChildren(html("h2", "New link"));
+    if (graphs.length > 1 && left.g === right.g) { panel.append(html("p", "Both are of " + graphs[left.g].name + ", and a link goes from one model to the other.")); return; }
+    const bare = [left, right].find((node, i) => !sides[i].length);
+    if (bare) { panel.append(html("p", bare.path + " holds no parameter.")); return; }
+    const choices = sides.map((list, i) => choice(i ? "Target" : "Source", list.map((end) => end.address)));
+    const way = choice("Direction", Object.keys(ARROW));
+    // What may be linked first, and of that what has the same last name.
+    const last = (end) => end.address.slice(end.address.lastIndexOf(".") + 1), able = sides.map((list) => list.filter((end) => !end.p.alone));
+    const first = able[0][0] || sides[0][0], second = able[1].find((end) => last(end) === last(first)) || able[1][0] || sides[1][0];
+    choices[0].field.value = sides[0].indexOf(first); choices[1].field.value = sides[1].indexOf(second);
+    const told = html("p"), add = button("Add", () => {
+      const [a, b] = picked();
+      const kinds = [a, b].map((end) => end.p.role.startsWith("attention") ? "attention" : end.p.kind);
+      const link = { source: [a.g, a.node.i], target: [b.g, b.node.i], source_address: a.address, target_address: b.address, source_shape: a.p.shape,
+        target_shape: b.p.shape, direction: direction(), kind: kinds[0] === kinds[1] ? kinds[0] : "mixed", rule: "by hand", n: links.length, from: a.node, to: b.node };
+      links.push(link);
+      bond(link);
+      relink();
+      showMapping();
+    }, "act");
+    const picked = () => choices.map(({ field }, i) => sides[i][field.value]), direction = () => Object.keys(ARROW)[way.field.value];
+    told.setAttribute("role", "status");
+    const verify = () => {
+      const why = refusal(...picked(), direction());
+      add.disabled = !!why;
+      told.textContent = why || picked().map((end) => end.p.shape).join(" and ") + " can be linked.";
+    };
+    [...choices, way].forEach(({ field, label }) => { field.addEventListener("change", verify); panel.append(label); });
+    panel.append(told, add);
+    verify();
+    panel.scrollTop = 0;
+  }
+  function choice(name, options) {
+    const label = html("label", name, "choice"), field = html("select");
+    options.forEach((text, i) => { const option = html("option", text); option.value = i; field.append(option); });
+    label.append(field);
+    return { label, field };
+  }
+  function relink() { legend(); bundles = bundled(); if (painted) drawLinks(painted, true); mark(); }
+  /* All links, with what can be copied of them. */
+  function showMapping() {
+    const made = links.filter((link) => link.rule === "by hand"), list = html("ul");
+    panel.replaceChildren(html("h2", "Mapping"), html("p", plural(links.length, "link")));
+    if (links.length) panel.append(button("Copy Python", () => offer("Python", asPython()), "act"), button("Copy YAML", () => offer("YAML", asYaml()), "act"));
+    made.forEach((link) => {
+      const row = linkList([link], null).firstChild;
+      row.append(button("Remove", () => {
+        links.splice(links.indexOf(link), 1);
+        graphs.forEach((graph) => graph.nodes.forEach((node) => { node.bonds = node.bonds.filter((other) => other !== link); }));
+        relink();
+        showMapping();
+      }, "act"));
+      list.append(row);
+    });
+    panel.append(html("h3", "Made here"), made.length ? list : html("p", "None. Drag from a layer to another with Shift held, or choose a layer and \u201cLink from here\u201d."));
+    panel.scrollTop = 0;
+  }
+  function offer(name, text) {
+    copy(text);
+    const area = html("textarea", text);
+    area.readOnly = true; area.rows = 10;
+    area.setAttribute("aria-label", "The mapping as " + name);
+    panel.querySelectorAll("textarea").forEach((old) => old.remove());
+    panel.querySelector("h3").before(area);
+    area.select();
+  }
+  async function copy(text) {
+    try { await navigator.clipboard.writeText(text); } catch {   // a frame without that right
+      const area = html("textarea", text);
+      document.body.append(area);
+      area.select();
+      document.execCommand("copy");
+      area.remove();
+    }
+  }
+  function copyButton(name) {
+    const entry = button("Copy", () => copy(name), "copy");
+    entry.setAttribute("aria-label", "Copy " + name);
+    return entry;
+  }
+  // A text as Python and YAML read it: their line breaks are more than those of JSON.
+  const quoted = (text) => JSON.stringify(text).replaceAll(/[\u007f-\u00a0\u2028\u2029\ufeff]/g, (c) => "\\u" + c.charCodeAt(0).toString(16).padStart(4, "0"));
+  const pattern = (address) => quoted(address.replaceAll(/[*?[{]/g, "[$&]").replace(/^re:/, "[r]e:"));
+  function asPython() {
+    return ["mapping = Mapping(source, target)", ...links.map((link) => `mapping.link(${pattern(link.source_address)}, ${pattern(link.target_address)}`
+      + (link.direction === "forward" ? ")" : `, direction="${link.direction}")`))].join("\n") + "\n";
+  }
+  function asYaml() {
+    const lines = ["format: graftlib mapping", "version: 1"];
+    ["source", "target"].forEach((side) => {
+      const graph = graphs[side === "source" ? 0 : graphs.length - 1], told = new Set();
+      lines.push(side + ":", "  model: " + quoted(graph.name), "  parameters:");
+      links.forEach((link) => {
+        const p = parameterAt(graph, link[side + "_address"]);
+        if (told.has(p)) return;
+        told.add(p);
+        const shape = p.shape === "scalar" ? "" : p.shape.replaceAll(" \u00d7", ",");
+        lines.push(`    ? ${quoted(p.address)}`, `    : {shape: [${shape}], kind: ${quoted(p.kind)}}`);
+      });
+    });
+    lines.push("pairs:");
+    links.forEach((link) => lines.push("- source: " + quoted(link.source_address), "  target: " + quoted(link.target_address), "  direction: " + link.direction, "  rule: " + quoted(link.rule)));
+    return lines.join("\n") + "\n";
+  }
+  /* With Shift held, a line follows the pointer from a layer to another. */
+  const placed = (event) => { const edge = sheet.getBoundingClientRect(); return transform().invert([event.clientX - edge.left, event.clientY - edge.top]); };
+  sheet.addEventListener("pointerdown", (event) => {
+    const node = event.shiftKey && !event.button && under(event);
+    if (!node) return;
+    rubber = { node, line: make("path", { class: "rubber" }) };
+    stage.append(rubber.line);
+  });
+  addEventListener("pointermove", (event) => { if (rubber) rubber.line.setAttribute("d", `M${rubber.node.X + rubber.node.w / 2} ${rubber.node.Y + Math.min(rubber.node.h, HEAD) / 2}L${placed(event)}`); });
+  addEventListener("pointerup", (event) => {
+    if (!rubber) return;
+    const from = rubber.node, to = under(event);
+    rubber.line.remove();
+    rubber = null;
+    if (to && to !== from) { event.preventDefault(); linked = true; showPairing(from, to); }
+  });
+  let linked = false;   // the click at the end of such a line means nothing
+
+  // ---- units: what a pruning plan keeps of a class, and what each unit is worth ------------------------------
+  const sizes = (each) => number(each.size) + (each.stay < each.size ? " \u2192 " + number(each.stay) : "");
+  const few = (value) => String(+value.toPrecision(4));
+  const worthOf = (each, u) => few(each.worth.low + (each.worth.high - each.worth.low) * each.worth.of[u]);
+  const unitFacts = (each) => [each.kept ? number(each.stay) + " of " + number(each.size) + " units kept" : "",
+    each.worth ? "importance " + few(each.worth.low) + " to " + few(each.worth.high) : ""].filter(Boolean).join(", ");
+  /* A cell for each unit, or for a few where there are many: as high as they are kept, as hot as they are worth. */
+  function strip(each, lines) {
+    const W = 304, WIDE = 4, HIGH = 12, across = W / WIDE, per = Math.ceil(each.size / (across * lines)), cells = Math.ceil(each.size / per);
+    const canvas = html("canvas"), told = html("small", "", "unit"), whole = html("div", undefined, "strip"), rows = Math.ceil(cells / across);
+    canvas.width = W * 2; canvas.height = rows * HIGH * 2;
+    canvas.style.height = rows * HIGH + "px";
+    canvas.setAttribute("role", "img");
+    canvas.setAttribute("aria-label", unitFacts(each));
+    const pen = canvas.getContext("2d"), [cold, hot, plain, gone] = ["line", "hot", "accent", "edge"].map(colour);
+    pen.scale(2, 2);
+    for (let i = 0; i < cells; i++) {
+      const from = i * per, to = Math.min(each.size, from + per), mean = (list) => list.slice(from, to).reduce((a, b) => a + b, 0) / (to - from);
+      const stay = each.kept ? mean(each.kept) : 1, heat = each.worth ? mean(each.worth.of) : 0;
+      const ink = each.worth ? cold.map((channel, j) => channel + (hot[j] - channel) * heat) : stay ? plain : gone, high = 3 + (HIGH - 5) * stay;
+      pen.fillStyle = `rgb(${ink})`;
+      pen.fillRect(i % across * WIDE, (Math.floor(i / across) + 1) * HIGH - high, WIDE - 0.8, high);
+    }
+    canvas.addEventListener("pointermove", (event) => {
+      const i = Math.floor(event.offsetX / WIDE) + across * Math.floor(event.offsetY / HIGH), from = i * per, to = Math.min(each.size, from + per) - 1;
+      told.textContent = i >= cells ? "" : (to > from ? "units " + from + " to " + to : ["unit " + from,
+        each.kept ? (each.kept[from] ? "kept" : "dropped") : "", each.worth ? "importance " + worthOf(each, from) : ""].filter(Boolean).join(", "));
+    });
+    canvas.addEventListener("pointerleave", () => { told.textContent = ""; });
+    whole.append(canvas, told);
+    if (lines > 1 && each.stay < each.size) {
+      const gone = html("details");
+      gone.append(html("summary", "Dropped units"), html("p", spans(each.kept)));
+      whole.append(gone);
+    }
+    return whole;
+  }
+  /* The numbers of the units that go: "0, 3 to 7, 12". */
+  function spans(kept) {
+    const list = [];
+    for (let u = 0; u < kept.length; u++) {
+      if (kept[u]) continue;
+      const from = u;
+      while (u + 1 < kept.length && !kept[u + 1]) u++;
+      list.push(u > from ? from + " to " + u : String(from));
+    }
+    return list.slice(0, 400).join(", ") + (list.length > 400 ? ", and more" : "");
+  }
+  function showUnits() {
+    graphs.forEach((graph) => {
+      const some = graph.classes.map((each, c) => [each, c]).filter(([each]) => each.kept || each.worth), planned = some.filter(([each]) => each.kept);
+      if (!some.length) return;
+      const before = planned.reduce((sum, [each]) => sum + each.size, 0), after = planned.reduce((sum, [each]) => sum + each.stay, 0);
+      const list = html("ul");
+      some.slice(0, 80).forEach(([each, c]) => {
+        const [p] = each.members[0], row = html("li");
+        row.append(button(graph.parameters[p].address, () => { pinned = [graph, c]; light(graph, c); showClass(graph, c); }, "go"), html("small", sizes(each)), strip(each, 1));
+        list.append(row);
+      });
+      if (some.length > 80) list.append(html("li", "and " + number(some.length - 80) + " more"));
+      panel.append(html("h3", (planned.length ? "Pruning plan" : "Importance of units") + (graphs.length > 1 ? " of " + graph.name : "")),
+        html("p", planned.length ? number(after) + " of " + number(before) + " units kept in " + plural(planned.length, "axis class") : plural(some.length, "axis class")), list);
+    });
+  }
+
+  // ---- stories: what a graft or an assembly did to a layer ----------------------------------------------------
+  const stories = rows(data.stories).map((each) => ({ ...each, node: nodeAt(each.place) }));
+  /* Values by step as a line, with the least and the largest beside it. */
+  function curveOf(points) {
+    const xs = points.filter((_, i) => i % 2 === 0), ys = points.filter((_, i) => i % 2), W = 304, H = 44;
+    const at = (list, value, most) => { const low = Math.min(...list), high = Math.max(...list); return high > low ? (value - low) / (high - low) * most : most / 2; };
+    const chart = make("svg", { class: "curve", width: W, height: H, role: "img", "aria-label": "from " + few(Math.min(...ys)) + " to " + few(Math.max(...ys)) });
+    chart.append(make("path", { d: "M" + xs.map((x, i) => [2 + at(xs, x, W - 4), H - 2 - at(ys, ys[i], H - 4)]).join("L") }));
+    const whole = html("div");
+    whole.append(chart, html("small", "size of the change by step, " + few(Math.min(...ys)) + " to " + few(Math.max(...ys))));
+    return whole;
+  }
+  /* How weights lie, once somebody asks. */
+  function histogram([bars, low, high, mean, std, zeros, odd]) {
+    const whole = html("details"), W = 304, H = 60, each = W / 32, chart = make("svg", { class: "curve", width: W, height: H, role: "img", "aria-label": "histogram from " + few(low) + " to " + few(high) });
+    chart.append(make("path", { class: "bars", d: Array.from(bytes(bars), (bar, i) => `M${i * each} ${H}v${-bar / 255 * H}h${each - 1}v${bar / 255 * H}z`).join("") }));
+    whole.append(html("summary", "Weights"), chart, html("small", few(low) + " to " + few(high) + ", mean " + few(mean) + ", standard deviation " + few(std)
+      + (zeros ? ", " + few(100 * zeros) + " % zeros" : "") + (odd ? ", " + plural(odd, "element") + " not finite" : "")));
+    return whole;
+  }
+  function tell(some, withNames) {
+    const list = html("ul");
+    some.slice(0, 60).forEach((each) => {
+      const row = html("li");
+      row.append(withNames ? button(each.title === "origins" ? each.node.path : each.title, () => reveal(each.node), "go") : each.title);
+      each.lines.forEach((line) => row.append(html("small", line)));
+      if (each.curve.length > 2) row.append(curveOf(each.curve));
+      list.append(row);
+    });
+    if (some.length > 60) list.append(html("li", "and " + number(some.length - 60) + " more"));
+    panel.append(html("h3", some.some((each) => each.title === "origins") ? "Origins" : "Transfers"), list);
   }
 
   // ---- details -----------------------------------------------------------------------------------------------
@@ -949,15 +1262,19 @@
     if (data.notes.length) {
       const list = html("ul");
       data.notes.forEach((line) => list.append(html("li", line)));
-      panel.append(html("h3", "What differs"), list);
+      const end = graphs.find((graph) => graph.stopped);
+      panel.append(html("h3", graphs.some((graph) => graph.tracer === "none") ? "Not traced" : "What differs"), list);
+      if (end) panel.append(button("Go to " + end.stopped.path, () => reveal(end.stopped), "act"));
     }
+    showUnits();
+    if (stories.length) tell(stories, true);
     graphs.forEach((graph, g) => panel.append(
       html("h3", graphs.length < 2 ? "Model" : g ? "Target, on the right" : "Source, on the left"),
       table([["name", graph.name], ["layers", number(graph.layers)], ["parameters", number(graph.nodes[0].elements)],
         ["axis classes", graph.classes.length ? number(graph.classes.filter((each) => !each.frozen_by).length) + " free of " + number(graph.classes.length) : ""], ["captured by", graph.tracer]])));
     const keys = html("ul");
     [["/", "search"], ["Tab", "go from one model to the other"], ["\u2191 \u2193", "previous and next layer"], ["\u2192", "open, or follow a link"],
-      ["\u2190", "close, or go to the module around it"], ["e  c", "open or close a level"], ["+  \u2212  0", "zoom, fit"], ["Esc", "back to this page"]]
+      ["\u2190", "close, or go to the module around it"], ["e  c", "open or close a level"], ["+  \u2212  0", "zoom, fit"], ["Shift", "and drag: link a layer to another"], ["Esc", "back to this page"]]
       .forEach(([key, text]) => { const row = html("li"); row.append(html("kbd", key), " " + text); keys.append(row); });
     panel.append(html("h3", "Keys"), keys);
     const colours = KINDS.filter((kind) => graphs.some((graph) => graph.nodes.some((node) => node.colour === kind)));
@@ -967,6 +1284,7 @@
       panel.append(html("h3", "Colours, by what holds most parameters"), key);
     }
     panel.append(html("h3", "Keep what is shown"), button("SVG", () => keepPicture("svg"), "act"), button("PNG", () => keepPicture("png"), "act"));
+    panel.append(html("h3", "Mapping"), button("Links, and what to copy of them", showMapping, "act"));
     if (links.length) panel.append(html("h3", "Links"), linkList(links, null), html("p", bundles.length < links.length ? "Drawn as " + plural(bundles.length, "line") + " at this level." : ""));
   }
 
@@ -998,7 +1316,9 @@
 
   function showNode(node) {
     const graph = graphs[node.g];
-    panel.replaceChildren(html("h2", node.label), html("p", node.path));
+    const name = html("p", node.path + " ");
+    name.append(copyButton(node.path));
+    panel.replaceChildren(html("h2", node.label), name);
     const value = overlay && overlay.values.get(node.id);
     panel.append(table([
       ["kind", node.kind], [overlay ? overlay.name : "", value === undefined || value === null ? "" : value],
@@ -1008,11 +1328,12 @@
     ]));
     if (node.children.length) panel.append(button(node.open ? "Close" : "Open", () => { toggle(node); showNode(node); }, "act"));
     if (parentOf(node) && parentOf(node).parent >= 0) panel.append(button("Go to the module around it", () => reveal(parentOf(node)), "act"));
+    if (ends(node).length) panel.append(button("Link from here", () => linkFrom(node), "act"));
     if (node.parameters.length) {
       const list = html("ul");
       node.parameters.map((i) => graph.parameters[i]).forEach((p) => {
-        const row = html("li", p.address);
-        row.append(html("small", p.shape + (p.axes.length ? " (" + p.axes.join(" ") + ")" : "") + ", " + p.dtype),
+        const row = html("li", p.address + " ");
+        row.append(copyButton(p.address), html("small", p.shape + (p.axes.length ? " (" + p.axes.join(" ") + ")" : "") + ", " + p.dtype),
           html("small", [kindName(p.kind), p.role].join(", ") + (p.depth === null ? "" : ", depth " + p.depth.toFixed(3))));
         const parts = partsOf(p);
         if (parts.length) row.append(html("small", "parts: " + parts.map(([name, role, heads]) => p.address + "::" + (name === "heads" ? "head[0.." + (heads - 1) + "]" : name) + (role ? " (" + role + ")" : "")).join(", ")));
@@ -1020,10 +1341,13 @@
         const coupledAxes = html("div", undefined, "axes");
         p.classes.forEach((held, axis) => held.forEach((c) => coupledAxes.append(axisButton(graph, p, axis, c))));
         if (coupledAxes.childElementCount) row.append(coupledAxes);
+        if (p.lie) row.append(histogram(p.lie));
         list.append(row);
       });
       panel.append(html("h3", "Parameters"), list);
     }
+    const told = stories.filter((each) => holds(node, each.node));
+    if (told.length) tell(told, node.children.length > 0);
     if (node.bonds.length) panel.append(html("h3", plural(node.bonds.length, "link")), linkList(node.bonds, node));
     for (const [name, ends] of [["Reads from", node.inbound], ["Read by", node.outbound]]) {
       if (!ends.length) continue;
@@ -1109,7 +1433,7 @@
   }
   function hideTip() { tip.hidden = true; }
   sheet.addEventListener("pointermove", (event) => {
-    if (event.buttons || event.target.closest("#legend, #scale")) return;
+    if (event.buttons || event.target.closest(APART)) return;
     const bundle = event.target.__bundle, node = bundle ? null : under(event);
     if (node !== hovered) { hovered = node; mark(); }
     if (node && !(node.open && node.children.length && !nearHead(event, node))) {
@@ -1127,11 +1451,13 @@
   const nearHead = (event, node) => (event.clientY - sheet.getBoundingClientRect().top - transform().applyY(node.Y)) < HEAD * transform().k;
   sheet.addEventListener("pointerleave", () => { hovered = null; hideTip(); mark(); });
   sheet.addEventListener("click", (event) => {
-    if (event.target.closest("#legend, #scale")) return;
+    if (event.target.closest(APART)) return;
+    if (linked) { linked = false; return; }
     const bundle = event.target.__bundle, chevron = event.target.closest("[data-toggle]"), node = under(event);
     hideTip();
     if (chevron) toggle(byId(+chevron.dataset.toggle));
     else if (bundle) showBundle(bundle);
+    else if (node && start) showPairing(start, node);
     else if (node) { choose(node); focus(node); }
     else clear();
   });
@@ -1144,7 +1470,7 @@
     release(); remark();
     panel.replaceChildren(html("h2", plural(bundle.links.length, "link")), html("p", kindName(bundle.kind)), linkList(bundle.links, null));
   }
-  function clear() { chosen = chosenLink = null; release(); remark(); showOverview(); }
+  function clear() { start = null; chosen = chosenLink = null; release(); remark(); showOverview(); }
 
   // ---- keys --------------------------------------------------------------------------------------------------
   function inOrder(g) {
@@ -1173,7 +1499,7 @@
         if (node.bonds.length) go(visible(holds(node, node.bonds[0].from) ? node.bonds[0].to : node.bonds[0].from));
       },
       ArrowLeft: () => { if (container && node.open) toggle(node); else if (parentOf(node) && parentOf(node).parent >= 0) go(parentOf(node)); },
-      Enter: () => { if (container) toggle(node); choose(node); }, " ": () => choose(node),
+      Enter: () => { if (start) return showPairing(start, node); if (container) toggle(node); choose(node); }, " ": () => { if (start) showPairing(start, node); else choose(node); },
       Home: () => go(inOrder(node.g)[0]), End: () => go(inOrder(node.g).at(-1)),
     };
     if (!actions[event.key]) return;
@@ -1195,7 +1521,7 @@
       if (event.key === "Escape" || (event.key === "ArrowUp" && !other)) { event.preventDefault(); search.focus(); }
       return;
     }
-    if (event.target.tagName === "SELECT") return;
+    if (["SELECT", "TEXTAREA"].includes(event.target.tagName)) return;
     const actions = { "/": () => search.focus(), e: () => level(1), c: () => level(-1), "+": () => scaleBy(1.25), "=": () => scaleBy(1.25),
       "-": () => scaleBy(0.8), 0: fit, d: details, Escape: clear };
     if (!actions[event.key]) return;
@@ -1289,7 +1615,8 @@
 
   // ---- legend and tools --------------------------------------------------------------------------------------
   function legend() {
-    const counts = new Map();
+    const counts = new Map(), row = $("legend"), before = row.querySelector("select");
+    row.querySelectorAll("button").forEach((old) => old.remove());
     links.forEach((link) => counts.set(link.kind, (counts.get(link.kind) || 0) + 1));
     KINDS.filter((kind) => counts.has(kind)).forEach((kind) => {
       const entry = button("", () => {
@@ -1299,10 +1626,10 @@
         drawLinks(painted, true);
         mark();
       });
-      entry.setAttribute("aria-pressed", "true");
+      entry.setAttribute("aria-pressed", String(!hiddenKinds.has(kind)));
       entry.title = "Show or hide these links";
       entry.append(paint(html("i"), kind), (kind === "mixed" ? "between kinds" : kindName(kind)) + " " + counts.get(kind));
-      $("legend").append(entry);
+      row.insertBefore(entry, before);
     });
   }
   function details() {
