@@ -536,11 +536,12 @@ def stream(found: dict) -> str:
     head = ["parameters", "files", "largest tensor", "seconds", "of them CPU", "seconds of cp"]
     return f"""## Slimming files that are larger than memory
 
-`slim_folder` to half of the parameters of a Llama in bfloat16, against `cp -r` of its shards. At 0.3 billion the
-same edit was made in memory: {same["other"]} of {same["tensors"]} tensors are other ones, and the edit is
-{"the same" if same["same_edit"] else "another"}; the peak there was {mb(same["peak_bytes"])}. Half of the
-processor seconds is SHA-256 of the source, on a processor without instructions for it. Measured on {found["cores"]} cores under a load of
-{load} from other work, which slows processors more than a copy: the CPU seconds are the figure to go by.
+`slim_folder` to half of the parameters of a Llama in bfloat16, against `cp -r` of its shards. At 0.3 billion the same
+edit was made in memory: {same["other"]} of {same["tensors"]} tensors are other ones, and the edit is
+{"the same" if same["same_edit"] else "another"}; the peak there was {mb(same["peak_bytes"])}.
+Half of the processor seconds is SHA-256 of the source, on a processor without instructions for it. Measured on
+{found["cores"]} cores under a load of {load} from other work, which slows processors more than a copy: the CPU seconds
+are the figure to go by.
 
     python -m examples.benchmarks.stream --scratch DIR -o docs/benchmarks/stream.json
 
