@@ -377,9 +377,10 @@ class Edit:
         for (fqn, way), _ in self.attributes.items():
             if type(_at(vars(modules[fqn]) if fqn in modules else {}, way)) is not int:
                 faults[f"'{fqn}' {'.'.join(map(str, way))}"] = "is no whole number"
-        for (fqn, way), _ in self.config.items():
+        for (fqn, way), value in self.config.items():
             config = vars(modules[fqn]).get("config") if fqn in modules else None
-            if not hasattr(config, "to_dict") or _at(vars(config), way[:1]) is _NOTHING:
+            there = hasattr(config, "to_dict") and _at(vars(config), way[:1]) is not _NOTHING
+            if not there and not _may_add(config, way, value):
                 faults[f"the config of '{fqn}'"] = f"has no {'.'.join(map(str, way))}"
         if faults:
             raise _unlike(self.model, faults)
@@ -544,6 +545,19 @@ def _at(holder: Any, way: Sequence[str | int]) -> Any:
         if isinstance(word, str) and word.startswith("_"):
             return _NOTHING
     return holder
+
+
+def _may_add(config: object, way: Way, value: object) -> bool:
+    """Whether a config may get a field: a number under a name that it has not (a size that was left to follow)."""
+    name = way[0] if len(way) == 1 else None
+    return (
+        hasattr(config, "to_dict")
+        and isinstance(name, str)
+        and name.isidentifier()
+        and not name.startswith("_")
+        and not hasattr(config, name)
+        and type(value) in (int, float)
+    )
 
 
 def _plain(value: object) -> bool:

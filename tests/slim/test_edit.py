@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import json
 
@@ -308,6 +309,29 @@ def test_a_card_says_what_was_done_and_leaves_the_card_of_others(tmp_path):
     card.write_text("mine")
     small.save(tmp_path)
     assert card.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "fits"),
+    [("head_dim", 3, True), ("head_dim", "3", False), ("_x", 3, False), ("to_dict", 3, False)],
+)
+def test_a_config_gets_numbers_that_it_had_not_and_nothing_else(name, value, fits):
+    """Phi has no head_dim until its heads are pruned."""
+
+    class Config:
+        def to_dict(self):
+            return vars(self)
+
+    model, _, small = standard(nets.Packed)
+    model = copy.deepcopy(model)
+    model.config = Config()
+    edit = dataclasses.replace(small.edit, config={("", (name,)): value})
+    edit = Edit.from_json(edit.to_json())
+    if fits:
+        assert getattr(edit.apply(model).config, name) == value
+    else:
+        with pytest.raises(SurgeryError, match="settings differ"):
+            edit.apply(model)
 
 
 def test_the_edit_goes_into_an_onnx_file(tmp_path):
