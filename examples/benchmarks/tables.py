@@ -660,6 +660,7 @@ PARTS: dict[str, tuple[str, dict[str, Section]]] = {
         "Editing a model: what it costs, and what is left of its function",
         {
             "cut_cost": cut_cost,
+            "slim_budgets": slim_budgets,
             "slim_peer": slim_peer,
             "slim_peer_text": slim_peer_text,
             "vocabulary": vocabulary,

@@ -47,6 +47,11 @@ def slim(
     multiple_of: Annotated[
         int, typer.Option("--multiple-of", min=1, help="Widths become multiples of this.")
     ] = 8,
+    onnx: Annotated[
+        Path | None,
+        typer.Option("--onnx", help="An ONNX file to write, too, proven.", show_default=False),
+    ] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Its weights as 8-bit integers.")] = False,
     inputs: options.Inputs = None,
     input_dtype: options.InputDtype = None,
     weights: options.Weights = None,
@@ -56,16 +61,20 @@ def slim(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Prune a model to a budget of parameters, MACs, bytes or time, and save it.
+    """Prune a model to a budget of parameters, MACs, bytes or time, save it, and ship it.
 
-    The safetensors of hf:FOLDER are read and written a block at a time: they may be larger than memory.
+    The safetensors of hf:FOLDER are read and written a block at a time, but for --onnx: they may be larger than memory.
 
-    Example: graftlib slim torchvision:resnet18 --weights r18.safetensors --budget macs=0.5 -o slim/
+    Example: graftlib slim torchvision:resnet18 --weights r18.safetensors --budget macs=0.5 -o slim/ --onnx slim.onnx
     """
     if device is options.Device.meta:
         raise typer.BadParameter(
             "units are chosen by the values of weights, the meta device holds none",
             param_hint="--device",
+        )
+    if int8 and onnx is None:
+        raise typer.BadParameter(
+            "it is the ONNX file that is in int8: add --onnx", param_hint="--int8"
         )
     limits = dict(map(_parsed, budget))
     asked = load_options(inputs, input_dtype, weights, device, seed)
@@ -79,7 +88,12 @@ def slim(
         "multiple_of": multiple_of,
     }
     folder = find_model(model).path
-    if weights is None and folder is not None and any(folder.glob("*.safetensors")):
+    if (
+        onnx is None
+        and weights is None
+        and folder is not None
+        and any(folder.glob("*.safetensors"))
+    ):
         with working(f"slimming {model}"):
             from ..slim import slim_folder
             from .models import folder_factory
@@ -94,10 +108,17 @@ def slim(
 
             small = slim_model(trace(loaded.model, loaded.args, loaded.kwargs), **chosen)
             small.save(output)
+    exported = None
+    if onnx is not None:
+        with working(f"exporting {onnx}"):
+            exported = small.export_onnx(onnx, quantize="int8" if int8 else None, seed=seed)
     if as_json:
-        say_json(small.report.to_dict())
-    else:
-        say(small)
+        ends = {} if exported is None else {"export": exported.to_dict()}
+        say_json(small.report.to_dict() | ends)
+        return
+    say(small)
+    if exported is not None:
+        say(exported)
 
 
 def _parsed(text: str) -> tuple[str, float]:

@@ -8,7 +8,7 @@ they take in its shape, and whose going is proven (`surgery.drop_blocks`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 from torch import nn
 
@@ -16,9 +16,12 @@ from ..graph import LayerGraph, trace
 from ..surgery import Block, SurgeryError, blocks, drop_blocks
 from ..surgery.blocks import inside
 from ..surgery.depth import Order, order_without
+from ..surgery.recording import Batch
+from .edit import Edit
 
-if TYPE_CHECKING:
-    from .slimming import Slim, _Whole
+S = TypeVar("S")
+# (graph, model, globs of what to keep, order of the blocks that are left) -> a small model.
+Narrowed = Callable[[LayerGraph, nn.Module, Sequence[str], Order], S]
 
 __all__ = ["by_depth"]
 
@@ -27,54 +30,54 @@ _WORSE = 2  # so many depths in a row that are worse than the best end the searc
 
 
 def by_depth(
-    whole: _Whole,
+    graph: LayerGraph,
+    model: nn.Module,
+    batches: Sequence[Batch],
     keep: Sequence[str],
-    narrowed: Callable[[LayerGraph, nn.Module, Sequence[str], Order], Slim],
-) -> Slim:
+    narrowed: Narrowed[S],
+    error: Callable[[S], float],
+) -> S:
     """The best of several depths, the whole one among them.
 
     Args:
-        whole: the original, with data.
+        graph: of the original.
+        model: the original.
+        batches: inputs, for the importance of blocks.
         keep: globs of layers; a block that holds one stays.
-        narrowed: (graph, model, what to keep, order of the blocks that are left) -> a small model.
+        narrowed: brings a model to the budget by its widths.
+        error: how far the outputs of a small model are from the original's.
 
     Raises:
         SurgeryError: no depth meets the budget; what the whole depth says.
     """
-    graph, model = whole.graph, whole.model
     held = [each.fqn for pattern in keep for each in graph.parameters(pattern)]
     ranked = [
         each
-        for each in _innermost(blocks(graph, data=whole.batches, model=model))
+        for each in _innermost(blocks(graph, data=batches, model=model))
         if not any(inside(fqn, each.fqn) for fqn in held)
     ]
     ranked.sort(key=lambda each: each.importance or 0.0)
-    found: list[Slim] = []
-    refusal: SurgeryError | None = None
+    found: list[S] = []
+    refusal = SurgeryError("no depth meets the budget.", fix="give a larger budget")
     try:
         found.append(narrowed(graph, model, keep, {}))
-    except SurgeryError as error:
-        if not hasattr(error, "least"):
+    except SurgeryError as smallest:
+        if not hasattr(smallest, "least"):
             raise
-        refusal = error  # the budget is below the smallest widths: fewer blocks may meet it
+        refusal = smallest  # the budget is below the smallest widths: fewer blocks may meet it
     worse = 0
     for count in sorted({round(len(ranked) * share) for share in _SHARES} - {0}):
         try:
-            small = _without(whole, ranked[:count], held, narrowed)
+            small = _without(graph, model, ranked[:count], held, narrowed)
         except SurgeryError:  # not these together: the code or a config knows them
             continue
-        worse = 0 if not found or _error(small) < min(map(_error, found)) else worse + 1
+        worse = 0 if not found or error(small) < min(map(error, found)) else worse + 1
         found.append(small)
         if worse == _WORSE:
             break
     if not found:
-        raise refusal or SurgeryError("no depth meets the budget.")
-    return min(found, key=_error)
-
-
-def _error(small: Slim) -> float:
-    fidelity = small.report.fidelity
-    return 0.0 if fidelity is None else fidelity.error
+        raise refusal
+    return min(found, key=error)
 
 
 def _innermost(known: Sequence[Block]) -> list[Block]:
@@ -87,20 +90,15 @@ def _innermost(known: Sequence[Block]) -> list[Block]:
 
 
 def _without(
-    whole: _Whole,
+    graph: LayerGraph,
+    model: nn.Module,
     gone: Sequence[Block],
     held: Sequence[str],
-    narrowed: Callable[[LayerGraph, nn.Module, Sequence[str], Order], Slim],
-) -> Slim:
-    order = order_without(whole.graph, gone)
-    shallow = drop_blocks(whole.graph, gone, model=whole.model)
-    args, kwargs = whole.graph.example
-    return narrowed(trace(shallow, args, kwargs), shallow, _new_names(whole, order, held), order)
-
-
-def _new_names(whole: _Whole, order: Order, held: Sequence[str]) -> list[str]:
-    """Names of layers that are kept, as they are once blocks are left out."""
-    from .edit import Edit
-
-    edit = Edit(whole.graph.name, {}, {}).without(whole.model, order)
-    return [new for new in map(edit.renamed, held) if new is not None]
+    narrowed: Narrowed[S],
+) -> S:
+    order = order_without(graph, gone)
+    shallow = drop_blocks(graph, gone, model=model)
+    args, kwargs = graph.example
+    names = Edit(graph.name, {}, {}).without(model, order)
+    kept = [new for new in map(names.renamed, held) if new is not None]
+    return narrowed(trace(shallow, args, kwargs), shallow, kept, order)

@@ -177,7 +177,13 @@ def slimmed(
         edit = Edit.of(model, graph, lists, feasible.attributes if feasible else {})
         return whole.report(small, edit, widths, order, worth)
 
-    return by_depth(whole, keep, narrowed) if depth else narrowed(graph, model, keep, {})
+    if depth and batches is not None:
+        return by_depth(graph, model, batches, keep, narrowed, _error)
+    return narrowed(graph, model, keep, {})
+
+
+def _error(small: Slim) -> float:
+    return 0.0 if small.report.fidelity is None else small.report.fidelity.error
 
 
 def _costs(graph: LayerGraph, model: nn.Module, budget: Mapping[str, float]) -> Costs:

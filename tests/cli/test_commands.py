@@ -319,6 +319,17 @@ def _wide() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(512, 2))
 
 
+def test_one_command_slims_and_ships_in_int8(folder: Path):
+    arguments = ["slim", "nets.py:wide", "--budget", "macs=0.5", "--multiple-of", "1", "-o", "out"]
+    result = run(app, [*arguments, "--onnx", "x.onnx", "--int8"])
+    assert result.exit_code == 0, result.stderr
+    assert "against PyTorch: cosine" in result.stdout
+    assert "source" in result.stdout
+    assert "target, int8" in result.stdout
+    assert {"x.onnx", "x.card.json", "out/edit.json"} <= files(folder)
+    assert run(app, [*arguments, "--int8"]).exit_code == 2
+
+
 def test_a_budget_that_cannot_be_met_writes_nothing(folder: Path):
     result = run(app, ["slim", "nets.py:wide", "--budget", "macs=10", "-o", "out"])
     assert result.exit_code == 1
