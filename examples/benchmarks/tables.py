@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..common import results
 from ..common.markdown import table
-from .gpu_tables import gpu
+from .gpu_tables import carried, gpu
 from .paper_tables import experiments
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -531,6 +531,7 @@ def main() -> None:
     for name, section in (
         ("step_cost", step_cost),
         ("on_gpu", gpu),
+        ("carry", carried),
         ("adapter_cost", adapter_cost),
         ("import_cost", import_cost),
         ("trace_cost", trace_cost),
