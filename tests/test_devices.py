@@ -12,7 +12,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from graftlib import Mapping, attach, export_onnx, matrix, surgery, trace, unmatrix
-from graftlib_adapters import MergeNet, MLPAdapter, ParameterSharing, lmc, transplant
+from graftlib_adapters import (
+    AlignedPull,
+    MergeNet,
+    MLPAdapter,
+    ParameterSharing,
+    lmc,
+    transplant,
+)
 
 ADAPTERS = {
     "mergenet": lambda **options: MergeNet(heads=2, rank=4, trust=0.2, **options),
@@ -107,6 +114,26 @@ def test_each_adapter_trains_and_detaches(world, name):
     graft.detach()
     assert torch.equal(settled, world.written())
     assert settled.device == world.x.device
+
+
+@pytest.mark.parametrize("units", ["largest", "matched"])
+def test_a_pull_of_the_whole_way_arrives_where_it_does_on_the_cpu(world, units):
+    arrived = []
+    for device in (world.x.device, torch.device("cpu")):
+        source, target = (copy.deepcopy(m).to(device) for m in (world.source, world.target))
+        x = world.x.to(device)
+        mapping = Mapping(trace(source, x), trace(target, x))
+        mapping.link("first", "first").link("second", "second")
+        graft = attach(AlignedPull(mapping, share=1.0, units=units), mapping, cycle=1)
+        optimizer = torch.optim.SGD(target.parameters(), lr=0.0)
+        graft.follow(optimizer)
+        target(x).sum().backward()
+        optimizer.step()
+        graft.detach()
+        assert target.second.weight.device == device
+        arrived.append(target.second.weight.detach().cpu())
+    assert torch.equal(*arrived)
+    assert not torch.equal(arrived[0], world.target.second.weight.detach().cpu())
 
 
 @pytest.mark.parametrize("write", ["replace", "probe"])

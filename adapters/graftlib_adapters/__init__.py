@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     )
     from .mergenet import MergeNet as MergeNet  # attention between low-rank codes of the weights
     from .mlp import MLPAdapter as MLPAdapter  # the paper's first, simple form
+    from .pull import AlignedPull as AlignedPull  # towards a source in the target's order of units
     from .sharing import ParameterSharing as ParameterSharing  # one shared block, nothing to learn
 
 # Imported when first used, so that the commands' help is quick.
@@ -26,11 +27,13 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "assembly": ["Search", "Solver", "ZooEntry", "assemble", "lmc", "transplant"],
         "mergenet": ["MergeNet"],
         "mlp": ["MLPAdapter"],
+        "pull": ["AlignedPull"],
         "sharing": ["ParameterSharing"],
     },
 )
 
 __all__ = [
+    "AlignedPull",
     "MLPAdapter",
     "MergeNet",
     "ParameterSharing",

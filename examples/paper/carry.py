@@ -24,9 +24,7 @@ from torch.nn import functional as F
 
 from graftlib import Mapping, attach, surgery, trace
 from graftlib.graft import Adapter, Link, LinkedMatrix, TransferCycle
-from graftlib_adapters import MergeNet
-from graftlib_adapters.assembly import transplant
-from graftlib_adapters.pull import AlignedPull
+from graftlib_adapters import AlignedPull, MergeNet, transplant
 
 from .captured import Data, Trainer
 from .gpu_table1 import _meet, _seconds, _share, _wait

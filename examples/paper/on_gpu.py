@@ -427,7 +427,7 @@ def write_report(args: argparse.Namespace, log: Path) -> None:
         "checks": [r for r in found["checks"] if r["kind"] == "check"],
         "cost": [r for r in found["cost"] if r["kind"] == "cost"],
         "table1": table(found["table1"]),
-        "carry": table(found["carry"], "carry"),
+        "carry": [_short(one) for one in table(found["carry"], "carry")],
         "errors": [r for records in found.values() for r in records if r["kind"] == "error"],
         "ends": [r for records in found.values() for r in records if r["kind"] == "end"],
     }
@@ -495,6 +495,16 @@ def table(records: list[dict[str, Any]], part: str = "table1") -> list[dict[str,
             }
         )
     return tables
+
+
+def _short(one: dict[str, Any]) -> dict[str, Any]:
+    """A table without its single runs and plans, of which the accuracies stand in the rows."""
+    took = [plan["took"] for plan in one.pop("plans") if plan["kind"] == "plan"]
+    if took:
+        one["seconds a step"] = took[-1]
+    for run in sorted(one.pop("runs"), key=lambda run: run["seed"]):
+        one["rows"][run["setting"]].setdefault("top-1 of each seed", []).append(run["top-1"])
+    return one
 
 
 def _markdown(report: dict[str, Any]) -> list[str]:

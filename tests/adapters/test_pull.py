@@ -11,8 +11,7 @@ from torch import nn
 from graftlib import Mapping, attach, surgery, trace
 from graftlib.errors import GraftError
 from graftlib.graft import TransferCycle
-from graftlib_adapters.assembly import transplant
-from graftlib_adapters.pull import AlignedPull
+from graftlib_adapters import AlignedPull, transplant
 
 UNITS = ("largest", "matched")
 EARLY = TransferCycle(every=1, stop=0.5)

@@ -67,6 +67,32 @@ def test_arms_are_worth_what_is_said(name, arm, cost):
     assert text(row["minus plain"], cost=cost) in SAID
 
 
+CARRIED = [
+    "pull - plain",
+    "pull - pull, untrained source",
+    "pull - pull, each layer in an order of its own",
+    "pull - noise of the pull's angle",
+    "pull - start from the source",
+    "pull - kd",
+    "pull - plain, three times the steps",
+    "pull - pull, matched units",
+    "pull, until 30 % - plain",
+    "pull, source of equal width - plain",
+    "slow weights - plain",
+    "netaug - plain",
+    "plain, twice the steps - plain",
+    "mergenet - plain",
+]
+
+
+@pytest.mark.parametrize("difference", CARRIED)
+@pytest.mark.parametrize("dataset", ["cifar10", "fashion-mnist"])
+def test_a_pull_is_worth_what_is_said(difference, dataset):
+    tables = results.load(BENCHMARKS / "carry.json")["carry"]
+    (one,) = [each for each in tables if each["data"]["dataset"] == dataset]
+    assert text(one["differences"][difference]["top-1"]).lstrip("+") in SAID
+
+
 CHOSEN = "S→M, trust 0.05, until 30 %"
 
 
