@@ -30,15 +30,15 @@ def sums_of_squares(weight: Tensor, groups: int = 1) -> tuple[Tensor, Tensor]:
         squares = flat.to("cpu", torch.float64).square()
         rows, columns = squares.sum(1), squares.view(groups, size // groups, -1).sum(1)
     else:
-        parts = []
-        columns = torch.zeros(flat.shape[1], dtype=torch.float64, device="cpu")
         step = max(_BLOCK // max(flat.shape[1], 1), 1)
+        rows = torch.empty(size, dtype=torch.float64, device="cpu")
+        columns = torch.zeros(flat.shape[1], dtype=torch.float64, device="cpu")
+        block = torch.empty(step, flat.shape[1], dtype=torch.float64, device="cpu")
         for start in range(0, size, step):
-            squares = flat[start : start + step].to("cpu", torch.float64, copy=True)
+            squares = block[: size - start].copy_(flat[start : start + step])
             squares.mul_(squares)
-            parts.append(squares.sum(1))
+            torch.sum(squares, 1, out=rows[start : start + step])
             columns += squares.sum(0)
-        rows = torch.cat(parts)
     return rows, columns.reshape(groups * inner, -1).sum(1)
 
 
