@@ -231,7 +231,7 @@ class _Writer:
             if storage is not None and tensor.layout is torch.strided:
                 if address not in self._memory:
                     self._memory[address] = (StorageWeakRef(storage), [])  # type: ignore[no-untyped-call]
-                self._memory[address][1].append((tensor.storage_offset(), node))
+                self._memory[address][1].append((int(tensor.storage_offset()), node))
 
     def source(self, tensor: Tensor) -> fx.Node | str | None:
         """The node that gives `tensor`; the FQN of a parameter or buffer that was not met; None for others."""

@@ -144,9 +144,10 @@ def _copy_plain_modules(model: nn.Module, memo: dict[int, Any]) -> None:
     `deepcopy` comes to the same, at ten times the cost, and copies all others.
     """
     for module in reversed(list(model.modules())):  # children first
-        if not _copied_by_fields(type(module)):
+        kind: Any = type(module)
+        if not _copied_by_fields(kind):
             continue
-        twin = module.__class__.__new__(module.__class__)
+        twin = kind.__new__(kind)
         try:
             twin.__dict__.update((k, _plain_copy(v, memo)) for k, v in module.__dict__.items())
         except LookupError:
@@ -163,7 +164,9 @@ def _copied_by_fields(kind: type) -> bool:
     ):
         return False
     # Those of torch's own modules fill in what older versions did not have.
-    return str(getattr(kind.__setstate__, "__module__", "")).startswith("torch.nn.modules.")
+    return str(getattr(getattr(kind, "__setstate__", None), "__module__", "")).startswith(
+        "torch.nn.modules."
+    )
 
 
 def _plain_copy(value: Any, memo: Mapping[int, Any]) -> Any:
