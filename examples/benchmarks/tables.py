@@ -701,8 +701,8 @@ def slim_budgets(found: dict) -> str:
     return f"""## Twelve models at three budgets
 
 `slim(graph, budget={{"macs": share}})` at 0.7, 0.5 and 0.3, with no other argument, on random weights, one thread,
-batch 1, images of 224 x 224 (320 for SSDLite), 128 tokens. MACs of the small model as `torch.utils.flop_counter` counts them,
-by those asked for; CPU seconds of the trace and of each slimming; of the table of ops that latency is predicted from,
+batch 1, images of 224 x 224 (320 for SSDLite), 128 tokens. MACs of the small model as `torch.utils.flop_counter` counts
+them, by those asked for; CPU seconds of the trace and of each slimming; of the table of ops that latency is predicted from,
 where none of them was in the cache; predicted by measured latency of each small model, in one run on a machine that
 others used, too (times are processor time).
 {said}

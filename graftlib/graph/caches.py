@@ -10,7 +10,7 @@ the axes that it meets. Buffers are seen as what they are.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, Protocol
@@ -58,7 +58,7 @@ _DEPTH = 4
 _PLAIN = frozenset((str, int, float, bool, bytes, type(None), torch.dtype, torch.device))
 _CONTAINERS = frozenset(
     (dict, OrderedDict, set, list, tuple)
-)  # most of those in a module are empty
+)  # most of those in a module are empty, or hold numbers
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def kept_tensors(model: nn.Module) -> list[Place]:
         for fqn, module in model.named_modules()
         for name, value in module.__dict__.items()
         if type(value) not in _PLAIN
-        and (type(value) not in _CONTAINERS or value)
+        and (type(value) not in _CONTAINERS or not _PLAIN.issuperset(map(type, _items(value))))
         and name not in ("_parameters", "_buffers", "_modules")
         and any(id(t) not in registered for t in _tensors(value))
     ]
@@ -213,6 +213,10 @@ def _tensors(value: Any, depth: int = _DEPTH, seen: set[int] | None = None) -> I
         seen.add(id(value))
         for item in _inside(value):
             yield from _tensors(item, depth - 1, seen)
+
+
+def _items(container: Any) -> Iterable[Any]:
+    return container.values() if isinstance(container, dict) else container
 
 
 def _holds(value: Any) -> bool:

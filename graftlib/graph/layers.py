@@ -90,7 +90,7 @@ def contract(
     grouped: dict[str, list[_Run]] = {}
     for run in runs:
         grouped.setdefault(run.layer, []).append(run)
-    tensors = {*dict(model.named_parameters())}
+    tensors = dict(model.named_parameters())
     layers = tuple(_layer(name, group, modules, tensors, depths) for name, group in grouped.items())
     return layers, _flow(layers, home)
 
@@ -138,14 +138,17 @@ def _name(runs: Sequence[_Run], modules: Mapping[str, nn.Module]) -> None:
 def _is_one_layer(call: Call, modules: Mapping[str, nn.Module]) -> bool:
     if not call.leaf or not call.fqn:
         return False
-    return any(True for _ in modules[call.fqn].parameters())
+    module = modules[call.fqn]
+    return any(p is not None for p in module._parameters.values()) or any(
+        True for _ in module.parameters()
+    )
 
 
 def _layer(
     name: str,
     runs: Sequence[_Run],
     modules: Mapping[str, nn.Module],
-    parameters: set[str],
+    parameters: Mapping[str, nn.Parameter],
     depths: Mapping[fx.Node, float],
 ) -> Layer:
     call = runs[0].call
@@ -160,10 +163,10 @@ def _layer(
     module = modules.get(call.fqn)
     own: list[str] = []
     if leaf and module is not None:
-        own = [f"{call.fqn}.{n}" for n, _ in module.named_parameters(remove_duplicate=False)]
-        mine = {id(p) for p in module.parameters()}
-        root = modules[""]
-        read = [fqn for fqn in read if id(root.get_parameter(fqn)) not in mine]
+        held = dict(module.named_parameters(remove_duplicate=False))
+        own = [f"{call.fqn}.{n}" for n in held]
+        mine = {id(p) for p in held.values()}
+        read = [fqn for fqn in read if id(parameters[fqn]) not in mine]
     first = {*runs[0].nodes}
     entering = dict.fromkeys(
         source

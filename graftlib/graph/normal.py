@@ -9,6 +9,7 @@ belongs to and ``meta["module"]`` the FQN of that module; a constant's tensor is
 
 from __future__ import annotations
 
+import functools
 import inspect
 import operator
 import re
@@ -22,15 +23,26 @@ from .._torch_private import DisableTorchFunction
 from .call_stack import Call
 from .tensors import tensor_leaves
 
-__all__ = ["Builder", "first_names", "graph_root", "input_names", "snapshot"]
+__all__ = ["Builder", "first_names", "graph_root", "input_names", "named_tensors", "snapshot"]
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """FQN -> tensor of each parameter, then of each buffer, under its first name alone."""
+    modules = list(model.named_modules())
+    seen: set[int] = set()
+    named: dict[str, Tensor] = {}
+    for kind in ("_parameters", "_buffers"):
+        for fqn, module in modules:
+            for name, tensor in module.__dict__[kind].items():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    named[f"{fqn}.{name}" if fqn else name] = tensor
+    return named
 
 
 def first_names(model: nn.Module) -> dict[int, str]:
     """`id` of each parameter and buffer -> its first FQN."""
-    names: dict[int, str] = {}
-    for fqn, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        names.setdefault(id(tensor), fqn)
-    return names
+    return {id(tensor): fqn for fqn, tensor in named_tensors(model).items()}
 
 
 def snapshot(value: Any) -> Any:
@@ -74,12 +86,19 @@ def graph_root(model: nn.Module, graph: fx.Graph) -> dict[str, Tensor]:
     ``torch.fx.GraphModule(graph_root(model, graph), graph)`` runs at the captured shapes, where every constant
     is real.
     """
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    tensors = named_tensors(model)
     reads = [node for node in graph.nodes if node.op == "get_attr"]
     return {
         node.target: node.meta["constant"] if "constant" in node.meta else tensors[node.target]
         for node in reads
     }
+
+
+@functools.lru_cache(maxsize=4096)
+def _word(target: Any) -> str:
+    """What nodes of a target are called, before they are numbered."""
+    name = target if isinstance(target, str) else target.__name__
+    return re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().replace(".", "_")
 
 
 class Builder:
@@ -102,12 +121,13 @@ class Builder:
     def read(self, fqn: str, tensor: Tensor) -> fx.Node:
         """A parameter or buffer; one node however often it is read."""
         if fqn not in self._reads:
-            self._reads[fqn] = self._note(self._get_attr(fqn), tensor)
+            self._reads[fqn] = self._note(self._create("get_attr", fqn, (), {}), tensor)
         return self._reads[fqn]
 
     def constant(self, tensor: Tensor) -> fx.Node:
         """A tensor that came from neither the inputs nor the model's parameters and buffers."""
-        node = self._note(self._get_attr(f"_constant_{self._constants}"), tensor)
+        target = f"_constant_{self._constants}"
+        node = self._note(self._create("get_attr", target, (), {}), tensor)
         self._constants += 1
         node.meta["constant"] = tensor.detach().clone()
         return node
@@ -117,7 +137,7 @@ class Builder:
         if op is torch.ops.aten.lift_fresh.default:
             # Outside of tracing it is the identity: a write to its result would spoil the constant.
             op = torch.ops.aten.lift_fresh_copy.default
-        return self._note(self.graph.call_function(op, args, kwargs), result)
+        return self._note(self._create("call_function", op, args, kwargs), result)
 
     def items(self, node: fx.Node, result: Any) -> Iterable[tuple[Tensor, fx.Node]]:
         """(tensor, its node) for each tensor of a call's result, with `getitem` nodes between."""
@@ -126,7 +146,7 @@ class Builder:
         elif isinstance(result, (list, tuple)):
             for i, item in enumerate(result):
                 if isinstance(item, (Tensor, list, tuple)):
-                    picked = self.graph.call_function(operator.getitem, (node, i))
+                    picked = self._create("call_function", operator.getitem, (node, i), {})
                     yield from self.items(self._note(picked, item), item)
 
     def output(self, nodes: Sequence[fx.Node]) -> fx.Graph:
@@ -136,9 +156,13 @@ class Builder:
         self.graph.lint()
         return self.graph
 
-    def _get_attr(self, target: str) -> fx.Node:
-        # `Graph.get_attr` warns when the graph has no owning module, which is as it should be here.
-        return self.graph.create_node("get_attr", target)
+    def _create(self, op: str, target: Any, args: Any, kwargs: Any) -> fx.Node:
+        # The arguments afterwards: `create_node` would look for symbolic numbers among them, at half of its cost.
+        node = self.graph.create_node(op, target, name=_word(target))
+        node.args = args
+        if kwargs:
+            node.kwargs = kwargs
+        return node
 
     def _note(self, node: fx.Node, value: Any) -> fx.Node:
         call = self._moment()

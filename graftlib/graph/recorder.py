@@ -31,6 +31,7 @@ from .tensors import output_tensors, replaced, tensor_leaves
 __all__ = ["Watch", "quiet", "record", "record_meta", "record_real", "record_scratch", "to_device"]
 
 META = torch.device("meta")
+_NUMBERS = frozenset((int, float, bool, type(None), str, torch.dtype))
 
 
 class Watch:
@@ -179,8 +180,9 @@ class _Writer:
         # id -> (what still finds the tensor, its storage, its node). An id may be used again once its tensor is gone,
         # and an assignment to ``.data`` gives a tensor other memory.
         self._seen: dict[int, tuple[Callable[[], Tensor | None], int, fx.Node]] = {}
-        # The same by memory, for what `tensor.data` gives: another object that no op made.
-        self._memory: dict[tuple[Any, ...], tuple[StorageWeakRef, fx.Node]] = {}
+        # The same by memory, for what `tensor.data` gives, another object that no op made: storage -> (what keeps its
+        # address from being used again, (offset, node) of all that lies in it).
+        self._memory: dict[int, tuple[StorageWeakRef, list[tuple[int, fx.Node]]]] = {}
 
     def __call__(
         self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], compute: Callable[[], Any]
@@ -222,16 +224,21 @@ class _Writer:
 
     def learn(self, tensor: Tensor, node: fx.Node) -> None:
         """From here on `tensor` is what `node` gives."""
-        self._seen[id(tensor)] = (TensorWeakRef(tensor), _storage(tensor), node)
-        if (place := _place(tensor)) is not None:
-            storage, *view = place
-            self._memory[storage.cdata, *view] = (storage, node)
+        with DisableTorchFunction():
+            storage = _storage(tensor)
+            address = 0 if storage is None else storage._cdata
+            self._seen[id(tensor)] = (TensorWeakRef(tensor), address, node)
+            if storage is not None and tensor.layout is torch.strided:
+                if address not in self._memory:
+                    self._memory[address] = (StorageWeakRef(storage), [])  # type: ignore[no-untyped-call]
+                self._memory[address][1].append((int(tensor.storage_offset()), node))
 
     def source(self, tensor: Tensor) -> fx.Node | str | None:
         """The node that gives `tensor`; the FQN of a parameter or buffer that was not met; None for others."""
         seen = self._seen.get(id(tensor))
         if seen is not None and seen[0]() is tensor:
-            if seen[1] == _storage(tensor):
+            storage = _storage(tensor)
+            if seen[1] == (0 if storage is None else storage._cdata):
                 return seen[2]
             return self._same_memory(tensor)
         return self._names.get(id(tensor))
@@ -248,18 +255,26 @@ class _Writer:
         return node
 
     def _same_memory(self, tensor: Tensor) -> fx.Node | None:
-        place = _place(tensor)
-        if place is None:
-            return None
-        storage, *view = place
-        _, node = self._memory.get((storage.cdata, *view), (None, None))
-        return node
+        with DisableTorchFunction():
+            storage = _storage(tensor)
+            if storage is None or tensor.layout is not torch.strided or not tensor.numel():
+                return None
+            form = tensor.storage_offset(), tensor.dtype, tensor.shape, tensor.stride()
+            _, lying = self._memory.get(storage._cdata, (None, ()))
+            for offset, node in reversed(lying):
+                val: Tensor = node.meta["val"]
+                if (offset, val.dtype, val.shape, val.stride()) == form:
+                    return node
+        return None
 
     def _nodes(self, value: Any) -> Any:
+        kind = type(value)
+        if kind in _NUMBERS:
+            return value
         if isinstance(value, Tensor):
             return self.node(value)
         if isinstance(value, (list, tuple)):
-            nodes = [self._nodes(item) for item in value]
+            nodes = [v if type(v) in _NUMBERS else self._nodes(v) for v in value]
             return nodes if isinstance(value, list) else tuple(nodes)
         if isinstance(value, dict):
             return {key: self._nodes(v) for key, v in value.items()}
@@ -279,22 +294,10 @@ class _Writer:
                         raise RuntimeError(f"the forward pass writes into parameter '{fqn}'")
 
 
-def _storage(tensor: Tensor) -> int:
-    """The address of what holds the memory of a tensor; 0 for what has none."""
+def _storage(tensor: Tensor) -> torch.UntypedStorage | None:
+    """What holds the memory of a tensor; None for what has none."""
     with DisableTorchFunction():
         try:
-            return int(tensor.untyped_storage()._cdata)
-        except (NotImplementedError, RuntimeError):
-            return 0
-
-
-def _place(tensor: Tensor) -> tuple[Any, ...] | None:
-    """Where the values lie, held weakly so that the address is not used again; None for what has no memory."""
-    with DisableTorchFunction():
-        if tensor.layout is not torch.strided or not tensor.numel():
-            return None
-        try:
-            storage = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+            return tensor.untyped_storage()
         except (NotImplementedError, RuntimeError):
             return None
-        return storage, tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset()

@@ -41,6 +41,11 @@ def known_result(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
         return known(*args, **kwargs) if all(map(_is_real, every)) else None
 
 
+def _empty(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """On the meta device; `new_empty` would run as Python code of torch."""
+    return torch.empty(shape, dtype=like.dtype, device="meta")
+
+
 def _is_real(x: Any) -> bool:
     """A tensor of real numbers on the meta device."""
     return isinstance(x, Tensor) and x.device.type == "meta" and x.is_floating_point()
@@ -82,7 +87,7 @@ def _combined(*tensors: Tensor) -> Tensor | None:
     except RuntimeError:
         return None
     if all(tensor.is_contiguous() for tensor in tensors):
-        return tensors[0].new_empty(shape)
+        return _empty(tensors[0], shape)
     strides = [tensor.expand(shape).stride() for tensor in tensors]
 
     def outer(one: int, other: int) -> int:
@@ -104,19 +109,16 @@ def _combined(*tensors: Tensor) -> Tensor | None:
                 place = there
             elif which < 0:
                 break
-    return (
-        tensors[0]
-        .new_empty([shape[dim] for dim in reversed(order)])
-        .permute([len(order) - 1 - order.index(dim) for dim in range(len(shape))])
-    )
+    laid = _empty(tensors[0], [shape[dim] for dim in reversed(order)])
+    return laid.permute([len(order) - 1 - order.index(dim) for dim in range(len(shape))])
 
 
 def _mean(x: Tensor, dim: Any, keepdim: bool = False, *, dtype: Any = None) -> Tensor | None:
     dims = {d % x.ndim for d in dim or () if -x.ndim <= d < x.ndim}
     if dtype not in (None, x.dtype) or not dims or len(dims) != len(dim):
         return None
-    return x.new_empty(
-        [1 if d in dims else n for d, n in enumerate(x.shape) if keepdim or d not in dims]
+    return _empty(
+        x, [1 if d in dims else n for d, n in enumerate(x.shape) if keepdim or d not in dims]
     )
 
 
@@ -133,7 +135,7 @@ def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor | None:
         if rest != shape:
             return None
     shape.insert(dim % first.ndim, sum(x.shape[dim] for x in tensors))
-    return first.new_empty(shape)
+    return _empty(first, shape)
 
 
 def _row_major(x: Tensor) -> bool:
@@ -166,12 +168,12 @@ def _attention(
         pairs = zip(reversed(mask.shape), reversed(scores), strict=False)
         if any(n not in (1, size) for n, size in pairs):
             return None
-    return q.new_empty((*q.shape[:-1], v.shape[-1]))
+    return _empty(q, (*q.shape[:-1], v.shape[-1]))
 
 
 def _roll(x: Tensor, shifts: Sequence[int], dims: Sequence[int] = ()) -> Tensor | None:
     fits = _plain(x) and len(shifts) == len(dims) and all(-x.ndim <= dim < x.ndim for dim in dims)
-    return x.new_empty(x.shape) if fits else None
+    return _empty(x, x.shape) if fits else None
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
@@ -179,7 +181,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | N
     fits = _plain(x) and weight.ndim == 2 and x.ndim > 1 and x.shape[-1] == weight.shape[1]
     if not fits or not _alike(x, weight, bias) or (bias is not None and bias.shape != (rows,)):
         return None
-    return x.new_empty((*x.shape[:-1], rows))
+    return _empty(x, (*x.shape[:-1], rows))
 
 
 def _conv2d(
@@ -211,7 +213,7 @@ def _conv2d(
     ]
     if min(sides) < 1 or (bias is not None and bias.shape != (rows,)):
         return None
-    return x.new_empty((x.shape[0], rows, *sides))
+    return _empty(x, (x.shape[0], rows, *sides))
 
 
 def _batch_norm(
@@ -228,7 +230,7 @@ def _batch_norm(
     fits = _plain(x) and x.ndim > 1 and all(each.shape == channels for each in tensors)
     if training or mean is None or var is None or not fits or not _alike(x, *tensors):
         return None
-    return x.new_empty(x.shape)
+    return _empty(x, x.shape)
 
 
 def _layer_norm(
@@ -241,7 +243,7 @@ def _layer_norm(
     shape = tuple(shape)
     tensors = [each for each in (weight, bias) if each is not None]
     fits = x.shape[x.ndim - len(shape) :] == shape and all(each.shape == shape for each in tensors)
-    return x.new_empty(x.shape) if fits and _plain(x) and _alike(x, *tensors) else None
+    return _empty(x, x.shape) if fits and _plain(x) and _alike(x, *tensors) else None
 
 
 _KNOWN: dict[Any, Callable[..., Tensor | None]] = {
@@ -326,11 +328,11 @@ def recurrent_shapes(func: Any, args: Sequence[Any]) -> tuple[Tensor, ...] | Non
     states = [hidden] if isinstance(hidden, Tensor) else list(hidden)
     _must_fit(len(GATES.get(name, ("",))), x, states, named)
     width = states[0].shape[-1] * (2 if named["bidirectional"] else 1)
-    out = x.new_empty((*x.shape[:-1], width))
+    out = _empty(x, (*x.shape[:-1], width))
     if named.get("batch_first") and x.ndim == 3:
         # torch gives a transposed view of what it computed step by step.
-        out = x.new_empty((x.shape[1], x.shape[0], width)).transpose(0, 1)
-    return (out, *(state.new_empty(state.shape) for state in states))
+        out = _empty(x, (x.shape[1], x.shape[0], width)).transpose(0, 1)
+    return (out, *(_empty(state, state.shape) for state in states))
 
 
 def _must_fit(gates: int, x: Tensor, states: Sequence[Tensor], named: Mapping[str, Any]) -> None:

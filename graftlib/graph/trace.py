@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..arguments import check
 from ..errors import TraceError, shown
-from .caches import find_caches, kept_tensors
+from .caches import Caches, find_caches, kept_tensors
 from .capture import capture
 from .layergraph import LayerGraph
 from .structure import unwrap
@@ -63,8 +63,9 @@ def trace(
     args = (args,) if isinstance(args, Tensor) else tuple(args)
     model = unwrap(model)
     # A tensor that an earlier run made from the weights would be taken for a constant.
-    caches = find_caches(model, args, kwargs)
-    constants = [place for place in kept_tensors(model) if place not in caches.places]
+    places = kept_tensors(model)
+    caches = find_caches(model, args, kwargs) if places else Caches({})
+    constants = [place for place in places if place not in caches.places]
     seen = capture(caches.without(model), args, kwargs, device=device)
     # Who traces inside `with torch.device("meta")` means the model: reading the graph needs numbers.
     with torch.device("cpu"):

@@ -152,8 +152,10 @@ def _refresh(
     if not search.changed and not unsaved(part):
         return None
     # Parameters that are not saved are drawn or computed when the class is built, which takes values.
-    values = bool(getattr(part, "_keys_to_ignore_on_save", None))
-    first, anew = search.build({}, values=values), search.build(fields, values=values)
+    if getattr(part, "_keys_to_ignore_on_save", None):
+        first, anew = search.build({}, values=True), search.build(fields, values=True)
+    else:
+        first, anew = search.built({}), search.built(fields)
     if search.changed:
         _adopt(part, first, anew, fields, before.inner[fqn])
     return _remade(part, first, anew, before.unsaved[fqn])

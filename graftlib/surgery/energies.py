@@ -8,6 +8,7 @@ Always true: an energy of 0 is proven: the activation is exactly 0 for every inp
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
@@ -165,7 +166,7 @@ def _value(given: Any) -> Value:
 
 
 def _settled(energy: Tensor, constant: Tensor | None, shape: tuple[int, ...]) -> Value:
-    varies = None if constant is None else ~constant.isfinite()
+    varies = None if constant is None or _is_nothing(constant) else ~constant.isfinite()
     if constant is None or varies is None or bool(varies.all()):
         energy = energy.nan_to_num(1.0, _HUGE).clamp(_TINY, _HUGE)
         return Value(_ranked(energy, len(shape)), _nothing(len(shape)), shape)
@@ -178,8 +179,14 @@ def _settled(energy: Tensor, constant: Tensor | None, shape: tuple[int, ...]) ->
     return Value(_ranked(energy, len(shape)), _ranked(constant, len(shape)), shape)
 
 
+@functools.cache
 def _nothing(rank: int) -> Tensor:
+    """The constants of what is nowhere the same for every input; one tensor a rank, which nobody writes into."""
     return torch.full([1] * rank, torch.nan, dtype=torch.float64, device="cpu")
+
+
+def _is_nothing(constant: Tensor) -> bool:
+    return constant is _nothing(constant.ndim)
 
 
 def _ranked(tensor: Tensor, rank: int) -> Tensor:
@@ -266,7 +273,8 @@ def _move(op: Op, *args: Any, **kwargs: Any) -> Any:
     energy = results("energy")
     energies = [energy] if isinstance(energy, Tensor) else list(energy)
     if all(
-        x.constant.numel() == 1 and bool(x.constant.isnan()) for x in map(_value, _tensors(args))
+        _is_nothing(x.constant) or (x.constant.numel() == 1 and bool(x.constant.isnan()))
+        for x in map(_value, _tensors(args))
     ):
         constants = [_nothing(each.ndim) for each in energies]
     else:
@@ -392,7 +400,8 @@ def _unary(op: Op, x: Value, *args: Any, **kwargs: Any) -> Value:
         return result
 
     rest = float(f(torch.zeros(1, dtype=torch.float64, device="cpu")))
-    return op.value(x.energy + rest**2 if rest else x.energy, f(x.constant))
+    constant = None if _is_nothing(x.constant) else f(x.constant)
+    return op.value(x.energy + rest**2 if rest else x.energy, constant)
 
 
 @_rule(*["sigmoid", "tanh", "erf", "sin", "cos", "hardsigmoid", "log_sigmoid"])
@@ -420,6 +429,8 @@ def _sum(op: Op, x: Any, y: Any, alpha: float = 1) -> Value:
     x, y = _value(x), _value(y)
     x, y = _without_places(x, y), _without_places(y, x)
     a, b = {"add": (1, alpha), "sub": (1, -alpha), "rsub": (-alpha, 1)}[op.name]
+    if _is_nothing(x.constant) or _is_nothing(y.constant):
+        return op.value(a**2 * x.energy + b**2 * y.energy)
     return op.value(a**2 * x.energy + b**2 * y.energy, a * x.constant + b * y.constant)
 
 
@@ -443,6 +454,8 @@ def _if_equal(constant: Tensor, dims: int | tuple[int, ...]) -> Tensor:
 def _product(op: Op, x: Any, y: Any) -> Value:
     """e(x y) = e(x) e(y), and 0 times anything is 0."""
     x, y = _value(x), _value(y)
+    if _is_nothing(x.constant) and _is_nothing(y.constant):
+        return op.value(x.energy * y.energy)
     zero = (x.constant == 0) | (y.constant == 0)
     return op.value(x.energy * y.energy, torch.where(zero, 0.0, x.constant * y.constant))
 
@@ -532,10 +545,14 @@ def _batch_norm(
     lie = [-1 if i == 1 else 1 for i in range(x.energy.ndim)]
     scale = (_doubles(variance) + eps).rsqrt()
     scale = (scale if gain is None else _doubles(gain) * scale).view(lie)
+    energy = scale.square() * x.energy
     shifts = torch.zeros_like(scale) if shift is None else _doubles(shift).view(lie)
+    if shift is not None:
+        energy = energy + shifts.square()
+    if _is_nothing(x.constant) and bool(scale.all()):
+        return op.value(energy)
     offset = shifts - scale * _doubles(mean).view(lie)
-    constant = torch.where(scale == 0, offset, scale * x.constant + offset)
-    return op.value(scale.square() * x.energy + shifts.square(), constant)
+    return op.value(energy, torch.where(scale == 0, offset, scale * x.constant + offset))
 
 
 @_rule("layer_norm")
@@ -695,13 +712,14 @@ def _contracted(
     lie = [*energy.shape, *[1] * (rank - 2)] if dim == 1 else [*energy.shape]
     energy = energy.view(lie)
     lost = energy.detach() == 0
-    constant = torch.zeros((), dtype=torch.float64, device="cpu")
+    shift = torch.zeros((), dtype=torch.float64, device="cpu")
     if bias is not None:
-        known = _value(bias)
-        laid = [*known.energy.shape, *lie[2:]] if dim == 1 else [*known.energy.shape]
-        energy = energy + known.energy.reshape(laid)
-        constant = known.constant.reshape(laid)
-    value = op.value(energy, torch.where(lost, constant, torch.nan))
+        shift = bias.constant if isinstance(bias, Value) else _doubles(bias)
+        added = bias.energy if isinstance(bias, Value) else shift.square()
+        if dim == 1:
+            shift, added = (t.reshape(*t.shape, *lie[2:]) for t in (shift, added))
+        energy = energy + added
+    value = op.value(energy, torch.where(lost, shift, torch.nan) if bool(lost.any()) else None)
     return _tapped(op, value, weight, out_axis, dim)
 
 
@@ -731,18 +749,21 @@ class _Contraction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (x,), (op, weight, (made, read), groups) = ctx.saved_tensors, ctx.given
-        gradient = _summed(gradients[0] > 0, op, weight, (read, made), groups)
+        gradient = _summed(gradients[0] > 0, op, weight, (read, made), groups).expand(x.shape)
         op.record(weight, read, _along(gradient * x, -1, x.shape[-1]))
         return gradient, None, None, None, None
 
 
 def _summed(counted: Tensor, op: Op, weight: Weight, axes: tuple[int, int], groups: int) -> Tensor:
-    """(…, channels of one axis) bool -> (…, channels of the other): sums of the squared weights that are counted."""
+    """(…, channels of one axis) bool -> (…, channels of the other): sums of the squared weights that are counted.
+
+    One row stands for all where they are alike.
+    """
     out, over = axes
     every = bool(counted.all())
     if every or not bool(counted.any()):
         sums = op.sums(weight, groups)[out] * every
-        return sums.expand(*counted.shape[:-1], len(sums))
+        return sums.view(*[1] * (counted.ndim - 1), -1)
     squares = _doubles(weight).square()
     squares = squares.flatten(2).sum(2) if squares.ndim > 2 else squares
     squares = _grouped(squares, 0, groups)  # (groups, channels of axis 0, channels of axis 1)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..graph import LayerGraph
+from ..graph.normal import named_tensors
 from .energies import MOVES, SAME, Op, Value, Weight, anything, leaves, plain, rule_of
 from .squares import Squares
 
@@ -75,8 +76,7 @@ class _Reader:
     read_energy: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        buffers, parameters = self.model.named_buffers(), self.model.named_parameters()
-        self.tensors: dict[str, Tensor] = {**dict(buffers), **dict(parameters)}
+        self.tensors = named_tensors(self.model)
 
     def read(self, node: fx.Node) -> None:
         if node.op == "output":

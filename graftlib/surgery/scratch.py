@@ -24,6 +24,7 @@ from ..graph.axes.classes import class_of_atoms, reading
 from ..graph.axes.infer import Inference, infer
 from ..graph.axes.values import Axes, Stack
 from ..graph.capture import device_of
+from ..graph.normal import named_tensors
 from ..graph.ops import call_in_words, overload
 from ..graph.recorder import Watch, record_scratch
 from ..graph.structure import alias, like_meta, of_size, rebuild
@@ -134,7 +135,7 @@ def scratch(
     reference = reference_of(graph)
     now = reference.numbers(sizes)
     shapes: dict[int, tuple[int, ...]] = {}
-    registered = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    registered = named_tensors(model)
     for fqn, tensor in registered.items():
         due = reference.shape(fqn, now)
         if due is not None and due != tuple(tensor.shape):

@@ -2,7 +2,8 @@
 
 In: the config, what the model was and what it is. Out: path -> new value. No field is known by its name: every number
 that equals an old size, or an attribute that changed, may have become the new one; every guess is built, on the meta
-device, and compared. Always true: a field in the answer is needed; without it the class builds something else.
+device, and compared. Always true: a field in the answer is needed: without it the class builds something else, or by
+itself it makes what no other field touches by itself.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ class Search:
         self._kind, self._config, self._old, self._new = kind, config, old, new
         self._depths = depths
         self._built: dict[str, Signature | None] = {}
+        self._kept: dict[str, Any] = {}
         self._distances: dict[str, _Distance] = {}
         self._foreign: frozenset[tuple[str, str]] = frozenset()
         self._goal = 3
@@ -112,6 +114,10 @@ class Search:
             warnings.simplefilter("ignore")
             return self._kind(loaded).eval()
 
+    def built(self, fields: Fields) -> Any:
+        """As `build`, without values; the search may have built it already."""
+        return self._kept.get(_key(fields)) or self.build(fields)
+
     def distance(self, fields: Fields) -> _Distance:
         """How many axes of tensors, attributes that the edit changed, and others are not the edited model's."""
         key = _key(fields)
@@ -145,9 +151,24 @@ class Search:
         if not self._reached(best):
             best = self._searched(exact)
         for path in [*best]:
-            without = {p: v for p, v in best.items() if p != path}
-            best = min((without, best), key=self.distance)  # the first of equals
+            if not self._shown_alone(path, best):
+                without = {p: v for p, v in best.items() if p != path}
+                best = min((without, best), key=self.distance)  # the first of equals
         return best
+
+    def _shown_alone(self, path: Path, fields: Fields) -> bool:
+        """Whether a field by itself makes something as it should be which no other one touches by itself.
+
+        From what was built already; a field of which this is not known may be needed as well.
+        """
+        first = self._built[_key({})]
+        alone = {p: self._built.get(_key({p: value})) for p, value in fields.items()}
+        others = [each for p, each in alone.items() if p != path]
+        mine = alone[path]
+        if first is None or mine is None or None in others:
+            return False
+        right = [k for k, v in mine.items() if v == self._new.get(k) != first.get(k)]
+        return any(all(each and each.get(k) == first.get(k) for each in others) for k in right)
 
     def _searched(self, exact: Mapping[Path, list[Any]]) -> Fields:
         exact = self._effective(exact)
@@ -200,7 +221,10 @@ class Search:
         key = _key(fields)
         if key not in self._built:
             try:
-                self._built[key] = signature(self.build(fields))
+                model = self.build(fields)
+                self._built[key] = found = signature(model)
+                if not fields or not _unequal(found, self._new, self._foreign):
+                    self._kept[key] = model
             except Exception as error:  # the class may refuse a size in any way
                 self._built[key] = None
                 if not fields:

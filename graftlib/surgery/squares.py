@@ -46,9 +46,10 @@ def _of_parts(parts: Iterable[Tensor], width: int) -> tuple[Tensor, Tensor]:
     """Along both axes of a matrix of some width that comes in parts, one below the other."""
     rows = []
     columns = torch.zeros(width, dtype=torch.float64, device="cpu")
+    block = torch.empty(rows_at_once(width), width, dtype=torch.float64, device="cpu")
     for part in parts:
-        for some in torch.split(part, rows_at_once(width)):
-            squares = some.to("cpu", torch.float64, copy=True)
+        for some in torch.split(part, len(block)):
+            squares = block[: len(some)].copy_(some)
             squares.mul_(squares)
             rows.append(squares.sum(1))
             columns += squares.sum(0)

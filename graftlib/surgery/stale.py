@@ -214,9 +214,8 @@ def labels(
         path = fqn.split(".")[:-1]
         for end in range(len(path), max(len(path) - _REACH, -1), -1):
             module = ".".join(path[:end])
-            for name in names:
-                value = modules[module].__dict__.get(name)
-                if type(value) is int and value == old:
+            for name, value in modules[module].__dict__.items():
+                if type(value) is int and value == old and name in names:
                     said.setdefault((module, (name,)), new)
 
     for (fqn, _), (old, new) in lengths.items():
