@@ -686,7 +686,8 @@ def slim_budgets(found: dict) -> str:
     if ratios:
         said = (
             f"Within 2 % of the budget and not above it: {near} of {len(met)}, the furthest at {met[0]:.3f}. "
-            f"Predicted by measured latency: median {ratios[len(ratios) // 2]:.2f}, from {ratios[0]:.2f} to {ratios[-1]:.2f}; "
+            f"Predicted by measured latency: median {ratios[len(ratios) // 2]:.2f}, "
+            f"from {ratios[0]:.2f} to {ratios[-1]:.2f}; "
             f"{sum(value <= 0.15 for value in off)} of {len(off)} within 15 %.\n"
         )
     head = [
@@ -702,9 +703,9 @@ def slim_budgets(found: dict) -> str:
 
 `slim(graph, budget={{"macs": share}})` at 0.7, 0.5 and 0.3, with no other argument, on random weights, one thread,
 batch 1, images of 224 x 224 (320 for SSDLite), 128 tokens. MACs of the small model as `torch.utils.flop_counter` counts
-them, by those asked for; CPU seconds of the trace and of each slimming; of the table of ops that latency is predicted from,
-where none of them was in the cache; predicted by measured latency of each small model, in one run on a machine that
-others used, too (times are processor time).
+them, by those asked for; CPU seconds of the trace and of each slimming; of the table of ops that latency is predicted
+from, where none of them was in the cache; predicted by measured latency of each small model, in one run on a machine
+that others used, too (times are processor time).
 {said}
     python -m examples.benchmarks.slim_budgets --out docs/benchmarks/slim_budgets.json
 

@@ -29,7 +29,7 @@ from ..graph.select import select
 from ..graph.structure import unwrap
 from ..graph.walk import inputs, reach
 from .config import config_problems, config_state, warn_of
-from .depth import _depths, _old_name, _rearrange, _renamed
+from .depth import _depths, _old_name, _renamed, rearrange
 from .edits import Rows, tensor_of, whole_numbers
 from .proof import TOLERANCE, fill, run_trial, trial_of
 from .recording import Op, Twin, as_batches
@@ -251,7 +251,7 @@ def prune_experts(
     before, depths = config_state(model, graph), _depths(graph.model, order)
 
     def edit(edited: nn.Module) -> nn.Module:
-        _rearrange(edited, order)
+        rearrange(edited, order)
         cut_rows(edited, rows)
         _count(edited, kept)
         return edited
