@@ -28,8 +28,8 @@ def gpu(report: dict) -> str:
     about = paragraph(
         f"""One run on one {report["device"]} with torch {report["versions"]["torch"]}, an older torch than the
         package asks for. {passed} of {len(checks)} checks passed: every way to train with a graft, random states,
-        GradScaler, compiled and captured steps, a resumed run (`examples/paper/device_checks.py`). Nothing else was
-        measured on CUDA."""
+        GradScaler, compiled and captured steps, a resumed run (`examples/paper/device_checks.py`).
+        {report.get("note", "")} Elsewhere only tables that name a GPU were measured on one."""
     )
     body = "\n".join([_cost(report["cost"]), *tables])
     return f"""{about}
