@@ -46,6 +46,15 @@ def slim(
     multiple_of: Annotated[
         int, typer.Option("--multiple-of", min=1, help="Widths become multiples of this.")
     ] = 8,
+    page: Annotated[
+        Path | None,
+        typer.Option(
+            "--page",
+            metavar="FILE",
+            help="Also write a page that shows which units stay, and what each was worth.",
+            show_default=False,
+        ),
+    ] = None,
     inputs: options.Inputs = None,
     input_dtype: options.InputDtype = None,
     weights: options.Weights = None,
@@ -79,6 +88,10 @@ def slim(
             graph, budget=limits, keep=keep or (), ranking=ranking, multiple_of=multiple_of
         )
         small.save(output)
+        if page is not None:
+            from ..view import view
+
+            view(graph, edit=small.edit, importance=small.importances).save(page)
     if as_json:
         say_json(small.report.to_dict())
     else:
