@@ -52,6 +52,15 @@ def slim(
         typer.Option("--onnx", help="An ONNX file to write, too, proven.", show_default=False),
     ] = None,
     int8: Annotated[bool, typer.Option("--int8", help="Its weights as 8-bit integers.")] = False,
+    page: Annotated[
+        Path | None,
+        typer.Option(
+            "--page",
+            metavar="FILE",
+            help="Also write a page that shows which units stay, and what each was worth.",
+            show_default=False,
+        ),
+    ] = None,
     inputs: options.Inputs = None,
     input_dtype: options.InputDtype = None,
     weights: options.Weights = None,
@@ -108,6 +117,10 @@ def slim(
 
             small = slim_model(trace(loaded.model, loaded.args, loaded.kwargs), **chosen)
             small.save(output)
+    if page is not None:
+        from ..view import view
+
+        view(small.graph, edit=small.edit, importance=small.importances or None).save(page)
     exported = None
     if onnx is not None:
         with working(f"exporting {onnx}"):

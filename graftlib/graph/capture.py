@@ -183,7 +183,8 @@ def _untraceable(
         what = f"no way of tracing could follow '{name}' on these example inputs."
         fix = (
             "check that the model itself runs on these inputs: model(*args, **kwargs); "
-            "if it does, its forward does what none of the tracers can follow"
+            "if it does, its forward does what none of the tracers can follow; "
+            "view(graftlib.graph.outline(model, args, kwargs)) shows how far it comes"
         )
     return TraceError(
         what,

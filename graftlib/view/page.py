@@ -151,7 +151,7 @@ def view(
             `graftlib.slim.Edit` (``slim.edit``), or class -> the numbers of its units that stay.
         importance: what each unit is worth, shown in the strips: class -> (size,) numbers, as ``slim.importances``, or
             a function of a class that gives them, such as ``surgery.ranking("magnitude", graph, graph.model)``, asked
-            for the classes of `edit`, or for all that are free.
+            for the classes of `edit`, or for all free ones of the source.
         weights: True reads all weights, so that the page can show a histogram of each parameter.
         diff: True compares the two models, a `Diff` is shown as it is: what differs stands in the overview, and an
             overlay shows how far the weights of each layer moved, by the norm of the first's.

@@ -37,14 +37,14 @@ class Story:
 
 def drawn(source: Any) -> Any:
     """What of `source` is drawn: the mapping of a graft, the layer graph of an assembly; else itself."""
-    if hasattr(source, "plan") and hasattr(source, "history"):
+    if hasattr(source, "history") and hasattr(source, "plan"):
         return source.plan.mapping
     return source.graph if hasattr(source, "record") and hasattr(source, "graph") else source
 
 
 def stories_of(source: Any, trees: Sequence[Tree]) -> tuple[Story, ...]:
     """The stories of a graft or of an assembly; nothing of anything else."""
-    if hasattr(source, "plan") and hasattr(source, "history"):
+    if hasattr(source, "history") and hasattr(source, "plan"):
         return tuple(_transfers(source, trees))
     if hasattr(source, "record") and hasattr(source, "graph"):
         return tuple(_origins(source, trees[0]))

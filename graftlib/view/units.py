@@ -48,7 +48,7 @@ def units_of(edit: Any, importance: Any, trees: Sequence[Tree]) -> tuple[Units, 
     """
     kept = {each: _flags(each, units) for each, units in _classes(edit, "edit").items()}
     if callable(importance) and not isinstance(importance, Mapping):
-        importance = _asked(importance, kept or [c for tree in trees for c in tree.class_of])
+        importance = _asked(importance, kept or trees[0].class_of)
     worth = {
         each: _finite(each, numbers) for each, numbers in _classes(importance, "importance").items()
     }

@@ -313,6 +313,9 @@ def test_slim_writes_what_load_reads(folder: Path):
     assert files(folder) == {"nets.py", "out", *made}
     again = load(folder / "out", _wide)
     assert again[0].out_channels == 4
+    result = run(app, [*arguments, "-o", "out", "--page", "plan.html"])
+    assert result.exit_code == 0, result.stderr
+    assert '"units":[[0,' in (folder / "plan.html").read_text()
 
 
 def _wide() -> nn.Module:

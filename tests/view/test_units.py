@@ -63,6 +63,16 @@ def test_a_slim_model_brings_its_edit_and_its_importances():
     assert view(traced, importance=rank).scene.units[0].importance == units.importance
 
 
+def test_a_ranking_is_asked_for_the_source_alone():
+    traced, other = (
+        graph(),
+        trace(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)), torch.zeros(1, 2)),
+    )
+    rank = surgery.ranking("magnitude", traced, traced.model)
+    units = view(traced, other, importance=rank).scene.units
+    assert [each.place[0] for each in units] == [0]
+
+
 def test_both_models_show_the_class_where_both_have_it():
     first, second = graph(), graph()
     each = first.axis_class("a")
