@@ -28,8 +28,8 @@ def gpu(report: dict) -> str:
     about = paragraph(
         f"""One run on one {report["device"]} with torch {report["versions"]["torch"]}, an older torch than the
         package asks for. {passed} of {len(checks)} checks passed: every way to train with a graft, random states,
-        GradScaler, compiled and captured steps, a resumed run (`examples/paper/device_checks.py`). Nothing else in
-        this document was measured on CUDA."""
+        GradScaler, compiled and captured steps, a resumed run (`examples/paper/device_checks.py`). Of this
+        document only this section and the next were measured on CUDA."""
     )
     body = "\n".join([_cost(report["cost"]), *tables])
     return f"""## On a GPU

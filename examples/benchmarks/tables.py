@@ -18,8 +18,8 @@ HEAD = """# Measurements
 
 Every table is made from a JSON file in `docs/benchmarks/` by `python -m examples.benchmarks.tables`, and every JSON
 file by the command above its table; `examples.common.results.load` reads one. Times are those of one machine (2 cores,
-no GPU) that was busy with other work: compare ratios, not seconds. What was measured on CUDA is in one section, "On a
-GPU"; the cost of DDP and FSDP2 is not measured.
+no GPU) that was busy with other work: compare ratios, not seconds. What was measured on CUDA is in two sections, "On a
+GPU" and "Which grafts carry knowledge"; the cost of DDP and FSDP2 is not measured.
 """
 
 
