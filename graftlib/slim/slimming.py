@@ -7,6 +7,7 @@ the report's costs are those of the small model, and its fidelity is that on sam
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,12 +20,12 @@ from ..errors import MatchError, nearest, shown
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass
 from ..graph.structure import unwrap
-from ..surgery import SurgeryError, prune
+from ..surgery import SurgeryError, SurgeryWarning, prune
 from ..surgery.edits import Request, editable
 from ..surgery.fit import plan, ties
 from ..surgery.importance import Importance
 from ..surgery.lora import ranks
-from ..surgery.recording import as_batches
+from ..surgery.recording import Batch, as_batches
 from ..surgery.whole_model import outer_classes
 from .costs import costs_of
 from .edit import Edit
@@ -100,7 +101,7 @@ def slimmed(
     *,
     budget: Mapping[str, float],
     data: Iterable[Any] | None,
-    importance: str | Importance,
+    importance: str | Importance | None,
     losses: Losses | None,
     ranking: str,
     solver: str,
@@ -117,7 +118,7 @@ def slimmed(
         graph=(graph, (LayerGraph,)),
         budget=(budget, (Mapping,)),
         data=(data, (Iterable, type(None))),
-        importance=(importance, (str, Callable)),
+        importance=(importance, (str, Callable, type(None))),
         losses=(losses, (Callable, type(None))),
         ranking=(ranking, (str,)),
         solver=(solver, (str,)),
@@ -141,7 +142,11 @@ def slimmed(
     editable(model, graph, graph.axis_classes, inplace=True)
     tied = _may_change(model, graph, [keep] if isinstance(keep, str) else list(keep))
     asked = [each for group in tied for each in group]
-    worth = importances(graph, model, asked, importance, batches, losses)
+    worth = (
+        _by_default(graph, model, asked, batches, ranking)
+        if importance is None
+        else importances(graph, model, asked, importance, batches, losses)
+    )
 
     for _ in range(_ROUNDS):
         tied = [group for group in tied if all(each in worth for each in group)]
@@ -175,6 +180,25 @@ def slimmed(
     fidelity = None if batches is None else fidelity_of(model, small, batches)
     report = SlimReport(graph.name, costs.at(), widths, _rows(widths.sizes), fidelity)
     return Slim(small, edit, report, graph)
+
+
+def _by_default(
+    graph: LayerGraph,
+    model: nn.Module,
+    classes: Sequence[AxisClass],
+    batches: Sequence[Batch] | None,
+    ranking: str,
+) -> dict[AxisClass, Tensor]:
+    """Measured where there are data; by magnitude the classes that cannot be, or all where they compete."""
+    measured: dict[AxisClass, Tensor] = {}
+    if batches is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SurgeryWarning)
+            measured = importances(graph, model, classes, "wanda", batches)
+    if ranking != "uniform" and len(measured) < len(classes):
+        measured = {}
+    rest = [each for each in classes if each not in measured]
+    return measured | importances(graph, model, rest, "magnitude", None)
 
 
 def _best(worth: Tensor, count: int) -> Tensor:
