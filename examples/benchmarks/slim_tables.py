@@ -11,7 +11,7 @@ from typing import Any
 from ..common.intervals import interval
 from ..common.markdown import paragraph, signed, table
 
-__all__ = ["slim_peer", "slim_peer_text"]
+__all__ = ["slim_default", "slim_peer", "slim_peer_text"]
 
 PEER = "peer "
 HEADS = {
@@ -67,8 +67,8 @@ def _about(found: dict[str, Any]) -> str:
     seconds, others = _seconds(found), _seconds(found, peer=True)
     result = paragraph(
         f"""**Before training graftlib is ahead in {before} comparisons with the interval above zero, after training in
-        {after}.** The fit is what wins, and it is not free: {seconds} seconds against {others}. The start survives
-        training where its rate is low; at the rate of the original's training all end lower. Not measured, as the time
+        {after}.** The fit is what wins, and it is not free: {seconds} seconds against {others}. These
+        runs are with `importance="magnitude"`, before data decided by default. The start survives training where its rate is low; at the rate of the original's training all end lower. Not measured, as the time
         on the device ended: a ResNet-56, the transformer after training, and other importances than magnitude on these
         models. Once Torch-Pruning's global form took all heads of a layer, and the model ran no more; that run is left
         out."""
@@ -124,13 +124,16 @@ def slim_peer_text(found: dict[str, Any]) -> str:
     for name in columns[0][0]:
         row = [name]
         for each, seeds, best in columns:
+            if name not in each:
+                row += ["", ""]
+                continue
             gap = interval([each[name][s] - each[best][s] for s in seeds])
             row.append(f"{statistics.mean(each[name][s] for s in seeds):.3f}")
             row.append("" if name.startswith(PEER) else signed(gap, 3))
         rows.append(row)
     about = paragraph(
         f"""MiniLM-L6 without training: the mean cosine of sentence vectors to those of the whole model, on IMDb reviews
-        that nobody saw, after both tools read the same {found["texts"]} reviews ({len(columns[0][1])} draws of them).
+        that nobody saw, after both tools read the same {found["texts"]} reviews (draws of them: {len(columns[0][1])}).
         Heads and neurons go, the stream stays. Differences to Torch-Pruning's best form, with paired 95 % intervals."""
     )
     command = f"python -m examples.benchmarks.slim_peer_text --root DIR --texts {found['texts']}"
@@ -139,6 +142,34 @@ def slim_peer_text(found: dict[str, Any]) -> str:
 {about}
 
     {command} --out docs/benchmarks/slim_peer_text.json
+
+{table(head, rows)}
+"""
+
+
+def slim_default(found: dict[str, Any]) -> str:
+    """What the default importance and ranking were chosen by."""
+    errors: dict[str, dict[str, list[float]]] = {}
+    for r in found["runs"]:
+        how = f"{r['importance']}, {r['ranking']}"
+        errors.setdefault(r["model"], {}).setdefault(how, []).append(r["error"])
+    head = ["model", *next(iter(errors.values()))]
+    rows = [
+        [name, *(f"{statistics.mean(each[how]):.4f}" if how in each else "" for how in head[1:])]
+        for name, each in errors.items()
+    ]
+    seeds = len({r["seed"] for r in found["runs"]})
+    about = paragraph(
+        f"""Half of the MACs, fitted: squared error relative to the squared results on inputs that the fit did not see;
+        {seeds} draw of the data, too few for intervals. Uniform shares are the default, as isomorphic ranks can go
+        wrong by far (the CNN). "wanda" is the default where there are data: it chose better than magnitudes for both
+        transformers and the CNN, and a little worse for the MLP and the layer-scaled CNN."""
+    )
+    return f"""### What stays by default
+
+{about}
+
+    python -m examples.benchmarks.slim_default --root DIR --out docs/benchmarks/slim_default.json
 
 {table(head, rows)}
 """

@@ -11,7 +11,7 @@ from ..common import results
 from ..common.markdown import table
 from .gpu_tables import gpu
 from .paper_tables import experiments
-from .slim_tables import slim_peer, slim_peer_text
+from .slim_tables import slim_default, slim_peer, slim_peer_text
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -540,6 +540,7 @@ def main() -> None:
         ("slim_start", slim_start),
         ("slim_peer", slim_peer),
         ("slim_peer_text", slim_peer_text),
+        ("slim_default", slim_default),
         ("restoration", restoration),
         ("planted", planted),
         ("alignment", alignment),
