@@ -50,7 +50,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import graftlib
 
-from ..common import results
+from ..common import datasets, results
 from ..common.intervals import interval
 from ..common.markdown import signed
 from ..common.markdown import table as markdown_table
@@ -169,6 +169,14 @@ TASKS = {
     "residual CNN, Fashion-MNIST": Task(
         *("fashion-mnist", _cnn, 50_000, replace(SGD, epochs=4, batch=256)),
         *(replace(SGD, rate=0.02, epochs=1, batch=256), 0.1),
+    ),
+    "residual CNN, digits": Task(
+        *("digits", lambda channels, side, small: ConvNet(channels, side, 16), 1400),
+        *(replace(SGD, epochs=10, batch=64), replace(SGD, rate=0.02, epochs=2, batch=64), 0.1),
+    ),
+    "vision transformer, digits": Task(
+        *("digits", lambda channels, side, small: Vision(channels, side, 64, 2), 1400),
+        *(replace(ADAMW, epochs=12, batch=64), replace(ADAMW, rate=5e-4, epochs=2, batch=64), 2e-3),
     ),
 }
 
@@ -391,7 +399,7 @@ def part(
     key = f"graph {name}"
     if key not in known:
         known[key] = graftlib.trace(copy.deepcopy(model), images.x[:2])
-    count = 64 if args.small else CALIBRATION
+    count = min(CALIBRATION, len(images.y) // 3)
     chosen = known.setdefault(f"ratios {name}", {})
     original = Original(model, known[key], images.x[:count], images.y[:count], chosen)
     macs, facts = original.macs(model), {"task": name, "seed": seed}
@@ -433,7 +441,12 @@ def part(
 
 
 def prepared(task: Task, args: argparse.Namespace) -> Images:
-    """Normalised, on the device."""
+    """Normalised, on the device; digits twice as large."""
+    if task.dataset == "digits":
+        _, parts = datasets.split("digits")
+        return Images(
+            *(p.repeat_interleave(2, 2).repeat_interleave(2, 3) if p.ndim > 1 else p for p in parts)
+        )
     held_out = 2000 if task.dataset == "cifar10" else 10_000
     x, y, test_x, test_y = load(
         args.data, task.dataset, 300 if args.small else task.train, 200 if args.small else held_out
@@ -538,9 +551,8 @@ def table(records: list[dict[str, Any]], what: str) -> dict[str, Any]:
     best = max(means, key=lambda name: means[name], default=None)
     rows = {}
     for name, each in runs.items():
-        values = {seed: each[seed][what] for seed in sorted(each)}
-        row: dict[str, Any] = {"seeds": list(values), "values": list(values.values())}
-        row |= {"mean": statistics.mean(values.values())}
+        row: dict[str, Any] = {"n": len(each)}
+        row |= {"mean": statistics.mean(r[what] for r in each.values())}
         pairs = sorted(set(each) & shared)
         if best is not None and pairs and name not in peers:
             gaps = [each[seed][what] - runs[best][seed][what] for seed in pairs]
@@ -562,7 +574,7 @@ def markdown(found: dict[str, Any]) -> str:
             for kind in kinds:
                 row = each[kind]["rows"].get(setting)
                 gap = signed(row.get("minus best")) if row else ""
-                cells.append(f"{row['mean']:.2f} {gap} ({len(row['seeds'])})" if row else "")
+                cells.append(f"{row['mean']:.2f} {gap} ({row['n']})" if row else "")
             row = each["one-shot"]["rows"][setting]
             rows.append([*cells, f"{row['macs']:.3f}", f"{row['seconds']:.1f}"])
         text.append(markdown_table(["setting", *kinds, "MACs", "s"], rows))
@@ -620,7 +632,8 @@ def arguments() -> argparse.Namespace:
         "--again", type=int, default=3, help="seeds that have both rates and all settings"
     )
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    larger = [name for name, task in TASKS.items() if task.dataset != "digits"]
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=larger)
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES))
     inner = parser.add_argument_group("used by the command itself")

@@ -12,7 +12,7 @@ from ..common import results
 from ..common.markdown import table
 from .gpu_tables import carried, gpu
 from .paper_tables import experiments
-from .slim_tables import slim_peer, slim_peer_text
+from .slim_tables import slim_default, slim_peer, slim_peer_text
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -727,6 +727,7 @@ PARTS: dict[str, tuple[str, dict[str, Section]]] = {
             "slim_budgets": slim_budgets,
             "slim_peer": slim_peer,
             "slim_peer_text": slim_peer_text,
+            "slim_default": slim_default,
             "vocabulary": vocabulary,
             "stream": stream,
             "round_trip": round_trip,

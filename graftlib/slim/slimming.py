@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +21,7 @@ from ..errors import MatchError, nearest, shown
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass
 from ..graph.structure import unwrap
-from ..surgery import SurgeryError, prune
+from ..surgery import SurgeryError, SurgeryWarning, prune
 from ..surgery.depth import Order
 from ..surgery.edits import Request, editable
 from ..surgery.fit import Plan, plan, ties
@@ -108,7 +109,7 @@ def slimmed(
     *,
     budget: Mapping[str, float],
     data: Iterable[Any] | None,
-    importance: str | Importance,
+    importance: str | Importance | None,
     losses: Losses | None,
     ranking: str,
     solver: str,
@@ -126,7 +127,7 @@ def slimmed(
         graph=(graph, (LayerGraph,)),
         budget=(budget, (Mapping,)),
         data=(data, (Iterable, type(None))),
-        importance=(importance, (str, Callable)),
+        importance=(importance, (str, Callable, type(None))),
         losses=(losses, (Callable, type(None))),
         ranking=(ranking, (str,)),
         solver=(solver, (str,)),
@@ -160,7 +161,11 @@ def slimmed(
         editable(model, graph, graph.axis_classes, inplace=True)
         tied = _may_change(model, graph, keep)
         asked = [each for group in tied for each in group]
-        worth = importances(graph, model, asked, importance, batches, losses)
+        worth = (
+            _by_default(graph, model, asked, batches, ranking)
+            if importance is None
+            else importances(graph, model, asked, importance, batches, losses)
+        )
         rules: Any = {"multiple_of": multiple_of, "minimum": minimum, "ranking": ranking}
         costs = _costs(graph, model, budget) if order else whole.costs
         solved = functools.partial(
@@ -247,6 +252,25 @@ class _Whole:
         )
         # Without blocks the classes are those of another graph.
         return Slim(small, edit, report, self.graph, {} if order else worth)
+
+
+def _by_default(
+    graph: LayerGraph,
+    model: nn.Module,
+    classes: Sequence[AxisClass],
+    batches: Sequence[Batch] | None,
+    ranking: str,
+) -> dict[AxisClass, Tensor]:
+    """Measured where there are data; by magnitude the classes that cannot be, or all where they compete."""
+    measured: dict[AxisClass, Tensor] = {}
+    if batches is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SurgeryWarning)
+            measured = importances(graph, model, classes, "wanda", batches)
+    if ranking != "uniform" and len(measured) < len(classes):
+        measured = {}
+    rest = [each for each in classes if each not in measured]
+    return measured | importances(graph, model, rest, "magnitude", None)
 
 
 def _best(worth: Tensor, count: int) -> Tensor:

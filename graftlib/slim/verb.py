@@ -21,7 +21,7 @@ def slim(
     *,
     budget: Mapping[str, float],
     data: Iterable[Any] | None = None,
-    importance: str | Importance = "magnitude",
+    importance: str | Importance | None = None,
     losses: Losses | None = None,
     ranking: str = "uniform",
     solver: str = "greedy",
@@ -50,7 +50,8 @@ def slim(
             `surgery.prune`); a part is held out, and the report says the fidelity there.
         importance: of units: ``"magnitude"``, ``"uniform"``, a measure on data (``"activation"``, ``"wanda"``,
             ``"fluctuation"``, ``"taylor"``, ``"fisher"``; see `graftlib.slim.importance`), or a function of (graph,
-            model, class) that gives a number for each unit, larger is better.
+            model, class) that gives a number for each unit, larger is better. None: ``"wanda"`` where there are
+            data, ``"magnitude"`` where there are none or nothing that reads a class can be measured.
         losses: for ``"taylor"`` and ``"fisher"``: a function that, given a model, yields a loss for each labelled
             batch. None: how far the outputs on `data` move.
         ranking: what importances are compared with: ``"uniform"`` (the rank in the class: one share for all, so that

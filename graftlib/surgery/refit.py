@@ -298,7 +298,7 @@ class _Block:
     x: Tensor
     wanted: Tensor
     given: Tensor
-    held_out: Tensor  # (rows,) bool
+    parts: tuple[Tensor, Tensor]  # numbers of the rows to learn from, and of those held out
 
 
 def _blocks(pairs: Pairs, places: Tensor | None, holdout: Holdout) -> Iterator[_Block]:
@@ -319,8 +319,10 @@ def _blocks(pairs: Pairs, places: Tensor | None, holdout: Holdout) -> Iterator[_
             if places is not None:
                 wanted = wanted.index_select(1, places.to(wanted.device))
             x, given = _wide(new.rows(start, start + step)), _wide(new.results(start, start + step))
-            mask = held_out[start * positions : (start + step) * positions].to(x.device)
-            yield _Block(new, x, _wide(wanted), given, mask)
+            mask = held_out[start * positions : (start + step) * positions]
+            # Counted on the CPU: on an accelerator the host would wait for it.
+            parts = tuple(part.nonzero().flatten().to(x.device) for part in (~mask, mask))
+            yield _Block(new, x, _wide(wanted), given, (parts[0], parts[1]))
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -335,16 +337,19 @@ class _Moments:
         self.rows = 0
         self.gram: Tensor | float = 0.0  # (groups, features, features)
         self.moment: Tensor | float = 0.0  # (groups, features, out)
-        self.missing = 0.0
-        self.wanted = 0.0
+        self.missing: Tensor | float = 0.0
+        self.wanted: Tensor | float = 0.0
 
     def add(self, x: Tensor, missing: Tensor, wanted: Tensor) -> None:
-        """Rows: x (groups, rows, features), missing (groups, rows, out), wanted (rows, out)."""
+        """Rows: x (groups, rows, features), missing (groups, rows, out), wanted (rows, out).
+
+        The sums stay on the device, so that the host need not wait for it.
+        """
         self.rows += x.shape[1]
         self.gram = x.transpose(1, 2) @ x + self.gram
         self.moment = x.transpose(1, 2) @ missing + self.moment
-        self.missing += float(missing.square().sum())
-        self.wanted += float(wanted.square().sum())
+        self.missing = missing.square().sum() + self.missing
+        self.wanted = wanted.square().sum() + self.wanted
 
     def change(self, solution: Tensor) -> float:
         """By how much the squared error grows when X D is added."""
@@ -365,8 +370,8 @@ def _least_squares(fitting: _Fitting, fqn: str, pairs: Pairs, places: Tensor | N
             x = torch.cat([x, x.new_ones(*x.shape[:2], 1)], 2)
         missing = block.wanted - block.given
         missing = missing.reshape(len(missing), use.groups, -1).transpose(0, 1)
-        for moments, mask in ((learnt, ~block.held_out), (held_out, block.held_out)):
-            moments.add(x[:, mask], missing[:, mask], block.wanted[mask])
+        for moments, rows in zip((learnt, held_out), block.parts, strict=True):
+            moments.add(x[:, rows], missing[:, rows], block.wanted[rows])
     if use is None:
         return
     features = use.matrix(use.weight).shape[2]
@@ -396,9 +401,9 @@ def _solution(
 
     The error has one valley in the ridge, so the search ends once it has grown twice.
     """
-    if held_out.missing <= _ROUNDING * held_out.wanted:
+    if float(held_out.missing) <= _ROUNDING * float(held_out.wanted):
         return None
-    best, least, grown = None, -_FALL * held_out.missing, 0
+    best, least, grown = None, -_FALL * float(held_out.missing), 0
     for strength in RIDGES if ridge is None else (ridge,):
         solution = _solve(learnt, features, strength)
         error = float("inf") if solution is None else held_out.change(solution)
@@ -442,12 +447,12 @@ def _bias(fitting: _Fitting, fqn: str, pairs: Pairs, places: Tensor | None) -> N
         use = block.use
         x = block.x.new_ones(1, len(block.given), 1)
         missing = (block.wanted - block.given)[None]
-        for moments, mask in ((learnt, ~block.held_out), (held_out, block.held_out)):
-            moments.add(x[:, mask], missing[:, mask], block.wanted[mask])
+        for moments, rows in zip((learnt, held_out), block.parts, strict=True):
+            moments.add(x[:, rows], missing[:, rows], block.wanted[rows])
     if use is None or use.bias is None or not learnt.rows or not held_out.rows:
         return
     mean = torch.as_tensor(learnt.moment) / learnt.rows  # (1, 1, out)
-    if held_out.change(mean) < -_FALL * held_out.missing:
+    if held_out.change(mean) < -_FALL * float(held_out.missing):
         name = fitting.biases[fqn]
         bias = tensor_of(fitting.slim, name).detach()
         fitting.write({name: bias + mean.flatten().to(bias.device)})

@@ -75,6 +75,42 @@ def test_importances_from_data_go_the_whole_way(importance):
     assert small.model(x).isfinite().all()
 
 
+def test_by_default_data_decide_what_stays():
+    """Units that nothing arrives at go first, however large their weights are; without data weights decide."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+    with torch.no_grad():
+        model[0].weight[:8] *= 10
+        model[0].bias[:8] = -1e3
+    graph = graftlib.trace(model, torch.randn(2, 4))
+    rules = {"budget": {"params": 0.55}, "multiple_of": 1, "refit": None}
+    (with_data,) = graftlib.slim(graph, data=[torch.randn(64, 4)], **rules).edit.kept.values()
+    (without,) = graftlib.slim(graph, **rules).edit.kept.values()
+    assert [*with_data] == [*range(8, 16)]
+    assert [*without] == [*range(8)]
+
+
+@pytest.mark.parametrize("ranking", ["uniform", "isomorphic"])
+def test_by_default_what_cannot_be_measured_goes_by_magnitude(ranking):
+    class Cell(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.cell, self.z = nn.Linear(3, 8), nn.GRUCell(8, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.z(self.cell(self.a(x)))
+
+    model, x = Cell().eval(), torch.randn(4, 3)
+    graph = graftlib.trace(model, x)
+    rules = {"budget": {"params": 0.6}, "multiple_of": 1, "refit": None, "ranking": ranking}
+    small = graftlib.slim(graph, data=[x], **rules)
+    assert len(small.edit.kept) == 2
+    assert small.model(x).shape == (4, 2)
+    if ranking == "isomorphic":  # where classes compete they are measured alike
+        plain = graftlib.slim(graph, importance="magnitude", **rules)
+        assert small.edit.kept == plain.edit.kept
+
+
 def test_a_model_within_its_budget_is_copied():
     model, x, small = slim(nets.Written, budget={"macs": 1.0})
     assert small.edit.kept == {}
