@@ -33,7 +33,7 @@ def sums_of_squares(weight: Tensor, groups: int = 1) -> tuple[Tensor, Tensor]:
         squares = flat.to("cpu", torch.float64).square()
         rows, columns = squares.sum(1), squares.view(groups, size // groups, -1).sum(1)
     else:
-        rows, columns = _of_parts([flat], flat.shape[1])
+        rows, columns = _of_parts([flat], size, flat.shape[1])
     return rows, columns.reshape(groups * inner, -1).sum(1)
 
 
@@ -42,18 +42,21 @@ def rows_at_once(width: int) -> int:
     return max(_BLOCK // max(width, 1), 1)
 
 
-def _of_parts(parts: Iterable[Tensor], width: int) -> tuple[Tensor, Tensor]:
-    """Along both axes of a matrix of some width that comes in parts, one below the other."""
-    rows = []
+def _of_parts(parts: Iterable[Tensor], size: int, width: int) -> tuple[Tensor, Tensor]:
+    """Along both axes of a matrix (size, width) that comes in parts, one below the other."""
+    step, start = rows_at_once(width), 0
+    rows = torch.empty(size, dtype=torch.float64, device="cpu")
     columns = torch.zeros(width, dtype=torch.float64, device="cpu")
-    block = torch.empty(rows_at_once(width), width, dtype=torch.float64, device="cpu")
+    # One place for all squares: new ones each time would leave holes in memory as large as the matrix in doubles.
+    place = torch.empty(min(step, size), width, dtype=torch.float64, device="cpu")
     for part in parts:
-        for some in torch.split(part, len(block)):
-            squares = block[: len(some)].copy_(some)
+        for some in torch.split(part, step):
+            squares = place[: len(some)].copy_(some)
             squares.mul_(squares)
-            rows.append(squares.sum(1))
+            torch.sum(squares, 1, out=rows[start : start + len(some)])
             columns += squares.sum(0)
-    return torch.cat(rows), columns
+            start += len(some)
+    return rows, columns
 
 
 class Squares:
@@ -79,7 +82,8 @@ class Squares:
         """
         inner = shape[1] if len(shape) > 1 else 1
         width = prod(shape[1:])
-        rows, columns = _of_parts((part.detach().reshape(-1, width) for part in parts), width)
+        flat = (part.detach().reshape(-1, width) for part in parts)
+        rows, columns = _of_parts(flat, shape[0], width)
         sums = rows, columns.reshape(inner, -1).sum(1)
         self._known |= {(name, 1): sums for name in names}
 
