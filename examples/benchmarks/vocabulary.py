@@ -63,10 +63,11 @@ def measured(
     ]
     after = embedded(pruned.model, pruned.tokenizer, held[: len(before)])
     cosines = torch.cosine_similarity(before, after)
-    change = [
-        embedded(m, t, given[:64])
-        for m, t in ((model, tokenizer), (pruned.model, pruned.tokenizer))
-    ]
+    change = None
+    if given:
+        both = ((model, tokenizer), (pruned.model, pruned.tokenizer))
+        old, new = (embedded(m, t, given[:64]) for m, t in both)
+        change = float((old - new).abs().max())
     return {
         "tokens": report.tokens[1],
         "bytes": report.bytes[1],
@@ -74,7 +75,7 @@ def measured(
         "same": sum(same) / len(same),
         "cosine": float(cosines.mean()),
         "least": float(cosines.min()),
-        "change": float((change[0] - change[1]).abs().max()) if given else None,
+        "change": change,
     }
 
 
