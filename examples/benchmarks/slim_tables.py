@@ -68,7 +68,8 @@ def _about(found: dict[str, Any]) -> str:
     result = paragraph(
         f"""**Before training graftlib is ahead in {before} comparisons with the interval above zero, after training in
         {after}.** The fit is what wins, and it is not free: {seconds} seconds against {others}. These
-        runs are with `importance="magnitude"`, before data decided by default. The start survives training where its rate is low; at the rate of the original's training all end lower. Not measured, as the time
+        runs are with `importance="magnitude"`, before data decided by default. The start survives training where its
+        rate is low; at the rate of the original's training all end lower. Not measured, as the time
         on the device ended: a ResNet-56, the transformer after training, and other importances than magnitude on these
         models. Once Torch-Pruning's global form took all heads of a layer, and the model ran no more; that run is left
         out."""

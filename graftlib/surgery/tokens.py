@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, islice, pairwise
+from itertools import chain, islice, pairwise, zip_longest
 from typing import Any
 
 from torch import Tensor
@@ -60,27 +60,28 @@ def encoded(backend: Any, texts: Iterable[str]) -> Iterator[list[int]]:
             yield each.ids
 
 
-def first_difference(old: Any, new: Any, index: Tensor, texts: Sequence[str]) -> str:
-    """Where two tokenizers first disagree on a text, in words; empty where they agree.
+def first_difference(
+    ids: Iterable[Sequence[int]], new: Any, index: Tensor, texts: Iterable[str]
+) -> str:
+    """Where another tokenizer first splits a text otherwise, in words; empty where it does not.
 
     Args:
-        old: a backend.
-        new: another one.
+        ids: of each text, as it was split.
+        new: the other one, a backend.
         index: (n,) the old id of each new one.
         texts: to split.
     """
-    back = index.tolist()
-    for number, (one, other) in enumerate(
-        zip(encoded(old, texts), encoded(new, texts), strict=True)
-    ):
-        same = [back[each] for each in other]
-        if one != same:
-            place = next((i for i, (a, b) in enumerate(zip(one, same, strict=False)) if a != b), -1)
+    place = {old: i for i, old in enumerate(index.tolist())}
+    for number, (old, got) in enumerate(zip(ids, encoded(new, texts), strict=True)):
+        due = [place[each] for each in old]
+        if due != got:
+            pairs = zip_longest(due, got)
+            at = next(i for i, (was, now) in enumerate(pairs) if was != now)
             was, now = (
-                shown(backend.id_to_token(ids[place])) if place < len(ids) else "nothing"
-                for backend, ids in ((old, one), (old, same))
+                shown(new.id_to_token(each[at])) if at < len(each) else "nothing"
+                for each in (due, got)
             )
-            return f"text {number}, token {place}: {was} became {now}"
+            return f"text {number}, token {at}: {was} became {now}"
     return ""
 
 

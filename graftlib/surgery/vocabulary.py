@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+from array import array
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -172,7 +173,8 @@ def prune_vocabulary(
     texts = _as_texts(texts)
     if not texts and not named:
         raise SurgeryError("nothing says which tokens to keep.", fix="give texts=[…] or tokens=[…]")
-    used = {number for ids in encoded(backend, texts) for number in ids}
+    split = [array("l", ids) for ids in encoded(backend, texts)]
+    used = {number for ids in split for number in ids}
 
     graph = model if isinstance(model, LayerGraph) else _traced(model, sorted(used | named))
     original = unwrap(graph.model, SurgeryError)
@@ -181,7 +183,7 @@ def prune_vocabulary(
     keep |= _ids_of(original, table.size)
     index = torch.tensor(sorted(needed(backend, keep)), device="cpu")
     smaller = rebuilt(tokenizer, index.tolist())
-    if other := first_difference(backend, backend_of(smaller), index, texts):
+    if other := first_difference(split, backend_of(smaller), index, texts):
         raise SurgeryError(
             "a text would be split otherwise.",
             where={"first": other},
