@@ -327,3 +327,43 @@ def col2im(x: Axes, size: list[int], kernel: list[int], *args: Any) -> Axes:
     freeze(inside)
     freeze(x[-1])
     return Axes((*x[:-2], kept, *(fixed(n) for n in op().shape[-2:])))
+
+
+@rule("aten.as_strided", "aten.as_strided_copy")
+def as_strided(
+    x: Axes, size: list[int], stride: list[int], storage_offset: int | None = None
+) -> Axes:
+    """z[i, …] = the element of x at Σ i·stride; an axis stays whose place no other index moves (overlapping windows)"""
+    node: Any = op().node.args[0]
+    value = node.meta["val"]
+    if storage_offset not in (None, value.storage_offset()) or not _is_dense(value):
+        raise NotImplementedError("elements that are none of x's")
+    if sum((n - 1) * step for n, step in zip(size, stride, strict=True)) >= value.numel():
+        raise NotImplementedError("elements that are none of x's")
+    axes = list(fixed_axes(size))
+    for d, (n, step) in enumerate(zip(value.shape, value.stride(), strict=True)):
+        k = _apart(n, step, size, stride) if n > 1 else None
+        if k is None:
+            freeze(x[d])
+        else:
+            axes[k] = x[d]
+    return Axes(axes)
+
+
+def _is_dense(value: Any) -> bool:
+    """Whether its elements fill a run of the memory, each at a place of its own."""
+    due = 1
+    for step, n in sorted(zip(value.stride(), value.shape, strict=True)):
+        if n > 1 and step != due:
+            return False
+        due *= n
+    return True
+
+
+def _apart(n: int, step: int, sizes: list[int], steps: list[int]) -> int | None:
+    """The dimension that runs over an axis of `n` units, `step` elements apart, where no other moves along it."""
+    others = [(m, s, k) for k, (m, s) in enumerate(zip(sizes, steps, strict=True)) if m > 1]
+    same = [k for m, s, k in others if (m, s) == (n, step)]
+    below = sum((m - 1) * s for m, s, _ in others if s < step)
+    above = all(s % (n * step) == 0 for _, s, k in others if s >= step and k not in same)
+    return same[0] if len(same) == 1 and below < step and above else None

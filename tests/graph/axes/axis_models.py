@@ -339,6 +339,34 @@ CASES: dict[str, Case] = {
         a=conv(3, 6),
         z=lin(24, 2),
     ),
+    "strided_windows": case(  # that overlap by half; the features of a place stay apart
+        [6],
+        (torch.randn(2, 8, 3),),
+        lambda m, x: m.z(m.a(x).as_strided((2, 3, 4, 6), (48, 12, 6, 1)).relu()),
+        a=lin(3, 6),
+        z=lin(6, 2),
+    ),
+    "strided_heads": case(  # a view of the features as heads, the places in front
+        [2, 3],
+        (torch.randn(8, 1, 3),),
+        lambda m, x: m.z(
+            m.a(x)
+            .view(8, 2, 3)
+            .transpose(0, 1)
+            .as_strided((2, 3, 4, 3), (3, 12, 6, 1))
+            .permute(1, 2, 0, 3)
+            .flatten(2)
+        ),
+        a=lin(3, 6),
+        z=lin(6, 2),
+    ),
+    "strided_across": case(  # the control: a step of five puts another feature at every place
+        [],
+        (torch.randn(2, 8, 3),),
+        lambda m, x: m.z(m.a(x).as_strided((2, 8, 6), (48, 5, 1)).relu()),
+        a=lin(3, 6),
+        z=lin(6, 2),
+    ),
     "squeeze_excite": case(
         [4, 6],
         image(),
