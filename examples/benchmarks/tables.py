@@ -181,8 +181,8 @@ def cut_cost(found: dict) -> str:
         rows.append([row["model"], str(row["n"]), own, shown(row.get("prune")), peer, times, left])
     flags = f"--rounds {found['machine']['rounds']}"
     loads = [row["load"] for row in found["models"] if "load" in row] or [0]
-    busy = f"""{min(loads):.0f} to {max(loads):.0f} processes shared {found["machine"]["cores"]} cores: ratios say more.
-The rows of ViT, BERT and DenseNet are of a slightly earlier state of the code than the others."""
+    cores = found["machine"]["cores"]
+    busy = f"{min(loads):.0f} to {max(loads):.0f} processes shared {cores} cores: ratios say more."
     head = ["model", "n", "graftlib", "of it the edit", "Torch-Pruning", "theirs / ours", "left"]
     return f"""## What pruning half costs
 
@@ -271,16 +271,16 @@ def trace_cost(found: dict) -> str:
         for c in found["curves"]
     )
     big = found["large"]
+    flags = f"--rounds {found['rounds']} --limit {found['limit']:.0f}"
     return f"""## What seeing costs
 
 Processor seconds of one process, one thread, warm: median (quartiles) of {found["rounds"]} rounds, all tools
 in turn. Torch-Pruning is `build_dependency` and all of `get_all_groups`, with a limit of {found["limit"]:.0f} s; its
 classes are groups of coupled channels. `make_fx` and `torch.export` make a graph only. The last column is the median of
-the ratios within a round: above 1 graftlib is faster. The row of the Llama is newer than the others, and was measured
-beside other work.
+the ratios within a round: above 1 graftlib is faster. Measured beside other work: ratios say more than seconds.
 
     pip install torch-pruning
-    python -m examples.benchmarks.trace_cost --limit {found["limit"]:.0f} --out docs/benchmarks/trace_cost.json
+    python -m examples.benchmarks.trace_cost {flags} --out docs/benchmarks/trace_cost.json
 
 {table(head, rows)}
 

@@ -312,7 +312,10 @@ def _apart(asked: argparse.Namespace, *words: str) -> Row:
     """One measurement in a process of its own."""
     flags = ["--rounds", str(asked.rounds), "--limit", str(asked.limit)]
     done = subprocess.run(
-        [sys.executable, __file__, *flags, *words], check=True, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", __spec__.name, *flags, *words],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     row: Row = json.loads(done.stdout.splitlines()[-1])
     return row
