@@ -271,6 +271,7 @@ def trace_cost(found: dict) -> str:
         for c in found["curves"]
     )
     big = found["large"]
+    newer = found["newer"]
     flags = f"--rounds {found['rounds']} --limit {found['limit']:.0f}"
     return f"""## What seeing costs
 
@@ -278,6 +279,7 @@ Processor seconds of one process, one thread, warm: median (quartiles) of {found
 in turn. Torch-Pruning is `build_dependency` and all of `get_all_groups`, with a limit of {found["limit"]:.0f} s; its
 classes are groups of coupled channels. `make_fx` and `torch.export` make a graph only. The last column is the median of
 the ratios within a round: above 1 graftlib is faster. Measured beside other work: ratios say more than seconds.
+The rows of {", ".join(newer["models"])} are newer than all else here, and of {newer["rounds"]} rounds.
 
     pip install torch-pruning
     python -m examples.benchmarks.trace_cost {flags} --out docs/benchmarks/trace_cost.json
