@@ -605,9 +605,9 @@ def stream(found: dict) -> str:
 `slim_folder` to half of the parameters of a Llama in bfloat16, against `cp -r` of its shards. At 0.3 billion the same
 edit was made in memory: {same["other"]} of {same["tensors"]} tensors are other ones, and the edit is
 {"the same" if same["same_edit"] else "another"}; the peak there was {mb(same["peak_bytes"])}.
-Half of the processor seconds is SHA-256 of the source, on a processor without instructions for it. Measured on
-{found["cores"]} cores under a load of {load} from other work, which slows processors more than a copy: the CPU seconds
-are the figure to go by.
+About half of the processor seconds is SHA-256 of the source, on a processor without instructions for it. One run of
+each size, on {found["cores"]} cores under a load of {load} from other work, which slows processors more than a copy:
+here the copy was much faster, and on an idle machine it was not measured.
 
     python -m examples.benchmarks.stream --scratch DIR -o docs/benchmarks/stream.json
 
@@ -628,10 +628,10 @@ def round_trip(found: dict) -> str:
     more = "Not counted as equal:\n\n" + "\n".join(odd) + "\n" if odd else ""
     return f"""## Do slimmed models come back from their files?
 
-Models of the coverage below with random weights, slimmed to 70 % of their parameters by random importances and a global
-ranking; saved; and loaded through their class with other random values. Compared bit by bit.
+Some models of the coverage below with random weights, slimmed to 70 % of their parameters by random importances and a
+global ranking; saved; and loaded through their class with other random values. Compared bit by bit.
 
-    python -m examples.benchmarks.round_trip --family hf torchvision timm -o docs/benchmarks/round_trip.json
+    python -m examples.benchmarks.round_trip --family hf torchvision timm --most 45 -o docs/benchmarks/round_trip.json
 
 {table([*head, "nothing may change", "failed"], rows)}
 
