@@ -65,8 +65,8 @@ def _about(found: dict[str, Any]) -> str:
     seconds, others = _seconds(found), _seconds(found, peer=True)
     result = paragraph(
         f"""**Before training graftlib is ahead in {before} comparisons with the interval above zero, after training in
-        {after}.** The fit is what wins, and it is not free: {seconds} seconds against {others}. After training something
-        of the better start is left on Fashion-MNIST, and on CIFAR-10 no difference can be told. These runs are with
+        {after}.** The fit is what wins, and it is not free: {seconds} seconds against {others}. After training
+        something of the better start is left on Fashion-MNIST, and on CIFAR-10 no difference can be told. These runs are with
         `importance="magnitude"`, before data decided by default. Not measured, as the time on the device ended: a
         ResNet-56, the transformer after training, and other importances on these models. Once Torch-Pruning's global
         form took all heads of a layer, and the model ran no more; that run is left out."""
@@ -167,7 +167,7 @@ def slim_default(found: dict[str, Any]) -> str:
         f"""Half of the MACs, fitted: squared error relative to the squared results on inputs that the fit did not see;
         {seeds} draw of the data, too few for intervals. Uniform shares are the default, as isomorphic ranks can go
         wrong by far (the CNN). "wanda" is the default where there are data: it chose better than magnitudes for both
-        transformers and the CNN, and a little worse for the MLP and the layer-scaled CNN."""
+        transformers, the CNN and MobileNetV2, and a little worse for the MLP and the layer-scaled CNN."""
     )
     return f"""### What stays by default
 
