@@ -751,13 +751,15 @@ def slim_budgets(found: dict) -> str:
         "table, CPU",
         "latency ratio",
     ]
-    return f"""## Twelve models at three budgets
+    return f"""## Models at three budgets
 
 `slim(graph, budget={{"macs": share}})` at 0.7, 0.5 and 0.3, with no other argument, on random weights, one thread,
 batch 1, images of 224 x 224 (320 for SSDLite), 128 tokens. MACs of the small model as `torch.utils.flop_counter`
 counts them, by those asked for; CPU seconds of the trace and of each slimming (which times two passes), and of the
 table of ops that latency is predicted from; predicted by measured latency of each small model, for the models that a
-table was made for. One run, on a machine that others used, too: all times are processor time.
+table was made for. On a machine that others used, too: all times are processor time. Of the benchmark's twelve models
+those below are measured so far; ResNet-50's latency is of a prediction that added a constant alone, and MiniLM's widths
+are of coarser steps than now.
 {said}
     python -m examples.benchmarks.slim_budgets --out docs/benchmarks/slim_budgets.json
 

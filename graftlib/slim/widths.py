@@ -155,7 +155,8 @@ def groups_of(
     worth = importance if ranking == "global" else _ranks(graph, importance, ranking)
     groups = []
     for classes in tied:
-        levels = _levels(model, classes, multiple_of, minimum)
+        most = _MOST_LEVELS if ranking == "global" else 4 * _MOST_LEVELS  # ranks are cheap to solve
+        levels = _levels(model, classes, multiple_of, minimum, most)
         totals = [worth[each].sort(descending=True).values.cumsum(0) for each in classes]
         gains = tuple(
             sum(float(total[n - 1]) for total, n in zip(totals, level, strict=True))
@@ -166,14 +167,14 @@ def groups_of(
 
 
 def _levels(
-    model: nn.Module, classes: Sequence[AxisClass], multiple_of: int, minimum: float
+    model: nn.Module, classes: Sequence[AxisClass], multiple_of: int, minimum: float, most: int
 ) -> list[tuple[int, ...]]:
     parts = gcd(*(each.size for each in classes))
     steps = [_step(model, each, multiple_of) for each in classes]
     step = lcm(*(s // gcd(s, each.size // parts) for s, each in zip(steps, classes, strict=True)))
     if 2 * step > parts:
         step = 1
-    step *= ceil(parts / step / _MOST_LEVELS)
+    step *= ceil(parts / step / most)
     least = max(ceil(minimum * parts - 1e-9), 1)
     shares = [n for n in range(step, parts, step) if n >= least]
     return [tuple(n * each.size // parts for each in classes) for n in (*shares, parts)]
