@@ -66,8 +66,8 @@ def _about(found: dict[str, Any]) -> str:
     result = paragraph(
         f"""**Before training graftlib is ahead in {before} comparisons with the interval above zero, after training in
         {after}.** The fit is what wins, and it is not free: {seconds} seconds against {others}. After training
-        something of the better start is left on Fashion-MNIST, and on CIFAR-10 no difference can be told. These runs have
-        `importance="magnitude"`, before data decided by default. Not measured, as the time on the device ended: a
+        something of the better start is left on Fashion-MNIST, and on CIFAR-10 no difference can be told. These runs
+        have `importance="magnitude"`, before data decided by default. Not measured, as the time on the device ended: a
         ResNet-56, the transformer after training, and other importances on these models. Once Torch-Pruning's global
         form took all heads of a layer, and the model ran no more; that run is left out."""
     )
