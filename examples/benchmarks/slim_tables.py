@@ -45,7 +45,10 @@ def slim_peer(found: dict[str, Any]) -> str:
 {_about(found)}
 
     pip install torch-pruning==1.6.1
-    python -m examples.benchmarks.slim_peer --data .gpu/images.npz --out docs/benchmarks/slim_peer.json --minutes 6
+    python -m examples.benchmarks.slim_peer --data .gpu/images.npz --out docs/benchmarks/slim_peer.json --minutes 6.4 \\
+        --processes 10 --tasks "residual CNN, CIFAR-10" "vision transformer, CIFAR-10" "residual CNN, Fashion-MNIST" \\
+        --settings "peer group-L2, local" "peer group-L2, global" "peer group-L2, isomorphic" "peer Taylor, local" \\
+        "peer Taylor, global" "peer Taylor, isomorphic" magnitude
 
 {tables}
 """
