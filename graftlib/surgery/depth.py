@@ -31,6 +31,7 @@ from .config import config_problems, config_state
 from .edits import editable, tensor_of
 from .proof import TOLERANCE, run_trial, trial_of
 from .refusal import SurgeryError
+from .scratch import GROUPED
 from .search import Depths
 
 __all__ = ["Order", "deepen", "drop_blocks", "new_names", "order_without", "rearrange"]
@@ -512,7 +513,7 @@ _ZERO_STAYS = words(
     "gelu silu tanh hardtanh hardswish leaky_relu elu mish neg mean sum div "
     "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool2d max_pool2d constant_pad_nd pad"
 )
-_GROUPED = ("_grouped_mm", "grouped_mm_fallback")
+
 _NORMS = words("batch_norm layer_norm group_norm instance_norm rms_norm")
 
 
@@ -590,7 +591,7 @@ def _silenced(node: Any, fqn: str, model: nn.Module) -> set[str]:
         raise _NoIdentityError(f"'{name}' of a branch is no parameter of the block")
     name = name_of(node).removesuffix("_")
     named = arguments(node) if node.op == "call_function" else {}
-    if does(node) == "mixes" or name.rpartition(".")[2] in _GROUPED:
+    if does(node) == "mixes" or name.rpartition(".")[2] in GROUPED:
         weight, bias = _weight_of(node, named)
         return _silenced(weight, fqn, model) | _silenced(bias, fqn, model)
     if name in _NORMS:

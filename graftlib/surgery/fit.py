@@ -27,7 +27,16 @@ from ..graph.capture import capture, device_of
 from .edits import editable, resize, resized, tensor_of
 from .equations import Equations
 from .refusal import SurgeryError
-from .scratch import Misfit, Reference, equations_of, passage, reference_of, scratch
+from .scratch import (
+    Misfit,
+    Reference,
+    equations_of,
+    grouped_rows,
+    passage,
+    reference_of,
+    scratch,
+    unaligned,
+)
 from .stale import labels, refresh_layers
 from .tagged import Place, put
 
@@ -152,6 +161,8 @@ def plan(model: nn.Module, graph: LayerGraph, requested: Sizes, *, fixed: bool) 
         learned = _learned[graph] = _Learned(reference_of(graph))
     refused = {} if fixed else {c: why for c, why in learned.refused.items() if c in requested}
     sizes = {each: each.size if each in refused else size for each, size in requested.items()}
+    if not fixed:
+        sizes |= _aligned(learned.reference, sizes)
     by_name = True
     while True:
         attributes = _labels(model, graph, learned.reference, sizes) if by_name else {}
@@ -246,6 +257,16 @@ def _together(
     return sizes
 
 
+def _aligned(reference: Reference, sizes: Sizes) -> dict[AxisClass, int]:
+    """Classes that are a row of a grouped product by themselves, with as many units as make whole multiples."""
+    return {
+        classes[0]: min(-(-sizes[classes[0]] // multiple) * multiple, classes[0].size)
+        for _, row, multiple in grouped_rows(reference)
+        if len(classes := reference.changed(row, reference.numbers(sizes))) == 1
+        and reference.size(row, reference.numbers(sizes)) == sizes.get(classes[0])
+    }
+
+
 def _recurrent(error: SurgeryError, sizes: Sizes) -> tuple[AxisClass, ...]:
     """The classes of the hidden and projected units of the module that an error names."""
     start = f"{getattr(error, 'module', '')}.weight_h".lstrip(".")
@@ -287,6 +308,8 @@ def _tried(
     attributes: Mapping[Place, int],
 ) -> _Failure | None:
     """What stands against the sizes; None where a scratch model of these sizes has proven itself."""
+    if misfits := unaligned(learned.reference, sizes):
+        return _Failure(_RUNS, misfits)
     meta = graph.tracer == "meta"
     twin = _scratch(model, graph, sizes, attributes, _KINDS.get(graph.tracer, "values"))
     seen: fx.Graph | None

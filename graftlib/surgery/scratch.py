@@ -25,13 +25,26 @@ from ..graph.axes.infer import Inference, infer
 from ..graph.axes.values import Axes, Stack
 from ..graph.capture import device_of
 from ..graph.normal import named_tensors
-from ..graph.ops import call_in_words, overload
+from ..graph.ops import call_in_words, name_of, overload
 from ..graph.recorder import Watch, record_scratch
 from ..graph.structure import alias, like_meta, of_size, rebuild
 from .equations import Equations, Sizes, boundary, polynomial
 from .tagged import Log, Place, Shapes, Tagged, Term, numbers, places, put, tag
 
-__all__ = ["Misfit", "Passage", "Reference", "equations_of", "passage", "reference_of", "scratch"]
+__all__ = [
+    "GROUPED",
+    "Misfit",
+    "Passage",
+    "Reference",
+    "equations_of",
+    "grouped_rows",
+    "passage",
+    "reference_of",
+    "scratch",
+    "unaligned",
+]
+
+GROUPED = ("_grouped_mm", "grouped_mm_fallback")
 
 
 @dataclass(frozen=True)
@@ -112,6 +125,37 @@ def reference_of(graph: LayerGraph) -> Reference:
     """The traced pass itself."""
     found, classes = reading(graph)
     return Reference(graph.fx, found, classes)
+
+
+def grouped_rows(reference: Reference) -> Iterator[tuple[fx.Node, Expr, int]]:
+    """The rows of operands of grouped products: (the op, what a row is made of, of how many elements a multiple).
+
+    Torch's kernels want rows of a multiple of 16 bytes, which they say once they run on values, and not before.
+    """
+    for node in reference.ops:
+        if name_of(node).rpartition(".")[2] not in GROUPED:
+            continue
+        for operand in node.all_input_nodes[:2]:
+            axes, val = reference.found.values.get(operand), operand.meta["val"]
+            if not isinstance(axes, Axes) or val.ndim < 2:
+                continue
+            row = -1 if val.stride(-1) == 1 else -2
+            multiple = 16 // val.element_size()
+            if val.shape[row] % multiple == 0:
+                yield node, axes[row], multiple
+
+
+def unaligned(reference: Reference, sizes: Sizes) -> tuple[Misfit, ...]:
+    """Grouped products that would not run at these sizes."""
+    now = reference.numbers(sizes)
+    return tuple(
+        Misfit(
+            tuple(reference.changed(row, now)),
+            f"{call_in_words(node)}: rows of {size} elements are no multiple of 16 bytes",
+        )
+        for node, row, multiple in grouped_rows(reference)
+        if (size := reference.size(row, now)) is not None and size % multiple
+    )
 
 
 def scratch(
