@@ -13,6 +13,7 @@ from typing import Any
 import networkx as nx
 from torch import Tensor, nn
 
+from .._torch_private import Conv
 from . import structure
 from .capture import device_of, undisturbed
 from .layers import Layer
@@ -22,10 +23,10 @@ from .tensors import output_tensors, tensor_leaves
 
 __all__ = ["Outline", "outline"]
 
-KINDS: tuple[tuple[type[nn.Module], str], ...] = (
+KINDS: tuple[tuple[Any, str], ...] = (
     (nn.Linear, "linear"),
-    (nn.modules.conv._ConvTransposeNd, "transposed_conv"),
-    (nn.modules.conv._ConvNd, "conv"),
+    ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), "transposed_conv"),
+    (Conv, "conv"),
     (nn.Embedding, "embedding"),
     (nn.RNNBase, "recurrent"),
 )

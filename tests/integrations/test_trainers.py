@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.optim.optimizer import _global_optimizer_pre_hooks
 
-from graftlib import GraftError
+from graftlib import GraftError, integrations
 from graftlib.errors import CheckpointError
 from graftlib.graft import files
 from graftlib_adapters import MergeNet, ParameterSharing
@@ -272,7 +272,7 @@ for name in ("transformers", "lightning", "accelerate"):
 
 
 def test_every_trainer_is_told_of_in_the_readme():
-    folder = Path(files.__file__).parent
+    folder = Path(integrations.__file__).parent
     readme = (folder / "README.md").read_text("utf-8")
     modules = {p.name for p in folder.glob("*.py")} - {"__init__.py"}
     assert all(f"`{name}`" in readme for name in modules)

@@ -276,7 +276,7 @@ def test_wrong_rows_are_seen(monkeypatch):
     right = experts(graph)
     module = importlib.import_module("graftlib.surgery.experts")
     monkeypatch.setattr(
-        module, "_rearrange", lambda edited, order: setattr(edited, "experts", edited.experts[2:])
+        module, "rearrange", lambda edited, order: setattr(edited, "experts", edited.experts[2:])
     )
     with pytest.raises(SurgeryError, match="not the one in which they are never chosen"):
         prune_experts(graph, [0, 1, 2])
