@@ -16,6 +16,7 @@ PACKAGES = (
     "graftlib.match",
     "graftlib.graft",
     "graftlib.surgery",
+    "graftlib.slim",
     "graftlib.export",
     "graftlib.view",
     "graftlib_adapters",
