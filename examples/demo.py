@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 
 from graftlib import Mapping, TransferCycle, attach, export_onnx, surgery, trace, view
 from graftlib.graft import settled
-from graftlib_adapters import MergeNet, ParameterSharing, distillation, transplant
+from graftlib_adapters import AlignedPull, MergeNet, distillation
 
 PIXELS, LABELS = load_digits(return_X_y=True)
 X, Y = torch.tensor(PIXELS).float().view(-1, 1, 8, 8) / 16, torch.tensor(LABELS)
@@ -31,7 +31,7 @@ EXAMPLE = (X[:2],)
 LAYERS = ("conv1", "conv2", "conv3", "classifier")
 POINTS = 12  # of a curve
 FILES = {
-    "slim.onnx": "the slim network after sharing, proven against PyTorch",
+    "slim.onnx": "the slim network after the pull, proven against PyTorch",
     "mapping.html": "the layers that were linked: open it in a browser",
     "curves.png": "accuracy along the way: means, and bands from the least to the best seed",
     "report.json": "every figure",
@@ -71,11 +71,11 @@ def mergenet(source, slim, steps, seed):
     return {"model": slim, "graft": attach(MergeNet(), mapping, seed=seed, **when)}
 
 
-def sharing(source, slim, steps, seed):
-    """The source's weights in the order of the target's channels, averaged into its own at first."""
-    aligned = linked(transplant(linked(source, slim)).model, slim)
+def pulled(source, slim, steps, seed):
+    """At first every step moves each layer half of the way to its counterpart in the source."""
+    mapping = linked(source, slim)
     when = {"cycle": TransferCycle(every=1, stop=0.1), "total_steps": steps}
-    return {"model": slim, "graft": attach(ParameterSharing(), aligned, **when)}
+    return {"model": slim, "graft": attach(AlignedPull(mapping), mapping, **when)}
 
 
 def distilled(source, slim, steps, seed):
@@ -86,7 +86,7 @@ STARTS = {
     "random start": random_start,
     "slim start: pruned source": slim_start,
     "MergeNet graft": mergenet,
-    "sharing of aligned weights": sharing,
+    "AlignedPull graft": pulled,
     "distillation": distilled,
 }
 
@@ -185,7 +185,7 @@ def main(arguments=None):
     curves, (_, source, models) = [curves for curves, _, _ in runs], runs[0]
     lines = table({name: [seed[name][-1] for seed in curves] for name in curves[0]})
     print(*lines, "", sep="\n")
-    slim = models["sharing of aligned weights"]  # the graft is detached: an ordinary network
+    slim = models["AlignedPull graft"]  # the graft is detached: an ordinary network
     print(export_onnx(slim, args.out / "slim.onnx", EXAMPLE, card=False), "\n")
     mapping = linked(source, slim)
     view(mapping.source, mapping.target, mapping).save(args.out / "mapping.html")
