@@ -751,15 +751,13 @@ def slim_budgets(found: dict) -> str:
         "table, CPU",
         "latency ratio",
     ]
-    return f"""## Models at three budgets
+    return f"""## Twelve models at three budgets
 
 `slim(graph, budget={{"macs": share}})` at 0.7, 0.5 and 0.3, with no other argument, on random weights, one thread,
 batch 1, images of 224 x 224 (320 for SSDLite), 128 tokens. MACs of the small model as `torch.utils.flop_counter`
 counts them, by those asked for; CPU seconds of the trace and of each slimming (which times two passes), and of the
-table of ops that latency is predicted from; predicted by measured latency of each small model, for the models that a
-table was made for. On a machine that others used, too: all times are processor time. Of the benchmark's twelve models
-those below are measured so far; ResNet-50's latency is of a prediction that added a constant alone, and MiniLM's widths
-are of coarser steps than now.
+table of ops that latency is predicted from; predicted by measured latency of each small model. Two models were
+measured at a time, on two cores that nothing else used, with an empty cache; all times are processor time.
 {said}
     python -m examples.benchmarks.slim_budgets --out docs/benchmarks/slim_budgets.json
 
