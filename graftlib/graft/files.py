@@ -36,7 +36,7 @@ __all__ = [
     "unpacked",
 ]
 
-NAME, CARD = "graft.safetensors", "README.md"
+NAME, CARD = "graft.safetensors", "graft.md"  # a README there is the model's
 # What reading bytes that anybody may have changed can end in: the file, the JSON in its header, the shape of that JSON.
 _DAMAGED = (
     SafetensorError,

@@ -335,7 +335,7 @@ class Graft:
             self._write_if_due()
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write ``graft.safetensors``, the state bound to the settled weights, and a card; all or nothing, no pickle.
+        """Write ``graft.safetensors``, the state bound to the settled weights, and ``graft.md``; both or none.
 
         The models and optimizers are saved by whoever trains them, inside `settled`.
 

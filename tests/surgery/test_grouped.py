@@ -50,6 +50,25 @@ def test_a_share_takes_the_next_width_that_runs(graph):
     small(torch.randn(4, 8))
 
 
+@pytest.mark.parametrize(("size", "runs"), [(13, False), (16, True)])
+def test_where_the_trace_has_another_op_than_the_run(size, runs):
+    """In single precision the capture falls back to an op without such a demand."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 20}
+    config = transformers.MixtralConfig(
+        **sizes, num_key_value_heads=1, intermediate_size=32, num_local_experts=2
+    )
+    model = transformers.MixtralForCausalLM(config).eval()
+    ids = {"input_ids": torch.arange(6)[None]}
+    graph = trace(model, (), ids)
+    each = next(c for c in graph.axis_classes if c.size == 32 and c.free)
+    if runs:
+        surgery.prune(graph, {each: size})(**ids)
+        return
+    with pytest.raises(SurgeryError, match="16 bytes"):
+        surgery.prune(graph, {each: size})
+
+
 def test_torch_still_refuses_such_rows():
     """Once it does not, the rule can go."""
     with pytest.raises(RuntimeError, match="16 bytes"):
