@@ -341,7 +341,8 @@ def main() -> None:
             rows = {row["model"]: row for row in known}
     for name in asked.models:
         if name not in rows:
-            command = [sys.executable, __file__, "--one", name, "--seed", str(asked.seed)]
+            command = [sys.executable, "-m", __spec__.name, "--one", name]
+            command += ["--seed", str(asked.seed)]
             command += ["--widen"] * asked.widen + ["--importance"] * asked.importance
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             rows[name] = json.loads(done.stdout.splitlines()[-1])
