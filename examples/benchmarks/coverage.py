@@ -227,8 +227,10 @@ def _checked(graph: Any, example: Any, checked: bool) -> Row:
         "classes": sum(each.free for each in classes),
         "freedom": round(freedom(graph), 4),
         "frozen_ops": frozen_ops(graph),
-        "frozen_by": {why: n for why, n in [*frozen_shares(graph).items()][:4] if n >= 0.01},
     }
+    if row["freedom"] < 0.5:
+        shares = list(frozen_shares(graph).items())[:4]
+        row["frozen_by"] = {why: n for why, n in shares if n > 0.05}
     if not checked:
         return row | {"passed": None}
     try:
@@ -387,10 +389,8 @@ def _edit_cells(edit: Row) -> list[str]:
 
 def _why_low(row: Row) -> str:
     """What fixes more than a twentieth of the weights, of a model of which less than half is free."""
-    if row.get("freedom", 1.0) >= 0.5:
-        return ""
-    found = row.get("frozen_by", {}).items()
-    return "fixed by " + ", ".join(f"{why} ({n:.0%})" for why, n in found if n > 0.05)
+    shares = row.get("frozen_by", {}).items()
+    return "fixed by " + ", ".join(f"{why} ({n:.0%})" for why, n in shares) if shares else ""
 
 
 def _roles(row: Row) -> str:
