@@ -25,21 +25,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..common import results
+from ..common import command, results
+from ..common.processes import apart
+from . import tables
 
 Built = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 
@@ -285,44 +281,11 @@ def total(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def machine() -> dict[str, Any]:
-    return {
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "torchvision", "transformers")},
-    }
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    head = f"{'model':<20}{'classes':>8}{'left out':>9}{'blind':>6}{'seen':>8}"
-    head += f"{'ties':>6}{'bridging':>9}{'blind':>6}{'seen':>8}"
-    also = [kind for kind in EDITED if any(kind in row for row in rows)]
-    head += "".join(f"{kind:>9}{'blind':>6}{'seen':>8}" for kind in also)
-    lines = [head + f"{'CPU s':>7}"]
-    for row in rows:
-        line = f"{row['model']:<20}{row['classes']:>8}"
-        for kind in ("left_out", "undone", *also):
-            if kind == "undone":
-                line += f"{row['ties']:>6}"
-            if kind not in row:
-                line += " " * 23
-                continue
-            found = row[kind]
-            open_eyed = found["breaks"] - found["blind"]
-            share = found["seen"] / open_eyed if open_eyed else 1.0
-            line += f"{found['breaks']:>9}{found['blind']:>6}{share:>8.1%}"
-        lines.append(line + f"{row['cpu_seconds']:>7.1f}")
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Measure, print a table, write JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--widen", action="store_true", help="the control of widen's proof, too")
     parser.add_argument(
         "--importance", action="store_true", help="the control of the importance, too"
@@ -341,18 +304,18 @@ def main() -> None:
             rows = {row["model"]: row for row in known}
     for name in asked.models:
         if name not in rows:
-            command = [sys.executable, __file__, "--one", name, "--seed", str(asked.seed)]
-            command += ["--widen"] * asked.widen + ["--importance"] * asked.importance
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            rows[name] = json.loads(done.stdout.splitlines()[-1])
-            print(table([rows[name]]).splitlines()[-1], flush=True)
+            words = ["--widen"] * asked.widen + ["--importance"] * asked.importance
+            rows[name] = apart(__spec__.name, "--one", name, "--seed", asked.seed, *words)
+            print(json.dumps(rows[name]), flush=True)
         kept = [rows[each] for each in MODELS if each in rows]
-        found = {"seed": asked.seed, "total": total(kept), "rows": kept, "machine": machine()}
+        machine = results.machine("torch", "torchvision", "transformers")
+        found = {"seed": asked.seed, "total": total(kept), "rows": kept, "machine": machine}
         if asked.out:
             results.save(asked.out, found)
     asked_for = [rows[name] for name in asked.models]
-    print(table(asked_for))
-    print(json.dumps(total(asked_for), indent=2))
+    whole = total(asked_for)
+    print(tables.breaks({"seed": asked.seed, "total": whole, "rows": asked_for}))
+    print(json.dumps(whole, indent=2))
 
 
 if __name__ == "__main__":

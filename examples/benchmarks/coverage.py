@@ -20,7 +20,6 @@ Writes ``coverage_<family>.json`` and ``coverage_<family>.md``; ends with 1 wher
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import json
@@ -41,7 +40,7 @@ from typing import Any
 
 from graftlib.disk import write_whole
 
-from ..common import memory, results
+from ..common import command, memory, results
 
 Row = dict[str, Any]
 _PRELOADED = (
@@ -503,9 +502,7 @@ def _asked(name: str, only: list[str], skip: list[str]) -> bool:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__, "docs/benchmarks")
     families = ("torchvision", "hf", "timm", "hf_all", "timm_all")
     parser.add_argument("--family", choices=families, required=True)
     parser.add_argument("--all", action="store_true", help="every model of hf or timm, and --prune")
@@ -514,7 +511,6 @@ def main() -> None:
     parser.add_argument("--subset", choices=("nightly", "all"), default="all")
     parser.add_argument("--only", nargs="+", default=["*"], help="shell patterns of names")
     parser.add_argument("--skip", nargs="+", default=[], help="shell patterns of names")
-    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
     parser.add_argument("--limit", type=float, default=300.0, help="seconds for one model")
     parser.add_argument("--fresh", action="store_true", help="forget what an earlier run found")
     options = parser.parse_args()

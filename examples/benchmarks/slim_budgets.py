@@ -12,12 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,8 +22,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..common import results
-from .trace_cost import machine
+from ..common import command, results
+from ..common.processes import ProcessError, apart
+from .trace_cost import PACKAGES
 
 SHARES = (0.7, 0.5, 0.3)
 Built = tuple[nn.Module, tuple[Any, ...]]
@@ -138,11 +136,8 @@ def measure(name: str, *, table: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--models", nargs="*", choices=list(MODELS), default=list(MODELS))
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--no-table", action="store_true", help="foretell no latency")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -150,19 +145,17 @@ def main() -> None:
     if asked.one:
         print(json.dumps(measure(asked.one, table=not asked.no_table)))
         return
-    report: dict[str, Any] = {"machine": machine(), "rows": {}}
+    report: dict[str, Any] = {"machine": results.machine(*PACKAGES), "rows": {}}
     if asked.out and asked.out.exists():
         report = results.load(asked.out)
     for name in asked.models:
         if name in report["rows"]:
             continue
-        command = [sys.executable, "-m", __spec__.name, "--one", name]
-        command += ["--no-table"] if asked.no_table else []
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-        lines = done.stdout.splitlines()
-        report["rows"][name] = (
-            json.loads(lines[-1]) if done.returncode == 0 else {"answer": "failed"}
-        )
+        try:
+            row = apart(__spec__.name, "--one", name, *["--no-table"] * asked.no_table)
+        except ProcessError as error:
+            row = {"answer": f"failed: {error}"}
+        report["rows"][name] = row
         print(name, json.dumps(report["rows"][name]), flush=True)
         if asked.out:
             results.save(asked.out, report)

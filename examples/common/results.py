@@ -12,18 +12,19 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import sys
 from collections.abc import Callable
 from copy import deepcopy
 from graphlib import CycleError, TopologicalSorter
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from graftlib.disk import write_whole
 
-__all__ = ["cached", "dumps", "load", "save", "versions"]
+__all__ = ["cached", "dumps", "load", "machine", "save", "versions"]
 
 ABSENT = "absent"
 PACKED = {"names", "same", "columns"}
@@ -58,6 +59,18 @@ def versions() -> dict[str, str]:
         "numpy": version("numpy"),
         "machine": platform.machine(),
     }
+
+
+def machine(*packages: str) -> dict[str, Any]:
+    """Cores, how many processes want one, and versions, None for what is not installed."""
+    found: dict[str, Any] = {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1)}
+    found["python"] = platform.python_version()
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 def dumps(report: dict[str, Any]) -> str:
