@@ -33,31 +33,23 @@ from torch import Tensor, nn
 
 from ..common import command, results
 from ..common.intervals import spread
+from ..common.models import Built, vision
 from ..common.processes import apart
 from . import tables
 from .trace_cost import MODELS as TRACED
-from .trace_cost import PACKAGES, Built, in_turn
+from .trace_cost import PACKAGES, in_turn
 
 Row = dict[str, Any]
-
-
-def _torchvision(name: str, side: int = 224) -> Callable[[], Built]:
-    def make() -> Built:
-        from torchvision import models
-
-        return getattr(models, name)(weights=None), (torch.randn(1, 3, side, side),)
-
-    return make
 
 
 MODELS: dict[str, Callable[[], Built]] = {
     "ResNet-50": TRACED["ResNet-50"],
     "MobileNetV2": TRACED["MobileNetV2"],
-    "EfficientNet-B0": _torchvision("efficientnet_b0"),
+    "EfficientNet-B0": vision("efficientnet_b0"),
     "ViT-B/16": TRACED["ViT-B/16"],
     "BERT-base": TRACED["BERT-base"],
-    "DenseNet-121": _torchvision("densenet121"),
-    "Swin-T": _torchvision("swin_t"),
+    "DenseNet-121": vision("densenet121"),
+    "Swin-T": vision("swin_t"),
 }
 
 

@@ -39,46 +39,22 @@ from torch import Tensor, nn
 
 from ..common import command, results
 from ..common.intervals import spread
+from ..common.models import Built, Logits, text, vision
 from ..common.processes import apart
 from . import tables
 
-Built = tuple[nn.Module, tuple[Tensor, ...]]
 Row = dict[str, Any]
+WORDS = (5, 1000, 1, 64)
 PACKAGES = ("torch", "torchvision", "transformers", "torch-pruning")
 
 
-class Logits(nn.Module):
-    """A language model as a function of words: others take neither keywords nor records."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, words: Tensor) -> Tensor:
-        logits: Tensor = self.model(input_ids=words).logits
-        return logits
-
-
-def _torchvision(name: str) -> Callable[[], Built]:
-    def make() -> Built:
-        from torchvision import models
-
-        return getattr(models, name)(), (torch.randn(1, 3, 224, 224),)
-
-    return make
-
-
 def _bert() -> Built:
-    from transformers import BertConfig, BertForSequenceClassification
-
-    model = BertForSequenceClassification(BertConfig())
-    return Logits(model), (torch.randint(5, 1000, (1, 64)),)
+    model, args = text("BertForSequenceClassification", WORDS)()
+    return Logits(model), args
 
 
 def llama(**settings: Any) -> Built:
     """A Llama with grouped queries; by default a small one."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     config: dict[str, Any] = {
         "vocab_size": 1000,
         "hidden_size": 512,
@@ -88,17 +64,17 @@ def llama(**settings: Any) -> Built:
         "num_key_value_heads": 2,
         "use_cache": False,
     }
-    model = LlamaForCausalLM(LlamaConfig(**(config | settings)))
-    return Logits(model), (torch.randint(5, 1000, (1, 64)),)
+    model, args = text("LlamaForCausalLM", WORDS, **(config | settings))()
+    return Logits(model), args
 
 
 MODELS: dict[str, Callable[[], Built]] = {
-    "MobileNetV2": _torchvision("mobilenet_v2"),
-    "ResNet-50": _torchvision("resnet50"),
-    "ViT-B/16": _torchvision("vit_b_16"),
+    "MobileNetV2": vision("mobilenet_v2"),
+    "ResNet-50": vision("resnet50"),
+    "ViT-B/16": vision("vit_b_16"),
     "BERT-base": _bert,
-    "Swin-T": _torchvision("swin_t"),
-    "MaxViT-T": _torchvision("maxvit_t"),
+    "Swin-T": vision("swin_t"),
+    "MaxViT-T": vision("maxvit_t"),
     "Llama, grouped queries": llama,
 }
 # Processor seconds: the bars of graftlib's own time.
