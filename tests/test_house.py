@@ -277,15 +277,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
 
 @pytest.mark.slow
 def test_the_wheel_is_complete(wheel: set[str]):
-    """Types, vendored assets with their licences, and every source file travel with it; tests do not."""
+    """Types, vendored assets with their licences, and every source file travel with it; tests and READMEs do not."""
     assert {"graftlib/py.typed", "graftlib_adapters/py.typed"} <= wheel
     for home, package in [(ROOT, "graftlib"), (ROOT / "adapters", "graftlib_adapters")]:
         ours = {
             path.relative_to(home).as_posix()
             for path in (home / package).rglob("*")
-            if path.is_file() and "__pycache__" not in path.parts
+            if path.is_file() and "__pycache__" not in path.parts and path.name != "README.md"
         }
         assert ours - wheel == set()
     assert any(name.endswith("licenses/LICENSE") for name in wheel)
     assert any(name.endswith("entry_points.txt") for name in wheel)
     assert not [name for name in wheel if name.startswith(("tests", "examples", "docs"))]
+    assert not [name for name in wheel if name.endswith("README.md")]

@@ -36,10 +36,10 @@ from graftlib import Mapping, TransferCycle, attach, trace
 from graftlib.graft import AdapterOptimizer
 from graftlib_adapters import MergeNet, MLPAdapter, ParameterSharing, distillation
 
-from ..common import datasets, results
+from ..common import command, datasets, results
 from ..common.intervals import interval
-from ..common.markdown import signed, table
 from ..common.training import accuracy, load_or_train
+from . import tables
 
 # ----------------------------------------------------------------------------------------------------------- the data
 
@@ -308,25 +308,8 @@ def summary(results: list[dict]) -> dict[str, dict]:
     return table
 
 
-def show(arms: dict[str, dict]) -> str:
-    head = ["arm", "accuracy", "sd", "minus plain [95 %]", "CPU s"]
-    rows = [
-        [
-            name,
-            f"{row['mean']:.2f}",
-            f"{row['sd']:.2f}",
-            signed(row.get("minus plain")),
-            f"{row['cpu_seconds']:.1f}",
-        ]
-        for name, row in arms.items()
-    ]
-    return table(head, rows)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--data", choices=["digits", "fashion-mnist"], default="digits")
     parser.add_argument("--root", help="folder that holds FashionMNIST/raw")
     parser.add_argument("--split", choices=["test", "validation"], default="test")
@@ -347,7 +330,6 @@ def main() -> None:
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--cache", default="out/accuracy")
-    parser.add_argument("--out")
     args = parser.parse_args()
     torch.set_num_threads(args.jobs)
     data = load(args)
@@ -371,18 +353,18 @@ def main() -> None:
         runs += Parallel(n_jobs=args.jobs, verbose=5)(jobs)
     order = {name: i for i, name in enumerate(args.arms)}
     arms = summary(sorted(runs, key=lambda r: (order[r["arm"]], r["seed"])))
-    print(f"source {strength:.2f} %\n{show(arms)}")
-    if args.out:
-        settings = {
+    report = {
+        "settings": {
             k: v for k, v in vars(args).items() if k not in {"root", "cache", "out", "jobs"}
-        }
-        report = {
-            "settings": settings,
-            "links": LINKS[args.links],
-            "source_accuracy": strength,
-            "arms": arms,
-        }
-        report |= {"versions": results.versions(), "wall_seconds": time.time() - start}
+        },
+        "links": LINKS[args.links],
+        "source_accuracy": strength,
+        "arms": arms,
+        "versions": results.versions(),
+        "wall_seconds": time.time() - start,
+    }
+    print(tables.accuracy(args.data, f"accuracy_{args.data}", report))
+    if args.out:
         results.save(args.out, report)
 
 

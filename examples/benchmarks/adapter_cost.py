@@ -16,12 +16,9 @@ mean of the four, a GELU feed-forward with LayerNorm. The width of that feed-for
 
 from __future__ import annotations
 
-import argparse
 import platform
-import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +26,12 @@ from torch import Tensor, nn
 from graftlib.graft import Link, LinkedMatrix
 from graftlib_adapters import MergeNet
 
-from ..common import results
+from ..common import command, results
+from ..common.intervals import spread
+from . import tables
 
 TARGET, SOURCE, HEADS, LAYERS = (160, 960), (100, 2048), 8, 2
 FEED_FORWARD, DROPOUT = 2184, 0.1
-OUT = Path(__file__).resolve().parents[2] / "docs" / "benchmarks" / "adapter_cost.json"
 
 
 class AuthorsAttention(nn.Module):
@@ -185,12 +183,6 @@ def measure(
     return pooled
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, and the quartiles beside it."""
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return {"median": middle, "q1": low, "q3": high}
-
-
 def row(contender: Contender, base: Contender, matrices: Sequence[Tensor]) -> dict[str, object]:
     """The figures of one contender, against `base` repetition by repetition."""
     ratios = [b / c for b, c in zip(base.times["all"], contender.times["all"], strict=True)]
@@ -202,28 +194,9 @@ def row(contender: Contender, base: Contender, matrices: Sequence[Tensor]) -> di
     }
 
 
-def table(rows: dict[str, dict[str, object]]) -> str:
-    """The rows as Markdown."""
-    lines = [
-        "| adapter | parameters | graph held | forward | vjp | AdamW | all (quartiles) "
-        "| faster than authors (quartiles) |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, facts in rows.items():
-        ms, ratio = facts["ms"], facts["times_faster_than_authors"]
-        lines.append(
-            f"| {name} | {facts['parameters'] / 1e6:.2f} M | {facts['saved_mib']:.0f} MiB "
-            + "".join(f"| {ms[part]['median']:.1f} ms " for part in ("forward", "vjp", "adamw"))
-            + f"| {ms['all']['median']:.1f} ms ({ms['all']['q1']:.1f}–{ms['all']['q3']:.1f}) "
-            + f"| {ratio['median']:.1f}× ({ratio['q1']:.1f}–{ratio['q3']:.1f}) |"
-        )
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Measure, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser = command.parser(__doc__, "docs/benchmarks/adapter_cost.json")
     parser.add_argument("--repetitions", type=int, default=10, help="for each seed")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
@@ -233,7 +206,6 @@ def main() -> None:
     contenders = measure(options.repetitions, options.seeds, fused=options.fused)
     matrices = [torch.randn(shape) for shape in (TARGET, SOURCE)]
     rows = {name: row(c, contenders["authors"], matrices) for name, c in contenders.items()}
-    print(table(rows))
     record = {
         "shapes": {"target": TARGET, "source": SOURCE, "heads": HEADS, "layers": LAYERS},
         "authors": {"dropout": DROPOUT, "feed_forward": FEED_FORWARD},
@@ -245,7 +217,7 @@ def main() -> None:
         "cpu": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
         "rows": rows,
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
+    print(tables.adapter_cost(record))
     results.save(options.out, record)
 
 

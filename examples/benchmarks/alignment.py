@@ -19,13 +19,12 @@ import importlib.util
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..common import memory, results
+from ..common import command, memory, results
 from ..common.processes import ProcessError, apart
 
 NETS = ("resnet18", "vgg11", "resnet50")
@@ -188,10 +187,9 @@ def child(row: str, name: str, limit: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command.parser(__doc__, "alignment.json")
     parser.add_argument("--nets", nargs="+", default=list(NETS))
     parser.add_argument("--limit", type=int, default=120, help="processor seconds for a row")
-    parser.add_argument("-o", "--out", type=Path, default=Path("alignment.json"))
     parser.add_argument("--row", choices=list(ROWS), help=argparse.SUPPRESS)
     parser.add_argument("--net", help=argparse.SUPPRESS)
     given = parser.parse_args()

@@ -44,7 +44,7 @@ from graftlib import trace
 from graftlib_adapters.assembly import Permutation, align, problem
 from graftlib_adapters.assembly.activations import costs
 
-from ..common import datasets, results
+from ..common import command, datasets, results
 from ..common.training import load_or_train
 
 POINTS = 21
@@ -260,7 +260,7 @@ def against_published(rows: dict[str, dict[str, list[float]]]) -> dict[str, floa
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command.parser(__doc__, "barrier.json")
     parser.add_argument("--root", type=Path, default=Path("data"))
     parser.add_argument("--cache", type=Path, default=Path("out/barrier"))
     parser.add_argument("--data", choices=("mnist", "digits"), default="mnist")
@@ -271,7 +271,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--git-re-basin", type=Path, default=None, help="a checkout of the authors' code"
     )
-    parser.add_argument("-o", "--out", type=Path, default=Path("barrier.json"))
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     data = load(args.data, args.root)

@@ -25,23 +25,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..common import results
-
-Built = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
+from ..common import command, results
+from ..common.models import Built, Logits, text, vision
+from ..common.processes import apart
+from . import tables
 
 
 def _image(side: int) -> tuple[torch.Tensor, ...]:
@@ -53,23 +48,14 @@ def _mlp() -> Built:
     layers: list[nn.Module] = []
     for i, o in pairwise(sizes):
         layers += [nn.Linear(i, o), nn.BatchNorm1d(o), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(16, 5)), (torch.randn(8, 12),), {}
-
-
-def _torchvision(name: str, side: int, **settings: Any) -> Callable[[], Built]:
-    def make() -> Built:
-        from torchvision import models
-
-        return getattr(models, name)(num_classes=10, **settings), _image(side), {}
-
-    return make
+    return nn.Sequential(*layers, nn.Linear(16, 5)), (torch.randn(8, 12),)
 
 
 def _densenet() -> Built:
     from torchvision.models import DenseNet
 
     settings = {"growth_rate": 8, "block_config": (3, 3, 3), "num_init_features": 16}
-    return DenseNet(**settings, num_classes=10), _image(64), {}  # type: ignore[arg-type]
+    return DenseNet(**settings, num_classes=10), _image(64)  # type: ignore[arg-type]
 
 
 def _vit() -> Built:
@@ -86,7 +72,7 @@ def _vit() -> Built:
     )
     # torchvision starts the head with zeros: nothing would be seen through it.
     nn.init.normal_(model.heads.head.weight, std=0.1)  # type: ignore[union-attr, arg-type]
-    return model, _image(32), {}
+    return model, _image(32)
 
 
 def _swin() -> Built:
@@ -100,68 +86,11 @@ def _swin() -> Built:
         window_size=[4, 4],
         num_classes=10,
     )
-    return model, _image(64), {}
+    return model, _image(64)
 
 
 def _words(vocabulary: int = 50, rows: int = 2, length: int = 9) -> torch.Tensor:
     return torch.randint(2, vocabulary, (rows, length))
-
-
-def _bert() -> Built:
-    from transformers import BertConfig, BertForSequenceClassification
-
-    config = BertConfig(
-        vocab_size=50,
-        hidden_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        intermediate_size=96,
-        num_labels=5,
-    )
-    return BertForSequenceClassification(config), (), {"input_ids": _words()}
-
-
-def _gpt2() -> Built:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = GPT2Config(
-        vocab_size=50,
-        n_positions=32,
-        n_embd=48,
-        n_layer=3,
-        n_head=4,
-        use_cache=False,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    return GPT2LMHeadModel(config), (), {"input_ids": _words()}
-
-
-def _llama() -> Built:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=50,
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=3,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        use_cache=False,
-    )
-    return LlamaForCausalLM(config), (), {"input_ids": _words()}
-
-
-class Logits(nn.Module):
-    """The logits alone: what else a model hands out would be frozen, and could not be broken."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, **given: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.model(**given).logits
-        return logits
 
 
 def _t5() -> Built:
@@ -177,22 +106,29 @@ def _t5() -> Built:
         decoder_start_token_id=0,
         use_cache=False,
     )
-    given = {"input_ids": _words(), "decoder_input_ids": _words(length=7)}
-    return Logits(T5ForConditionalGeneration(config)), (), given
+    words = torch.randint(2, 50, (2, 9)), torch.randint(2, 50, (2, 7))
+    return Logits(T5ForConditionalGeneration(config)), words
 
 
+WORDS = (2, 50, 2, 9)
+SIZES = {"vocab_size": 50, "hidden_size": 48, "num_hidden_layers": 3, "intermediate_size": 96}
+GPT2 = {"vocab_size": 50, "n_positions": 32, "n_embd": 48, "n_layer": 3, "n_head": 4}
+GPT2 |= {"bos_token_id": 0, "eos_token_id": 1}
+LLAMA = {"num_attention_heads": 6, "num_key_value_heads": 2}
 MODELS: dict[str, Callable[[], Built]] = {
     "mlp": _mlp,
-    "resnet18": _torchvision("resnet18", 64),
-    "mobilenet_v2": _torchvision("mobilenet_v2", 64),
-    "shufflenet_v2_x0_5": _torchvision("shufflenet_v2_x0_5", 64),
-    "efficientnet_b0": _torchvision("efficientnet_b0", 64),
+    **{
+        name: vision(name, 64, 2, num_classes=10)
+        for name in ("resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "efficientnet_b0")
+    },
     "densenet": _densenet,
     "vit": _vit,
     "swin": _swin,
-    "bert": _bert,
-    "gpt2": _gpt2,
-    "llama": _llama,
+    "bert": text(
+        "BertForSequenceClassification", WORDS, **SIZES, num_attention_heads=4, num_labels=5
+    ),
+    "gpt2": text("GPT2LMHeadModel", WORDS, **GPT2, use_cache=False),
+    "llama": text("LlamaForCausalLM", WORDS, **SIZES, **LLAMA, use_cache=False),
     "t5": _t5,
 }
 
@@ -209,18 +145,18 @@ def measure(name: str, seed: int, widen: bool = False, importance: bool = False)
 
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    model, args, kwargs = MODELS[name]()
-    graph = trace(model.eval(), args, kwargs)
+    model, args = MODELS[name]()
+    graph = trace(model.eval(), args)
     start = time.process_time()
     result = graph.check(seed=seed)
-    members = list(left_out_members(graph, seed=seed, example=(args, kwargs)))
-    undone = list(undone_ties(graph, seed=seed, example=(args, kwargs)))
+    members = list(left_out_members(graph, seed=seed, example=(args, {})))
+    undone = list(undone_ties(graph, seed=seed, example=(args, {})))
     ties = len(infer(graph.model, graph.fx, real=graph.real).ties)
     edited: dict[str, Any] = {}
     if widen:
-        edited["widened"] = _counted(list(wrong_widenings(_in_doubles(model, args, kwargs))))
+        edited["widened"] = _counted(list(wrong_widenings(_in_doubles(model, args))))
     if importance:
-        edited["ranked"] = _counted(list(forgetful_importances(_in_doubles(model, args, kwargs))))
+        edited["ranked"] = _counted(list(forgetful_importances(_in_doubles(model, args))))
     return {
         "model": name,
         "passed": result.passed,
@@ -234,16 +170,11 @@ def measure(name: str, seed: int, widen: bool = False, importance: bool = False)
     }
 
 
-def _in_doubles(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    from torch.utils import _pytree as pytree
-
+def _in_doubles(model: nn.Module, args: tuple[Any, ...]) -> Any:
     from graftlib import trace
 
-    def wide(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.double() if tensor.is_floating_point() else tensor
-
-    args, kwargs = pytree.tree_map_only(torch.Tensor, wide, (args, kwargs))
-    return trace(model.double(), args, kwargs)
+    doubles = tuple(each.double() if each.is_floating_point() else each for each in args)
+    return trace(model.double(), doubles)
 
 
 def _counted(breaks: Sequence[Any]) -> dict[str, Any]:
@@ -285,44 +216,11 @@ def total(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def machine() -> dict[str, Any]:
-    return {
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "torchvision", "transformers")},
-    }
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    head = f"{'model':<20}{'classes':>8}{'left out':>9}{'blind':>6}{'seen':>8}"
-    head += f"{'ties':>6}{'bridging':>9}{'blind':>6}{'seen':>8}"
-    also = [kind for kind in EDITED if any(kind in row for row in rows)]
-    head += "".join(f"{kind:>9}{'blind':>6}{'seen':>8}" for kind in also)
-    lines = [head + f"{'CPU s':>7}"]
-    for row in rows:
-        line = f"{row['model']:<20}{row['classes']:>8}"
-        for kind in ("left_out", "undone", *also):
-            if kind == "undone":
-                line += f"{row['ties']:>6}"
-            if kind not in row:
-                line += " " * 23
-                continue
-            found = row[kind]
-            open_eyed = found["breaks"] - found["blind"]
-            share = found["seen"] / open_eyed if open_eyed else 1.0
-            line += f"{found['breaks']:>9}{found['blind']:>6}{share:>8.1%}"
-        lines.append(line + f"{row['cpu_seconds']:>7.1f}")
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Measure, print a table, write JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--widen", action="store_true", help="the control of widen's proof, too")
     parser.add_argument(
         "--importance", action="store_true", help="the control of the importance, too"
@@ -341,19 +239,18 @@ def main() -> None:
             rows = {row["model"]: row for row in known}
     for name in asked.models:
         if name not in rows:
-            command = [sys.executable, "-m", __spec__.name, "--one", name]
-            command += ["--seed", str(asked.seed)]
-            command += ["--widen"] * asked.widen + ["--importance"] * asked.importance
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            rows[name] = json.loads(done.stdout.splitlines()[-1])
-            print(table([rows[name]]).splitlines()[-1], flush=True)
+            words = ["--widen"] * asked.widen + ["--importance"] * asked.importance
+            rows[name] = apart(__spec__.name, "--one", name, "--seed", asked.seed, *words)
+            print(json.dumps(rows[name]), flush=True)
         kept = [rows[each] for each in MODELS if each in rows]
-        found = {"seed": asked.seed, "total": total(kept), "rows": kept, "machine": machine()}
+        machine = results.machine("torch", "torchvision", "transformers")
+        found = {"seed": asked.seed, "total": total(kept), "rows": kept, "machine": machine}
         if asked.out:
             results.save(asked.out, found)
     asked_for = [rows[name] for name in asked.models]
-    print(table(asked_for))
-    print(json.dumps(total(asked_for), indent=2))
+    whole = total(asked_for)
+    print(tables.breaks({"seed": asked.seed, "total": whole, "rows": asked_for}))
+    print(json.dumps(whole, indent=2))
 
 
 if __name__ == "__main__":

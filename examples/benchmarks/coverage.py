@@ -20,7 +20,6 @@ Writes ``coverage_<family>.json`` and ``coverage_<family>.md``; ends with 1 wher
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import json
@@ -41,7 +40,7 @@ from typing import Any
 
 from graftlib.disk import write_whole
 
-from ..common import memory, results
+from ..common import command, memory, results
 
 Row = dict[str, Any]
 _PRELOADED = (
@@ -227,8 +226,10 @@ def _checked(graph: Any, example: Any, checked: bool) -> Row:
         "classes": sum(each.free for each in classes),
         "freedom": round(freedom(graph), 4),
         "frozen_ops": frozen_ops(graph),
-        "frozen_by": {why: n for why, n in [*frozen_shares(graph).items()][:4] if n >= 0.01},
     }
+    if row["freedom"] < 0.5:
+        shares = list(frozen_shares(graph).items())[:4]
+        row["frozen_by"] = {why: n for why, n in shares if n > 0.05}
     if not checked:
         return row | {"passed": None}
     try:
@@ -387,10 +388,8 @@ def _edit_cells(edit: Row) -> list[str]:
 
 def _why_low(row: Row) -> str:
     """What fixes more than a twentieth of the weights, of a model of which less than half is free."""
-    if row.get("freedom", 1.0) >= 0.5:
-        return ""
-    found = row.get("frozen_by", {}).items()
-    return "fixed by " + ", ".join(f"{why} ({n:.0%})" for why, n in found if n > 0.05)
+    shares = row.get("frozen_by", {}).items()
+    return "fixed by " + ", ".join(f"{why} ({n:.0%})" for why, n in shares) if shares else ""
 
 
 def _roles(row: Row) -> str:
@@ -503,9 +502,7 @@ def _asked(name: str, only: list[str], skip: list[str]) -> bool:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__, "docs/benchmarks")
     families = ("torchvision", "hf", "timm", "hf_all", "timm_all")
     parser.add_argument("--family", choices=families, required=True)
     parser.add_argument("--all", action="store_true", help="every model of hf or timm, and --prune")
@@ -514,7 +511,6 @@ def main() -> None:
     parser.add_argument("--subset", choices=("nightly", "all"), default="all")
     parser.add_argument("--only", nargs="+", default=["*"], help="shell patterns of names")
     parser.add_argument("--skip", nargs="+", default=[], help="shell patterns of names")
-    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
     parser.add_argument("--limit", type=float, default=300.0, help="seconds for one model")
     parser.add_argument("--fresh", action="store_true", help="forget what an earlier run found")
     options = parser.parse_args()

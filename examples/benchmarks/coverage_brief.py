@@ -9,7 +9,6 @@ and ``coverage_FAMILY_all.md`` (totals, how much was left, and by name whatever 
 
 from __future__ import annotations
 
-import argparse
 import platform
 from collections import Counter
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 from graftlib.disk import write_whole
 
-from ..common import results
+from ..common import command, results
 from .coverage import Row, _versions
 
 STEPS = (0.3, 0.4, 0.5, 0.6, 0.8, 1.01)
@@ -130,14 +129,11 @@ def _listed(names: list[str]) -> str:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__, "docs/benchmarks")
     parser.add_argument("--family", choices=("hf", "timm"), required=True)
     parser.add_argument("--found", type=Path, required=True, help="folder that coverage wrote")
     parser.add_argument("--later", type=Path, required=True, help="likewise, of later code")
     parser.add_argument("--set", required=True, help="which models they are, in words")
-    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
     options = parser.parse_args()
     name = f"coverage_{options.family}_all"
     found, later = (

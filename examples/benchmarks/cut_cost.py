@@ -20,45 +20,36 @@ from __future__ import annotations
 
 import argparse
 import copy
-import gc
 import importlib.util
 import json
 import os
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..common import results
+from ..common import command, results
+from ..common.intervals import spread
+from ..common.models import Built, vision
+from ..common.processes import apart
+from . import tables
 from .trace_cost import MODELS as TRACED
-from .trace_cost import Built, OutOfTime, limited, machine, spread
+from .trace_cost import PACKAGES, in_turn
 
 Row = dict[str, Any]
-
-
-def _torchvision(name: str, side: int = 224) -> Callable[[], Built]:
-    def make() -> Built:
-        from torchvision import models
-
-        return getattr(models, name)(weights=None), (torch.randn(1, 3, side, side),)
-
-    return make
 
 
 MODELS: dict[str, Callable[[], Built]] = {
     "ResNet-50": TRACED["ResNet-50"],
     "MobileNetV2": TRACED["MobileNetV2"],
-    "EfficientNet-B0": _torchvision("efficientnet_b0"),
+    "EfficientNet-B0": vision("efficientnet_b0"),
     "ViT-B/16": TRACED["ViT-B/16"],
     "BERT-base": TRACED["BERT-base"],
-    "DenseNet-121": _torchvision("densenet121"),
-    "Swin-T": _torchvision("swin_t"),
+    "DenseNet-121": vision("densenet121"),
+    "Swin-T": vision("swin_t"),
 }
 
 
@@ -116,21 +107,8 @@ def measure(name: str, rounds: int, limit: float) -> Row:
     model.eval()
     row: Row = {"model": name, "parameters": _count(model), "n": rounds}
     row["load"] = round(os.getloadavg()[0], 1)
-    seen: list[Row] = []
-    for _ in range(rounds + 1):
-        found: Row = {}
-        for tool, run in tools.items():
-            if tool in row:
-                continue
-            gc.collect()
-            try:
-                found |= limited(lambda run=run: run(model, args), limit)  # type: ignore[misc]
-            except OutOfTime:
-                row[tool] = {"answer": f"did not finish in {limit:.0f} s"}
-            except Exception as error:
-                line = next(iter(str(error).splitlines()), "")
-                row[tool] = {"answer": f"{type(error).__name__}: {line[:120]}"}
-        seen.append(found)
+    answers, seen = in_turn(tools, model, args, rounds, limit)
+    row |= {tool: {"answer": answer} for tool, answer in answers.items()}
     row["free"] = seen[0].get("free")
     for word in ("graftlib", "trace", "classes", "prune", "torch-pruning"):
         if word in seen[-1]:
@@ -143,24 +121,12 @@ def measure(name: str, rounds: int, limit: float) -> Row:
     return row
 
 
-def _line(row: Row) -> str:
-    def shown(tool: str) -> str:
-        one = row.get(tool, {})
-        return one.get("answer") or (f"{one['median']:.2f} s" if one else "-")
-
-    times = f"{row['times']['median']:.2f}x" if "times" in row else ""
-    return f"{row['model']:<18}{shown('graftlib'):>12}{shown('torch-pruning'):>16}  {times}"
-
-
 def main() -> None:
     """Measure, print a line a model, write JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--models", nargs="*", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--limit", type=float, default=120, help="processor seconds of a tool")
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -169,24 +135,21 @@ def main() -> None:
         return
     if asked.rounds < 2:
         parser.error("--rounds must be at least 2: one run has no spread")
-    rows: list[Row] = []
+    found: Row = {"models": []}
     if asked.out and asked.out.exists():
-        rows = results.load(asked.out)["models"]
+        found = results.load(asked.out)
+    rows = found["models"]
     for name in asked.models:
         if name in [row["model"] for row in rows]:
             continue
-        flags = ["--rounds", str(asked.rounds), "--limit", str(asked.limit), "--one", name]
-        done = subprocess.run(
-            [sys.executable, "-m", __spec__.name, *flags],
-            check=True,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
-        print(_line(rows[-1]), flush=True)
+        flags = ["--rounds", asked.rounds, "--limit", asked.limit]
+        rows.append(apart(__spec__.name, *flags, "--one", name))
+        print(json.dumps(rows[-1]), flush=True)
+        facts = results.machine(*PACKAGES) | {"rounds": asked.rounds, "limit": asked.limit}
+        found = {"machine": facts, "models": rows}
         if asked.out:
-            facts = machine() | {"rounds": asked.rounds, "limit": asked.limit}
-            results.save(asked.out, {"machine": facts, "models": rows})
+            results.save(asked.out, found)
+    print(tables.cut_cost(found))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from torchvision.models import mobilenet_v2, resnet18, resnet50
 from graftlib import Mapping, attach, trace
 from graftlib_adapters import MergeNet
 
-from ..common import results
+from ..common import command, results
 
 CYCLE = 4
 LINK = ("fc", "features.16.conv.2")
@@ -198,9 +198,7 @@ def measure(variant: Variant, args: argparse.Namespace) -> dict[str, object]:
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line's, or those of `words`."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--size", type=int, default=224, help="height and width of the images")
@@ -209,7 +207,6 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--small", action="store_true", help="tiny images and models, one round")
     parser.add_argument("--only", default="", help="variants whose name holds this")
-    parser.add_argument("--out")
     args = parser.parse_args(words)
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("needs a CUDA device (--device cpu --small is a dry run: its times mean nothing)")

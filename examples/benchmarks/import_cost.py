@@ -10,19 +10,16 @@ a room that loads late would hide its cost from the second.
 
 from __future__ import annotations
 
-import argparse
 import os
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-from ..common import results
+from ..common import command, results
+from . import tables
 
 AIM = 1.15
 ROWS = {
@@ -87,36 +84,22 @@ def summary(times: dict[str, list[tuple[float, float]]]) -> dict[str, Any]:
         "aim": AIM,
         "holds": all(rows[name]["wall"]["ratio"] <= AIM for name in imports),
         "rows": rows,
-        "machine": {
-            "cores": os.cpu_count(),
-            "load": round(os.getloadavg()[0], 2),
-            "python": platform.python_version(),
-            "torch": version("torch"),
-        },
+        "machine": results.machine("torch"),
     }
 
 
 def main() -> None:
     """Measure, print a table, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command.parser(__doc__)
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("-o", "--output", type=Path)
     asked = parser.parse_args()
     if asked.repeats < 2:
         parser.error("--repeats must be at least 2: one run has no spread")
     found = summary(measure(asked.repeats))
-    print(
-        f"{'statement':<24}{'clock':<11}{'median':>8}{'quartiles':>17}{'ratio':>7}{'quartiles':>13}"
-    )
-    for name, clocks in found["rows"].items():
-        for clock, row in clocks.items():
-            spread = "{:.3f}-{:.3f}".format(*row["quartiles_s"])
-            ratios = "{:.2f}-{:.2f}".format(*row["ratio_quartiles"])
-            median = f"{row['median_s']:.3f}s"
-            print(f"{name:<24}{clock:<11}{median:>8}{spread:>17}{row['ratio']:>7.3f}{ratios:>13}")
+    print(tables.import_cost(found))
     print(f"aim {AIM}: {'holds' if found['holds'] else 'MISSED'}")
-    if asked.output:
-        results.save(asked.output, found)
+    if asked.out:
+        results.save(asked.out, found)
 
 
 if __name__ == "__main__":

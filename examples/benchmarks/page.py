@@ -10,8 +10,6 @@ click to the next frame; frames are counted while the picture is dragged, and wh
 
 from __future__ import annotations
 
-import argparse
-import os
 import shutil
 import statistics
 import tempfile
@@ -25,7 +23,8 @@ from torchvision.models import mobilenet_v2, resnet50
 
 from graftlib import Mapping, trace, view
 
-from ..common import results
+from ..common import command, results
+from . import tables
 
 EXPANDING = """() => new Promise(done => {
   const arrows = document.querySelectorAll('.node[aria-expanded=false] [data-toggle]'), start = performance.now();
@@ -102,9 +101,8 @@ def spent(clock: Any) -> float:
 
 def main() -> None:
     """Measure, print a table, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command.parser(__doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("-o", "--output", type=Path)
     asked = parser.parse_args()
     from playwright.sync_api import sync_playwright
 
@@ -116,17 +114,14 @@ def main() -> None:
         browser = running.chromium.launch(executable_path=path, args=flags)
         for name, make in pages().items():
             for figure, values in measure(browser, make, asked.repeats).items():
-                row = {
-                    "median": statistics.median(values),
-                    "least": min(values),
-                    "most": max(values),
-                }
-                rows[f"{name}, {figure}"] = row
-                print(f"{name:<26}{figure:<12}" + "".join(f"{n:>12.4g}" for n in row.values()))
-        machine = {"cores": os.cpu_count(), "load": os.getloadavg()[0], "browser": browser.version}
+                row = {"median": statistics.median(values), "least": min(values)}
+                rows[f"{name}, {figure}"] = row | {"most": max(values)}
+        machine = results.machine() | {"browser": browser.version}
         browser.close()
-    if asked.output:
-        results.save(asked.output, {"repeats": asked.repeats, "rows": rows, "machine": machine})
+    found = {"repeats": asked.repeats, "rows": rows, "machine": machine}
+    print(tables.page(found))
+    if asked.out:
+        results.save(asked.out, found)
 
 
 if __name__ == "__main__":

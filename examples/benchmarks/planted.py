@@ -11,7 +11,6 @@ the peer `rebasin` where it can be imported. Each net is one seed; all rows see 
 
 from __future__ import annotations
 
-import argparse
 import copy
 import importlib.util
 import itertools
@@ -20,7 +19,6 @@ import platform
 import time
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +27,7 @@ from torch import Tensor, nn
 from graftlib import surgery, trace
 from graftlib_adapters.assembly import Permutation, align, problem
 
-from ..common import results
+from ..common import command, results
 
 NARROW, WIDE, INPUTS, OUTPUTS = 30, 50, 16, 10
 
@@ -129,10 +127,9 @@ def measure(kind: str, nets: int, noise: float, with_peer: bool) -> dict[str, An
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command.parser(__doc__, "planted.json")
     parser.add_argument("--nets", type=int, default=100)
     parser.add_argument("--noise", type=float, nargs="+", default=[0.0, 0.5, 1.0])
-    parser.add_argument("-o", "--out", type=Path, default=Path("planted.json"))
     given = parser.parse_args()
     torch.set_num_threads(1)
     with_peer = importlib.util.find_spec("rebasin") is not None

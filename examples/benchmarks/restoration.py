@@ -13,11 +13,9 @@ weights. `data` are drawn anew for each seed. Finished rows stay in the file: a 
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import itertools
 import json
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,7 +29,7 @@ from torch.nn import functional as F
 
 from graftlib import surgery, trace
 
-from ..common import results
+from ..common import command, results
 
 # A model, held-out inputs, and all inputs that data may be drawn from (each with its samples along the first axis).
 Case = tuple[nn.Module, Any, Any]
@@ -300,18 +298,14 @@ def run(case: Case, samples: int, seed: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    folder = os.environ.get("GRAFTLIB_DATA")
-    parser.add_argument("--root", type=Path, default=Path(folder) if folder else None)
+    parser = command.parser(__doc__, "docs/benchmarks/restoration.json")
+    command.add_root(parser)
     parser.add_argument(
         "--models", type=Path, help="folder of the pretrained models; DIR/../models"
     )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/restoration.json"))
     args = parser.parse_args()
-    if args.root is None:
-        parser.error("--root, or GRAFTLIB_DATA, names the folder of the data")
     models = args.models or args.root.parent / "models"
     torch.set_num_threads(1)
     report = results.load(args.out) if args.out.exists() else {"models": {}}

@@ -13,19 +13,17 @@ longer than `--limit` seconds is noted.
 
 from __future__ import annotations
 
-import argparse
 import signal
 import tempfile
 import warnings
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..common import results
+from ..common import command, results
 from . import coverage_zoo as zoo
 
 SHARES = (0.7, 0.9, 0.97)
@@ -137,14 +135,13 @@ def summary(rows: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command.parser(__doc__, "round_trip.json")
     parser.add_argument(
         "--family", nargs="+", default=["hf"], choices=["hf", "torchvision", "timm"]
     )
     parser.add_argument("--only", nargs="+", help="names, in place of all")
     parser.add_argument("--most", type=int, help="so many of each family, evenly spaced")
     parser.add_argument("--limit", type=int, default=300, help="seconds for one model")
-    parser.add_argument("-o", "--out", type=Path, default=Path("round_trip.json"))
     given = parser.parse_args()
     torch.set_num_threads(1)
     report = results.load(given.out) if given.out.exists() else {"summary": {}}

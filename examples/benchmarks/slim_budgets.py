@@ -12,12 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,29 +22,13 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..common import results
-from .trace_cost import machine
+from ..common import command, results
+from ..common.models import Built, text, vision
+from ..common.processes import ProcessError, apart
+from .trace_cost import PACKAGES
 
 SHARES = (0.7, 0.5, 0.3)
-Built = tuple[nn.Module, tuple[Any, ...]]
-
-
-def _vision(name: str) -> Callable[[], Built]:
-    def make() -> Built:
-        from torchvision import models
-
-        return getattr(models, name)(weights=None), (torch.randn(1, 3, 224, 224),)
-
-    return make
-
-
-def _timm(name: str) -> Callable[[], Built]:
-    def make() -> Built:
-        import timm
-
-        return timm.create_model(name, pretrained=False), (torch.randn(1, 3, 224, 224),)
-
-    return make
+WORDS = (0, 1000, 1, 128)
 
 
 def _ssdlite() -> Built:
@@ -55,18 +36,6 @@ def _ssdlite() -> Built:
 
     model = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)
     return model, ([torch.rand(3, 320, 320)],)
-
-
-def _text(kind: str, **sizes: int) -> Callable[[], Built]:
-    def make() -> Built:
-        import transformers
-
-        config = getattr(transformers, f"{kind}Config")(**sizes)
-        suffix = "Model" if kind == "Bert" else "ForCausalLM"
-        model = getattr(transformers, f"{kind}{suffix}")(config)
-        return model, (torch.randint(0, 1000, (1, 128)),)
-
-    return make
 
 
 _SMALL = {
@@ -77,17 +46,19 @@ _SMALL = {
 }
 _HEADS = {"num_attention_heads": 12, "num_key_value_heads": 4}
 MODELS: dict[str, Callable[[], Built]] = {
-    "ResNet-50": _vision("resnet50"),
-    "MobileNetV3-L": _vision("mobilenet_v3_large"),
-    "EfficientNet-B0": _vision("efficientnet_b0"),
-    "ConvNeXt-T": _vision("convnext_tiny"),
-    "ViT-S": _timm("vit_small_patch16_224"),
-    "Swin-T": _vision("swin_t"),
-    "ConvFormer-S18": _timm("convformer_s18"),
-    "BERT-base": _text("Bert"),
-    "MiniLM": _text("Bert", hidden_size=384, num_hidden_layers=6, intermediate_size=1536),
-    "Llama": _text("Llama", **_SMALL, **_HEADS),
-    "Qwen3": _text("Qwen3", **_SMALL, **_HEADS, head_dim=64),
+    "ResNet-50": vision("resnet50"),
+    "MobileNetV3-L": vision("mobilenet_v3_large"),
+    "EfficientNet-B0": vision("efficientnet_b0"),
+    "ConvNeXt-T": vision("convnext_tiny"),
+    "ViT-S": vision("timm:vit_small_patch16_224"),
+    "Swin-T": vision("swin_t"),
+    "ConvFormer-S18": vision("timm:convformer_s18"),
+    "BERT-base": text("BertModel", WORDS),
+    "MiniLM": text(
+        "BertModel", WORDS, hidden_size=384, num_hidden_layers=6, intermediate_size=1536
+    ),
+    "Llama": text("LlamaForCausalLM", WORDS, **_SMALL, **_HEADS),
+    "Qwen3": text("Qwen3ForCausalLM", WORDS, **_SMALL, **_HEADS, head_dim=64),
     "SSDLite": _ssdlite,
 }
 
@@ -138,11 +109,8 @@ def measure(name: str, *, table: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--models", nargs="*", choices=list(MODELS), default=list(MODELS))
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--no-table", action="store_true", help="foretell no latency")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -150,19 +118,17 @@ def main() -> None:
     if asked.one:
         print(json.dumps(measure(asked.one, table=not asked.no_table)))
         return
-    report: dict[str, Any] = {"machine": machine(), "rows": {}}
+    report: dict[str, Any] = {"machine": results.machine(*PACKAGES), "rows": {}}
     if asked.out and asked.out.exists():
         report = results.load(asked.out)
     for name in asked.models:
         if name in report["rows"]:
             continue
-        command = [sys.executable, "-m", __spec__.name, "--one", name]
-        command += ["--no-table"] if asked.no_table else []
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-        lines = done.stdout.splitlines()
-        report["rows"][name] = (
-            json.loads(lines[-1]) if done.returncode == 0 else {"answer": "failed"}
-        )
+        try:
+            row = apart(__spec__.name, "--one", name, *["--no-table"] * asked.no_table)
+        except ProcessError as error:
+            row = {"answer": f"failed: {error}"}
+        report["rows"][name] = row
         print(name, json.dumps(report["rows"][name]), flush=True)
         if asked.out:
             results.save(asked.out, report)

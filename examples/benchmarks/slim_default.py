@@ -8,18 +8,15 @@ results, on inputs that the fit did not see. One draw of the data for each seed.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
-import os
 import warnings
-from pathlib import Path
 
 import torch
 
 import graftlib
 
-from ..common import results
+from ..common import command, results
 from .restoration import CASES, _length, _rows, fidelity, outputs
 
 MODELS = {
@@ -33,15 +30,11 @@ IMPORTANCES, RANKINGS = ("magnitude", "wanda", "fluctuation"), ("uniform", "isom
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    folder = os.environ.get("GRAFTLIB_DATA")
-    parser.add_argument("--root", type=Path, default=Path(folder) if folder else None)
+    parser = command.parser(__doc__, "docs/benchmarks/slim_default.json")
+    command.add_root(parser)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/slim_default.json"))
     args = parser.parse_args()
-    if args.root is None:
-        parser.error("--root, or GRAFTLIB_DATA, names the folder of the data")
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     runs = []

@@ -50,7 +50,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import graftlib
 
-from ..common import datasets, results
+from ..common import command, datasets, results
 from ..common.intervals import interval
 from ..common.markdown import signed
 from ..common.markdown import table as markdown_table
@@ -483,7 +483,7 @@ def _claimed(args: argparse.Namespace, name: str, seed: int) -> bool:
 
 
 def log_of(args: argparse.Namespace) -> Path:
-    return Path(args.out).with_suffix(".jsonl")
+    return args.out.with_suffix(".jsonl")
 
 
 def lines(log: Path) -> list[dict[str, Any]]:
@@ -618,11 +618,8 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__, "docs/benchmarks/slim_peer.json")
     parser.add_argument("--data", type=Path, default=Path(".gpu/images.npz"))
-    parser.add_argument("--out", default="docs/benchmarks/slim_peer.json")
     parser.add_argument("--minutes", type=float, default=6.0)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--small", action="store_true", help="tiny models and few images")

@@ -13,12 +13,10 @@ Finished rows stay in the file: a killed benchmark goes on.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import gzip
 import itertools
 import json
-import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -31,7 +29,7 @@ from torch.nn import functional as F
 
 import graftlib
 
-from ..common import results
+from ..common import command, results
 from .slim_peer import Ours, Peer, macs_of, nearest
 
 SHARES = (0.5, 0.25)
@@ -180,17 +178,13 @@ def reads_texts(setting: Ours | Peer) -> bool:
 def main() -> None:
     from transformers import AutoModel
 
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    folder = os.environ.get("GRAFTLIB_DATA")
-    parser.add_argument("--root", type=Path, default=Path(folder) if folder else None)
+    parser = command.parser(__doc__, "docs/benchmarks/slim_peer_text.json")
+    command.add_root(parser)
     parser.add_argument("--models", type=Path, help="folder of the models; DIR/../models")
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--texts", type=int, default=256)
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
-    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/slim_peer_text.json"))
     args = parser.parse_args()
-    if args.root is None:
-        parser.error("--root, or GRAFTLIB_DATA, names the folder of the data")
     models = args.models or args.root.parent / "models"
     torch.set_num_threads(1)
     report: dict[str, Any] = {"texts": args.texts, "torch": torch.__version__, "runs": []}

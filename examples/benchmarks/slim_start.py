@@ -24,7 +24,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -36,10 +35,10 @@ from torch.nn import functional as F
 
 from graftlib import surgery, trace
 
-from ..common import datasets, results
+from ..common import command, datasets, results
 from ..common.intervals import interval
-from ..common.markdown import signed, table
 from ..common.training import accuracy, load_or_train
+from . import tables as docs
 
 Set = tuple[Tensor, Tensor]
 
@@ -330,28 +329,9 @@ def summary(runs: dict[str, dict[int, dict]]) -> dict[str, dict]:
     return table
 
 
-def show(name: str, starts: dict[str, dict]) -> str:
-    rows = []
-    for start, row in starts.items():
-        gaps = [signed(row.get(f"minus {other}")) for other in ("random weights", "uniform units")]
-        at = row.get("reaches random's accuracy", {})
-        share = at.get("median share of steps")
-        where = "" if share is None else f"{share:.0%} ({at['seeds']})"
-        scores = [f"{row['mean']:.2f}", f"{row['sd']:.2f}", f"{row['untrained']:.1f}"]
-        rows.append([start, *scores, *gaps, where])
-    head = ["start", "accuracy", "sd", "untrained", "minus random", "minus uniform", "at random's"]
-    return f"\n{name}\n{table(head, rows)}"
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--root",
-        default=os.environ.get("GRAFTLIB_DATA"),
-        help="folder with FashionMNIST/raw and cifar10",
-    )
+    parser = command.parser(__doc__)
+    command.add_root(parser)
     parser.add_argument("--data", nargs="*", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--starts", nargs="*", default=list(STARTS), choices=list(STARTS))
@@ -360,10 +340,7 @@ def main() -> None:
     parser.add_argument("--sources", type=int, default=2, help="seed s uses source s modulo this")
     parser.add_argument("--validation", action="store_true")
     parser.add_argument("--cache", default="out/slim_start")
-    parser.add_argument("--out")
     args = parser.parse_args()
-    if args.root is None:
-        parser.error("--root, or GRAFTLIB_DATA, names the folder of the data")
     torch.set_num_threads(1)
     sets = {data: load(data, args.root, args.validation) for data in args.data}
     runs: dict[str, dict[str, dict[int, dict]]] = {}
@@ -381,25 +358,22 @@ def main() -> None:
             few, test = sets[data]
             nets = [source_of(data, model, i, few, args) for i in range(args.sources)]
             sources[f"{data}, {model}"] = [accuracy(net, *test) for net in nets]
-    for name, starts in tables.items():
-        print(show(f"{name}; sources {', '.join(f'{s:.1f}' for s in sources[name])}", starts))
+    facts = {k: v for k, v in vars(args).items() if k not in {"root", "cache", "out"}}
+    sizes = {
+        name: dict(
+            zip(("source images", "source epochs", "images", "epochs"), SIZES[name], strict=True)
+        )
+        for name in args.data
+    }
+    report = {
+        "settings": facts,
+        "sizes": sizes,
+        "sources": sources,
+        "tables": tables,
+        "versions": results.versions(),
+    }
+    print(docs.slim_start(report))
     if args.out:
-        facts = {k: v for k, v in vars(args).items() if k not in {"root", "cache", "out"}}
-        sizes = {
-            name: dict(
-                zip(
-                    ("source images", "source epochs", "images", "epochs"), SIZES[name], strict=True
-                )
-            )
-            for name in args.data
-        }
-        report = {
-            "settings": facts,
-            "sizes": sizes,
-            "sources": sources,
-            "tables": tables,
-            "versions": results.versions(),
-        }
         results.save(args.out, report)
 
 

@@ -26,8 +26,9 @@ from torchvision.models import mobilenet_v2, resnet50
 from graftlib import Mapping, attach, trace
 from graftlib_adapters import MergeNet, distillation
 
-from ..common import memory, results
+from ..common import command, memory, results
 from ..common.processes import apart
+from . import tables
 
 ARMS = ("plain", "grafted", "distilled")
 CYCLE = 4
@@ -145,9 +146,7 @@ def counted(rank: int | None) -> dict[str, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--rank", type=int, default=32)
@@ -155,7 +154,6 @@ def main() -> None:
     parser.add_argument("--count-ranks", type=int, nargs="+", default=[32, 64])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--memory-of", choices=ARMS, help=argparse.SUPPRESS)
-    parser.add_argument("--out")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.memory_of:
@@ -168,28 +166,20 @@ def main() -> None:
     table = measure_time(args)
     for name in args.arms:
         table[name] |= {"peak_bytes": peaks[name], "memory_ratio": peaks[name] / peaks["plain"]}
-    print("| arm | CPU time | quartiles | wall | peak memory |", "|---|---|---|---|---|", sep="\n")
-    for name, row in table.items():
-        low, high = row["cpu_quartiles"]
-        print(
-            f"| {name} | {row['cpu_ratio']:.3f}x | {low:.3f} to {high:.3f} | {row['wall_ratio']:.3f}x "
-            f"| {row['memory_ratio']:.3f}x ({row['peak_bytes'] / 2**20:.0f} MiB) |"
-        )
     kept = {}
     for rank in args.count_ranks:
         kept[rank] = parts = counted(rank)
         share = sum(parts.values()) / peaks["plain"]
-        text = ", ".join(f"{part} {size / 2**20:.1f}" for part, size in parts.items())
-        print(f"rank {rank}: {text} MiB, {share:.1%} of the plain step's peak")
         parts["share_of_peak"] = share
+    settings = {k: v for k, v in vars(args).items() if k not in {"out", "memory_of"}}
+    report = {
+        "settings": settings | {"cycle": CYCLE, "seed": 0},
+        "arms": table,
+        "counted": {str(rank): row for rank, row in kept.items()},
+        "versions": results.versions(),
+    }
+    print(tables.step_cost(report))
     if args.out:
-        settings = {k: v for k, v in vars(args).items() if k not in {"out", "memory_of"}}
-        report = {
-            "settings": settings | {"cycle": CYCLE, "seed": 0},
-            "arms": table,
-            "counted": {str(rank): row for rank, row in kept.items()},
-            "versions": results.versions(),
-        }
         results.save(args.out, report)
 
 

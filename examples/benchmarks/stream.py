@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..common import memory, results
+from ..common import command, memory, results
 from ..common.processes import apart
 
 BUDGET = {"params": 0.5}
@@ -181,11 +181,10 @@ def row(size: str, home: Path, repeats: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command.parser(__doc__, "stream.json")
     parser.add_argument("--scratch", type=Path, help="a folder on the disk to measure")
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("-o", "--out", type=Path, default=Path("stream.json"))
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:

@@ -206,8 +206,8 @@ def breaks(found: dict) -> str:
             open_eyed = one["breaks"] - one["blind"]
             share = one["seen"] / open_eyed if open_eyed else 1.0
             cells += [str(one["breaks"]), str(one["blind"]), f"{share:.1%}"]
-        smallest = min(row[k]["smallest_seen"] for k in ("left_out", "undone"))
-        rows.append([*cells, f"{smallest:.0e}"])
+        seen = [row[k]["smallest_seen"] for k in ("left_out", "undone") if row[k]["seen"]]
+        rows.append([*cells, f"{min(seen):.0e}" if seen else ""])
     total = found["total"]
     cells = ["all", str(sum(row["classes"] for row in found["rows"]))]
     for kind in ("left_out", "undone"):
@@ -271,15 +271,17 @@ def trace_cost(found: dict) -> str:
         for c in found["curves"]
     )
     big = found["large"]
-    newer = found["newer"]
+    newer = ""
+    if "newer" in found:
+        models, rounds = ", ".join(found["newer"]["models"]), found["newer"]["rounds"]
+        newer = f"\nThe rows of {models} are newer than all else here, and of {rounds} rounds."
     flags = f"--rounds {found['rounds']} --limit {found['limit']:.0f}"
     return f"""## What seeing costs
 
 Processor seconds of one process, one thread, warm: median (quartiles) of {found["rounds"]} rounds, all tools
 in turn. Torch-Pruning is `build_dependency` and all of `get_all_groups`, with a limit of {found["limit"]:.0f} s; its
 classes are groups of coupled channels. `make_fx` and `torch.export` make a graph only. The last column is the median of
-the ratios within a round: above 1 graftlib is faster. Measured beside other work: ratios say more than seconds.
-The rows of {", ".join(newer["models"])} are newer than all else here, and of {newer["rounds"]} rounds.
+the ratios within a round: above 1 graftlib is faster. Measured beside other work: ratios say more than seconds.{newer}
 
     pip install torch-pruning
     python -m examples.benchmarks.trace_cost {flags} --out docs/benchmarks/trace_cost.json

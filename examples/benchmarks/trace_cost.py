@@ -26,61 +26,35 @@ import gc
 import importlib.util
 import json
 import math
-import os
-import platform
 import resource
 import signal
 import statistics
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..common import results
+from ..common import command, results
+from ..common.intervals import spread
+from ..common.models import Built, Logits, text, vision
+from ..common.processes import apart
+from . import tables
 
-Built = tuple[nn.Module, tuple[Tensor, ...]]
 Row = dict[str, Any]
-
-
-class Logits(nn.Module):
-    """A language model as a function of words: others take neither keywords nor records."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, words: Tensor) -> Tensor:
-        logits: Tensor = self.model(input_ids=words).logits
-        return logits
-
-
-def _torchvision(name: str) -> Callable[[], Built]:
-    def make() -> Built:
-        from torchvision import models
-
-        return getattr(models, name)(), (torch.randn(1, 3, 224, 224),)
-
-    return make
+WORDS = (5, 1000, 1, 64)
+PACKAGES = ("torch", "torchvision", "transformers", "torch-pruning")
 
 
 def _bert() -> Built:
-    from transformers import BertConfig, BertForSequenceClassification
-
-    model = BertForSequenceClassification(BertConfig())
-    return Logits(model), (torch.randint(5, 1000, (1, 64)),)
+    model, args = text("BertForSequenceClassification", WORDS)()
+    return Logits(model), args
 
 
 def llama(**settings: Any) -> Built:
     """A Llama with grouped queries; by default a small one."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     config: dict[str, Any] = {
         "vocab_size": 1000,
         "hidden_size": 512,
@@ -90,17 +64,17 @@ def llama(**settings: Any) -> Built:
         "num_key_value_heads": 2,
         "use_cache": False,
     }
-    model = LlamaForCausalLM(LlamaConfig(**(config | settings)))
-    return Logits(model), (torch.randint(5, 1000, (1, 64)),)
+    model, args = text("LlamaForCausalLM", WORDS, **(config | settings))()
+    return Logits(model), args
 
 
 MODELS: dict[str, Callable[[], Built]] = {
-    "MobileNetV2": _torchvision("mobilenet_v2"),
-    "ResNet-50": _torchvision("resnet50"),
-    "ViT-B/16": _torchvision("vit_b_16"),
+    "MobileNetV2": vision("mobilenet_v2"),
+    "ResNet-50": vision("resnet50"),
+    "ViT-B/16": vision("vit_b_16"),
     "BERT-base": _bert,
-    "Swin-T": _torchvision("swin_t"),
-    "MaxViT-T": _torchvision("maxvit_t"),
+    "Swin-T": vision("swin_t"),
+    "MaxViT-T": vision("maxvit_t"),
     "Llama, grouped queries": llama,
 }
 # Processor seconds: the bars of graftlib's own time.
@@ -185,17 +159,15 @@ def _export(model: nn.Module, args: tuple[Tensor, ...]) -> Row:
     return {"torch.export": time.process_time() - start}
 
 
-def measure(name: str, rounds: int, limit: float) -> Row:
-    """All tools on one model, in turn."""
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    tools = {"graftlib": _graftlib, "make_fx": _make_fx, "torch.export": _export}
-    if importlib.util.find_spec("torch_pruning"):
-        tools["torch-pruning"] = _torch_pruning
-    model, args = MODELS[name]()
-    model.eval()
+Tool = Callable[[nn.Module, tuple[Tensor, ...]], Row]
+
+
+def in_turn(
+    tools: dict[str, Tool], model: nn.Module, args: tuple[Tensor, ...], rounds: int, limit: float
+) -> tuple[dict[str, str], list[Row]]:
+    """What each tool that fails or takes too long says, and a row for each round; the first warms up."""
     answers: dict[str, str] = {}
-    seen: list[Row] = []
+    rows: list[Row] = []
     for _ in range(rounds + 1):
         row: Row = {}
         for tool, run in tools.items():
@@ -209,7 +181,20 @@ def measure(name: str, rounds: int, limit: float) -> Row:
             except Exception as error:
                 line = next(iter(str(error).splitlines()), "")
                 answers[tool] = f"{type(error).__name__}: {line[:160]}"
-        seen.append(row)
+        rows.append(row)
+    return answers, rows
+
+
+def measure(name: str, rounds: int, limit: float) -> Row:
+    """All tools on one model, in turn."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    tools = {"graftlib": _graftlib, "make_fx": _make_fx, "torch.export": _export}
+    if importlib.util.find_spec("torch_pruning"):
+        tools["torch-pruning"] = _torch_pruning
+    model, args = MODELS[name]()
+    model.eval()
+    answers, seen = in_turn(tools, model, args, rounds, limit)
     found: Row = {"model": name, "ops": seen[0]["ops"], "classes_found": seen[0]["found"]}
     found["groups_found"] = seen[0].get("groups")
     for word in ("graftlib", "trace", "classes", "torch-pruning", "make_fx", "torch.export"):
@@ -223,11 +208,6 @@ def measure(name: str, rounds: int, limit: float) -> Row:
     if name in BARS:
         found |= {"bar": BARS[name], "holds": found["graftlib"]["median"] <= BARS[name]}
     return found
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return {"median": round(middle, 4), "q1": round(low, 4), "q3": round(high, 4)}
 
 
 class Chain(nn.Module):
@@ -298,63 +278,12 @@ def large() -> Row:
     }
 
 
-def machine() -> Row:
-    found: Row = {"cores": os.cpu_count(), "python": platform.python_version()}
-    for name in ("torch", "torchvision", "transformers", "torch-pruning"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
-
-
-def _apart(asked: argparse.Namespace, *words: str) -> Row:
-    """One measurement in a process of its own."""
-    flags = ["--rounds", str(asked.rounds), "--limit", str(asked.limit)]
-    done = subprocess.run(
-        [sys.executable, "-m", __spec__.name, *flags, *words],
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    row: Row = json.loads(done.stdout.splitlines()[-1])
-    return row
-
-
-def _cell(row: Row | None) -> str:
-    if row is None:
-        return f"{'-':>20}"
-    if "answer" in row:
-        return f"{row['answer'][:19]:>20}"
-    return f"{row['median']:>8.2f} {row['q1']:.2f}-{row['q3']:.2f}".rjust(20)
-
-
-def table(found: Row) -> str:
-    tools = ("graftlib", "torch-pruning", "make_fx", "torch.export")
-    lines = [f"{'model':<24}{'ops':>6}" + "".join(f"{tool:>20}" for tool in tools) + "   ratio"]
-    for row in found["models"]:
-        line = f"{row['model']:<24}{row['ops']:>6}" + "".join(_cell(row.get(t)) for t in tools)
-        ratio = (row.get("torch-pruning") or {}).get("times_graftlib")
-        lines.append(line + (f"{ratio['median']:>7.2f}x" if ratio else f"{'':>8}"))
-    for row in found["curves"]:
-        points = ", ".join(f"{p['ops']}: {p['classes']['median']:.3f} s" for p in row["points"])
-        lines.append(f"{row['kind']}: {points}; classes ~ ops^{row['classes_exponent']:.2f}")
-    if big := found.get("large"):
-        lines.append(
-            f"70B: {big['trace_seconds']} + {big['classes_seconds']} s, {big['peak_gib']} GiB"
-        )
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Measure, print a table, write JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--models", nargs="*", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--limit", type=float, default=60, help="processor seconds of a tool")
-    parser.add_argument("--out", type=Path)
     for hidden in ("--one", "--curve", "--large"):
         parser.add_argument(hidden, nargs="?", const="yes", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -374,7 +303,11 @@ def main() -> None:
     found: Row = {"models": [], "curves": [], "large": None}
     if asked.out and asked.out.exists():
         found = results.load(asked.out)
-    found |= {"rounds": asked.rounds, "limit": asked.limit, "machine": machine()}
+    found |= {"rounds": asked.rounds, "limit": asked.limit, "machine": results.machine(*PACKAGES)}
+
+    def measured(*words: str) -> Row:
+        row: Row = apart(__spec__.name, "--rounds", asked.rounds, "--limit", asked.limit, *words)
+        return row
 
     def keep() -> None:
         if asked.out:
@@ -382,17 +315,17 @@ def main() -> None:
 
     for name in asked.models:
         if name not in [row["model"] for row in found["models"]]:
-            found["models"].append(_apart(asked, "--one", name))
-            print(table(found).splitlines()[len(found["models"])], flush=True)
+            found["models"].append(measured("--one", name))
+            print(json.dumps(found["models"][-1]), flush=True)
             keep()
     for kind in ("chain", "residual"):
         if kind not in [row["kind"] for row in found["curves"]]:
-            found["curves"].append(_apart(asked, "--curve", kind))
+            found["curves"].append(measured("--curve", kind))
             keep()
     if not found["large"]:
-        found["large"] = _apart(asked, "--large")
+        found["large"] = measured("--large")
         keep()
-    print(table(found))
+    print(tables.trace_cost(found))
 
 
 if __name__ == "__main__":

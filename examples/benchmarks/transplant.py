@@ -20,7 +20,6 @@ The bar: `transplant` in half of the steps minus `random, all steps` has its 95 
 
 from __future__ import annotations
 
-import argparse
 import copy
 import math
 import statistics
@@ -36,10 +35,10 @@ from graftlib import Mapping, attach, trace
 from graftlib_adapters import MergeNet
 from graftlib_adapters.assembly import transplant
 
-from ..common import datasets, results
+from ..common import command, datasets, results
 from ..common.intervals import interval
-from ..common.markdown import signed
 from ..common.training import accuracy, load_or_train
+from . import tables
 
 WIDTH, DEPTH, BATCH = 24, 2, 64
 SOURCE_EPOCHS = {"cifar10": 8, "fashion-mnist": 5}
@@ -238,14 +237,13 @@ def summary(runs: list[dict]) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--root", type=Path, required=True)
+    parser = command.parser(__doc__, "docs/benchmarks/transplant.json")
+    command.add_root(parser)
     parser.add_argument("--cache", type=Path, default=Path("out/transplant"))
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--data", nargs="+", choices=SOURCE_EPOCHS, default=list(SOURCE_EPOCHS))
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/transplant.json"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[str, dict] = {}
@@ -278,15 +276,7 @@ def main() -> None:
             "settings": found,
         }
         results.save(args.out, report)
-    for title, each in found.items():
-        print(f"\n{title}")
-        for arm, row in each["arms"].items():
-            against = row.get("minus random, all steps", {})
-            gap = signed([against.get(key) for key in ("mean", "low", "high")])
-            print(
-                f"  {arm:26s} {row['steps']:5d} steps {row['accuracy']:6.2f} ± {row['std']:.2f}"
-                f"   minus all steps {gap}"
-            )
+    print(tables.transplanted(report))
 
 
 if __name__ == "__main__":

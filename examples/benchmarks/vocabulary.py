@@ -11,7 +11,6 @@ whose tokens are all kept, in float32.
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 from collections import Counter
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from graftlib.surgery import PrunedVocabulary, prune_vocabulary
 
-from ..common import results
+from ..common import command, results
 
 COUNTS = (200, 500, 2000, 10000, 25000)
 LEFT = 0.6
@@ -96,10 +95,9 @@ def main() -> None:
     """Measure, print, write JSON."""
     from transformers import AutoModel, AutoTokenizer
 
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--root", type=Path, required=True)
+    parser = command.parser(__doc__, "vocabulary.json")
+    command.add_root(parser)
     parser.add_argument("--models", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache", type=Path, required=True, help="a folder: a file for each row")
     asked = parser.parse_args()
     home = asked.models / "minilm-l6"

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..common import memory, results
+from ..common import command, memory, results
 from ..common.processes import apart
 
 SIZES = (2, 20)
@@ -82,9 +82,8 @@ def row(peaks: list[float]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command.parser(__doc__, "zoo_memory.json")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("-o", "--out", type=Path, default=Path("zoo_memory.json"))
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(1)

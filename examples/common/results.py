@@ -2,27 +2,33 @@
 
 In: plain data. Out: a file with a line for each key of the report. A list or a dict of records stands there as
 ``{"names": [name, …] or their number, "same": {key: value of all}, "columns": {key: [value, …]}}``, with `ABSENT`
-where a record lacks the key. Always true: `load` gives what `save` was given, but for digits; what is no
-number comes back as None.
+where a record lacks the key; a list that repeats itself as ``{"pool": [value, …], "at": [place in the pool, …]}``.
+Always true: `load` gives what `save` was given, but for digits; what is no number comes back as None.
+
+    python -m examples.common.results FILE …    # write files anew, in the shortest form
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import platform
+import sys
 from collections.abc import Callable
+from copy import deepcopy
 from graphlib import CycleError, TopologicalSorter
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from graftlib.disk import write_whole
 
-__all__ = ["cached", "dumps", "load", "save", "versions"]
+__all__ = ["cached", "dumps", "load", "machine", "save", "versions"]
 
 ABSENT = "absent"
 PACKED = {"names", "same", "columns"}
+POOLED = {"pool", "at"}
 
 
 def save(path: Path | str, report: dict[str, Any]) -> None:
@@ -53,6 +59,18 @@ def versions() -> dict[str, str]:
         "numpy": version("numpy"),
         "machine": platform.machine(),
     }
+
+
+def machine(*packages: str) -> dict[str, Any]:
+    """Cores, how many processes want one, and versions, None for what is not installed."""
+    found: dict[str, Any] = {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1)}
+    found["python"] = platform.python_version()
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 def dumps(report: dict[str, Any]) -> str:
@@ -104,36 +122,56 @@ def _shown(value: float) -> list[str]:
 
 
 def _packed(value: Any) -> Any:
+    """The shortest of `value` as it is, as columns, and as the distinct values that it repeats."""
     if isinstance(value, list):
-        plain: Any = [_packed(each) for each in value]
         names: Any = len(value)
         records = value
+        plain: Any = [_packed(each) for each in value]
     elif isinstance(value, dict):
-        plain = {key: _packed(each) for key, each in value.items()}
         names, records = list(value), list(value.values())
+        plain = {key: _packed(each) for key, each in value.items()}
     else:
         return value
-    if len(records) < 2 or not all(isinstance(each, dict) and each for each in records):
-        return plain
+    forms = [plain]
+    if len(records) > 1 and all(isinstance(each, dict) and each for each in records):
+        forms += _columns(names, records)
+    if isinstance(value, list):
+        forms += _pool(value)
+    return min(forms, key=lambda form: len(_text(form)))
+
+
+def _columns(names: Any, records: list[Any]) -> list[Any]:
+    """`records` as columns; nothing where two have their keys in different orders, which would be lost."""
     order: TopologicalSorter[str] = TopologicalSorter()
     for record in records:
         before: tuple[str, ...] = ()
         for key in record:
             order.add(key, *before)
             before = (key,)
-    same, columns = {}, {}
     try:
         keys = list(order.static_order())
     except CycleError:
-        return plain  # some have their keys in another order than others, and it would be lost
+        return []
+    same, columns = {}, {}
     for key in keys:
         column = [record.get(key, ABSENT) for record in records]
-        if all(each == column[0] for each in column):
+        if len({_text(each) for each in column}) == 1:
             same[key] = _packed(column[0])
         else:
             columns[key] = _packed(column)
-    packed = {"names": names, "same": same, "columns": columns}
-    return min(plain, packed, key=lambda form: len(_text(form)))
+    return [{"names": names, "same": same, "columns": columns}]
+
+
+def _pool(values: list[Any]) -> list[Any]:
+    """`values` as the distinct ones among them and the place of each, -1 where it is `ABSENT`; if any repeats."""
+    texts = [_text(each) for each in values]
+    distinct = dict(zip(texts, values, strict=True))
+    if len(distinct) == len(values):
+        return []
+    distinct.pop(_text(ABSENT), None)
+    place = {text: i for i, text in enumerate(distinct)}
+    at = [place.get(text, -1) for text in texts]
+    return [{"pool": _packed(list(distinct.values())), "at": at}]
 
 
 def _unpacked(value: Any) -> Any:
@@ -141,12 +179,20 @@ def _unpacked(value: Any) -> Any:
         return [_unpacked(each) for each in value]
     if not isinstance(value, dict):
         return value
+    if value.keys() == POOLED:
+        pool = [*_unpacked(value["pool"]), ABSENT]
+        return [deepcopy(pool[i]) for i in value["at"]]
     if value.keys() != PACKED:
         return {key: _unpacked(each) for key, each in value.items()}
     names, same = value["names"], _unpacked(value["same"])
     columns = {key: _unpacked(column) for key, column in value["columns"].items()}
     records = [
-        same | {key: column[i] for key, column in columns.items() if column[i] != ABSENT}
+        deepcopy(same) | {key: column[i] for key, column in columns.items() if column[i] != ABSENT}
         for i in range(names if isinstance(names, int) else len(names))
     ]
     return records if isinstance(names, int) else dict(zip(names, records, strict=True))
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        save(name, load(name))

@@ -19,7 +19,6 @@ and without its part along the weight.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..common import results
+from ..common import command, results
 from ..common.intervals import interval
 from .controls import aligned
 from .experiment import Experiment, Network, Setup, setup_as
@@ -131,9 +130,7 @@ def _weights(model: nn.Module, names: list[str]) -> Weights:
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--scale", choices=["smoke", "small"], default="smoke")
     shared_arguments(parser)
     parser.add_argument("--rounds", type=int, help="steps, instead of the scale's")

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from joblib import Parallel, delayed
 
-from ..common import results
+from ..common import command, results
 from .experiment import Arm, Experiment, Setup, facts_of, setup_as
 from .run_files import RunFiles
 from .summary import show, summarise
@@ -208,16 +208,14 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 def _parser(about: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(about)
     parser.add_argument("--scale", choices=sorted(SEEDS), default="smoke")
     parser.add_argument("--split", choices=["test", "validation"], default="test")
     parser.add_argument("--seeds", type=int, help="how many; 2 at smoke scale, else 8")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--arms", nargs="+", help="names of rows; plain is always among them")
     shared_arguments(parser)
-    parser.add_argument("--models", type=Path, default=_folder("GRAFTLIB_MODELS"))
+    parser.add_argument("--models", type=Path, default=os.environ.get("GRAFTLIB_MODELS"))
     parser.add_argument("--device", help="cpu, and cuda for --scale paper, unless named")
     parser.add_argument("--rounds", type=int, help="length of a training, instead of the scale's")
     parser.add_argument(
@@ -228,12 +226,7 @@ def _parser(about: str | None) -> argparse.ArgumentParser:
 
 
 def shared_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which data, from where, and where results go: what every file with a command line of its own takes as well."""
+    """Which data, from where, and where runs are kept: what every file with a command line of its own takes as well."""
     parser.add_argument("--data", help="data set, where a file offers several")
-    parser.add_argument("--root", type=Path, default=_folder("GRAFTLIB_DATA"))
+    command.add_root(parser, required=False)
     parser.add_argument("--cache", type=Path, default=Path("out/paper"))
-    parser.add_argument("--out", type=Path)
-
-
-def _folder(variable: str) -> Path | None:
-    return Path(os.environ[variable]).expanduser() if os.environ.get(variable) else None

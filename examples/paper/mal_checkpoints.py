@@ -597,7 +597,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             report[name] = work(Desk(args))
     if args.scale == "smoke":
         print("THE MODELS ARE STAND-INS: these figures are no result")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     results.save(args.out, report)
 
 

@@ -113,14 +113,14 @@ def sizes(name: str) -> tuple[int, int]:
 
 
 def gaps(pairs: Pairs, what: str) -> dict[str, Values]:
-    """Thresholds of matching minus those of each control, for all pairs and by the base's family."""
+    """Thresholds of matching minus those of each control, for all pairs; of `keep`, by the base's family too."""
     found = {}
     baselines = [arm for arm in arms_of(pairs) if arm not in mal.MATCHED]
     for baseline in baselines:
         matched = "matched, " + baseline.split(", ")[1]
         gap = minus(figures(pairs, matched, what), figures(pairs, baseline, what))
         found[f"{matched} minus {baseline}"] = gap
-        for each in sorted({family(base) for base, _ in gap}):
+        for each in sorted({family(base) for base, _ in gap if matched == "matched, keep"}):
             some = {k: v for k, v in gap.items() if family(k[0]) == each}
             found[f"{matched} minus {baseline}, {each} base"] = some
     return found

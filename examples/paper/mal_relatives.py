@@ -483,10 +483,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     report.update(scale=args.scale, factors=FACTORS, rounds=ROUNDS, validation=SIZES[args.scale][0])
     tests, tried = report.setdefault("test", {}), report.setdefault("map", {})
 
-    def written() -> None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        results.save(args.out, report)
-
     if args.map:
         for name, setting in cells(args.scale).items():
             if args.cells is None or name in args.cells:
@@ -498,7 +494,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     rows, ("base", "one step", "one step, repaired", "random", "nothing")
                 )
                 tried[name] = {"setting": asdict(setting), **found}
-                written()
+                results.save(args.out, report)
     for name, setting in SETTINGS[args.scale].items():
         if args.settings is not None and name not in args.settings:
             continue
@@ -513,7 +509,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         tests[name] = {"setting": asdict(setting), **found}
         print(name, json.dumps(gains), found["beats_base_and_controls"], flush=True)
-        written()
+        results.save(args.out, report)
 
 
 if __name__ == "__main__":

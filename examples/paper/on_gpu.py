@@ -38,7 +38,7 @@ import torch
 
 from graftlib.disk import write_whole
 
-from ..common import results
+from ..common import command, results
 
 PARTS = ("checks", "cost", "table1", "carry")
 SHARES = {
@@ -73,7 +73,7 @@ def main() -> None:
     parts = [part for part in PARTS if part in args.only.split(",")]
     if not parts:
         sys.exit(f"--only {args.only}: there are {', '.join(PARTS)}")
-    log = Path(args.out).with_suffix(".jsonl")
+    log = args.out.with_suffix(".jsonl")
     log.parent.mkdir(parents=True, exist_ok=True)
     for part in parts:
         left = deadline - time.time()
@@ -86,20 +86,17 @@ def main() -> None:
         note(log, {"part": part, "kind": "end", "seconds": time.time() - began, "exits": said})
         write_report(args, log)
     write_report(args, log)
-    print(Path(args.out).with_suffix(".md").read_text("utf-8"))
+    print(args.out.with_suffix(".md").read_text("utf-8"))
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__, "gpu.json")
     parser.add_argument("--data", type=Path, default=Path(".gpu/images.npz"))
-    parser.add_argument("--out", default="gpu.json")
     parser.add_argument("--minutes", type=float, default=8.0, help="for everything")
     parser.add_argument("--only", default=",".join(PARTS[:3]), help="some of the parts")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--make-data", type=Path, help="write the file of images, and nothing else")
-    parser.add_argument("--root", type=Path, default=os.environ.get("GRAFTLIB_DATA"))
+    command.add_root(parser, required=False)
     table = parser.add_argument_group("table1 and carry")
     table.add_argument("--dataset", choices=DATASETS, default="cifar10")
     table.add_argument("--train", type=int, default=8000, help="training images")
@@ -423,7 +420,9 @@ def write_report(args: argparse.Namespace, log: Path) -> None:
             "cudnn": torch.backends.cudnn.version(),
             "python": platform.python_version(),
         },
-        "command": [Path(w).name if w in (args.out, str(args.data)) else w for w in sys.argv[1:]],
+        "command": [
+            Path(w).name if w in (str(args.out), str(args.data)) else w for w in sys.argv[1:]
+        ],
         "checks": [r for r in found["checks"] if r["kind"] == "check"],
         "cost": [r for r in found["cost"] if r["kind"] == "cost"],
         "table1": table(found["table1"]),
@@ -432,7 +431,7 @@ def write_report(args: argparse.Namespace, log: Path) -> None:
         "ends": [r for records in found.values() for r in records if r["kind"] == "end"],
     }
     results.save(args.out, report)
-    write_whole(Path(args.out).with_suffix(".md"), "\n".join(_markdown(report)) + "\n")
+    write_whole(args.out.with_suffix(".md"), "\n".join(_markdown(report)) + "\n")
 
 
 def _named(part: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

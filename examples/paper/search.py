@@ -11,7 +11,6 @@ confirm it, and its controls, once on ``--split test`` (table 1). No test image 
 
 from __future__ import annotations
 
-import argparse
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ..common import results
+from ..common import command, results
 from .experiment import Arm, Distil, Experiment, Graft, Setup, Start, controls, facts_of
 from .harness import report_of, shared_arguments
 from .images import (
@@ -249,9 +248,7 @@ def _page(stage: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--scale", choices=["smoke", "small"], default="smoke")
     shared_arguments(parser)
     parser.add_argument("--stages", type=int, default=len(STAGES), help="stop after so many")

@@ -13,9 +13,17 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import GraftError
-from . import check, diff, doctor, export, map, plugins, slim, trace, view
+from . import plugins
+from .check import check
 from .console import complain
+from .diff import diff
+from .doctor import doctor
+from .export import export
+from .map import map_models
 from .options import DEBUG, Debug
+from .slim import slim
+from .trace import trace
+from .view import view
 
 __all__ = ["app", "main"]
 
@@ -88,8 +96,8 @@ def _root(
     """Hold the options that stand before the command."""
 
 
-for command in (trace, check, map, view, diff, slim, export, doctor):
-    command.register(app)
+for command in (trace, check, map_models, view, diff, slim, export, doctor):
+    app.command(command.__name__.partition("_")[0])(command)
 
 
 def main() -> None:

@@ -8,24 +8,14 @@ from . import options
 from .console import say, say_json, working
 from .steps import load_options, plan, see
 
-__all__ = ["register"]
+__all__ = ["check"]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command("check")(check)
-
-
+@options.expanded
 def check(
     model: options.ModelArgument,
-    inputs: options.Inputs = None,
-    input_dtype: options.InputDtype = None,
-    weights: options.Weights = None,
-    device: options.DeviceOption = options.Device.auto,
-    seed: options.Seed = 0,
-    dry_run: options.DryRun = False,
-    as_json: options.Json = False,
-    debug: options.Debug = False,
+    *,
+    shared: options.ModelOptions,
 ) -> None:
     """Run the permutation check: shuffle every axis class, compare the outputs.
 
@@ -33,16 +23,16 @@ def check(
 
     Example: graftlib check torchvision:resnet18
     """
-    asked = load_options(inputs, input_dtype, weights, device, seed)
-    if dry_run:
-        plan(as_json, "check", [model], None, device)
+    asked = load_options(shared)
+    if shared.dry_run:
+        plan(shared, "check", [model])
         return
     graph = see(model, **asked)
     with working(f"checking {model}"):
         from ..graph.axes import frozen_shares
 
-        result, frozen = graph.check(seed=seed), frozen_shares(graph)
-    if as_json:
+        result, frozen = graph.check(seed=shared.seed), frozen_shares(graph)
+    if shared.as_json:
         say_json({"model": graph.name, "check": result, "frozen_by": frozen})
     else:
         say(result)

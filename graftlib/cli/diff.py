@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -12,34 +12,27 @@ from . import options
 from .console import say, say_json, working
 from .steps import load_options, plan, see
 
-__all__ = ["register"]
+__all__ = ["diff"]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command("diff")(diff)
+@dataclass(frozen=True, kw_only=True)
+class _Options(options.PairOptions):
+    device: options.DeviceOption = options.Device.cpu  # weights are compared, too
 
 
+@options.expanded
 def diff(
     source: options.ModelArgument,
     target: Annotated[
         str, typer.Argument(metavar="OTHER", help="The model to compare.", show_default=False)
     ],
-    weights: options.Weights = None,
-    other_weights: options.OtherWeights = None,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Also write a page that shows it.", show_default=False),
     ] = None,
-    inputs: options.Inputs = None,
-    other_inputs: options.OtherInputs = None,
-    input_dtype: options.InputDtype = None,
-    device: options.DeviceOption = options.Device.cpu,
-    seed: options.Seed = 0,
     show: options.Open = False,
-    dry_run: options.DryRun = False,
-    as_json: options.Json = False,
-    debug: options.Debug = False,
+    *,
+    shared: _Options,
 ) -> None:
     """Compare two models: shapes by name, weights after the units are put in one order, and the edit that explains it.
 
@@ -49,10 +42,10 @@ def diff(
     """
     if show and output is None:
         raise typer.BadParameter("there is no page without --output", param_hint="--open")
-    asked = load_options(inputs, input_dtype, weights, device, seed)
-    others = load_options(other_inputs or inputs, input_dtype, other_weights, device, seed)
-    if dry_run:
-        plan(as_json, "diff", [source, target], output, device)
+    asked = load_options(shared)
+    others = load_options(shared.other())
+    if shared.dry_run:
+        plan(shared, "diff", [source, target], output)
         return
     left, right = see(source, **asked), see(target, **others)
     with working("comparing"):
@@ -65,7 +58,7 @@ def diff(
             view(left, right, diff=difference).save(output)
     if output is not None and show:
         options.browse(output)
-    if as_json:
+    if shared.as_json:
         say_json({**asdict(difference), "path": str(output) if output else None})
         return
     say(difference)

@@ -18,16 +18,11 @@ import typer
 from . import options
 from .console import say, say_json, working
 
-__all__ = ["extras", "register"]
+__all__ = ["doctor", "extras"]
 
 MODULES = {"scikit-learn": "sklearn"}
 """Distributions whose module has another name."""
 FOR_DEVELOPERS = ("dev", "docs")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command("doctor")(doctor)
 
 
 def doctor(as_json: options.Json = False, debug: options.Debug = False) -> None:

@@ -11,14 +11,10 @@ from . import options
 from .console import say, say_json, working
 from .steps import load, load_options, plan
 
-__all__ = ["register"]
+__all__ = ["export"]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command("export")(export)
-
-
+@options.expanded
 def export(
     model: options.ModelArgument,
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")] = Path(
@@ -36,26 +32,20 @@ def export(
             show_default=False,
         ),
     ] = None,
-    inputs: options.Inputs = None,
-    input_dtype: options.InputDtype = None,
-    weights: options.Weights = None,
-    device: options.DeviceOption = options.Device.auto,
-    seed: options.Seed = 0,
-    dry_run: options.DryRun = False,
-    as_json: options.Json = False,
-    debug: options.Debug = False,
+    *,
+    shared: options.ModelOptions,
 ) -> None:
     """Ship a model as ONNX, proven against PyTorch first.
 
     Example: graftlib export torchvision:mobilenet_v2 --weights slim.safetensors -o slim.onnx
     """
-    if device is options.Device.meta:
+    if shared.device is options.Device.meta:
         raise typer.BadParameter(
             "an export needs values, the meta device holds none", param_hint="--device"
         )
-    asked = load_options(inputs, input_dtype, weights, device, seed)
-    if dry_run:
-        plan(as_json, "export", [model, *([source] if source else [])], output, device)
+    asked = load_options(shared)
+    if shared.dry_run:
+        plan(shared, "export", [model, *([source] if source else [])], output)
         return
     loaded = load(model, values=True, **asked)
     large = load(source, values=True, **{**asked, "weights": None}) if source else None
@@ -71,9 +61,9 @@ def export(
             source=large.model if large else None,
             source_args=large.args if large else None,
             source_kwargs=large.kwargs if large else None,
-            seed=seed,
+            seed=shared.seed,
         )
-    if as_json:
+    if shared.as_json:
         say_json(report.to_dict())
     else:
         say(report)

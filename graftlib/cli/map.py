@@ -11,14 +11,10 @@ from . import options
 from .console import say, say_json, working
 from .steps import load_options, plan, see
 
-__all__ = ["register"]
+__all__ = ["map_models"]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command("map")(map_models)
-
-
+@options.expanded
 def map_models(
     source: options.ModelArgument,
     target: options.ModelArgument,
@@ -35,16 +31,8 @@ def map_models(
     output: Annotated[Path, typer.Option("-o", "--output", help="The YAML file to write.")] = Path(
         "mapping.yaml"
     ),
-    inputs: options.Inputs = None,
-    other_inputs: options.OtherInputs = None,
-    input_dtype: options.InputDtype = None,
-    weights: options.Weights = None,
-    other_weights: options.OtherWeights = None,
-    device: options.DeviceOption = options.Device.auto,
-    seed: options.Seed = 0,
-    dry_run: options.DryRun = False,
-    as_json: options.Json = False,
-    debug: options.Debug = False,
+    *,
+    shared: options.PairOptions,
 ) -> None:
     """Pair parameters of two models and write the mapping as YAML.
 
@@ -53,10 +41,10 @@ def map_models(
     rules = [tuple(link.partition("=")[::2]) for link in links or ()]
     if not all(all(rule) for rule in rules):
         raise typer.BadParameter("write SOURCE=TARGET", param_hint="--link")
-    asked = load_options(inputs, input_dtype, weights, device, seed)
-    others = load_options(other_inputs or inputs, input_dtype, other_weights, device, seed)
-    if dry_run:
-        plan(as_json, "map", [source, target], output, device)
+    asked = load_options(shared)
+    others = load_options(shared.other())
+    if shared.dry_run:
+        plan(shared, "map", [source, target], output)
         return
     left, right = see(source, **asked), see(target, **others)
     with working("pairing"):
@@ -68,7 +56,7 @@ def map_models(
         if not rules:
             mapping.auto()
         mapping.save(output)
-    if as_json:
+    if shared.as_json:
         pairs = [[pair.source.address, pair.target.address] for pair in mapping.pairs]
         say_json({"source": left.name, "target": right.name, "pairs": pairs, "path": str(output)})
     else:

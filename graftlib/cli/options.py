@@ -1,11 +1,15 @@
-"""Options that several commands share, with one wording each."""
+"""Options that several commands share, with one wording each, and the records of those that come together."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import webbrowser
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -14,18 +18,16 @@ __all__ = [
     "DTYPES",
     "Debug",
     "Device",
-    "DeviceOption",
     "DryRun",
-    "InputDtype",
     "Inputs",
     "Json",
     "ModelArgument",
+    "ModelOptions",
     "Open",
-    "OtherInputs",
-    "OtherWeights",
+    "PairOptions",
     "Seed",
-    "Weights",
     "browse",
+    "expanded",
 ]
 
 DEBUG = "graftlib.debug"
@@ -123,6 +125,52 @@ Weights = Annotated[
         show_default=False,
     ),
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """What every command on a model is told: of the model, and of the run."""
+
+    inputs: Inputs = None
+    input_dtype: InputDtype = None
+    weights: Weights = None
+    device: DeviceOption = Device.auto
+    seed: Seed = 0
+    dry_run: DryRun = False
+    as_json: Json = False
+    debug: Debug = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairOptions(ModelOptions):
+    """The same of a command on two models."""
+
+    other_inputs: OtherInputs = None
+    other_weights: OtherWeights = None
+
+    def other(self) -> ModelOptions:
+        """What the second model is told."""
+        return replace(self, inputs=self.other_inputs or self.inputs, weights=self.other_weights)
+
+
+def expanded(command: Callable[..., None]) -> Callable[..., None]:
+    """`command`, whose last parameter is one of the records above, with its fields as parameters: for typer."""
+    signature = inspect.signature(command, eval_str=True)
+    *own, given = signature.parameters.values()
+    record = given.annotation
+    hints = get_type_hints(record, include_extras=True)
+    options = [
+        inspect.Parameter(each.name, given.kind, default=each.default, annotation=hints[each.name])
+        for each in fields(record)
+    ]
+
+    @functools.wraps(command)
+    def called(**values: Any) -> None:
+        shared = record(**{each.name: values.pop(each.name) for each in options})
+        command(**values, **{given.name: shared})
+
+    called.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
+    return called
 
 
 def browse(page: Path) -> None:

@@ -12,14 +12,10 @@ from .console import say, say_json, working
 from .names import find_model
 from .steps import load, load_options, plan
 
-__all__ = ["register"]
+__all__ = ["slim"]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command("slim")(slim)
-
-
+@options.expanded
 def slim(
     model: options.ModelArgument,
     budget: Annotated[
@@ -61,14 +57,8 @@ def slim(
             show_default=False,
         ),
     ] = None,
-    inputs: options.Inputs = None,
-    input_dtype: options.InputDtype = None,
-    weights: options.Weights = None,
-    device: options.DeviceOption = options.Device.auto,
-    seed: options.Seed = 0,
-    dry_run: options.DryRun = False,
-    as_json: options.Json = False,
-    debug: options.Debug = False,
+    *,
+    shared: options.ModelOptions,
 ) -> None:
     """Prune a model to a budget of parameters, MACs, bytes or time, save it, and ship it.
 
@@ -76,7 +66,7 @@ def slim(
 
     Example: graftlib slim torchvision:resnet18 --weights r18.safetensors --budget macs=0.5 -o slim/ --onnx slim.onnx
     """
-    if device is options.Device.meta:
+    if shared.device is options.Device.meta:
         raise typer.BadParameter(
             "units are chosen by the values of weights, the meta device holds none",
             param_hint="--device",
@@ -86,9 +76,9 @@ def slim(
             "it is the ONNX file that is in int8: add --onnx", param_hint="--int8"
         )
     limits = dict(map(_parsed, budget))
-    asked = load_options(inputs, input_dtype, weights, device, seed)
-    if dry_run:
-        plan(as_json, "slim", [model], output, device)
+    asked = load_options(shared)
+    if shared.dry_run:
+        plan(shared, "slim", [model], output)
         return
     chosen: dict[str, Any] = {
         "budget": limits,
@@ -99,7 +89,7 @@ def slim(
     folder = find_model(model).path
     if (
         onnx is None
-        and weights is None
+        and shared.weights is None
         and folder is not None
         and any(folder.glob("*.safetensors"))
     ):
@@ -124,8 +114,8 @@ def slim(
     exported = None
     if onnx is not None:
         with working(f"exporting {onnx}"):
-            exported = small.export_onnx(onnx, quantize="int8" if int8 else None, seed=seed)
-    if as_json:
+            exported = small.export_onnx(onnx, quantize="int8" if int8 else None, seed=shared.seed)
+    if shared.as_json:
         ends = {} if exported is None else {"export": exported.to_dict()}
         say_json(small.report.to_dict() | ends)
         return

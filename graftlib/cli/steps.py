@@ -12,7 +12,7 @@ import typer
 
 from .console import say, say_json, working
 from .names import find_model, parse_shape
-from .options import DTYPES, Device
+from .options import DTYPES, Device, ModelOptions
 
 if TYPE_CHECKING:
     from ..graph import LayerGraph
@@ -21,20 +21,15 @@ if TYPE_CHECKING:
 __all__ = ["load", "load_options", "plan", "see"]
 
 
-def load_options(
-    shapes: list[str] | None,
-    dtype: str | None,
-    weights: Path | None,
-    device: Device,
-    seed: int,
-) -> dict[str, Any]:
-    """What the shared options say, as keywords of `models.load_model`.
+def load_options(shared: ModelOptions) -> dict[str, Any]:
+    """What the shared options say of the model, as keywords of `models.load_model`.
 
     Raises:
         typer.BadParameter: a shape or an element type that cannot be read, values asked of the meta device.
     """
+    dtype = shared.input_dtype
     try:
-        sizes = [parse_shape(text) for text in shapes or ()]
+        sizes = [parse_shape(text) for text in shared.inputs or ()]
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--input") from None
     if dtype is not None and dtype not in DTYPES:
@@ -45,14 +40,14 @@ def load_options(
         raise typer.BadParameter(
             "it says the element type of --input, which is missing", param_hint="--input-dtype"
         )
-    if weights is not None and device is Device.meta:
+    if shared.weights is not None and shared.device is Device.meta:
         raise typer.BadParameter("the meta device holds no values", param_hint="--weights")
     return {
         "shapes": sizes,
         "dtype": dtype,
-        "weights": weights,
-        "device": device.value,
-        "seed": seed,
+        "weights": shared.weights,
+        "device": shared.device.value,
+        "seed": shared.seed,
     }
 
 
@@ -83,7 +78,7 @@ def see(name: str, **asked: Any) -> LayerGraph:
         return trace_model(loaded.model, loaded.args, loaded.kwargs)
 
 
-def plan(as_json: bool, verb: str, names: list[str], output: Path | None, device: Device) -> None:
+def plan(shared: ModelOptions, verb: str, names: list[str], output: Path | None = None) -> None:
     """Check that the names exist and say what would be done; nothing is built, run or written."""
     found = [find_model(name) for name in names]
     would: dict[str, Any] = {
@@ -91,14 +86,14 @@ def plan(as_json: bool, verb: str, names: list[str], output: Path | None, device
         "command": verb,
         "models": [str(name) for name in found],
         "executes": [str(name.path) for name in found if name.library == "file"],
-        "device": device.value,
+        "device": shared.device.value,
         "writes": str(output) if output else None,
         "overwrites": output is not None and output.exists(),
     }
-    if as_json:
+    if shared.as_json:
         say_json(would)
         return
-    say(f"would {verb} {' and '.join(map(str, found))} (device: {device.value})")
+    say(f"would {verb} {' and '.join(map(str, found))} (device: {shared.device.value})")
     for path in would["executes"]:
         say(f"would execute {path}")
     if output is not None:

@@ -12,14 +12,10 @@ from . import options
 from .console import say, say_json
 from .steps import load_options, plan, see
 
-__all__ = ["register"]
+__all__ = ["trace"]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command("trace")(trace)
-
-
+@options.expanded
 def trace(
     model: options.ModelArgument,
     output: Annotated[
@@ -28,14 +24,8 @@ def trace(
             "-o", "--output", help="Write the graph here: .json or .graphml.", show_default=False
         ),
     ] = None,
-    inputs: options.Inputs = None,
-    input_dtype: options.InputDtype = None,
-    weights: options.Weights = None,
-    device: options.DeviceOption = options.Device.auto,
-    seed: options.Seed = 0,
-    dry_run: options.DryRun = False,
-    as_json: options.Json = False,
-    debug: options.Debug = False,
+    *,
+    shared: options.ModelOptions,
 ) -> None:
     """See a model as a graph of layers: kinds, parameters, shapes.
 
@@ -43,9 +33,9 @@ def trace(
     """
     if output is not None and output.suffix not in (".json", ".graphml"):
         raise typer.BadParameter("write to a .json or a .graphml file", param_hint="--output")
-    asked = load_options(inputs, input_dtype, weights, device, seed)
-    if dry_run:
-        plan(as_json, "trace", [model], output, device)
+    asked = load_options(shared)
+    if shared.dry_run:
+        plan(shared, "trace", [model], output)
         return
     graph = see(model, **asked)
     if output is not None:
@@ -53,7 +43,7 @@ def trace(
             write_whole(output, graph.to_json())
         else:
             graph.to_graphml(output)
-    if as_json:
+    if shared.as_json:
         say_json(graph.to_json())
     elif output is None:
         say(graph)

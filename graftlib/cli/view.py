@@ -12,14 +12,10 @@ from . import options
 from .console import complain, say, say_json, working
 from .steps import load, load_options, plan, see
 
-__all__ = ["register"]
+__all__ = ["view"]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command("view")(view)
-
-
+@options.expanded
 def view(
     source: options.ModelArgument,
     target: Annotated[
@@ -38,17 +34,9 @@ def view(
         ),
     ] = None,
     auto: Annotated[bool, typer.Option("--auto", help="Propose a mapping and show it.")] = False,
-    inputs: options.Inputs = None,
-    other_inputs: options.OtherInputs = None,
-    input_dtype: options.InputDtype = None,
-    weights: options.Weights = None,
-    other_weights: options.OtherWeights = None,
-    device: options.DeviceOption = options.Device.auto,
-    seed: options.Seed = 0,
     show: options.Open = False,
-    dry_run: options.DryRun = False,
-    as_json: options.Json = False,
-    debug: options.Debug = False,
+    *,
+    shared: options.PairOptions,
 ) -> None:
     """Draw a model, or two side by side, as one HTML page.
 
@@ -60,10 +48,10 @@ def view(
         raise typer.BadParameter("give --mapping or --auto, not both", param_hint="--auto")
     if target is None and (mapping is not None or auto):
         raise typer.BadParameter("a mapping needs a second model", param_hint="TARGET")
-    asked = load_options(inputs, input_dtype, weights, device, seed)
-    others = load_options(other_inputs or inputs, input_dtype, other_weights, device, seed)
-    if dry_run:
-        plan(as_json, "view", [source, *([target] if target else [])], output, device)
+    asked = load_options(shared)
+    others = load_options(shared.other())
+    if shared.dry_run:
+        plan(shared, "view", [source, *([target] if target else [])], output)
         return
     try:
         left = see(source, **asked)
@@ -85,7 +73,7 @@ def view(
         view_graphs(left, right, links).save(output)
     if show:
         options.browse(output)
-    if as_json:
+    if shared.as_json:
         say_json(
             {
                 "source": left.name,

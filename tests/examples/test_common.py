@@ -82,6 +82,8 @@ plain = st.recursive(
 @given(st.dictionaries(words, plain, max_size=3))
 @example({"a": [{"b": 1, "c": []}, {"c": [{"a": 1}, {"a": 1}], "b": 1}]}).via("another order")
 @example({"a": [{"b": {"a": 1}}, {"b": {"a": 2}}, {"c": 1}] * 9}).via("tables in tables")
+@example({"a": [1, True, 1.0, 0, False, None] * 9}).via("equal, and written otherwise")
+@example({"a": [{"b": i % 2, "c": "long words"} for i in range(9)] + [{"b": 1}]}).via("a pool")
 def test_results_come_back_with_their_order(report):
     back = results._unpacked(json.loads(results.dumps(report)))
     assert back == report
@@ -99,6 +101,26 @@ def test_a_short_number_prints_as_the_whole_one(value):
 def test_records_take_less_than_plain_text():
     report = {"runs": [{"seed": i, "accuracy": i / 3, "rounds": 8} for i in range(50)]}
     assert len(results.dumps(report)) < 0.3 * len(json.dumps(report, indent=1))
+
+
+def test_what_repeats_is_written_once_and_read_as_copies(tmp_path):
+    roles = [{"query": n % 3, "key": n % 3} for n in range(90)]
+    assert len(results.dumps({"roles": roles})) < 0.2 * len(json.dumps(roles))
+    results.save(tmp_path / "roles.json", {"roles": roles})
+    again = results.load(tmp_path / "roles.json")["roles"]
+    again[0]["query"] = 7
+    assert again[1:] == roles[1:]
+
+
+def test_the_published_results_are_small_and_in_their_shortest_form():
+    files = sorted((Path(__file__).parents[2] / "docs" / "benchmarks").glob("*.json"))
+    assert sum(path.stat().st_size for path in files) < 300_000
+    longer = [
+        path.name
+        for path in files
+        if len(results.dumps(results.load(path))) < len(path.read_text("utf-8"))
+    ]
+    assert longer == [], f"python -m examples.common.results {' '.join(longer)}"
 
 
 def test_work_is_done_once(tmp_path):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graftlib.cli.console import say, say_json
-from graftlib.cli.options import Debug, Device, DryRun, Inputs, Json, Seed
+from graftlib.cli.options import Debug, Device, DryRun, Inputs, Json, ModelOptions, Seed
 
 if TYPE_CHECKING:
     from ..assembly.curve import Curve
@@ -146,7 +146,11 @@ def _walked(
         load_model(
             name,
             values=True,
-            **load_options(inputs, None, weights, Device.cpu, options["seed"]),
+            **load_options(
+                ModelOptions(
+                    inputs=inputs, weights=weights, device=Device.cpu, seed=options["seed"]
+                )
+            ),
         )
         for name, weights in (base, source)
     )

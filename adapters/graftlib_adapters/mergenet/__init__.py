@@ -2,7 +2,7 @@
 
     matrix --encoding--> code --transfer: L layers of lpka--> change of the code --encoding--> new matrix
 
-`README.md` beside this file says what is promised and why it is built so.
+In the repository, `README.md` beside this file says what is promised and why it is built so.
 """
 
 from .adapter import MergeNet as MergeNet
