@@ -40,6 +40,12 @@ import torch
 from torch import nn
 
 from ..common import results
+from .single_breaks import (
+    forgetful_importances,
+    left_out_members,
+    undone_ties,
+    wrong_widenings,
+)
 
 Built = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 
@@ -203,9 +209,7 @@ EDITED = ("widened", "ranked")
 def measure(name: str, seed: int, widen: bool = False, importance: bool = False) -> dict[str, Any]:
     """All single breaks of one model; those of a widened and of a pruned one as well where asked."""
     from graftlib import trace
-    from graftlib.graph.axes.breaks import left_out_members, undone_ties
     from graftlib.graph.axes.infer import infer
-    from graftlib.surgery.breaks import forgetful_importances, wrong_widenings
 
     torch.set_num_threads(1)
     torch.manual_seed(seed)

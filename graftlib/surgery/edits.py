@@ -13,12 +13,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..arguments import check
 from ..errors import nearest, shown
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass, axes_of, axis_classes
 from ..graph.axes.classes import constant_sizes
 from ..graph.caches import copy_to_edit
-from ..graph.structure import own
+from ..graph.structure import own, unwrap
 from .refusal import SurgeryError
 
 __all__ = [
@@ -27,6 +28,8 @@ __all__ = [
     "Rows",
     "alike",
     "editable",
+    "model_of",
+    "must_be_traced",
     "owners_of",
     "preview",
     "requested",
@@ -147,6 +150,30 @@ def _free(each: AxisClass) -> AxisClass:
     return each
 
 
+def model_of(
+    graph: LayerGraph, model: nn.Module | None, inplace: bool = False, **arguments: Any
+) -> nn.Module:
+    """The model that a verb is to edit, out of its wrappers; None is the traced one.
+
+    Args:
+        graph: as the verb was given it, like the others.
+        model: likewise.
+        inplace: likewise.
+        arguments: the verb's further ones, as for `check`.
+
+    Raises:
+        SurgeryError: an argument is not what it should be, or the model is a ScriptModule.
+    """
+    check(
+        SurgeryError,
+        graph=(graph, (LayerGraph,)),
+        model=(model, (nn.Module, type(None))),
+        inplace=(inplace, bool),
+        **arguments,
+    )
+    return unwrap(graph.model if model is None else model, SurgeryError)
+
+
 def editable(
     model: nn.Module,
     graph: LayerGraph,
@@ -160,23 +187,31 @@ def editable(
         SurgeryError: a tensor has another shape than the graph says, or is missing; or the model holds what a run
             made from its weights, and cannot be made to make it again.
     """
+    must_be_traced(model, graph, (m.fqn for each in classes for m in each.members))
+    return model if inplace else copy_to_edit(model, graph, SurgeryError, change)
+
+
+def must_be_traced(model: nn.Module, graph: LayerGraph, names: Iterable[str]) -> None:
+    """Raise SurgeryError where tensors of these names have other shapes than in the graph's model, or are missing."""
     wrong = []
-    for member in {m.fqn: m for each in classes for m in each.members}.values():
-        try:
-            shape = tuple(tensor_of(model, member.fqn).shape)
-        except AttributeError:
-            wrong.append(f"'{member.fqn}' is missing")
-            continue
-        known = tuple(tensor_of(graph.model, member.fqn).shape)
+    for fqn in dict.fromkeys(names):
+        shape, known = (_shape(each, fqn) for each in (model, graph.model))
         if shape != known:
-            wrong.append(f"'{member.fqn}' {shape} instead of {known}")
+            is_missing = f"'{fqn}' is missing"
+            wrong.append(is_missing if shape is None else f"'{fqn}' {shape} instead of {known}")
     if wrong:
         raise SurgeryError(
             f"the model is not the one that was traced: {len(wrong)} tensors differ.",
             where={"first": "; ".join(wrong[:3])},
             fix="trace this model, and edit it by its own graph",
         )
-    return model if inplace else copy_to_edit(model, graph, SurgeryError, change)
+
+
+def _shape(model: nn.Module, fqn: str) -> tuple[int, ...] | None:
+    try:
+        return tuple(tensor_of(model, fqn).shape)
+    except AttributeError:
+        return None
 
 
 def whole_numbers(values: object) -> Tensor:

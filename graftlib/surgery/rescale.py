@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +20,8 @@ from ..graph import LayerGraph
 from ..graph.axes import AxisClass
 from ..graph.parameter import Parameter
 from ..graph.structure import duplicate, own
-from .edits import tensor_of
+from .edits import Rows, tensor_of
 from .importance import reads
-
-if TYPE_CHECKING:
-    from .fill import Fill
 
 __all__ = [
     "EPS",
@@ -90,7 +86,7 @@ def _weight_beside(bias: Parameter) -> str:
 
 
 def rescale_queries(
-    edited: nn.Module, graph: LayerGraph, widths: Mapping[AxisClass, int], change: Fill
+    edited: nn.Module, graph: LayerGraph, widths: Mapping[AxisClass, int], rows: Rows
 ) -> None:
     """Queries over the widened units, in place, times the root of how much wider they are."""
     done: set[tuple[str, int]] = set()
@@ -104,7 +100,7 @@ def rescale_queries(
             done.add(key)
             old = role_places(graph, *key, "attention.query")
             tensor = tensor_of(edited, member.fqn).detach()
-            places = torch.isin(change.rows[key], old).nonzero().flatten().to(tensor.device)
+            places = torch.isin(rows[key], old).nonzero().flatten().to(tensor.device)
             part = tensor.index_select(member.axis, places) * (width / each.size) ** 0.5
             tensor.index_copy_(member.axis, places, part)
 

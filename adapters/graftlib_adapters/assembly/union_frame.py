@@ -16,18 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from graftlib.graph import AxisClass, LayerGraph, copy_to_edit, duplicate, own
-from graftlib.surgery import (
+from graftlib.surgery import SurgeryError, SurgeryWarning, widen
+from graftlib.surgery.proof import TOLERANCE, change
+from graftlib.surgery.rescale import (
     EPS,
-    TOLERANCE,
     Rms,
-    SurgeryError,
-    SurgeryWarning,
-    change,
     rescale_norms,
     rms_norms,
     role_places,
     scores_only,
-    widen,
 )
 
 from .alignment import Alignment
