@@ -19,9 +19,9 @@ import lazy_loader
 
 from .errors import GraftError
 from .slim import slim  # like `view`, it needs no torch until it is called
-from .view import (
-    view,
-)  # needs no torch; late, the sub-package of the same name would stand in its place
+
+# Needs no torch; late, the sub-package of the same name would stand in its place.
+from .view import view
 
 if TYPE_CHECKING:
     from . import surgery
