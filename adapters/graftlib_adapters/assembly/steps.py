@@ -31,7 +31,7 @@ from .zoo import Source, fingerprint
 __all__ = ["BLOCKS", "Inputs", "Run", "write_step"]
 
 BLOCKS = 4
-"""Into how many groups of neighbours a model is cut at most."""
+"""Into how many groups of neighbours a model is cut at most: stretches of it, whatever is repeated in them."""
 
 
 @dataclass(frozen=True)
