@@ -86,7 +86,7 @@ def preview(graph: LayerGraph, requests: Iterable[Request]) -> Preview:
         for each in asked.intersection(hits[request]):
             raise SurgeryError(
                 f"{shown(request)} asks for {each.size} units that another rule asks for.",
-                where={"members": ", ".join(map(str, each.members[:3]))},
+                where=_named(each),
                 why="layers that add up, or read and write one stream, share an axis class",
                 fix="ask for each class once",
             )
@@ -98,6 +98,10 @@ def requested(graph: LayerGraph, requests: Mapping[Request, T]) -> dict[AxisClas
     """What is asked for, by class; raises as `preview` does."""
     hits = preview(graph, requests).hits
     return {each: requests[key] for key, classes in hits.items() for each in classes}
+
+
+def _named(each: AxisClass) -> dict[str, str]:
+    return {"members": ", ".join(map(str, each.members[:3]))}
 
 
 def _meant(graph: LayerGraph, classes: Sequence[AxisClass], key: object) -> list[AxisClass]:
@@ -119,7 +123,7 @@ def _meant(graph: LayerGraph, classes: Sequence[AxisClass], key: object) -> list
     if key not in classes:
         raise SurgeryError(
             f"a class of {key.size} units is none of this graph's.",
-            where={"members": ", ".join(map(str, key.members[:3]))},
+            where=_named(key),
             fix="take it from the axis_classes of the graph that you pass",
         )
     return [key]
@@ -143,7 +147,7 @@ def _free(each: AxisClass) -> AxisClass:
     if not each.free:
         raise SurgeryError(
             f"the {each.size} units of '{each.members[0].fqn}' cannot be edited.",
-            where={"members": ", ".join(map(str, each.members[:3]))},
+            where=_named(each),
             why=f"their order is frozen by {each.frozen_by}",
             fix="edit a class that is free",
         )
