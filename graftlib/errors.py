@@ -7,6 +7,7 @@ whose facts stay available as attributes.
 from __future__ import annotations
 
 import difflib
+import importlib
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -26,6 +27,7 @@ __all__ = [
     "ViewError",
     "closest",
     "nearest",
+    "optional",
     "shown",
 ]
 
@@ -142,6 +144,25 @@ class ModelNameError(GraftError):
 
 class MissingExtraError(GraftError, ImportError):
     """An optional library is missing; the fix names the extra."""
+
+
+def optional(module: str, what: str, extra: str) -> Any:
+    """An optional library.
+
+    Args:
+        module: its name, to be imported.
+        what: needs it, as a sentence.
+        extra: that it comes with.
+
+    Raises:
+        MissingExtraError: it cannot be imported.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(
+            what, why=str(error), fix=f'pip install "graftlib[{extra}]"'
+        ) from error
 
 
 def shown(value: object, limit: int = 160) -> str:
