@@ -134,8 +134,7 @@ def _asked(graph: LayerGraph, requests: Iterable[str | Block]) -> list[str]:
         for other in asked:
             if inside(fqn, other) or inside(other, fqn):
                 raise SurgeryError(f"'{fqn}' and '{other}' are asked for, and one holds the other.")
-        if fqn not in asked:
-            asked.append(fqn)
+        asked.append(fqn)
     if not asked:
         raise SurgeryError("no block is named.", fix="take some of surgery.blocks(graph)")
     return asked
