@@ -209,11 +209,7 @@ def _dropped(
 
 
 def _deepened(
-    graph: LayerGraph,
-    number: Mapping[str, int],
-    zeros: Sequence[str],
-    before: Trial,
-    after: Trial,
+    graph: LayerGraph, number: Mapping[str, int], zeros: Sequence[str], before: Trial, after: Trial
 ) -> SurgeryError | None:
     """The edited model gives what the old one gives, and, between, what the copies give besides."""
     outputs = run_trial(before, graph)
