@@ -28,6 +28,7 @@ __all__ = [
     "closest",
     "nearest",
     "optional",
+    "printable",
     "shown",
 ]
 
@@ -182,6 +183,15 @@ def shown(value: object, limit: int = 160) -> str:
     except Exception:
         text = f"<{type(value).__name__}>"
     return _cut(" ".join(text.splitlines()), limit)
+
+
+def printable(text: str) -> str:
+    r"""A name from outside with everything that a terminal might act on escaped.
+
+    >>> print(printable("fc\x1b[31m.weight"))
+    fc\x1b[31m.weight
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def nearest(name: str, names: Sequence[str], *, n: int = 3) -> tuple[str, ...]:

@@ -66,6 +66,12 @@ class Node:
     calls: int = 0
     depth: float | None = None
 
+    @property
+    def title(self) -> str:
+        """The label, with how many members a fold has, and the kind."""
+        label = self.label if self.form != "fold" else f"{self.label} ×{self.repeats}"
+        return f"{label} {self.kind}" if self.kind and self.kind != self.label else label
+
 
 @dataclass(frozen=True)
 class TreeClass:
