@@ -17,30 +17,19 @@ from typing import TYPE_CHECKING
 
 import lazy_loader
 
-from .errors import GraftError as GraftError
-from .slim import slim as slim  # like `view`, it needs no torch until it is called
-from .view import (
-    view as view,  # needs no torch; late, the sub-package of the same name would stand in its place
-)
+from .errors import GraftError
+from .slim import slim  # like `view`, it needs no torch until it is called
+
+# Needs no torch; late, the sub-package of the same name would stand in its place.
+from .view import view
 
 if TYPE_CHECKING:
-    from . import surgery as surgery
-    from .export import export_onnx as export_onnx
-    from .graft import Adapter as Adapter
-    from .graft import Graft as Graft
-    from .graft import TransferCycle as TransferCycle
-    from .graft import attach as attach
-    from .graph import LayerGraph as LayerGraph
-    from .graph import Parameter as Parameter
-    from .graph import rule as rule
-    from .graph import trace as trace
-    from .match import Mapping as Mapping
-    from .match import matrix as matrix
-    from .match import unmatrix as unmatrix
-    from .slim import Edit as Edit
-    from .slim import Slim as Slim
-    from .slim import load as load
-    from .slim import slim_folder as slim_folder
+    from . import surgery
+    from .export import export_onnx
+    from .graft import Adapter, Graft, TransferCycle, attach
+    from .graph import LayerGraph, Parameter, rule, trace
+    from .match import Mapping, matrix, unmatrix
+    from .slim import Edit, Slim, load, slim_folder
 
 __version__ = "0.1.0"
 

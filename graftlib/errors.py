@@ -7,6 +7,7 @@ whose facts stay available as attributes.
 from __future__ import annotations
 
 import difflib
+import importlib
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -26,6 +27,8 @@ __all__ = [
     "ViewError",
     "closest",
     "nearest",
+    "optional",
+    "printable",
     "shown",
 ]
 
@@ -144,6 +147,25 @@ class MissingExtraError(GraftError, ImportError):
     """An optional library is missing; the fix names the extra."""
 
 
+def optional(module: str, what: str, extra: str) -> Any:
+    """An optional library.
+
+    Args:
+        module: its name, to be imported.
+        what: needs it, as a sentence.
+        extra: that it comes with.
+
+    Raises:
+        MissingExtraError: it cannot be imported.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(
+            what, why=str(error), fix=f'pip install "graftlib[{extra}]"'
+        ) from error
+
+
 def shown(value: object, limit: int = 160) -> str:
     """A value from outside as an error quotes it: its `repr` on one line, at most `limit` letters of it.
 
@@ -161,6 +183,15 @@ def shown(value: object, limit: int = 160) -> str:
     except Exception:
         text = f"<{type(value).__name__}>"
     return _cut(" ".join(text.splitlines()), limit)
+
+
+def printable(text: str) -> str:
+    r"""A name from outside with everything that a terminal might act on escaped.
+
+    >>> print(printable("fc\x1b[31m.weight"))
+    fc\x1b[31m.weight
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def nearest(name: str, names: Sequence[str], *, n: int = 3) -> tuple[str, ...]:

@@ -7,12 +7,14 @@ that of every accelerator that has been initialised, is as it was before; one th
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
-__all__ = ["preserved"]
+__all__ = ["all_preserved", "preserved"]
 
 
 @contextlib.contextmanager
@@ -38,6 +40,18 @@ def preserved(seed: int | None = None) -> Iterator[None]:
             for device in devices:
                 module.default_generators[device].manual_seed(seed)
         yield
+
+
+@contextlib.contextmanager
+def all_preserved() -> Iterator[None]:
+    """As `preserved`, and so are the random states of Python and NumPy."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with preserved():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 def _accelerator() -> Any:

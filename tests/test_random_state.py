@@ -1,11 +1,14 @@
 """The library draws random numbers, and nobody else's numbers change: those of no device, of no generator."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from graftlib import Mapping, attach, trace
-from graftlib.random_state import preserved
+from graftlib.random_state import all_preserved, preserved
 from graftlib_adapters import MergeNet
 
 
@@ -92,3 +95,15 @@ def test_an_accelerators_numbers_are_left_alone_too():
     with preserved(0):
         assert torch.equal(inside, torch.rand(4, device="cuda"))
     assert torch.equal(torch.rand(4, device="cuda"), expected)
+
+
+def test_the_numbers_of_python_numpy_and_torch_stay():
+    def drawn():
+        return random.random(), np.random.rand(), torch.rand(()).item()
+
+    with all_preserved():
+        first = drawn()
+    with pytest.raises(ValueError), all_preserved():  # noqa: PT011, PT012
+        assert drawn() == first
+        raise ValueError
+    assert drawn() == first

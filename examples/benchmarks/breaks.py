@@ -37,6 +37,12 @@ from ..common import command, results
 from ..common.models import Built, Logits, text, vision
 from ..common.processes import apart
 from . import tables
+from .single_breaks import (
+    forgetful_importances,
+    left_out_members,
+    undone_ties,
+    wrong_widenings,
+)
 
 
 def _image(side: int) -> tuple[torch.Tensor, ...]:
@@ -139,9 +145,7 @@ EDITED = ("widened", "ranked")
 def measure(name: str, seed: int, widen: bool = False, importance: bool = False) -> dict[str, Any]:
     """All single breaks of one model; those of a widened and of a pruned one as well where asked."""
     from graftlib import trace
-    from graftlib.graph.axes.breaks import left_out_members, undone_ties
     from graftlib.graph.axes.infer import infer
-    from graftlib.surgery.breaks import forgetful_importances, wrong_widenings
 
     torch.set_num_threads(1)
     torch.manual_seed(seed)

@@ -1,15 +1,12 @@
 """A copy of the model that shares nothing with it: eval mode, CPU, settled weights.
 
 In: the user's model, in any mode, on any device. Out: a copy to convert and to ask for the right answers.
-Always true: the model's mode, device, hooks, gradients and buffers are as before, and so are the random generators
-after `undisturbed` closes.
+Always true: the model's mode, device, hooks, gradients and buffers are as before.
 """
 
 from __future__ import annotations
 
 import contextlib
-import random
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,7 +16,7 @@ from ..errors import ExportError
 from ..graph.structure import duplicate, own, unwrap
 from ..graph.tensors import replaced, tensor_leaves
 
-__all__ = ["detached", "detached_tree", "undisturbed"]
+__all__ = ["detached", "detached_tree"]
 
 
 def detached(model: nn.Module, graft: Any = None) -> nn.Module:
@@ -45,23 +42,6 @@ def detached(model: nn.Module, graft: Any = None) -> nn.Module:
 def detached_tree(tree: Any) -> Any:
     """The same nest of containers with every tensor copied to the CPU, without history; each leaf its own."""
     return replaced(tree, [t.detach().to("cpu", copy=True) for t in tensor_leaves(tree)])
-
-
-@contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """The random generators of Python, numpy and torch leave this block as they entered it."""
-    import numpy as np
-
-    python, numpy = random.getstate(), np.random.get_state()
-    # A device that nothing was run on yet has no state to keep, and asking would wake it.
-    woken = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    devices = range(torch.cuda.device_count()) if woken else ()
-    with torch.random.fork_rng(devices=list(devices)):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
 
 
 def _require_values(model: nn.Module) -> None:

@@ -25,8 +25,9 @@ from ..arguments import Seed, check
 from ..disk import destination, place_all, scratch_folder, unwritable
 from ..errors import ExportError, shown
 from ..graph.tensors import tensor_leaves
+from ..random_state import all_preserved
 from .convert import convert
-from .detached import detached, detached_tree, undisturbed
+from .detached import detached, detached_tree
 from .extras import onnx_library, require_onnx
 from .measure import measure as take_measurement
 from .probes import batch_of
@@ -134,7 +135,7 @@ def export_onnx(
         kwargs if source_kwargs is None else source_kwargs,
     )
     _require_batch(example, dynamic_batch, batch_sizes)
-    with _workshop(place) as folder, undisturbed():
+    with _workshop(place) as folder, all_preserved():
         twin = detached(model, graft)
         tolerance = tolerance_for(twin) if tolerance is None else tolerance
         built = _build(twin, folder / place.name, example, dynamic_batch, opset, metadata)

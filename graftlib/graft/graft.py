@@ -31,7 +31,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..arguments import check
 from ..disk import write_whole
-from ..errors import AttachError, CheckpointError, GraftError, MissingExtraError, TransferError
+from ..errors import AttachError, CheckpointError, GraftError, TransferError, optional
 from . import files, registry
 from .cycle import TransferCycle
 from .history import Transfer
@@ -370,12 +370,7 @@ class Graft:
         Raises:
             MissingExtraError: pandas is not installed.
         """
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise MissingExtraError(
-                "to_dataframe needs pandas.", fix='pip install "graftlib[dataframe]"'
-            ) from error
+        pd = optional("pandas", "to_dataframe needs pandas.", "dataframe")
         columns = ("transfer", "step", "matrix", "size", "cosine", "signal", "skipped")
         rows = [
             (t.number, t.step, name, one.size, one.cosine, t.signal.get(name, math.nan), t.skipped)

@@ -6,8 +6,6 @@ import contextlib
 import inspect
 import io
 import logging
-import random
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +18,7 @@ from torch import fx, nn
 
 from .._torch_private import VALUE_DEPENDENT
 from ..errors import TraceError
-from ..random_state import preserved
+from ..random_state import all_preserved
 from .call_stack import Call
 from .exported import record_export
 from .fake import record_fake
@@ -132,19 +130,11 @@ def _on_meta(model: nn.Module) -> bool:
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
     """Leave random states as they are, and say nothing: a tracer that fails answers by its exception."""
-    numpy = sys.modules.get("numpy")
-    python_state = random.getstate()
-    numpy_state = numpy.random.get_state() if numpy else None
-    try:
-        with preserved(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # Tracers print the half of the graph that they have when they give up.
-            with contextlib.redirect_stderr(io.StringIO()), _mute("torch"):
-                yield
-    finally:
-        random.setstate(python_state)
-        if numpy:
-            numpy.random.set_state(numpy_state)
+    with all_preserved(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # Tracers print the half of the graph that they have when they give up.
+        with contextlib.redirect_stderr(io.StringIO()), _mute("torch"):
+            yield
 
 
 @contextlib.contextmanager

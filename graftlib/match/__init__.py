@@ -1,15 +1,7 @@
 """Choose: parameters of two models as matrices, and the pairs that exchange knowledge."""
 
-from .mapping import Mapping as Mapping
-from .pairing import Pair as Pair
-from .views import matrix as matrix
-from .views import matrix_shape as matrix_shape
-from .views import unmatrix as unmatrix
+from .mapping import Mapping
+from .pairing import Pair
+from .views import matrix, matrix_shape, unmatrix
 
-__all__ = [
-    "Mapping",
-    "Pair",
-    "matrix",
-    "matrix_shape",
-    "unmatrix",
-]
+__all__ = ["Mapping", "Pair", "matrix", "matrix_shape", "unmatrix"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..errors import printable
 from ..graph.parameter import Parameter
 from .pairing import ARROWS, Pair
 from .views import matrix_shape
@@ -49,18 +50,6 @@ def report(source: str, target: str, rules: Sequence[Rule]) -> str:
         lines += [f"    {printable(note)}" for note in rule.notes]
         lines += [f"    {line}" for line in _table(rule)]
     return "\n".join(lines)
-
-
-def printable(text: str) -> str:
-    r"""`text` with everything that a terminal might act on escaped.
-
-    >>> printable("fc\x1b[31m.weight")
-    'fc\\x1b[31m.weight'
-    """
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape", "replace").decode()
-        for char in text
-    )
 
 
 def _counts(rule: Rule) -> str:

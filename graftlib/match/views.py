@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from einops import rearrange
@@ -99,19 +99,24 @@ def matrix_shape(parameter: Parameter) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class _Layout:
-    """How one tensor is read as a matrix: two einops sides, and the size of every axis named in them."""
+    """How one tensor is read as a matrix: einops sides, and the size of every axis named in them."""
 
     stored: str
-    matrix: str
-    sizes: dict[str, int] = field(default_factory=dict)
+    rows: str
+    columns: str
+    sizes: dict[str, int]
+
+    @property
+    def matrix(self) -> str:
+        return f"({self.rows}) ({self.columns})"
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
-        rows, columns = _sides(self.matrix)
-        return (
-            math.prod(self.sizes[axis] for axis in rows),
-            math.prod(self.sizes[axis] for axis in columns),
+        rows, columns = (
+            math.prod(self.sizes[axis] for axis in side.split())
+            for side in (self.rows, self.columns)
         )
+        return rows, columns
 
 
 _Rule = Callable[[Parameter, tuple[int, ...]], _Layout]
@@ -127,26 +132,12 @@ def _rule(*kinds: str) -> Callable[[_Rule], _Rule]:
     return register
 
 
-@_rule("linear")
-def _linear(parameter: Parameter, shape: tuple[int, ...]) -> _Layout:
-    """M[o, i] = W[o, i]; stored transposed (Hugging Face's Conv1D): M[o, i] = W[i, o]."""
+@_rule("linear", "recurrent", "embedding")
+def _product(parameter: Parameter, shape: tuple[int, ...]) -> _Layout:
+    """M[o, i] = W[o, i]: o runs gate by gate, or over tokens; stored transposed (Conv1D): M[o, i] = W[i, o]."""
     _expect_axes(parameter, shape, 2)
     stored = "i o" if parameter.axes[:2] == ("in", "out") else "o i"
-    return _Layout(stored, "o i", _sizes(stored, shape))
-
-
-@_rule("recurrent")
-def _recurrent(parameter: Parameter, shape: tuple[int, ...]) -> _Layout:
-    """M[o, i] = W[o, i], o running gate by gate."""
-    _expect_axes(parameter, shape, 2)
-    return _Layout("o i", "o i", _sizes("o i", shape))
-
-
-@_rule("embedding")
-def _embedding(parameter: Parameter, shape: tuple[int, ...]) -> _Layout:
-    """M[t, c] = W[t, c], one row per token."""
-    _expect_axes(parameter, shape, 2)
-    return _Layout("t c", "t c", _sizes("t c", shape))
+    return _Layout(stored, "o", "i", _sizes(stored, shape))
 
 
 @_rule("conv", "depthwise", "grouped")
@@ -155,7 +146,7 @@ def _conv(parameter: Parameter, shape: tuple[int, ...]) -> _Layout:
     _expect_axes(parameter, shape, *_KERNELS)
     kernel = _KERNELS[len(shape)]
     stored = f"o i {kernel}"
-    return _Layout(stored, f"o (i {kernel})", _sizes(stored, shape))
+    return _Layout(stored, "o", f"i {kernel}", _sizes(stored, shape))
 
 
 @_rule("transposed_conv")
@@ -166,7 +157,7 @@ def _transposed_conv(parameter: Parameter, shape: tuple[int, ...]) -> _Layout:
     groups = _groups_taken(parameter)
     names = f"g i o {kernel}"
     sizes = _sizes(names, (groups, shape[0] // groups, *shape[1:]))
-    return _Layout(f"(g i) o {kernel}", f"(g o) (i {kernel})", sizes)
+    return _Layout(f"(g i) o {kernel}", "g o", f"i {kernel}", sizes)
 
 
 def _layout(parameter: Parameter) -> _Layout:
@@ -211,36 +202,13 @@ def _sizes(names: str, shape: tuple[int, ...]) -> dict[str, int]:
     return dict(zip(names.split(), shape, strict=True))
 
 
-def _sides(pattern: str) -> tuple[list[str], list[str]]:
-    """The axes that make the rows, and those that make the columns: ``(g o) (i k)`` -> g o, i k."""
-    sides: list[list[str]] = []
-    inside = False
-    for word in pattern.replace("(", "( ").replace(")", " )").split():
-        if word in "()":
-            inside = word == "("
-            if inside:
-                sides.append([])
-        elif inside:
-            sides[-1].append(word)
-        else:
-            sides.append([word])
-    rows, columns = sides
-    return rows, columns
-
-
 # --- moving elements --------------------------------------------------------------------------------------------
 
 
 def _rearrange(tensor: Tensor, before: str, after: str, layout: _Layout) -> Tensor:
     # Every size is given, so that einops need not divide by an axis of size 0.
-    result: Tensor = rearrange(
-        tensor, f"{before} -> {after}", **{axis: layout.sizes[axis] for axis in _axes(before)}
-    )
+    result: Tensor = rearrange(tensor, f"{before} -> {after}", **layout.sizes)
     return result
-
-
-def _axes(pattern: str) -> list[str]:
-    return pattern.replace("(", "").replace(")", "").split()
 
 
 def _take(tensor: Tensor, selection: Part | None) -> Tensor:

@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING
 
 import lazy_loader
 
-from .verb import slim as slim
+from .verb import slim
 
 if TYPE_CHECKING:
-    from .costs import Costs as Costs
-    from .costs import costs_of as costs_of
-    from .edit import Edit as Edit
-    from .latency import Latency as Latency
-    from .latency import latency_of as latency_of
-    from .saving import load as load
-    from .slimming import Slim as Slim
-    from .streaming import slim_folder as slim_folder
+    from .costs import Costs, costs_of
+    from .edit import Edit
+    from .latency import Latency, latency_of
+    from .saving import load
+    from .slimming import Slim
+    from .streaming import slim_folder
 
 __getattr__, _, _ = lazy_loader.attach(
     __name__,

@@ -15,7 +15,7 @@ from torch import nn
 from ..graph import LayerGraph, trace
 from ..surgery import Block, SurgeryError, blocks, drop_blocks
 from ..surgery.blocks import inside
-from ..surgery.depth import Order, order_without
+from ..surgery.order import Order, order_of
 from ..surgery.recording import Batch
 from .edit import Edit
 
@@ -96,7 +96,7 @@ def _without(
     held: Sequence[str],
     narrowed: Narrowed[S],
 ) -> S:
-    order = order_without(graph, gone)
+    order = order_of(graph.model, {each.fqn: 0 for each in gone})
     shallow = drop_blocks(graph, gone, model=model)
     args, kwargs = graph.example
     names = Edit(graph.name, {}, {}).without(model, order)

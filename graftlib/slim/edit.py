@@ -31,10 +31,10 @@ from ..graph.axes import AxisClass, Member
 from ..graph.axes.classes import constant_sizes
 from ..surgery import SurgeryError
 from ..surgery.blocks import inside
-from ..surgery.depth import Order, new_names, rearrange
 from ..surgery.edits import alike, resize, tensor_of
 from ..surgery.fields import Path as Way
 from ..surgery.fields import lists, numbers, set_field
+from ..surgery.order import Order, new_names, rearrange
 from ..surgery.stale import refresh_layers
 from ..surgery.tagged import Place, put
 

@@ -22,11 +22,11 @@ from ..graph import LayerGraph
 from ..graph.axes import AxisClass
 from ..graph.structure import unwrap
 from ..surgery import SurgeryError, SurgeryWarning, prune
-from ..surgery.depth import Order
 from ..surgery.edits import Request, editable
 from ..surgery.fit import Plan, plan, ties
 from ..surgery.importance import Importance
 from ..surgery.lora import ranks
+from ..surgery.order import Order
 from ..surgery.recording import Batch, as_batches
 from ..surgery.whole_model import outer_classes
 from .costs import Costs, costs_of

@@ -1,33 +1,37 @@
-"""Which blocks of a model can be left out or repeated: read from its graph.
+"""Which modules of a model are repeated, and which of them can be left out or repeated once more.
 
-In: a `LayerGraph`. Out: `Block` records, by name. A block is a module with two weights or more that stands in an
-`nn.ModuleList` or `nn.Sequential`, runs once, and hands on one tensor, the **stream**, in the shape in which it took
-it: a layer of BERT, ViT, GPT-2 or Llama, a residual block of a ResNet that does not change the size. Blocks of one
-container are of one **form** where their subgraphs are isomorphic: the same ops in the same wiring, over tensors of
-the same shapes.
-Elsewhere: the edits (`depth`).
+A module is **repeated** when it holds two weights or more and stands in a list of modules, or beside another of its
+class: a layer of BERT or GPT-2, a residual block of a ResNet, a stage of a Swin and a block in it. A repeated module of
+an `nn.ModuleList` or `nn.Sequential` is a **block** when the graph says that it runs once and hands on one tensor, the
+**stream**, in the shape in which it took it: a layer of a ViT or Llama, a block of a ResNet that does not change the
+size. Blocks of one container are of one **form** where their subgraphs are isomorphic: the same ops in the same wiring,
+over tensors of the same shapes.
+Elsewhere: the edits (`depth`); what looks alike to a reader (`graftlib.view.tree`: names and shapes, with or without a
+graph).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from ..arguments import check
 from ..graph import LayerGraph
 from ..graph.ops import schema_name
-from ..graph.structure import alias, rebuild, unwrap
+from ..graph.structure import alias, rebuild
 from ..graph.tensors import replaced, tensor_leaves
+from .edits import model_of
 from .recording import alone, as_batches, called
 from .refusal import SurgeryError
 
-__all__ = ["Block", "blocks", "hooked", "inside", "stream_of", "subgraph"]
+__all__ = ["Block", "blocks", "hooked", "inside", "joined", "repeated", "stream_of", "subgraph"]
 
 _FEWEST_WEIGHTS = 2
+_LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 @dataclass(frozen=True)
@@ -83,49 +87,53 @@ def blocks(
         >>> [(b.fqn, b.form) for b in blocks(graftlib.trace(stack, torch.randn(1, 3, 8)))]
         [('0', 0), ('1', 0)]
     """
-    check(
-        SurgeryError,
-        graph=(graph, (LayerGraph,)),
-        data=(data, (Iterable, type(None))),
-        model=(model, (nn.Module, type(None))),
-    )
+    model = model_of(graph, model, data=(data, (Iterable, type(None))))
     records, forms = [], dict[Any, int]()
     once = _run_once(graph)
-    for container, listed in _containers(graph.model):
-        for place, (name, module) in enumerate(listed._modules.items()):
-            if module is None or _is_group(module, listed):
-                continue
-            fqn = f"{container}.{name}" if container else name
-            weights = sum(parameter.ndim > 1 for parameter in module.parameters())
-            nodes = subgraph(graph, fqn)
-            stream = stream_of(nodes) if weights >= _FEWEST_WEIGHTS and fqn in once else None
-            if stream is None:
-                continue
-            form = forms.setdefault((container, _form(nodes, fqn)), len(forms))
-            shape = tuple(stream[1].meta["val"].shape)
-            elements = sum(parameter.numel() for parameter in module.parameters())
-            records.append(
-                Block(fqn, container, place, type(module).__name__, form, shape, elements)
-            )
+    for fqn in repeated(graph.model):
+        container, _, name = fqn.rpartition(".")
+        siblings = graph.model.get_submodule(container)
+        if fqn not in once or not isinstance(siblings, (nn.ModuleList, nn.Sequential)):
+            continue
+        nodes = subgraph(graph, fqn)
+        stream = stream_of(nodes)
+        if stream is None:
+            continue
+        module, place = siblings._modules[name], [*siblings._modules].index(name)
+        assert module is not None
+        form = forms.setdefault((container, _form(nodes, fqn)), len(forms))
+        shape = tuple(stream[1].meta["val"].shape)
+        elements = sum(parameter.numel() for parameter in module.parameters())
+        records.append(Block(fqn, container, place, type(module).__name__, form, shape, elements))
     if data is None:
         return tuple(records)
-    source = unwrap(graph.model if model is None else model, SurgeryError)
-    importances = _importances(source, records, data)
+    importances = _importances(model, records, data)
     return tuple(replace(each, importance=importances[each.fqn]) for each in records)
 
 
-def _containers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """(FQN, module) of every list of modules."""
-    for fqn, module in model.named_modules():
-        if isinstance(module, (nn.ModuleList, nn.Sequential)):
-            yield fqn, module
+def repeated(model: nn.Module) -> tuple[str, ...]:
+    """FQNs of the repeated modules, outer before inner.
+
+    A bare `nn.Sequential` is one in an `nn.ModuleList` alone: elsewhere it groups whatever follows each other. Other
+    bare lists never are.
+    """
+    names = []
+    for fqn, parent in model.named_modules():
+        kinds = Counter(type(child) for child in parent.children())
+        for name, child in parent.named_children():
+            if type(child) in _LISTS:
+                listed = isinstance(parent, nn.ModuleList) and type(child) is nn.Sequential
+            else:
+                listed = isinstance(parent, _LISTS) or kinds[type(child)] > 1
+            weights = sum(parameter.ndim > 1 for parameter in child.parameters())
+            if listed and weights >= _FEWEST_WEIGHTS:
+                names.append(joined(fqn, name))
+    return tuple(names)
 
 
-def _is_group(module: nn.Module, container: nn.Module) -> bool:
-    """A bare list is a block in a `ModuleList` alone: elsewhere it groups whatever follows each other, as a stage."""
-    return type(module) in (nn.Sequential, nn.ModuleList) and not (
-        type(module) is nn.Sequential and isinstance(container, nn.ModuleList)
-    )
+def joined(*names: str) -> str:
+    """One FQN of several; that of the root is empty."""
+    return ".".join(filter(None, names))
 
 
 def inside(module: str, fqn: str) -> bool:

@@ -1,17 +1,15 @@
 """`drop_blocks` and `deepen`: fewer or more of a model's repeated blocks.
 
-Both give each container an **order**: the old names of its blocks, as they shall stand; a name that is missing is left
-out, one that stands twice is copied. An order is plain data. What knows the depth follows: the names of the blocks, the
-places that they hold (``layer_idx``), counts (``num_layers``), a Hugging Face config.
-Always true: the edited model was run next to the old one, in double precision. With dropped blocks it gave what the old
-one gives when these hand on what they take; with copies, what the old one gives. Nothing is written before.
+Both give each container an order of its blocks (`order`). Always true: the edited model was run next to the old one,
+in double precision. With dropped blocks it gave what the old one gives when these hand on what they take; with copies,
+what the old one gives. Nothing is written before.
 Elsewhere: which modules are blocks (`blocks`), the config (`config`).
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -24,23 +22,19 @@ from ..graph import LayerGraph
 from ..graph.axes.trial import Trial, difference, without_numbers
 from ..graph.caches import drop_caches
 from ..graph.ops import arguments, does, name_of, spec, words
-from ..graph.structure import duplicate, own, unwrap
 from .blocks import Block, hooked, inside, stream_of, subgraph
 from .blocks import blocks as blocks_of
 from .config import config_problems, config_state
-from .edits import editable, tensor_of
-from .proof import TOLERANCE, run_trial, trial_of
+from .edits import editable, model_of, must_be_traced, tensor_of
+from .order import Order, depths_of, old_name, order_of, rearrange, renamed
+from .proof import TOLERANCE, fill, run_trial, trial_of, unproven
 from .refusal import SurgeryError
 from .scratch import GROUPED
-from .search import Depths
 
-__all__ = ["Order", "deepen", "drop_blocks", "new_names", "order_without", "rearrange"]
+__all__ = ["deepen", "drop_blocks"]
 
-# FQN of a container -> the old names of its children, as they shall stand.
-Order = Mapping[str, tuple[str, ...]]
 _EXACT = 1e-12
-_PLACES = re.compile(r"_?(layer|block)?_?(idx|id|index|number)")
-_COUNTS = re.compile(r"(num_|n_)?(hidden_)?(layers?|blocks?)|depth")
+_NUMBERED = "the code around the blocks knows them by number"
 
 
 def drop_blocks(
@@ -69,34 +63,13 @@ def drop_blocks(
             Hugging Face config cannot say what is left; or nothing proves the edit on the traced input. The model is
             as it was.
     """
-    check(
-        SurgeryError,
-        graph=(graph, (LayerGraph,)),
-        blocks=(blocks, (Iterable,)),
-        model=(model, (nn.Module, type(None))),
-        inplace=(inplace, bool),
-    )
-    model = unwrap(graph.model if model is None else model, SurgeryError)
-    gone = _asked(graph, [blocks] if isinstance(blocks, str) else blocks)
-    order = order_without(graph, gone.values())
+    model = model_of(graph, model, inplace, blocks=(blocks, (Iterable,)))
+    gone = [*_asked(graph, [blocks] if isinstance(blocks, str) else blocks)]
+    order = order_of(graph.model, dict.fromkeys(gone, 0))
     empty = [container for container, names in order.items() if not names]
     if empty:
         raise SurgeryError(f"nothing would be left in '{empty[0]}'.", fix="keep one block of it")
-
-    def prove(edited: nn.Module) -> None:
-        _prove_dropped(graph, model, edited, order, list(gone))
-
-    return _edited(graph, model, order, prove, lambda edited: None, inplace)
-
-
-def order_without(graph: LayerGraph, blocks: Iterable[Block]) -> Order:
-    """What their containers hold once these blocks are left out."""
-    blocks = list(blocks)
-    gone = {each.fqn for each in blocks}
-    return {
-        container: tuple(name for name in names if _joined(container, name) not in gone)
-        for container, names in _children(graph.model, blocks).items()
-    }
+    return _edited(graph, model, order, partial(_dropped, graph, gone), (), inplace)
 
 
 def deepen(
@@ -126,48 +99,28 @@ def deepen(
             (post-norm, as in BERT), it has no residual, or an op of a branch is not known to keep zeros. The model is
             as it was.
     """
-    check(
-        SurgeryError,
-        graph=(graph, (LayerGraph,)),
-        copies=(copies, (Mapping,)),
-        model=(model, (nn.Module, type(None))),
-        inplace=(inplace, bool),
-    )
+    model = model_of(graph, model, inplace, copies=(copies, (Mapping,)))
     counts = Annotated[int, Meta(ge=1, le=10_000)]
     check(SurgeryError, copies=([*copies.values()], list[counts]))
-    model = unwrap(graph.model if model is None else model, SurgeryError)
-    asked = _asked(graph, copies)
-    number = dict(zip(asked, copies.values(), strict=True))
-    zeros = {fqn: _zeros(graph, fqn) for fqn in asked}
-    order = {
-        container: tuple(
-            name for name in names for _ in range(1 + number.get(_joined(container, name), 0))
-        )
-        for container, names in _children(graph.model, asked.values()).items()
-    }
-    added = {
+    number = dict(zip(_asked(graph, copies), copies.values(), strict=True))
+    zeros = {fqn: _zeros(graph, fqn) for fqn in number}
+    order = order_of(graph.model, {fqn: 1 + count for fqn, count in number.items()})
+    added = [
         f"{new}{name.removeprefix(old)}"
-        for new, old in _copies(graph.model, order)
+        for new, old, copied in renamed(graph.model, order)
+        if copied
         for name in zeros[old]
-    }
-
-    def finish(edited: nn.Module) -> None:
-        for fqn in added:
-            tensor_of(edited, fqn).detach().zero_()
-
-    def prove(edited: nn.Module) -> None:
-        _prove_deepened(graph, model, edited, order, number, added)
-
-    return _edited(graph, model, order, prove, finish, inplace)
+    ]
+    return _edited(graph, model, order, partial(_deepened, graph, number, added), added, inplace)
 
 
 # --- requests ---------------------------------------------------------------------------------------------------------
 
 
-def _asked(graph: LayerGraph, requests: Iterable[str | Block]) -> dict[str, Block]:
-    """The blocks that are meant, by name."""
-    known = {each.fqn: each for each in blocks_of(graph)}
-    asked: dict[str, Block] = {}
+def _asked(graph: LayerGraph, requests: Iterable[str | Block]) -> list[str]:
+    """The names of the blocks that are meant."""
+    known = [each.fqn for each in blocks_of(graph)]
+    asked: list[str] = []
     for request in requests:
         fqn = request.fqn if isinstance(request, Block) else request
         if fqn not in known:
@@ -175,24 +128,16 @@ def _asked(graph: LayerGraph, requests: Iterable[str | Block]) -> dict[str, Bloc
                 f"{shown(fqn)} is no block that can be left out or repeated.",
                 why="a block stands in an nn.ModuleList or nn.Sequential, holds two weights or more, runs once and "
                 "gives a tensor of the shape that it takes",
-                near=lambda: nearest(str(fqn), [*known]),  # noqa: B023
+                near=lambda: nearest(str(fqn), known),  # noqa: B023
                 fix="take one of surgery.blocks(graph)",
             )
         for other in asked:
             if inside(fqn, other) or inside(other, fqn):
                 raise SurgeryError(f"'{fqn}' and '{other}' are asked for, and one holds the other.")
-        asked[fqn] = known[fqn]
+        asked.append(fqn)
     if not asked:
         raise SurgeryError("no block is named.", fix="take some of surgery.blocks(graph)")
     return asked
-
-
-def _children(model: nn.Module, wanted: Iterable[Block]) -> dict[str, tuple[str, ...]]:
-    return {b.container: tuple(model.get_submodule(b.container)._modules) for b in wanted}
-
-
-def _joined(*words: str) -> str:
-    return ".".join(filter(None, words))
 
 
 # --- the edit ---------------------------------------------------------------------------------------------------------
@@ -202,17 +147,18 @@ def _edited(
     graph: LayerGraph,
     model: nn.Module,
     order: Order,
-    prove: Callable[[nn.Module], None],
-    finish: Callable[[nn.Module], None],
+    doubt: Callable[[Trial, Trial], SurgeryError | None],
+    zeros: Sequence[str],
     inplace: bool,
 ) -> nn.Module:
-    _must_be_traced(model, graph)
-    before = config_state(model, graph)
-    depths = _depths(graph.model, order)
+    """The model in this order, with `zeros` in some tensors, once no `doubt` is left of it."""
+    must_be_traced(model, graph, {**graph.model.state_dict(), **model.state_dict()})
+    before, depths = config_state(model, graph), depths_of(graph.model, order)
 
     def edit(edited: nn.Module) -> nn.Module:
         rearrange(edited, order)
-        finish(edited)
+        for fqn in zeros:
+            tensor_of(edited, fqn).detach().zero_()
         for _, problem in config_problems(edited, before, {}, depths):
             raise SurgeryError(
                 "the config cannot say how many blocks there are now.",
@@ -222,201 +168,57 @@ def _edited(
         return edited
 
     edited = edit(editable(model, graph, [], inplace=False))
-    prove(edited)
+    # With other norms and statistics as well: in a model before its training a signal may die away.
+    doubts = (
+        doubt(*_trials(graph, model, edited, order, zeros, drawn=drawn)) for drawn in (False, True)
+    )
+    first = next(doubts)
+    if first is not None and (second := next(doubts)) is not None:
+        raise second
     if inplace:
         drop_caches(model, graph, SurgeryError)
         return edit(model)
     return edited
 
 
-def _must_be_traced(model: nn.Module, graph: LayerGraph) -> None:
-    mine, known = (
-        {n: tuple(t.shape) for n, t in m.state_dict().items()} for m in (model, graph.model)
-    )
-    other = [name for name in {**known, **mine} if mine.get(name) != known.get(name)]
-    if other:
-        raise SurgeryError(
-            f"the model is not the one that was traced: {len(other)} tensors differ.",
-            where={"first": ", ".join(map(repr, other[:3]))},
-            fix="trace this model, and edit it by its own graph",
-        )
-
-
-def _depths(model: nn.Module, order: Order) -> Depths:
-    """For each container how many children it had, and which of them stand in it now."""
-    olds = {container: [*model.get_submodule(container)._modules] for container in order}
-    return tuple(
-        (container, len(olds[container]), tuple(olds[container].index(name) for name in names))
-        for container, names in order.items()
-    )
-
-
-def rearrange(model: nn.Module, order: Order) -> None:
-    """Let the containers hold what the order says, in place; places and counts follow."""
-    for container in sorted(order, key=lambda fqn: -fqn.count(".")):
-        module = model.get_submodule(container)
-        olds: dict[str, nn.Module] = dict(module._modules)  # type: ignore[arg-type]
-        places = _places_in([*olds.values()])
-        names = order[container]
-        news = dict[str, nn.Module]()
-        for name, old in zip(new_names([*olds], names), names, strict=True):
-            again = any(olds[old] is each for each in news.values())
-            news[name] = duplicate(olds[old], own) if again else olds[old]
-        module._modules.clear()
-        module._modules.update(news)
-        for place, each in enumerate(news.values()):
-            for inner, part in each.named_modules():
-                for attribute in [*vars(part)]:
-                    if (inner, attribute) in places:
-                        vars(part)[attribute] = place + places[inner, attribute]
-        if len(names) != len(olds):
-            _count(model, container, len(olds), len(names))
-
-
-def _places_in(modules: Sequence[nn.Module]) -> dict[tuple[str, str], int]:
-    """(name of a module in a block, attribute) -> the number of the first block, where it counts the blocks."""
-    firsts: dict[tuple[str, str], set[int]] = {}
-    for place, module in enumerate(modules):
-        for inner, part in module.named_modules():
-            for attribute, value in vars(part).items():
-                if type(value) is int and _PLACES.fullmatch(attribute):
-                    firsts.setdefault((inner, attribute), set()).add(value - place)
-    return {key: first.pop() for key, first in firsts.items() if len(first) == 1}
-
-
-def _count(model: nn.Module, container: str, old: int, new: int) -> None:
-    """Attributes that said how many blocks a container has, of it and above it, up to the next container."""
-    words = container.split(".") if container else []
-    for end in range(len(words), -1, -1):
-        part = model.get_submodule(".".join(words[:end]))
-        if end < len(words) and isinstance(part, (nn.ModuleList, nn.Sequential)):
-            return
-        for name, value in vars(part).items():
-            if type(value) is int and value == old and _COUNTS.fullmatch(name):
-                vars(part)[name] = new
-
-
-def new_names(olds: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Of children in another order: numbers are counted anew; a copy with a name of its own has a number behind it."""
-    numbered = [re.fullmatch(r"(.*?)(\d+)", name) for name in olds]
-    first = numbered[0]
-    if first and all(
-        each and each[1] == first[1] and int(each[2]) == int(first[2]) + i
-        for i, each in enumerate(numbered)
-    ):
-        return [f"{first[1]}{int(first[2]) + i}" for i in range(len(names))]
-    news = list[str]()
-    for i, name in enumerate(names):
-        count = names[:i].count(name)
-        news.append(f"{name}_{count}" if count else name)
-    return news
-
-
-def _renamed(model: nn.Module, order: Order) -> Iterator[tuple[str, str, bool]]:
-    """(new FQN, old FQN, whether it is a copy) of every child of the edited containers."""
-    for container, names in order.items():
-        olds = [*model.get_submodule(container)._modules]
-        for i, new in enumerate(new_names(olds, names)):
-            copied = names[i] in names[:i]
-            yield _joined(container, new), _joined(container, names[i]), copied
-
-
-def _copies(model: nn.Module, order: Order) -> Iterator[tuple[str, str]]:
-    return ((new, old) for new, old, copied in _renamed(model, order) if copied)
-
-
-def _old_name(fqn: str, renamed: Sequence[tuple[str, str, bool]]) -> str:
-    for new, old, _ in renamed:
-        if inside(fqn, new):
-            return f"{old}{fqn[len(new) :]}"
-    return fqn
-
-
 # --- the proof --------------------------------------------------------------------------------------------------------
 
 
-def _prove_dropped(
-    graph: LayerGraph, model: nn.Module, edited: nn.Module, order: Order, gone: Sequence[str]
-) -> None:
-    """The edited model gives what the old one gives in which the dropped blocks hand on what they take."""
-    doubt = None
-    for drawn in (False, True):
-        doubt = _dropped(graph, _trials(graph, model, edited, order, drawn=drawn), gone)
-        if doubt is None:
-            return
-    assert doubt is not None
-    raise doubt
-
-
 def _dropped(
-    graph: LayerGraph, trials: tuple[Trial, Trial], gone: Sequence[str]
+    graph: LayerGraph, gone: Sequence[str], before: Trial, after: Trial
 ) -> SurgeryError | None:
-    before, after = trials
+    """The edited model gives what the old one gives in which the dropped blocks hand on what they take."""
     owned = [any(inside(module, fqn) for fqn in gone) for module in _makers(graph)]
-
-    def identity(start: Tensor, end: Tensor) -> Tensor:
-        return start
-
-    for fqn in gone:
-        hooked(before.model, fqn, identity)
-    every = run_trial(before, graph)
-    outputs = [each for each, own in zip(every, owned, strict=True) if not own]
-    error = difference(outputs, _run_edited(after, graph, gone))
-    if error > TOLERANCE:
-        raise SurgeryError(
-            f"without {_named(gone)} the model is not the one in which they do nothing.",
-            where={"relative change": f"{error:.1e}"},
-            why="the code around the blocks knows them by number, or they hand on more than the stream",
-            fix="drop other blocks",
-        )
     random = torch.Generator().manual_seed(0)
+
+    def outputs(change: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
+        for fqn in gone:
+            hooked(before.model, fqn, change)
+        results = run_trial(before, graph)
+        return [each for each, own in zip(results, owned, strict=True) if not own]
 
     def noise(start: Tensor, end: Tensor) -> Tensor:
         return start * torch.rand(start.shape, dtype=start.dtype, generator=random, device="cpu")
 
-    for fqn in gone:
-        hooked(before.model, fqn, noise)
-    again = [each for each, own in zip(run_trial(before, graph), owned, strict=True) if not own]
-    return _doubt(graph, outputs, difference(outputs, again), gone)
-
-
-def _prove_deepened(
-    graph: LayerGraph,
-    model: nn.Module,
-    edited: nn.Module,
-    order: Order,
-    number: Mapping[str, int],
-    zeros: Iterable[str],
-) -> None:
-    """The edited model gives what the old one gives, and, between, what the copies give besides."""
-    doubt = None
-    for drawn in (False, True):
-        trials = _trials(graph, model, edited, order, zeros, drawn=drawn)
-        doubt = _deepened(graph, trials, number, zeros)
-        if doubt is None:
-            return
-    assert doubt is not None
-    raise doubt
+    due = outputs(lambda start, end: start)
+    error = difference(due, _run_edited(after, graph, gone))
+    if error > TOLERANCE:
+        what = f"without {_named(gone)} the model is not the one in which they do nothing."
+        raise _other(what, error, "drop other blocks")
+    return _doubt(graph, due, difference(due, outputs(noise)), gone)
 
 
 def _deepened(
-    graph: LayerGraph,
-    trials: tuple[Trial, Trial],
-    number: Mapping[str, int],
-    zeros: Iterable[str],
+    graph: LayerGraph, number: Mapping[str, int], zeros: Sequence[str], before: Trial, after: Trial
 ) -> SurgeryError | None:
-    before, after = trials
+    """The edited model gives what the old one gives, and, between, what the copies give besides."""
     outputs = run_trial(before, graph)
     more = sum(n for module in _makers(graph) for fqn, n in number.items() if inside(module, fqn))
     results = _run_edited(after, graph, [*number])
     error = _missing(outputs, results) if len(results) == len(outputs) + more else float("inf")
     if error > _EXACT:
-        raise SurgeryError(
-            f"copies of {_named([*number])} that should do nothing change what the model gives.",
-            where={"relative change": f"{error:.1e}"},
-            why="the code around the blocks knows them by number, or they hand on more than the stream",
-            fix="copy other blocks",
-        )
+        what = f"copies of {_named([*number])} that should do nothing change what the model gives."
+        raise _other(what, error, "copy other blocks")
     random = torch.Generator().manual_seed(0)
     for fqn in zeros:
         value = after.tensor(fqn)
@@ -429,22 +231,21 @@ def _trials(
     model: nn.Module,
     edited: nn.Module,
     order: Order,
-    zeros: Iterable[str] = (),
+    zeros: Sequence[str],
     *,
     drawn: bool,
 ) -> tuple[Trial, Trial]:
     """Both in doubles; parameters that are zero everywhere hide what is before them, and have numbers in both.
 
-    With `drawn`, norms and statistics have others, too: in a model before its training a signal may die away.
+    With `drawn`, norms and statistics have others, too.
     """
     before, after = trial_of(graph, model, drawn=drawn), trial_of(graph, edited)
-    numbers, renamed, zeros = before.draw_zeros(), [*_renamed(graph.model, order)], {*zeros}
-    originals = {**dict(before.model.named_parameters()), **dict(before.model.named_buffers())}
-    for fqn, tensor in [*after.model.named_parameters(), *after.model.named_buffers()]:
-        old = _old_name(fqn, renamed)
-        unknown = drawn or old in numbers or tensor_of(edited, fqn).is_meta
-        if fqn not in zeros and old in originals and unknown:
-            tensor.detach().copy_(originals[old].detach())
+    names = [*renamed(graph.model, order)]
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    unknown = [*before.draw_zeros(), *(n for n, t in tensors.items() if drawn or t.is_meta)]
+    fill(after.model, before.model, {}, unknown, lambda fqn: old_name(fqn, names))
+    for fqn in zeros:
+        after.tensor(fqn).zero_()
     after.args, after.kwargs = before.args, before.kwargs
     return before, after
 
@@ -455,9 +256,7 @@ def _run_edited(trial: Trial, graph: LayerGraph, names: Sequence[str]) -> list[T
     except Exception as error:  # a model may raise anything
         raise SurgeryError(
             f"the modules do not run with {_named(names)} dropped or copied.",
-            why=f"the code around the blocks knows them by number: {type(error).__name__}: {error}"[
-                :300
-            ],
+            why=f"{_NUMBERED}: {type(error).__name__}: {error}"[:300],
             fix="choose other blocks, or let the code run over its container",
         ) from error
 
@@ -483,6 +282,11 @@ def _missing(outputs: Sequence[Tensor], results: Iterable[Tensor]) -> float:
     return 0.0
 
 
+def _other(what: str, error: float, fix: str) -> SurgeryError:
+    why = f"{_NUMBERED}, or they hand on more than the stream"
+    return SurgeryError(what, where={"relative change": f"{error:.1e}"}, why=why, fix=fix)
+
+
 def _doubt(
     graph: LayerGraph, outputs: Sequence[Tensor], control: float, names: Sequence[str]
 ) -> SurgeryError | None:
@@ -493,11 +297,8 @@ def _doubt(
         doubt = f"what {_named(names)} give does not show in the outputs"
     else:
         return None
-    return SurgeryError(
-        f"'{graph.name}' cannot be proven without or with more of {_named(names)}.",
-        why=f"{doubt} on the traced input: a wrong edit would not show",
-        fix="trace with an input that shows it: trace(model, args) with values as the model meets them",
-    )
+    what = f"'{graph.name}' cannot be proven without or with more of {_named(names)}."
+    return unproven(what, f"{doubt} on the traced input: a wrong edit would not show")
 
 
 def _named(names: Sequence[str]) -> str:

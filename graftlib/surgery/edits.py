@@ -13,12 +13,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..arguments import check
 from ..errors import nearest, shown
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass, axes_of, axis_classes
 from ..graph.axes.classes import constant_sizes
 from ..graph.caches import copy_to_edit
-from ..graph.structure import own
+from ..graph.structure import own, unwrap
 from .refusal import SurgeryError
 
 __all__ = [
@@ -27,6 +28,8 @@ __all__ = [
     "Rows",
     "alike",
     "editable",
+    "model_of",
+    "must_be_traced",
     "owners_of",
     "preview",
     "requested",
@@ -83,7 +86,7 @@ def preview(graph: LayerGraph, requests: Iterable[Request]) -> Preview:
         for each in asked.intersection(hits[request]):
             raise SurgeryError(
                 f"{shown(request)} asks for {each.size} units that another rule asks for.",
-                where={"members": ", ".join(map(str, each.members[:3]))},
+                where=_named(each),
                 why="layers that add up, or read and write one stream, share an axis class",
                 fix="ask for each class once",
             )
@@ -95,6 +98,10 @@ def requested(graph: LayerGraph, requests: Mapping[Request, T]) -> dict[AxisClas
     """What is asked for, by class; raises as `preview` does."""
     hits = preview(graph, requests).hits
     return {each: requests[key] for key, classes in hits.items() for each in classes}
+
+
+def _named(each: AxisClass) -> dict[str, str]:
+    return {"members": ", ".join(map(str, each.members[:3]))}
 
 
 def _meant(graph: LayerGraph, classes: Sequence[AxisClass], key: object) -> list[AxisClass]:
@@ -116,7 +123,7 @@ def _meant(graph: LayerGraph, classes: Sequence[AxisClass], key: object) -> list
     if key not in classes:
         raise SurgeryError(
             f"a class of {key.size} units is none of this graph's.",
-            where={"members": ", ".join(map(str, key.members[:3]))},
+            where=_named(key),
             fix="take it from the axis_classes of the graph that you pass",
         )
     return [key]
@@ -140,11 +147,35 @@ def _free(each: AxisClass) -> AxisClass:
     if not each.free:
         raise SurgeryError(
             f"the {each.size} units of '{each.members[0].fqn}' cannot be edited.",
-            where={"members": ", ".join(map(str, each.members[:3]))},
+            where=_named(each),
             why=f"their order is frozen by {each.frozen_by}",
             fix="edit a class that is free",
         )
     return each
+
+
+def model_of(
+    graph: LayerGraph, model: nn.Module | None, inplace: bool = False, **arguments: Any
+) -> nn.Module:
+    """The model that a verb is to edit, out of its wrappers; None is the traced one.
+
+    Args:
+        graph: as the verb was given it, like the others.
+        model: likewise.
+        inplace: likewise.
+        arguments: the verb's further ones, as for `check`.
+
+    Raises:
+        SurgeryError: an argument is not what it should be, or the model is a ScriptModule.
+    """
+    check(
+        SurgeryError,
+        graph=(graph, (LayerGraph,)),
+        model=(model, (nn.Module, type(None))),
+        inplace=(inplace, bool),
+        **arguments,
+    )
+    return unwrap(graph.model if model is None else model, SurgeryError)
 
 
 def editable(
@@ -160,23 +191,31 @@ def editable(
         SurgeryError: a tensor has another shape than the graph says, or is missing; or the model holds what a run
             made from its weights, and cannot be made to make it again.
     """
+    must_be_traced(model, graph, (m.fqn for each in classes for m in each.members))
+    return model if inplace else copy_to_edit(model, graph, SurgeryError, change)
+
+
+def must_be_traced(model: nn.Module, graph: LayerGraph, names: Iterable[str]) -> None:
+    """Raise SurgeryError where tensors of these names have other shapes than in the graph's model, or are missing."""
     wrong = []
-    for member in {m.fqn: m for each in classes for m in each.members}.values():
-        try:
-            shape = tuple(tensor_of(model, member.fqn).shape)
-        except AttributeError:
-            wrong.append(f"'{member.fqn}' is missing")
-            continue
-        known = tuple(tensor_of(graph.model, member.fqn).shape)
+    for fqn in dict.fromkeys(names):
+        shape, known = (_shape(each, fqn) for each in (model, graph.model))
         if shape != known:
-            wrong.append(f"'{member.fqn}' {shape} instead of {known}")
+            is_missing = f"'{fqn}' is missing"
+            wrong.append(is_missing if shape is None else f"'{fqn}' {shape} instead of {known}")
     if wrong:
         raise SurgeryError(
             f"the model is not the one that was traced: {len(wrong)} tensors differ.",
             where={"first": "; ".join(wrong[:3])},
             fix="trace this model, and edit it by its own graph",
         )
-    return model if inplace else copy_to_edit(model, graph, SurgeryError, change)
+
+
+def _shape(model: nn.Module, fqn: str) -> tuple[int, ...] | None:
+    try:
+        return tuple(tensor_of(model, fqn).shape)
+    except AttributeError:
+        return None
 
 
 def whole_numbers(values: object) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from ..graph.ops import overload
+from ..graph.ops import overload, words
 
 __all__ = ["MOVES", "SAME", "Op", "Value", "Weight", "anything", "leaves", "plain", "rule_of"]
 
@@ -28,19 +28,15 @@ _TINY, _HUGE = 1e-200, 1e100
 _ROWS = 64
 
 
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
 # Ops that only move entries, or leave them as they are.
-MOVES = _words(
+MOVES = words(
     """
     view reshape _unsafe_view flatten unflatten permute transpose t squeeze unsqueeze expand expand_as select slice
     narrow split split_with_sizes chunk unbind movedim flip roll repeat tile repeat_interleave stack
     index_select broadcast_to swapaxes tensor_split diagonal pixel_shuffle pixel_unshuffle channel_shuffle
     """
 )
-SAME = _words(
+SAME = words(
     """
     contiguous clone detach alias to _to_copy dropout feature_dropout alpha_dropout type_as lift_fresh double float
     half bfloat16 cpu cuda
@@ -214,13 +210,6 @@ def _whole(tensor: Tensor, shape: tuple[int, ...], dim: int) -> Tensor:
     return tensor.expand(sizes)
 
 
-def _grouped(tensor: Tensor, dim: int, groups: int) -> Tensor:
-    """With `dim` as (groups, channels of a group)."""
-    dim %= tensor.ndim
-    shape = tensor.shape
-    return tensor.reshape(*shape[:dim], groups, shape[dim] // groups, *shape[dim + 1 :])
-
-
 def _along(tensor: Tensor, dim: int, size: int) -> Tensor:
     """(size,) sums over all other dimensions, each uniform one counted once."""
     sums = tensor.movedim(dim, 0).reshape(tensor.shape[dim], -1).sum(1)
@@ -360,37 +349,12 @@ def _pad(op: Op, x: Value, pads: list[int], *args: Any, **kwargs: Any) -> Value:
 
 
 @_rule(
-    *[
-        "relu",
-        "relu6",
-        "gelu",
-        "silu",
-        "hardswish",
-        "hardtanh",
-        "leaky_relu",
-        "elu",
-        "selu",
-        "celu",
-        "mish",
-        "softplus",
-        "abs",
-        "neg",
-        "square",
-        "softsign",
-    ],
-    *[
-        "tanhshrink",
-        "softshrink",
-        "hardshrink",
-        "exp",
-        "expm1",
-        "log1p",
-        "sqrt",
-        "threshold",
-        "clamp",
-        "clamp_min",
-        "clamp_max",
-    ],
+    *words(
+        """
+        relu relu6 gelu silu hardswish hardtanh leaky_relu elu selu celu mish softplus abs neg square softsign
+        tanhshrink softshrink hardshrink exp expm1 log1p sqrt threshold clamp clamp_min clamp_max
+        """
+    )
 )
 def _unary(op: Op, x: Value, *args: Any, **kwargs: Any) -> Value:
     """e(f(x)) = e(x) + f(0)^2, c(f(x)) = f(c(x))."""
@@ -404,7 +368,7 @@ def _unary(op: Op, x: Value, *args: Any, **kwargs: Any) -> Value:
     return op.value(x.energy + rest**2 if rest else x.energy, constant)
 
 
-@_rule(*["sigmoid", "tanh", "erf", "sin", "cos", "hardsigmoid", "log_sigmoid"])
+@_rule("sigmoid", "tanh", "erf", "sin", "cos", "hardsigmoid", "log_sigmoid")
 def _bounded(op: Op, x: Value, *args: Any, **kwargs: Any) -> Value:
     """No larger than 1: e(f(x)) = e(x) / (1 + e(x)) + f(0)^2."""
     return _unary(op, Value(x.energy / (1 + x.energy), x.constant, x.shape), *args, **kwargs)
@@ -569,7 +533,9 @@ def _rms_norm(op: Op, x: Value, shape: Any, gain: Any = None, *args: Any) -> Val
 
 @_rule("group_norm")
 def _group_norm(op: Op, x: Value, groups: int, gain: Any = None, shift: Any = None, *args: Any) -> Value:  # fmt: skip
-    energy, constant = (_grouped(_whole(t, x.shape, 1), 1, groups) for t in (x.energy, x.constant))
+    energy, constant = (
+        torch.unflatten(_whole(t, x.shape, 1), 1, (groups, -1)) for t in (x.energy, x.constant)
+    )
     over, count = tuple(range(2, energy.ndim)), prod(x.shape[1:]) // groups
     energy, constant = _normalised(Value(energy, constant, ()), over, count, True)
     return _affine(op, energy.flatten(1, 2), constant.flatten(1, 2), gain, shift, 1)
@@ -766,7 +732,9 @@ def _summed(counted: Tensor, op: Op, weight: Weight, axes: tuple[int, int], grou
         return sums.view(*[1] * (counted.ndim - 1), -1)
     squares = _doubles(weight).square()
     squares = squares.flatten(2).sum(2) if squares.ndim > 2 else squares
-    squares = _grouped(squares, 0, groups)  # (groups, channels of axis 0, channels of axis 1)
-    mask = _grouped(counted.to(torch.float64), -1, groups)
+    squares = torch.unflatten(
+        squares, 0, (groups, -1)
+    )  # (groups, channels of axis 0, channels of axis 1)
+    mask = torch.unflatten(counted.to(torch.float64), -1, (groups, -1))
     letters = {0: "i", 1: "j"}
     return torch.einsum(f"...g{letters[over]},gij->...g{letters[out]}", mask, squares).flatten(-2)

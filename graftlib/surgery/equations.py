@@ -9,7 +9,9 @@ right)``. Always true: no model is run here, and none is changed.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from ..graph.axes import AxisClass
 from ..graph.axes.algebra import Atom, Expr, Prod, Sum, resolve
@@ -224,10 +226,10 @@ class Equations:
         return defined
 
     def _variables(self, one: Equation) -> tuple[tuple[int, ...], tuple[Place, ...]]:
-        numbers = dict.fromkeys(n for side in one for n in _class_numbers(side))
+        numbers = dict.fromkeys(n for side in one for n in _leaves(side, "class"))
         places = dict.fromkeys(p for side in one for p in _places(side))
         for place in places:
-            numbers |= dict.fromkeys(_class_numbers(self._defined.get(place, 0)))
+            numbers |= dict.fromkeys(_leaves(self._defined.get(place, 0), "class"))
         return tuple(numbers), tuple(places)
 
     def classes_of(self, one: Equation) -> list[AxisClass]:
@@ -288,32 +290,24 @@ class Equations:
             return None
         if term[0] == "at":
             return due if term[1] == place else None
-        word, left, right = term
-        if place in set(_places(left)):
-            other = self._value(right, numbers, known)
-            inner = None if other is None else _UNDO_LEFT[word](due, other)
-            return None if inner is None else self._solved(left, place, inner, numbers, known)
-        other = self._value(left, numbers, known)
-        inner = None if other is None else _UNDO_RIGHT[word](due, other)
-        return None if inner is None else self._solved(right, place, inner, numbers, known)
+        side = 1 if place in set(_places(term[1])) else 2
+        other = self._value(term[3 - side], numbers, known)
+        inner = None if other is None else _UNDO[term[0], side](due, other)
+        return None if inner is None else self._solved(term[side], place, inner, numbers, known)
 
 
-def _class_numbers(term: Term) -> Iterator[int]:
+def _leaves(term: Term, kind: str) -> Iterator[Any]:
+    """The classes (their numbers) or the attributes (``"at"``: their places) in a term."""
     if isinstance(term, tuple):
-        if term[0] == "class":
+        if term[0] == kind:
             yield term[1]
-        elif term[0] != "at":
-            yield from _class_numbers(term[1])
-            yield from _class_numbers(term[2])
+        elif term[0] not in ("class", "at"):
+            yield from _leaves(term[1], kind)
+            yield from _leaves(term[2], kind)
 
 
 def _places(term: Term) -> Iterator[Place]:
-    if isinstance(term, tuple):
-        if term[0] == "at":
-            yield term[1]
-        elif term[0] != "class":
-            yield from _places(term[1])
-            yield from _places(term[2])
+    return _leaves(term, "at")
 
 
 def _divided(number: int, by: int) -> int | None:
@@ -321,20 +315,19 @@ def _divided(number: int, by: int) -> int | None:
 
 
 _COMPUTE: dict[str, Callable[[int, int], int]] = {
-    "*": lambda a, b: a * b,
-    "+": lambda a, b: a + b,
-    "-": lambda a, b: a - b,
-    "//": lambda a, b: a // b,
+    "*": operator.mul,
+    "+": operator.add,
+    "-": operator.sub,
+    "//": operator.floordiv,
 }
-_UNDO_LEFT: dict[str, Callable[[int, int], int | None]] = {
-    "*": _divided,
-    "+": lambda due, b: due - b,
-    "-": lambda due, b: due + b,
-    "//": lambda due, b: due * b,
-}
-_UNDO_RIGHT: dict[str, Callable[[int, int], int | None]] = {
-    "*": _divided,
-    "+": lambda due, a: due - a,
-    "-": lambda due, a: a - due,
-    "//": lambda due, a: a // due if due else None,
+# (op, which side is sought) -> what that side is, from the result and the other side.
+_UNDO: dict[tuple[str, int], Callable[[int, int], int | None]] = {
+    ("*", 1): _divided,
+    ("*", 2): _divided,
+    ("+", 1): operator.sub,
+    ("+", 2): operator.sub,
+    ("-", 1): operator.add,
+    ("-", 2): lambda due, a: a - due,
+    ("//", 1): operator.mul,
+    ("//", 2): lambda due, a: a // due if due else None,
 }

@@ -26,12 +26,11 @@ from ..graph.axes.trial import Trial, difference, without_numbers
 from ..graph.caches import copy_to_edit, drop_caches
 from ..graph.ops import arguments, does, name_of
 from ..graph.select import select
-from ..graph.structure import unwrap
 from ..graph.walk import inputs, reach
 from .config import config_problems, config_state, warn_of
-from .depth import _depths, _old_name, _renamed, rearrange
-from .edits import Rows, tensor_of, whole_numbers
-from .proof import TOLERANCE, fill, run_trial, trial_of
+from .edits import Rows, model_of, tensor_of, whole_numbers
+from .order import depths_of, old_name, rearrange, renamed
+from .proof import TOLERANCE, fill, run_trial, trial_of, unproven
 from .recording import Op, Twin, as_batches
 from .refusal import SurgeryError
 from .stale import cut_rows
@@ -145,7 +144,7 @@ def expert_usage(
     Raises:
         SurgeryError: the model does not run on `data`, or a router is not seen there.
     """
-    model = unwrap(graph.model if model is None else model, SurgeryError)
+    model = model_of(graph, model, data=(data, (Iterable,)))
     layers = experts(graph)
     sums = {each.fqn: torch.zeros(each.count, dtype=torch.float64, device="cpu") for each in layers}
     tokens = dict.fromkeys(sums, 0)
@@ -219,14 +218,7 @@ def prune_experts(
     Warns:
         SurgeryWarning: the config of a Hugging Face model cannot say the numbers of experts.
     """
-    check(
-        SurgeryError,
-        graph=(graph, (LayerGraph,)),
-        data=(data, (Iterable, type(None))),
-        model=(model, (nn.Module, type(None))),
-        inplace=(inplace, bool),
-    )
-    model = unwrap(graph.model if model is None else model, SurgeryError)
+    model = model_of(graph, model, inplace, data=(data, (Iterable, type(None))))
     asked = _asked(graph, keep)
     rated = None
     if any(isinstance(each, (int, float)) for each in asked.values()):
@@ -248,7 +240,7 @@ def prune_experts(
         for layer, units in kept.items()
         if layer.container
     }
-    before, depths = config_state(model, graph), _depths(graph.model, order)
+    before, depths = config_state(model, graph), depths_of(graph.model, order)
 
     def edit(edited: nn.Module) -> nn.Module:
         rearrange(edited, order)
@@ -257,7 +249,7 @@ def prune_experts(
         return edited
 
     pruned = edit(copy_to_edit(model, graph, SurgeryError))
-    _prove(graph, model, pruned, kept, rows, [*_renamed(graph.model, order)])
+    _prove(graph, model, pruned, kept, rows, [*renamed(graph.model, order)])
     if inplace:
         drop_caches(model, graph, SurgeryError)
         pruned = edit(model)
@@ -334,12 +326,12 @@ def _prove(
     edited: nn.Module,
     kept: Mapping[Experts, Tensor],
     rows: Rows,
-    renamed: Sequence[tuple[str, str, bool]],
+    names: Sequence[tuple[str, str, bool]],
 ) -> None:
     """The edited model gives what the old one gives whose routers rate the dropped experts with minus infinity."""
     before, after = trial_of(graph, model), trial_of(graph, edited)
     drawn = before.draw_zeros()  # a router of zeros rates all alike
-    fill(after.model, before.model, rows, drawn, lambda name: _old_name(name, renamed))
+    fill(after.model, before.model, rows, drawn, lambda fqn: old_name(fqn, names))
     after.args, after.kwargs = before.args, before.kwargs
 
     def mask(layer: Experts, logits: Tensor) -> None:
@@ -362,10 +354,9 @@ def _prove(
     for router in turned:
         router.copy_(router.roll(1, 0) + router.roll(1, 1))
     if without_numbers(mine) or difference(mine, run_trial(after, graph)) <= 100 * TOLERANCE:
-        raise SurgeryError(
+        raise unproven(
             f"nothing proves that '{graph.name}' chooses the same experts.",
-            why="what its routers say does not show in the outputs on the traced input",
-            fix="trace with an input that shows it: trace(model, args) with values as the model meets them",
+            "what its routers say does not show in the outputs on the traced input",
         )
 
 

@@ -14,13 +14,11 @@ from torch import Tensor, nn
 
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass, axes_of
-from .edits import rows_of, tensor_of
+from .edits import Rows, rows_of, tensor_of
 from .importance import reads
 from .rescale import role_places, scores_only
 
 __all__ = ["FILLS", "Fill", "grown"]
-
-Places = dict[tuple[str, int], Tensor]
 
 
 @dataclass
@@ -34,9 +32,9 @@ class Fill:
             only the scores of an attention read it.
     """
 
-    rows: Places = field(default_factory=dict)
-    new: Places = field(default_factory=dict)
-    silent: Places = field(default_factory=dict)
+    rows: Rows = field(default_factory=dict)
+    new: Rows = field(default_factory=dict)
+    silent: Rows = field(default_factory=dict)
 
 
 def grown(graph: LayerGraph, units: Mapping[AxisClass, Tensor]) -> Fill:

@@ -15,17 +15,17 @@ from dataclasses import dataclass, field
 
 import networkx as nx
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from ..errors import TraceError
 from ..graph import LayerGraph
-from ..graph.axes import AxisClass, Member
+from ..graph.axes import AxisClass
 from ..graph.axes.classes import classes_of
 from ..graph.axes.infer import infer
 from ..graph.caches import drop_caches, shell_to_edit
 from ..graph.capture import capture, device_of
-from .edits import editable, resize, resized, tensor_of
-from .equations import Equations
+from .edits import Rows, editable, resize, resized, tensor_of
+from .equations import Equations, Sizes
 from .refusal import SurgeryError
 from .scratch import (
     Misfit,
@@ -42,8 +42,6 @@ from .tagged import Place, put
 
 __all__ = ["Plan", "fitted", "plan", "ties"]
 
-Rows = Mapping[tuple[str, int], Tensor]
-Sizes = Mapping[AxisClass, int]
 _KINDS = {"meta": "meta", "fake": "shapes"}
 _RUNS = "the modules do not run with these sizes, or not as what they were."
 _OUTPUTS = "the outputs would change their shape."
@@ -154,7 +152,9 @@ def plan(model: nn.Module, graph: LayerGraph, requested: Sizes, *, fixed: bool) 
     Raises:
         SurgeryError: the modules do not run with these sizes, or with none but those that they have.
     """
-    _must_have_example(graph, requested)
+    if not any(graph.example):
+        what = "the edited model cannot be run: the graph keeps no example."
+        raise _refusal(graph, requested, what, None)
     model = shell_to_edit(model, graph, SurgeryError)
     learned = _learned.get(graph)
     if learned is None:
@@ -193,16 +193,13 @@ def plan(model: nn.Module, graph: LayerGraph, requested: Sizes, *, fixed: bool) 
             try:
                 learned.reference, learned.equations = equations_of(model, graph)
                 continue
-            except Exception as error:
+            except Exception:
                 # The forward pass does not take the example without what tracing knows; what fails is left.
                 learned.equations = Equations(learned.reference.classes, (), {})
-                del error
                 continue
         left = _blamed(failure, sizes)
         if not left and by_name:
-            by_name = (
-                False  # what an attribute of a known name says may be the size of something else
-            )
+            by_name = False  # what a known name says may be the size of something else
             continue
         if fixed:
             raise _refusal(graph, requested, failure.what, failure.why)
@@ -352,13 +349,6 @@ def _captured(twin: nn.Module, graph: LayerGraph) -> tuple[fx.Graph | None, tupl
         return None, (Misfit((), words[:400]),)
 
 
-def _must_have_example(graph: LayerGraph, sizes: Sizes) -> None:
-    args, kwargs = graph.example
-    if not args and not kwargs:
-        what = "the edited model cannot be run: the graph keeps no example."
-        raise _refusal(graph, sizes, what, None)
-
-
 def _refusal(graph: LayerGraph, sizes: Sizes, what: str, why: str | None) -> SurgeryError:
     where = {
         f"{each.size} -> {size}{'' if i == 0 else f' ({i + 1})'}": ", ".join(
@@ -389,8 +379,4 @@ def _lost(
 
 
 def _places(each: AxisClass, placed: bool) -> frozenset[tuple[str, int, int]]:
-    return frozenset(_place(member, placed) for member in each.members)
-
-
-def _place(member: Member, placed: bool) -> tuple[str, int, int]:
-    return member.fqn, member.axis, member.position if placed else 0
+    return frozenset((m.fqn, m.axis, m.position if placed else 0) for m in each.members)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import MatchError, nearest
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass, Member
+from ..graph.parameter import Parameter
 from .edits import tensor_of
 from .flow import Flows, flows_of
 from .refusal import SurgeryError
@@ -26,6 +27,7 @@ __all__ = [
     "Ranking",
     "magnitude",
     "norm_of",
+    "parameter_of",
     "ranking",
     "reads",
     "uniform",
@@ -35,7 +37,6 @@ Importance = Callable[[LayerGraph, nn.Module, AxisClass], Tensor]
 """(graph, model, class) -> (size,): a number for each unit of the class; larger is kept."""
 Ranking = Callable[[AxisClass], Tensor]
 """An importance bound to a graph and a model: class -> (size,)."""
-_READS = ("in",)
 
 
 def magnitude(graph: LayerGraph, model: nn.Module, squares: Squares | None = None) -> Ranking:
@@ -104,10 +105,16 @@ def ranking(importance: str | Importance, graph: LayerGraph, model: nn.Module) -
 
 def reads(graph: LayerGraph, member: Member) -> bool:
     """Whether the tensor reads the units, rather than makes them."""
+    known = parameter_of(graph, member.fqn)
+    return known is not None and known.axes[member.axis] == "in"
+
+
+def parameter_of(graph: LayerGraph, fqn: str) -> Parameter | None:
+    """What the graph knows of a parameter; None for a buffer, such as a running statistic."""
     try:
-        return graph.parameter(member.fqn).axes[member.axis] in _READS
+        return graph.parameter(fqn)
     except MatchError:
-        return False  # a running statistic
+        return None
 
 
 def _norms(graph: LayerGraph, model: nn.Module, each: AxisClass, squares: Squares) -> Tensor:

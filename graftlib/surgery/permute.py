@@ -7,15 +7,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..arguments import Seed, check
+from ..arguments import Seed
 from ..graph import LayerGraph
 from ..graph.axes import axis_classes
 from ..graph.axes.check import draw
 from ..graph.axes.check import permute as move
 from ..graph.caches import drop_caches
-from ..graph.structure import unwrap
 from .config import config_state, refresh_config
-from .edits import Request, editable, requested, tensor_of, whole_numbers
+from .edits import Request, editable, model_of, requested, tensor_of, whole_numbers
 from .refusal import SurgeryError
 
 __all__ = ["permute"]
@@ -50,15 +49,13 @@ def permute(
     Warns:
         SurgeryWarning: a buffer is permuted that a Hugging Face model does not save.
     """
-    check(
-        SurgeryError,
-        graph=(graph, (LayerGraph,)),
-        model=(model, (nn.Module, type(None))),
+    model = model_of(
+        graph,
+        model,
+        inplace,
         permutations=(permutations, (Mapping, type(None))),
         seed=(seed, Seed | None),
-        inplace=(inplace, bool),
     )
-    model = unwrap(graph.model if model is None else model, SurgeryError)
     if (permutations is None) == (seed is None):
         raise SurgeryError(
             "give either permutations or seed.", fix="surgery.permute(graph, seed=0)"

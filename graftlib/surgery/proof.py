@@ -8,23 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, fx, nn
 
 from ..errors import GraftError
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass
-from ..graph.axes.check import control
+from ..graph.axes.check import TOLERANCE, control
 from ..graph.axes.trial import Example, Trial, difference, without_numbers
 from ..graph.evidence import Evidence
 from .edits import Rows, tensor_of
 from .refusal import SurgeryError
 
-__all__ = ["TOLERANCE", "Proof", "change", "fill", "prove", "run_trial", "trial_of"]
-
-# Doubles keep 16 digits; a unit that is not silent shows from about 1e-6 on.
-TOLERANCE = 1e-9
-"""The largest change, relative to the output, of an edit that keeps the function, in double precision."""
+__all__ = ["TOLERANCE", "Proof", "change", "fill", "prove", "run_trial", "trial_of", "unproven"]
 
 Prepare = Callable[[nn.Module], None]
 
@@ -47,8 +44,8 @@ def prove(
     model: nn.Module,
     edited: nn.Module,
     classes: Iterable[AxisClass],
+    rows: Rows,
     prepare: Prepare,
-    redo: Callable[[nn.Module, str, Tensor], None],
 ) -> Proof:
     """Run both, and run the first again for each class with its weights shuffled: that has to show.
 
@@ -57,10 +54,9 @@ def prove(
         model: the one that was traced, or another of the same structure.
         edited: any model that takes these inputs.
         classes: the edited ones.
+        rows: the edit, as in `edits.resize`. Where parameters that are zero everywhere hide a class (a classifier
+            before its training), both models are run once more with numbers drawn in their places.
         prepare: a function of the edited model's copy in doubles, before it runs; may write to it.
-        redo: a function of that copy, an FQN and a new value of that parameter in `model`; writes what the edit makes
-            of it. Where parameters that are zero everywhere hide a class (a classifier before its training), both
-            models are run once more with numbers drawn in their places.
 
     Raises:
         SurgeryError: one of them does not run on these inputs.
@@ -70,8 +66,7 @@ def prove(
     for zeros in (False, True):
         before, after = trial_of(graph, model), trial_of(graph, edited)
         if zeros:
-            for fqn, value in before.draw_zeros().items():
-                redo(after.model, fqn, value)
+            fill(after.model, before.model, rows, before.draw_zeros())
         prepare(after.model)
         outputs = run_trial(before, graph)
         error = difference(outputs, run_trial(after, graph))
@@ -109,6 +104,14 @@ def run_trial(trial: Trial, graph: LayerGraph) -> list[Tensor]:
             why=f"{type(error).__name__}: {error}"[:300],
             fix="trace with an input as the model meets it: with values, and large enough to say their range",
         ) from error
+
+
+def unproven(what: str, why: str, **more: Any) -> SurgeryError:
+    """The refusal of an edit of which a wrong one would have given the same on the traced input."""
+    fix = (
+        "trace with an input that shows it: trace(model, args) with values as the model meets them"
+    )
+    return SurgeryError(what, why=why, fix=fix, **more)
 
 
 def change(

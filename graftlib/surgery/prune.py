@@ -14,13 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check
 from ..errors import shown
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass, axis_classes
-from ..graph.structure import unwrap
 from .config import config_state, refresh_config
-from .edits import Request, editable, requested, rows_of, whole_numbers
+from .edits import Request, editable, model_of, requested, rows_of, whole_numbers
 from .fit import fitted
 from .importance import Importance, Ranking, ranking
 from .lora import ranks, refresh_ranks
@@ -89,18 +87,16 @@ def prune(
             few rows for its features, fits were taken back, or the config of a Hugging Face model cannot say the
             new sizes.
     """
-    check(
-        SurgeryError,
-        graph=(graph, (LayerGraph,)),
-        model=(model, (nn.Module, type(None))),
+    model = model_of(
+        graph,
+        model,
+        inplace,
         importance=(importance, (str, Callable)),
         data=(data, (Iterable, type(None))),
         refit=(refit, str | None),
         ridge=(ridge, float | str),
         statistics=(statistics, bool),
-        inplace=(inplace, bool),
     )
-    model = unwrap(graph.model if model is None else model, SurgeryError)
     editable(model, graph, [c for c in axis_classes(graph) if c.free], inplace=True)
     rank = ranking(importance, graph, model)
     batches = None if data is None else as_batches(data)

@@ -35,19 +35,14 @@ def as_batches(data: Iterable[Any]) -> list[Batch]:
     Raises:
         SurgeryError: there are none, or reading them raises.
     """
+    fix = "give an iterable of what the model is called with, such as [images]"
     try:
         batches = [_as_batch(item) for item in data]
     except Exception as error:  # a loader may raise anything
-        raise SurgeryError(
-            "`data` cannot be read.",
-            why=f"{type(error).__name__}: {str(error)[:300]}",
-            fix="give an iterable of what the model is called with, such as [images]",
-        ) from error
+        why = f"{type(error).__name__}: {str(error)[:300]}"
+        raise SurgeryError("`data` cannot be read.", why=why, fix=fix) from error
     if not batches:
-        raise SurgeryError(
-            "`data` holds no inputs.",
-            fix="give an iterable of what the model is called with, such as [images]",
-        )
+        raise SurgeryError("`data` holds no inputs.", fix=fix)
     return batches
 
 

@@ -26,7 +26,7 @@ from ..graph import LayerGraph
 from ..graph.axes import AxisClass
 from ..graph.tensors import tensor_leaves
 from .consumers import Use, use_of
-from .edits import tensor_of
+from .edits import Rows, tensor_of
 from .holdout import Distance, Holdout
 from .importance import reads
 from .recording import Batch, Op, Twin, Walk, alone, called
@@ -43,7 +43,6 @@ RIDGES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4, 1e-6)
 _ROUNDING, _FALL = 1e-10, 1e-3
 # With fewer rows for each feature a fit is said to be made of little.
 _FEW = 2
-Rows = Mapping[tuple[str, int], Tensor]
 # (number of the batch, the use before, the use now)
 Pairs = Iterator[tuple[int, Use, Use]]
 
@@ -88,15 +87,8 @@ def refitted(
         count = len(fitting.fits)
         if how != "rescale":  # a rescaled layer keeps a mean square, and may well be further off
             _take_back(model, slim, batches, fitting, unfitted, fitted)
-    _tell_left(readers, [fqn for fqn in sorted(readers) if fqn not in fits])
-    _tell_few(fitting)
-    if len(fitting.fits) < count:
-        warnings.warn(
-            f"{count - len(fitting.fits)} of {count} fits were taken back: on the inputs that were held out the model "
-            "came no nearer to what it was by them. More inputs fit better.",
-            SurgeryWarning,
-            stacklevel=3,
-        )
+    left = [fqn for fqn in sorted(readers) if fqn not in fits]
+    _tell(fitting, readers, left, count - len(fitting.fits))
 
 
 class _UnlikeError(Exception):
@@ -222,25 +214,27 @@ def _take_back(
         fitted = _distance(model, slim, batches, fitting.holdout)
 
 
-def _tell_left(readers: Sequence[str] | set[str], left: Sequence[str]) -> None:
+def _tell(fitting: _Fitting, readers: set[str], left: Sequence[str], undone: int) -> None:
+    """Warn of layers that could not be fitted, of few rows, of fits that were taken back."""
+    warned = []
     if left:
-        warnings.warn(
+        warned.append(
             f"{len(left)} of {len(readers)} layers were not refitted, as what they read cannot be gathered: "
-            + ", ".join(f"'{fqn}'" for fqn in left[:8]),
-            SurgeryWarning,
-            stacklevel=4,
+            + ", ".join(f"'{fqn}'" for fqn in left[:8])
         )
-
-
-def _tell_few(fitting: _Fitting) -> None:
     if fitting.few:
         fqn, (rows, features) = min(fitting.few.items(), key=lambda item: item[1][0] / item[1][1])
-        warnings.warn(
+        warned.append(
             f"layers with fewer than {_FEW} rows of `data` for each feature: {len(fitting.few)} ('{fqn}': {rows} rows, "
-            f"{features} features). Their fit says little of other inputs; more inputs fit better.",
-            SurgeryWarning,
-            stacklevel=4,
+            f"{features} features). Their fit says little of other inputs; more inputs fit better."
         )
+    if undone:
+        warned.append(
+            f"{undone} of {len(fitting.fits) + undone} fits were taken back: on the inputs that were held out the "
+            "model came no nearer to what it was by them. More inputs fit better."
+        )
+    for text in warned:
+        warnings.warn(text, SurgeryWarning, stacklevel=4)
 
 
 def _uses(twin: Twin, batch: Batch) -> tuple[dict[str, int | None], dict[str, str]]:
@@ -356,22 +350,32 @@ class _Moments:
         return float((solution * (torch.as_tensor(self.gram) @ solution - 2 * self.moment)).sum())
 
 
+def _gathered_moments(
+    blocks: Iterator[_Block], rows: Callable[[_Block], Tensor]
+) -> tuple[Use | None, _Moments, _Moments]:
+    """(the last use, moments of the rows to learn from, of those held out); `rows` gives (groups, rows, features)."""
+    use, learnt, held_out = None, _Moments(), _Moments()
+    for block in blocks:
+        use, x, missing = block.use, rows(block), block.wanted - block.given
+        missing = missing.reshape(len(missing), len(x), -1).transpose(0, 1)
+        for moments, part in zip((learnt, held_out), block.parts, strict=True):
+            moments.add(x[:, part], missing[:, part], block.wanted[part])
+    return use, learnt, held_out
+
+
+def _rows_read(block: _Block) -> Tensor:
+    """What a layer reads, with a column of ones where it has a bias."""
+    bias = block.use.bias is not None
+    return torch.cat([block.x, block.x.new_ones(*block.x.shape[:2], 1)], 2) if bias else block.x
+
+
 def _least_squares(fitting: _Fitting, fqn: str, pairs: Pairs, places: Tensor | None) -> None:
     """W + D^T with the D that has the least |X D - (Y - X W^T - b)|^2 + lambda |D|^2.
 
     X are the rows that the pruned layer reads, with a column of ones where it has a bias; Y what the layer gave
     before, on the kept units. D = 0 is the pruned layer as it is. Lambda is the one that is best on held-out rows.
     """
-    learnt, held_out = _Moments(), _Moments()
-    use: Use | None = None
-    for block in _blocks(pairs, places, fitting.holdout):
-        use, x = block.use, block.x
-        if use.bias is not None:
-            x = torch.cat([x, x.new_ones(*x.shape[:2], 1)], 2)
-        missing = block.wanted - block.given
-        missing = missing.reshape(len(missing), use.groups, -1).transpose(0, 1)
-        for moments, rows in zip((learnt, held_out), block.parts, strict=True):
-            moments.add(x[:, rows], missing[:, rows], block.wanted[rows])
+    use, learnt, held_out = _gathered_moments(_blocks(pairs, places, fitting.holdout), _rows_read)
     if use is None:
         return
     features = use.matrix(use.weight).shape[2]
@@ -379,9 +383,7 @@ def _least_squares(fitting: _Fitting, fqn: str, pairs: Pairs, places: Tensor | N
         fitting.few[fqn] = (learnt.rows, features)
     if not learnt.rows or not held_out.rows:
         return
-    solution = _solution(
-        learnt, held_out, features, fitting.ridge
-    )  # (groups, features + bias, out)
+    solution = _solution(learnt, held_out, features, fitting.ridge)
     if solution is None:
         return
     weight = tensor_of(fitting.slim, fqn).detach()
@@ -441,14 +443,8 @@ def _rescale(fitting: _Fitting, fqn: str, pairs: Pairs, places: Tensor | None) -
 
 def _bias(fitting: _Fitting, fqn: str, pairs: Pairs, places: Tensor | None) -> None:
     """The bias alone: the mean of what is missing (FLAP, An et al. 2024, eq. 6); few rows are enough for it."""
-    learnt, held_out = _Moments(), _Moments()
-    use: Use | None = None
-    for block in _blocks(pairs, places, fitting.holdout):
-        use = block.use
-        x = block.x.new_ones(1, len(block.given), 1)
-        missing = (block.wanted - block.given)[None]
-        for moments, rows in zip((learnt, held_out), block.parts, strict=True):
-            moments.add(x[:, rows], missing[:, rows], block.wanted[rows])
+    blocks = _blocks(pairs, places, fitting.holdout)
+    use, learnt, held_out = _gathered_moments(blocks, lambda b: b.x.new_ones(1, len(b.given), 1))
     if use is None or use.bias is None or not learnt.rows or not held_out.rows:
         return
     mean = torch.as_tensor(learnt.moment) / learnt.rows  # (1, 1, out)

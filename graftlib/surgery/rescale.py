@@ -10,22 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from .._torch_private import Norm
-from ..errors import MatchError
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass
 from ..graph.parameter import Parameter
 from ..graph.structure import duplicate, own
-from .edits import tensor_of
-from .importance import reads
-
-if TYPE_CHECKING:
-    from .fill import Fill
+from .edits import Rows, tensor_of
+from .importance import parameter_of, reads
 
 __all__ = [
     "EPS",
@@ -43,17 +38,10 @@ EPS = ("eps", "variance_epsilon", "epsilon", "norm_eps")
 """The names under which modules of norms keep what they add to a variance."""
 
 
-def _parameter(graph: LayerGraph, fqn: str) -> Parameter | None:
-    try:
-        return graph.parameter(fqn)
-    except MatchError:
-        return None  # a running statistic
-
-
 def meets_norm(graph: LayerGraph, each: AxisClass, kept: Container[str] = ()) -> bool:
     """Whether a norm that looks at all units has its gain in the class; those of `kept` gains are scaled."""
     for member in each.members:
-        found = _parameter(graph, member.fqn)
+        found = parameter_of(graph, member.fqn)
         if found is not None and found.kind == "norm" and found.fqn not in kept:
             module = graph.model.get_submodule(found.layer)
             if not isinstance(module, Norm):
@@ -70,11 +58,11 @@ def scores_only(graph: LayerGraph, each: AxisClass) -> bool:
 
 def role_places(graph: LayerGraph, fqn: str, axis: int, role: str) -> Tensor:
     """(n,) int64: the places on an axis of a parameter that have a role in an attention; a bias by its weight."""
-    found = _parameter(graph, fqn)
+    found = parameter_of(graph, fqn)
     if found is None:
         return torch.empty(0, dtype=torch.int64, device="cpu")
     if found.kind == "bias":
-        weight = _parameter(graph, _weight_beside(found))
+        weight = parameter_of(graph, _weight_beside(found))
         if weight is None or weight.kind != "linear":
             return torch.empty(0, dtype=torch.int64, device="cpu")
         found, axis = weight, weight.axes.index("out")
@@ -90,7 +78,7 @@ def _weight_beside(bias: Parameter) -> str:
 
 
 def rescale_queries(
-    edited: nn.Module, graph: LayerGraph, widths: Mapping[AxisClass, int], change: Fill
+    edited: nn.Module, graph: LayerGraph, widths: Mapping[AxisClass, int], rows: Rows
 ) -> None:
     """Queries over the widened units, in place, times the root of how much wider they are."""
     done: set[tuple[str, int]] = set()
@@ -104,7 +92,7 @@ def rescale_queries(
             done.add(key)
             old = role_places(graph, *key, "attention.query")
             tensor = tensor_of(edited, member.fqn).detach()
-            places = torch.isin(change.rows[key], old).nonzero().flatten().to(tensor.device)
+            places = torch.isin(rows[key], old).nonzero().flatten().to(tensor.device)
             part = tensor.index_select(member.axis, places) * (width / each.size) ** 0.5
             tensor.index_copy_(member.axis, places, part)
 
@@ -132,7 +120,7 @@ def rms_norms(graph: LayerGraph, model: nn.Module, classes: Iterable[AxisClass])
     """The RMS norms whose gains are members of the classes."""
     found: dict[str, Rms] = {}
     for member in (member for each in classes for member in each.members):
-        known = _parameter(graph, member.fqn)
+        known = parameter_of(graph, member.fqn)
         if known is None or known.role != "gain" or member.fqn in found:
             continue
         module = model.get_submodule(known.layer)

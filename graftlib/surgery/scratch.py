@@ -540,7 +540,7 @@ class _Reader:
                 inside = isinstance(end, int) and 0 <= end <= axis.size
                 if isinstance(end, int):
                     yield [boundary(axis, end, self.reference.number)] if inside else []
-        elif name == "prune" and isinstance(first, Axes):
+        elif name == "narrow" and isinstance(first, Axes):
             dim = _dim(args[1], first)
             yield []
             yield [boundary(first[dim], int(args[2]), self.reference.number)]

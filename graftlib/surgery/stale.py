@@ -15,76 +15,36 @@ from torch import Tensor, nn
 
 from .._torch_private import Conv, Norm
 from ..graph.axes import AxisClass, Member
+from ..graph.ops import words
 from .edits import Rows, owners_of, resize, tensor_of
 from .refusal import SurgeryError
 from .tagged import Place
 
-__all__ = [
-    "HEADS",
-    "INNER",
-    "REPEATS",
-    "WIDTHS",
-    "cut_rows",
-    "labels",
-    "refresh_layer",
-    "refresh_layers",
-]
+__all__ = ["cut_rows", "labels", "refresh_layers"]
 
 # The modules nearest to a tensor that may say its size.
 _REACH = 3
 
 # Names for a number of heads, for what is inside of one, for how many queries share a key, and for a width, in modules
 # that are not torch's own.
-HEADS = (
-    "num_heads",
-    "num_attention_heads",
-    "n_heads",
-    "n_head",
-    "nhead",
-    "heads",
-    "num_key_value_heads",
+_HEADS = words("num_heads num_attention_heads n_heads n_head nhead heads num_key_value_heads")
+_INNER = words(
+    """
+    head_dim attention_head_size key_value_proj_dim d_kv dim_per_head head_size d_head dim_head
+    attention_head_dim
+    """
 )
-INNER = (
-    "head_dim",
-    "attention_head_size",
-    "key_value_proj_dim",
-    "d_kv",
-    "dim_per_head",
-    "head_size",
-    "d_head",
-    "dim_head",
-    "attention_head_dim",
-)
-REPEATS = ("num_key_value_groups", "num_queries_per_kv", "n_rep")
-WIDTHS = (
-    "embed_dim",
-    "inner_dim",
-    "all_head_size",
-    "attn_dim",
-    "dim",
-    "split_size",
-    "attention_dim",
-    "hidden_dim",
-    "intermediate_size",
-    "hidden_size",
-    "d_model",
-    "kdim",
-    "vdim",
-    "d_ff",
-    "ffn_dim",
-    "mlp_dim",
-    "hidden_features",
-    "nx",
-    "nf",
-    "n_embd",
-    "n_inner",
-    "dim_feedforward",
-    "encoder_ffn_dim",
-    "decoder_ffn_dim",
+_REPEATS = words("num_key_value_groups num_queries_per_kv n_rep")
+_WIDTHS = words(
+    """
+    embed_dim inner_dim all_head_size attn_dim dim split_size attention_dim hidden_dim
+    intermediate_size hidden_size d_model kdim vdim d_ff ffn_dim mlp_dim hidden_features nx nf
+    n_embd n_inner dim_feedforward encoder_ffn_dim decoder_ffn_dim
+    """
 )
 
 
-def refresh_layer(module: nn.Module, groups: int | None = None, *, name: str = "") -> None:
+def _refresh_layer(module: nn.Module, groups: int | None = None, *, name: str = "") -> None:
     """Set the sizes of one of torch's layers from its tensors.
 
     Args:
@@ -190,7 +150,7 @@ def cut_rows(model: nn.Module, rows: Rows) -> None:
     owners = owners_of(model)
     for fqn in dict.fromkeys(fqn for fqn, _ in rows):
         for module, _, _ in owners[id(tensor_of(model, fqn))]:
-            refresh_layer(module, name=fqn.rpartition(".")[0])
+            _refresh_layer(module, name=fqn.rpartition(".")[0])
 
 
 def labels(
@@ -210,7 +170,7 @@ def labels(
     modules = dict(model.named_modules(remove_duplicate=False))
     said: dict[Place, int] = {}
 
-    def say(fqn: str, names: tuple[str, ...], old: int, new: int) -> None:
+    def say(fqn: str, names: Container[str], old: int, new: int) -> None:
         path = fqn.split(".")[:-1]
         for end in range(len(path), max(len(path) - _REACH, -1), -1):
             module = ".".join(path[:end])
@@ -219,7 +179,7 @@ def labels(
                     said.setdefault((module, (name,)), new)
 
     for (fqn, _), (old, new) in lengths.items():
-        say(fqn, WIDTHS, old, new)
+        say(fqn, _WIDTHS, old, new)
     groups = {m.block for each in classes for m in each.members if m.position == 0}
     for each, size in sizes.items():
         for member in each.members:
@@ -228,11 +188,11 @@ def labels(
     return said
 
 
-def _names(member: Member, groups: Container[object]) -> tuple[str, ...]:
+def _names(member: Member, groups: Container[object]) -> Container[str]:
     """What the size of a factor is called: heads, those in a group of them, the inside of one."""
     if member.position == len(member.factors) - 1:
-        return INNER
-    return REPEATS if member.position and member.block in groups else HEADS
+        return _INNER
+    return _REPEATS if member.position and member.block in groups else _HEADS
 
 
 def refresh_layers(model: nn.Module, sizes: Mapping[AxisClass, int]) -> None:
@@ -252,7 +212,7 @@ def refresh_layers(model: nn.Module, sizes: Mapping[AxisClass, int]) -> None:
                 name, groups = layers.get(module, (fqn, None))
                 layers[module] = name, _groups(module, member, size) or groups
     for module, (name, groups) in layers.items():
-        refresh_layer(module, groups, name=name)
+        _refresh_layer(module, groups, name=name)
 
 
 def _groups(module: nn.Module, member: Member, count: int) -> int | None:

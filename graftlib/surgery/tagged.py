@@ -215,16 +215,15 @@ def _is_record(value: Any) -> bool:
 
 def _set(module: nn.Module, way: tuple[Any, ...], value: int) -> None:
     holder: Any = module
-    *before, last = way
-    if isinstance(last, int):
+    *before, name = way
+    place = name if isinstance(name, int) else None
+    if place is not None:
         *before, name = before
-        for word in before:
-            holder = holder.__dict__[word]
-        items = list(holder.__dict__[name])
-        items[last] = value
-        kind: Any = type(holder.__dict__[name])
-        holder.__dict__[name] = kind(items)
-        return
     for word in before:
         holder = holder.__dict__[word]
-    holder.__dict__[last] = value
+    if place is not None:
+        kind: Any = type(holder.__dict__[name])
+        items = [*holder.__dict__[name]]
+        items[place] = value
+        value = kind(items)
+    holder.__dict__[name] = value

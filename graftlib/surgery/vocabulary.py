@@ -34,7 +34,7 @@ from ..graph.tensors import replaced, tensor_leaves
 from ..graph.walk import inputs, reach
 from .config import config_state, refresh_config
 from .edits import Rows, tensor_of
-from .proof import TOLERANCE, fill, run_trial, trial_of
+from .proof import TOLERANCE, fill, run_trial, trial_of, unproven
 from .refusal import SurgeryError
 from .stale import cut_rows
 from .tokens import backend_of, encoded, first_difference, needed, rebuilt
@@ -99,7 +99,8 @@ class PrunedVocabulary:
         Raises:
             SurgeryError: one of them has no ``save_pretrained``, or the folder cannot be written.
         """
-        for each in (self.model, self.tokenizer):
+        writers: tuple[Any, ...] = (self.model, self.tokenizer)
+        for each in writers:
             if not hasattr(each, "save_pretrained"):
                 raise SurgeryError(
                     f"{type(each).__name__} has no save_pretrained.",
@@ -108,18 +109,14 @@ class PrunedVocabulary:
         home = make_folder(folder, error=SurgeryError)
         try:
             with scratch_folder(home / "config.json") as scratch:
-                writers: tuple[Any, ...] = (self.model, self.tokenizer)
                 for writer in writers:
                     writer.save_pretrained(scratch)
                 files = sorted(path for path in scratch.rglob("*") if path.is_file())
-                for path in files:
-                    make_folder((home / path.relative_to(scratch)).parent, error=SurgeryError)
-                place_all(
-                    [
-                        (f, destination(home / f.relative_to(scratch), error=SurgeryError))
-                        for f in files
-                    ]
-                )
+                places = [home / path.relative_to(scratch) for path in files]
+                for place in places:
+                    make_folder(place.parent, error=SurgeryError)
+                moves = [destination(place, error=SurgeryError) for place in places]
+                place_all([*zip(files, moves, strict=True)])
         except OSError as refusal:
             raise unwritable(folder, refusal, SurgeryError) from refusal
 
@@ -436,10 +433,9 @@ def _prove(
         )
     shifted = results(lambda leaf: (leaf + 1) % len(index))
     if without_numbers(mine) or difference(mine, shifted) <= 100 * TOLERANCE:
-        raise SurgeryError(
+        raise unproven(
             f"nothing proves that '{graph.name}' gives the same for kept tokens.",
-            why="its outputs do not depend on the ids of the traced input",
-            fix="trace with ids that show it",
+            "its outputs do not depend on the ids of the traced input",
         )
     return error
 

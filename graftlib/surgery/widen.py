@@ -20,13 +20,12 @@ from ..arguments import Seed, check
 from ..errors import nearest, shown
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass
-from ..graph.structure import unwrap
 from .config import config_state, refresh_config
-from .edits import Request, editable, requested, tensor_of
+from .edits import Request, editable, model_of, requested
 from .fill import FILLS, Fill, grown
 from .fit import fitted
 from .lora import refresh_ranks
-from .proof import TOLERANCE, prove
+from .proof import TOLERANCE, prove, unproven
 from .refusal import SurgeryError
 from .rescale import meets_norm, rescale_norms, rescale_queries, rms_norms, scores_only
 
@@ -69,14 +68,8 @@ def widen(
     Warns:
         SurgeryWarning: the config of a Hugging Face model cannot say the new sizes, or the eps of its norms.
     """
-    check(
-        SurgeryError,
-        graph=(graph, (LayerGraph,)),
-        model=(model, (nn.Module, type(None))),
-        widths=(widths, (Mapping,)),
-        fill=(fill, str),
-        seed=(seed, Seed),
-        inplace=(inplace, bool),
+    model = model_of(
+        graph, model, inplace, widths=(widths, (Mapping,)), fill=(fill, str), seed=(seed, Seed)
     )
     check(SurgeryError, widths=([*widths.values()], list[Annotated[int, Meta(ge=1, le=10**9)]]))
     if fill not in FILLS:
@@ -84,7 +77,6 @@ def widen(
             f"fill is one of {', '.join(map(repr, FILLS))}, not {shown(fill)}.",
             near=nearest(fill, [*FILLS]),
         )
-    model = unwrap(graph.model if model is None else model, SurgeryError)
     sizes = requested(graph, widths)
     for each, width in sizes.items():
         if width < each.size:
@@ -108,7 +100,7 @@ def _widened(
     inplace: bool,
 ) -> nn.Module:
     random = torch.Generator().manual_seed(int(seed))
-    units = {each: _units(each.size, width, random) for each, width in widths.items()}
+    units = {each: units_like(each.size, width, random) for each, width in widths.items()}
     fresh = grown(graph, units)
     norms = rms_norms(graph, model, widths) if fill == "zero" else []
     ways = (False, True) if any(scores_only(graph, each) for each in widths) else (False,)
@@ -117,7 +109,7 @@ def _widened(
         def scale(edited: nn.Module, queries: bool = queries) -> None:
             rescale_norms(edited, norms)
             if queries:
-                rescale_queries(edited, graph, widths, fresh)
+                rescale_queries(edited, graph, widths, fresh.rows)
 
         def finish(edited: nn.Module, scale: Callable[[nn.Module], None] = scale) -> None:
             FILLS[fill](edited, fresh)
@@ -133,12 +125,7 @@ def _widened(
     raise AssertionError("a way was tried")
 
 
-def units_like(size: int, width: int, seed: int) -> Tensor:
-    """The old unit that each new place of one widened class is like; see `widen`."""
-    return _units(size, width, torch.Generator().manual_seed(seed))
-
-
-def _units(size: int, width: int, random: torch.Generator) -> Tensor:
+def units_like(size: int, width: int, random: torch.Generator) -> Tensor:
     """The old unit that each new place is like: every one is repeated before any is repeated again."""
     orders = [
         torch.randperm(size, generator=random, device="cpu") for _ in range(ceil(width / size) - 1)
@@ -160,24 +147,18 @@ def _must_agree(
     if model is edited:
         return  # the copy has agreed
 
-    def redo(wide: nn.Module, fqn: str, value: Tensor) -> None:
-        for (name, axis), places in fresh.rows.items():
-            value = value.index_select(axis, places) if name == fqn else value
-        tensor_of(wide, fqn).detach().copy_(value)
-
     def prepare(wide: nn.Module) -> None:
         FILLS[fill](wide, fresh)
         scale(wide)
 
-    proof = prove(graph, model, edited, widths, prepare, redo)
+    proof = prove(graph, model, edited, widths, fresh.rows, prepare)
     error = proof.error
     sizes = ", ".join(f"{each.size} -> {width}" for each, width in widths.items())
     if proof.doubt:
-        raise SurgeryError(
+        raise unproven(
             f"units cannot be widened ({sizes}), as nothing proves that the function stays.",
+            f"{proof.doubt} on the traced input: a wrong edit would not show",
             where={"class": "; ".join(str(each.members[0]) for each in widths)},
-            why=f"{proof.doubt} on the traced input: a wrong edit would not show",
-            fix="trace with an input that shows it: trace(model, args) with values as the model meets them",
         )
     if error <= TOLERANCE:
         return

@@ -338,16 +338,11 @@ def _members(graph: Any) -> dict[tuple[str, int, int], tuple[AxisClass, Member]]
 
 
 def _by_unit(tensor: Tensor, member: Member) -> Tensor:
-    """(units, all else): what each unit of the member holds."""
-    size = 1
-    for factor in member.factors:
-        size *= factor
-    if tensor.shape[member.axis] < member.start + size:
+    """(units, all else): what each unit of the member holds; nothing where it lies behind the end."""
+    if tensor.shape[member.axis] < member.start + len(member.places):
         return tensor.new_zeros(member.factors[member.position], 0)
-    ahead, behind = tensor.shape[: member.axis], tensor.shape[member.axis + 1 :]
-    part = tensor.narrow(member.axis, member.start, size)
-    part = part.reshape(*ahead, *member.factors, *behind).movedim(member.axis + member.position, 0)
-    return part.reshape(len(part), -1)
+    units = member.units(tensor)
+    return units.reshape(len(units), -1)
 
 
 def _size(shape: tuple[int, ...] | None) -> str:

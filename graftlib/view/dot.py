@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .scene import Scene
-from .tree import Node, Tree
+from .tree import Tree
 
 __all__ = ["scene_to_dot"]
 
@@ -49,20 +49,15 @@ def quoted(text: str) -> str:
 def _cluster(tree: Tree, place: int, index: int, indent: str) -> Iterator[str]:
     node = tree.nodes[index]
     if node.form == "layer":
-        yield f"{indent}{_name(place, index)} [label={quoted(_label(node))}];"
+        yield f"{indent}{_name(place, index)} [label={quoted(node.title)}];"
         return
     yield f"{indent}subgraph cluster_{place}_{index} {{"
-    yield f"{indent}  label={quoted(_label(node))};"
+    yield f"{indent}  label={quoted(node.title)};"
     if not node.children:  # a cluster without a node is not drawn, and links need an end
         yield f'{indent}  {_name(place, index)} [label=""];'
     for child in node.children:
         yield from _cluster(tree, place, child, indent + "  ")
     yield f"{indent}}}"
-
-
-def _label(node: Node) -> str:
-    label = node.label if node.form != "fold" else f"{node.label} ×{node.repeats}"
-    return f"{label} {node.kind}" if node.kind and node.kind != node.label else label
 
 
 def _name(place: int, index: int) -> str:

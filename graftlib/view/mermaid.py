@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .scene import Scene
-from .tree import Node, Tree
+from .tree import Tree
 
 __all__ = ["scene_to_mermaid"]
 
@@ -43,21 +43,16 @@ def _inside(tree: Tree, place: int, index: int, indent: str) -> Iterator[str]:
     for i in tree.nodes[index].children:
         node = tree.nodes[i]
         if node.children and node.open:
-            yield f"{indent}subgraph {_name(place, i)}[{_quoted(_label(node))}]"
+            yield f"{indent}subgraph {_name(place, i)}[{_quoted(node.title)}]"
             yield from _inside(tree, place, i, indent + "  ")
             yield f"{indent}end"
         else:
-            yield f"{indent}{_name(place, i)}[{_quoted(_label(node))}]"
+            yield f"{indent}{_name(place, i)}[{_quoted(node.title)}]"
     if index == 0:
         edges = {(_shown(tree, u), _shown(tree, v)) for u, v, _ in tree.edges}
         yield from (
             f"{indent}{_name(place, u)} --> {_name(place, v)}" for u, v in sorted(edges) if u != v
         )
-
-
-def _label(node: Node) -> str:
-    label = node.label if node.form != "fold" else f"{node.label} ×{node.repeats}"
-    return f"{label} {node.kind}" if node.kind and node.kind != node.label else label
 
 
 def _name(place: int, index: int) -> str:

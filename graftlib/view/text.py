@@ -5,10 +5,11 @@ In: a `Scene`. Out: a text. Always true: control characters in names are shown a
 
 from __future__ import annotations
 
+from ..errors import printable
 from .scene import Scene
 from .tree import Node, Tree
 
-__all__ = ["printable", "scene_to_text"]
+__all__ = ["scene_to_text"]
 
 ARROWS = {"forward": "->", "backward": "<-", "both": "<->"}
 
@@ -25,15 +26,6 @@ def scene_to_text(scene: Scene) -> str:
         ]
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
-
-
-def printable(name: str) -> str:
-    r"""A name without anything that could drive a terminal.
-
-    >>> print(printable("a\x1b[2Jb"))
-    a\x1b[2Jb
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def _tree_text(tree: Tree) -> str:

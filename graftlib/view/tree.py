@@ -3,7 +3,8 @@
 In: a `LayerGraph`. Out: a `Tree`: nodes in a list, children after their parents, layers as leaves, edges between
 leaves. Names are cut at their dots. A container whose children alternate with another's (``zip(convs, bns)``) is cut
 where they do, so that siblings stand in execution order. What is built alike is put under one **fold**, neighbours or
-repeats with a period; what is still too long is cut into **ranges**.
+repeats with a period; what is still too long is cut into **ranges**. Alike is what has the same names and shapes
+inside, also in a model that could not be traced. Which modules an edit may leave out, `graftlib.surgery.blocks` says.
 Always true: every layer of the graph is exactly one leaf; no node has more than `WIDEST` children; the visible nodes
 at the start are at most `WIDEST`, or as few as the tree allows.
 """
@@ -64,6 +65,12 @@ class Node:
     out_shapes: tuple[Any, ...] = ()
     calls: int = 0
     depth: float | None = None
+
+    @property
+    def title(self) -> str:
+        """The label, with how many members a fold has, and the kind."""
+        label = self.label if self.form != "fold" else f"{self.label} ×{self.repeats}"
+        return f"{label} {self.kind}" if self.kind and self.kind != self.label else label
 
 
 @dataclass(frozen=True)

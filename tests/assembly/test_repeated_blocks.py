@@ -14,9 +14,10 @@ from torchvision.models import MobileNetV2, VisionTransformer
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from graftlib import Mapping, trace
+from graftlib.surgery.blocks import repeated
 from graftlib_adapters.assembly import AssemblyError, assemble, replay, transplant
+from graftlib_adapters.assembly.layer_order import around
 from graftlib_adapters.assembly.pairing import problem
-from graftlib_adapters.assembly.repeated_blocks import around, blocks_of
 
 
 class Layer(nn.Module):
@@ -122,7 +123,7 @@ def seen(model, example):
 
 def origins(task, base, source):
     """Base block -> the source blocks that its weights and biases come from."""
-    blocks, others = blocks_of(base.model), blocks_of(source.model)
+    blocks, others = repeated(base.model), repeated(source.model)
     found: dict[str, set[tuple[str, ...]]] = {}
     for pair in task.pairs:
         known = (
@@ -148,7 +149,7 @@ def test_a_block_takes_from_one_block(name):
     assert all(len(each) == 1 for each in found.values()), found
     taken = [each for each in places(found) if each]
     assert len(set(taken)) == len(taken) > 0
-    order = [other for other in blocks_of(source.model) if (other,) in taken]
+    order = [other for other in repeated(source.model) if (other,) in taken]
     assert taken == [(other,) for other in order]
 
 
@@ -230,13 +231,13 @@ def test_links_and_blocks_exclude_each_other():
 
 def test_what_a_block_is():
     """Layers, residual blocks; no stage of a ResNet, no layer of one weight, nothing in a plain chain."""
-    assert blocks_of(bert(2)) == ("encoder.layer.0", "encoder.layer.1")
-    assert blocks_of(gpt2(1)) == ("transformer.h.0",)
-    assert blocks_of(resnet(1, 2, 1, 1))[:3] == ("layer1.0", "layer2.0", "layer2.1")
-    assert blocks_of(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 4))) == ()
+    assert repeated(bert(2)) == ("encoder.layer.0", "encoder.layer.1")
+    assert repeated(gpt2(1)) == ("transformer.h.0",)
+    assert repeated(resnet(1, 2, 1, 1))[:3] == ("layer1.0", "layer2.0", "layer2.1")
+    assert repeated(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 4))) == ()
     chains = nn.ModuleList(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)) for _ in range(2))
-    assert blocks_of(chains) == ("0", "1")
-    assert blocks_of(nn.Sequential(*chains)) == ()
+    assert repeated(chains) == ("0", "1")
+    assert repeated(nn.Sequential(*chains)) == ()
 
 
 def test_a_plan_of_before_replays_as_it_was():

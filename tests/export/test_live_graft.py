@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
+from examples.common.onnx_graph import onnx_graph_signature
 from graftlib.export import export_onnx, proof
-from graftlib.export.signature import onnx_graph_signature
 from graftlib.graft import Adapter, attach
 from graftlib.graph import trace
 from graftlib.match import Mapping

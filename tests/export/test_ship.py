@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+from examples.common.onnx_graph import onnx_graph_signature
 from graftlib.errors import ExportError, MissingExtraError
 from graftlib.export import export_onnx, extras, proof, ship
-from graftlib.export.signature import onnx_graph_signature
 
 QUICK = {"measure": False, "card": False}
 

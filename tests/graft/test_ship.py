@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from examples.common.onnx_graph import onnx_graph_signature
 from graftlib import attach, export_onnx
-from graftlib.export.signature import onnx_graph_signature
 
 
 @pytest.fixture

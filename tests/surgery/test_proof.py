@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from examples.benchmarks.single_breaks import forgetful_importances, wrong_widenings
 from graftlib.graph import trace
 from graftlib.surgery import SurgeryError, importance, widen
 from graftlib.surgery import fill as fills
-from graftlib.surgery.breaks import forgetful_importances, wrong_widenings
 
 
 class Mixed(nn.Module):

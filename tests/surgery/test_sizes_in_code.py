@@ -146,6 +146,19 @@ class NormedPositions(nn.Module):
         return self.end(self.root(self.conv(x.transpose(1, 2)).transpose(1, 2)))
 
 
+class Gated(nn.Module):
+    """Takes its two halves with `narrow`, by a number of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.inside, self.up, self.down = 6, nn.Linear(5, 12), nn.Linear(6, 2)
+
+    def forward(self, x):
+        both = self.up(x)
+        gate, value = (both.narrow(-1, start, self.inside) for start in (0, self.inside))
+        return self.down(gate.relu() * value)
+
+
 class Unflattened(nn.Module):
     """torch's own module says the heads."""
 
@@ -178,6 +191,12 @@ def test_an_attribute_of_any_name_follows(x):
         slim, _ = pruned(OddlyNamed(), x)
     assert (slim.prongs, slim.rest, slim.qkv.out_features) == (2, [7, 4], 24)
     assert slim.start.out_features == 6
+
+
+def test_where_and_how_long_a_narrow_is_follows(x):
+    slim = prune(trace(Gated(), x), 0.5)
+    assert slim.inside == 3
+    assert slim(x).shape == (2, 6, 2)
 
 
 def test_an_attribute_of_a_shared_record_follows_and_the_users_stays(x):

@@ -1,26 +1,19 @@
 """Assembly: merge layers of trained models that do not look alike, without training."""
 
-from .alignment import Alignment as Alignment
-from .assemble import Assembly as Assembly
-from .assemble import assemble as assemble
-from .assemble import replay as replay
-from .curve import Curve as Curve
-from .heatmap import HeatMap as HeatMap
-from .lmc import controls as controls
-from .lmc import lmc as lmc
-from .matching import align as align
-from .merging import merged as merged
-from .options import Search as Search
-from .options import Solver as Solver
-from .pairing import problem as problem
-from .permutation import AssemblyError as AssemblyError
-from .permutation import Permutation as Permutation
-from .plan import Plan as Plan
-from .problem import Problem as Problem
-from .transplant import Transplanted as Transplanted
-from .transplant import transplant as transplant
-from .zoo import ZooEntry as ZooEntry
-from .zoo import folder as folder
+from .alignment import Alignment
+from .assemble import Assembly, assemble, replay
+from .curve import Curve
+from .heatmap import HeatMap
+from .lmc import controls, lmc
+from .matching import align
+from .merging import merged
+from .options import Search, Solver
+from .pairing import problem
+from .permutation import AssemblyError, Permutation
+from .plan import Plan
+from .problem import Problem
+from .transplant import Transplanted, transplant
+from .zoo import ZooEntry, folder
 
 __all__ = [
     "Alignment",

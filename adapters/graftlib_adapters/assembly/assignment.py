@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from graftlib.errors import MissingExtraError
+from graftlib.errors import optional
 
 from .permutation import AssemblyError, Permutation
 
@@ -35,20 +35,15 @@ def assign(gain: Tensor) -> Permutation:
 
 def least(cost: Tensor) -> Permutation:
     """The permutation of least cost, see `assign`; `cost` is (m, p) float64 on the CPU and is not copied."""
-    try:
-        from scipy.optimize import linear_sum_assignment
-    except ImportError as error:
-        raise MissingExtraError(
-            "aligning models solves assignments with SciPy.",
-            fix='pip install "graftlib[assembly]"',
-        ) from error
+    what = "aligning models solves assignments with SciPy."
+    solver = optional("scipy.optimize", what, "assembly").linear_sum_assignment
     if not math.isfinite(float(cost.sum())):  # without a table of booleans as large as the costs
         raise AssemblyError(
             "a gain is not finite.",
             why="the weights hold infinities or NaN, or their squares overflow",
             fix="align models whose weights are finite",
         )
-    rows, columns = linear_sum_assignment(cost.numpy())
+    rows, columns = solver(cost.numpy())
     reads = torch.full((cost.shape[0],), -1, dtype=torch.int64, device="cpu")
     reads[torch.from_numpy(rows)] = torch.from_numpy(columns)
     return Permutation(reads, cost.shape[1])

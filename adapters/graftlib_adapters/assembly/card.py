@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from graftlib.disk import destination, make_folder, place_all, unwritable
-from graftlib.errors import MissingExtraError, shown
+from graftlib.errors import shown
 
 from .permutation import AssemblyError
 from .plan import Plan, Step
@@ -160,12 +161,6 @@ def _hex(text: str) -> str:
 
 
 def _weights(model: nn.Module) -> bytes:
-    try:
-        from safetensors.torch import save
-    except ImportError as error:
-        raise MissingExtraError(
-            "an assembly is saved as safetensors.", fix='pip install "graftlib[assembly]"'
-        ) from error
     tensors = _untied(model)
     for name in tensors:
         if name.encode("utf-8", "replace").decode() != name:

@@ -7,15 +7,17 @@ far apart are settled by weight of evidence, and it runs again without the pairs
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .repeated_blocks import Blocks
+from graftlib.surgery.blocks import inside
 
-__all__ = ["ClassPairs", "choose", "consistent"]
+__all__ = ["Blocks", "ClassPairs", "around", "choose", "consistent", "same_depth"]
 
+Blocks = tuple[str, ...]  # FQNs of repeated modules (`graftlib.surgery.blocks`), the outer first
 ClassPairs = tuple[tuple[int, int], ...]  # (base class, source class), by number
 _Key = tuple[int, int]
 _NEVER = -(2**62)
@@ -42,6 +44,32 @@ def consistent(
         if base not in pairs and source not in pairs.values():
             pairs[base] = source
     return pairs
+
+
+def around(fqn: str, blocks: Sequence[str]) -> Blocks:
+    """The blocks that a tensor lies in."""
+    return tuple(block for block in blocks if inside(fqn, block))
+
+
+def same_depth(
+    ones: Sequence[Blocks], others: Sequence[Blocks]
+) -> Iterator[tuple[list[Blocks], list[Blocks]]]:
+    """Every way in which blocks inside of blocks can be paired, where one model nests them deeper than the other.
+
+    Layers of experts go with plain layers, and the stages or the blocks of a Swin with those of a ViT.
+
+    >>> [*same_depth([("stage", "block")], [("layer",)])]
+    [([('stage',)], [('layer',)]), ([('block',)], [('layer',)])]
+    """
+    depths = [max(map(len, each), default=0) for each in (ones, others)]
+    shared = min(depths)
+    for levels in combinations(range(depths[0]), shared):
+        for other_levels in combinations(range(depths[1]), shared):
+            yield _at(ones, levels), _at(others, other_levels)
+
+
+def _at(every: Sequence[Blocks], levels: Sequence[int]) -> list[Blocks]:
+    return [tuple(blocks[level] for level in levels if level < len(blocks)) for blocks in every]
 
 
 def choose(

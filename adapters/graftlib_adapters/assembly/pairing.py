@@ -17,10 +17,9 @@ from graftlib.graph import LayerGraph
 from graftlib.match import Mapping
 
 from .axis_pairs import AxisPairing, Incompatible, centred
-from .layer_order import ClassPairs, choose, consistent
+from .layer_order import Blocks, ClassPairs, around, choose, consistent, same_depth
 from .permutation import AssemblyError
 from .problem import AxisPair, ClassPair, Problem, TensorPair
-from .repeated_blocks import Blocks, around, same_depth
 from .tensors import CONVOLUTIONS, KERNEL, Norm, Side, TensorView
 
 __all__ = ["Links", "Pairing", "problem"]
@@ -43,9 +42,9 @@ def problem(
 
     Weights are paired with weights of their kind and attention role by dynamic programming: both rise in execution
     order, and the total similarity (kind, depth, kernel, shape) is the largest among choices in which no class is
-    paired twice. Blocks (see `repeated_blocks`) are kept together: the weights of one read those of one other. Biases
-    go with their weights; norms, running statistics and other tensors of one axis follow in order where their classes
-    are paired.
+    paired twice. Blocks (what `graftlib.surgery.blocks` calls repeated) are kept together: the weights of one read
+    those of one other. Biases go with their weights; norms, running statistics and other tensors of one axis follow in
+    order where their classes are paired.
 
     Args:
         base: receives.

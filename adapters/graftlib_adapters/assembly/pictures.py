@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from graftlib.errors import MissingExtraError
+from graftlib.errors import optional
 
 from .curve import Curve
 
@@ -20,17 +20,10 @@ def figure(width: float, height: float) -> Any:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError(
-            "pictures are drawn by matplotlib, which cannot be imported.",
-            why=str(error),
-            fix='pip install "graftlib[assembly]"',
-        ) from error
-    picture = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(picture)
+    what = "pictures are drawn by matplotlib, which cannot be imported."
+    drawn = optional("matplotlib.figure", what, "assembly")
+    picture = drawn.Figure(figsize=(width, height), layout="constrained")
+    optional("matplotlib.backends.backend_agg", what, "assembly").FigureCanvasAgg(picture)
     return picture
 
 

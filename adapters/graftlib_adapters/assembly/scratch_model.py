@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from graftlib.errors import shown
 from graftlib.graph import LayerGraph, copy_to_edit, shell
-from graftlib.surgery import tensor_of
+from graftlib.surgery.edits import tensor_of
 
 from .alignment import Alignment
 from .merging import Pad, merged

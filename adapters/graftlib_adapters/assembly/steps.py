@@ -13,7 +13,7 @@ from typing import Any
 from msgspec import structs
 from torch import Tensor, nn
 
-from graftlib.errors import MissingExtraError
+from graftlib.errors import optional
 from graftlib.graph import LayerGraph
 
 from .alignment import Alignment
@@ -31,7 +31,7 @@ from .zoo import Source, fingerprint
 __all__ = ["BLOCKS", "Inputs", "Run", "write_step"]
 
 BLOCKS = 4
-"""Into how many groups of neighbours a model is cut at most."""
+"""Into how many groups of neighbours a model is cut at most: stretches of it, whatever is repeated in them."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class Run:
             if one.paired is not None
         ]
         if self.jobs > 1 and len(work) > 1:
-            joblib = _joblib()
+            joblib = optional("joblib", "jobs > 1 needs joblib.", "assembly")
             tasks = (joblib.delayed(_solved)(*each) for each in work)
             solved = joblib.Parallel(n_jobs=self.jobs)(tasks)
         else:
@@ -325,13 +325,3 @@ def write_step(
 ) -> dict[str, Tensor]:
     """What one accepted step writes; the one place for it, so that a replay has the same bits."""
     return scratch.merge(alignment, paired.state, step.factor, pad=pad, layers=step.layers)
-
-
-def _joblib() -> Any:
-    try:
-        import joblib
-    except ImportError as error:
-        raise MissingExtraError(
-            "jobs > 1 needs joblib.", why=str(error), fix='pip install "graftlib[assembly]"'
-        ) from error
-    return joblib

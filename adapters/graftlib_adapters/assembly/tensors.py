@@ -9,9 +9,9 @@ from itertools import chain
 from torch import Tensor
 
 from graftlib.graph import LayerGraph, Parameter
+from graftlib.surgery.blocks import repeated
 
 from .axis_pairs import Term, numbers_of, terms_of
-from .repeated_blocks import blocks_of
 
 __all__ = ["CONVOLUTIONS", "KERNEL", "Norm", "Side", "TensorView", "tensors_of"]
 
@@ -74,7 +74,7 @@ class Side:
 
     def __init__(self, graph: LayerGraph, *, keep_blocks: bool) -> None:
         self.graph = graph
-        self.blocks = blocks_of(graph.model) if keep_blocks else ()
+        self.blocks = repeated(graph.model) if keep_blocks else ()
         self.classes = graph.axis_classes
         self.numbers = numbers_of(self.classes)
         self._depths: dict[int, tuple[float, float]] = {}

@@ -18,7 +18,8 @@ from graftlib.arguments import check
 from graftlib.errors import shown
 from graftlib.graph import LayerGraph, copy_to_edit, drop_caches
 from graftlib.match import Mapping
-from graftlib.surgery import IMPORTANCES, Importance, Ranking, ranking, tensor_of
+from graftlib.surgery import IMPORTANCES, Importance, Ranking, ranking
+from graftlib.surgery.edits import tensor_of
 
 from .alignment import Alignment
 from .pairing import Links, problem

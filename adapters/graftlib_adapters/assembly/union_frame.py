@@ -16,19 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from graftlib.graph import AxisClass, LayerGraph, copy_to_edit, duplicate, own
-from graftlib.surgery import (
-    EPS,
-    TOLERANCE,
-    Rms,
-    SurgeryError,
-    SurgeryWarning,
-    change,
-    rescale_norms,
-    rms_norms,
-    role_places,
-    scores_only,
-    widen,
-)
+from graftlib.surgery import SurgeryError, SurgeryWarning, widen
+from graftlib.surgery.proof import TOLERANCE, change
+from graftlib.surgery.rescale import EPS, Rms, rescale_norms, rms_norms, role_places, scores_only
 
 from .alignment import Alignment
 from .axis_pairs import AxisPairing, numbers_of, resized, terms_of
@@ -303,21 +293,14 @@ def _wide(
 
 
 def _refusal(
-    word: str,
-    problem: Problem,
-    where: Mapping[str, object],
-    why: str,
-    scaled: Sequence[str],
+    word: str, problem: Problem, where: Mapping[str, object], why: str, scaled: Sequence[str]
 ) -> AssemblyError:
     across = _looks_across(problem, scaled)
     if across:
         where = {"norms": "; ".join(across[:3]), **where}
         why = "a norm takes its mean or variance over all units, the silent ones too"
     return AssemblyError(
-        f"the union frame cannot keep the function of the {word}.",
-        where=where,
-        why=why,
-        fix=_FIX,
+        f"the union frame cannot keep the function of the {word}.", where=where, why=why, fix=_FIX
     )
 
 

@@ -17,12 +17,13 @@ from typing import Any, Protocol
 
 import torch
 from msgspec import Struct
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from graftlib.arguments import check
 from graftlib.disk import named, require_file
 from graftlib.documents import read_json
-from graftlib.errors import CheckpointError, GraftError, MissingExtraError, nearest, shown
+from graftlib.errors import CheckpointError, GraftError, nearest, shown
 from graftlib.graph import LayerGraph, trace, unwrap
 
 from .permutation import AssemblyError
@@ -262,13 +263,6 @@ class _Reader:
     """Tensors of one checkpoint, by name, from one file or several."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            from safetensors import safe_open
-        except ImportError as error:
-            raise MissingExtraError(
-                "a zoo of checkpoints needs safetensors.", fix='pip install "graftlib[assembly]"'
-            ) from error
-        self._open = safe_open
         self._path = path
         self._stack = ExitStack()
         self._home: dict[str, Any] = {}
@@ -278,7 +272,7 @@ class _Reader:
         try:
             for file in self._files():
                 require_file(file, error=CheckpointError)
-                opened = self._stack.enter_context(self._open(file, framework="pt", device="cpu"))
+                opened = self._stack.enter_context(safe_open(file, framework="pt", device="cpu"))
                 for name in opened.keys():  # noqa: SIM118 - not a mapping
                     self._home[name] = opened
                     self.shapes[name] = tuple(opened.get_slice(name).get_shape())

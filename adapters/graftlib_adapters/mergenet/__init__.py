@@ -5,8 +5,6 @@
 In the repository, `README.md` beside this file says what is promised and why it is built so.
 """
 
-from .adapter import MergeNet as MergeNet
+from .adapter import MergeNet
 
-__all__ = [
-    "MergeNet",
-]
+__all__ = ["MergeNet"]

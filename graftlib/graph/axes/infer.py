@@ -8,6 +8,7 @@ raised as a `RuleError`.
 
 from __future__ import annotations
 
+import functools
 import operator
 import re
 from collections import Counter
@@ -175,38 +176,20 @@ class _Reader:
         args: list[Any],
         kwargs: dict[str, Any],
     ) -> Any:
+        """Run a rule; of one stack on every tensor of it, and a stack comes out where the dimension is still there."""
+        once = functools.partial(self.once, node, entry, shapes)
         stacks = [x for x in args if isinstance(x, Stack)]
-        once = (
-            len(stacks) == 1
-            and not any(isinstance(x, Stack) for x in kwargs.values())
-            and stacks[0].dim >= 0
-        )
-        if entry.batchwise and once:
-            return self.each(node, entry, shapes, args, kwargs, stacks[0])
+        alone = len(stacks) == 1 and not any(isinstance(x, Stack) for x in kwargs.values())
+        if entry.batchwise and alone and stacks[0].dim >= 0:
+            (stack,) = stacks
+            mine = ([part if x is stack else x for x in args] for part in stack.parts)
+            out = Stack(stack.marker, [plain(once(each, kwargs)) for each in mine])
+            return out.plain() if out.dim < 0 else out
         if not entry.stacks:
             args, kwargs = plain(args), {key: plain(value) for key, value in kwargs.items()}
-        result = self.once(node, entry, shapes, args, kwargs)
+        result = once(args, kwargs)
         self.same_place(node, args, result)
         return result
-
-    def each(
-        self,
-        node: fx.Node,
-        entry: OpSpec,
-        shapes: tuple[tuple[int, ...], ...],
-        args: list[Any],
-        kwargs: dict[str, Any],
-        stack: Stack,
-    ) -> Any:
-        """Apply a rule to every tensor of a stack; what comes out is a stack where the dimension is still there."""
-        results = []
-        for part in stack.parts:
-            mine = [part if x is stack else x for x in args]
-            results.append(plain(self.once(node, entry, shapes, mine, kwargs)))
-        out = Stack(stack.marker, results)
-        if out.dim < 0:
-            return out.plain()
-        return out
 
     def once(
         self,

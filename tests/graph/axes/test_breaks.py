@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from examples.benchmarks import breaks as benchmark
+from examples.benchmarks.single_breaks import left_out_members, undone_ties
 from graftlib.graph import ops, trace
 from graftlib.graph.axes.algebra import tie
-from graftlib.graph.axes.breaks import left_out_members, undone_ties
 from graftlib.graph.axes.trial import Trial
 
 

@@ -9,9 +9,9 @@ import torch
 from axis_models import CASES
 from torch import nn
 
+from examples.benchmarks.single_breaks import left_out_members, undone_ties
 from graftlib.graph import LayerGraph, trace
 from graftlib.graph.axes import axis_classes, check
-from graftlib.graph.axes.breaks import left_out_members, undone_ties
 from graftlib.graph.axes.check import _shuffle, changed, draw
 from graftlib.graph.axes.trial import Trial, compared, difference, without_numbers
 from graftlib.graph.capture import capture

@@ -11,7 +11,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from .extras import onnx_library
+import onnx
+from onnx import helper, numpy_helper
 
 __all__ = ["onnx_graph_signature"]
 
@@ -27,7 +28,6 @@ def onnx_graph_signature(path_or_model: str | Path | Any) -> list[tuple[Any, ...
         ``("initializer", name, element type, shape, sha256)`` and
         ``("node", domain, op, inputs, outputs, attributes)``; function bodies follow the graph's nodes.
     """
-    onnx = onnx_library("onnx")
     loads = isinstance(path_or_model, str | Path)
     model: Any = onnx.load(str(path_or_model)) if loads else path_or_model
     rows: list[tuple[Any, ...]] = [("opset", o.domain, o.version) for o in model.opset_import]
@@ -59,7 +59,7 @@ def _value(value: Any) -> tuple[Any, ...]:
 
 
 def _tensor(tensor: Any) -> tuple[Any, ...]:
-    values = onnx_library("onnx.numpy_helper").to_array(tensor)
+    values = numpy_helper.to_array(tensor)
     return (
         tensor.name,
         tensor.data_type,
@@ -69,12 +69,11 @@ def _tensor(tensor: Any) -> tuple[Any, ...]:
 
 
 def _attribute(attribute: Any) -> Any:
-    onnx = onnx_library("onnx")
     if attribute.type == onnx.AttributeProto.GRAPH:
         return tuple(_graph_rows(attribute.g))
     if attribute.type == onnx.AttributeProto.TENSOR:
         return _tensor(attribute.t)
-    value = onnx_library("onnx.helper").get_attribute_value(attribute)
+    value = helper.get_attribute_value(attribute)
     return (
         tuple(value) if hasattr(value, "__iter__") and not isinstance(value, bytes | str) else value
     )

@@ -3,7 +3,7 @@
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from graftlib.export.signature import onnx_graph_signature
+from examples.common.onnx_graph import onnx_graph_signature
 
 
 def build(weight=1.0, perm=(1, 0), doc=""):

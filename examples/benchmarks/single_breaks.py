@@ -1,31 +1,103 @@
-"""The controls of widen's proof and of the importance of units: is a wrong widening seen, is a wrong choice?
+"""Single breaks: is a broken class seen, a wrong widening, a wrong choice of units, and is every tie needed?
 
-In: a layer graph of a small model in double precision. Out: reports of single breaks, each of which runs the model: for
-tests and benchmarks.
+In: a layer graph of a small model (for the edits, in double precision). Out: reports of single breaks, each of which
+runs the model.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..graph import LayerGraph
-from ..graph.axes import AxisClass, Member, axis_classes
-from ..graph.axes.breaks import Break
-from .edits import rows_of, tensor_of
-from .fill import Fill, grown
-from .importance import norm_of, reads
-from .proof import TOLERANCE, change
-from .prune import prune
-from .refusal import SurgeryError
-from .whole_model import outer_classes
-from .widen import units_like, widen
+from graftlib.graph import AxisClass, LayerGraph
+from graftlib.graph.axes import Member, axis_classes
+from graftlib.graph.axes.blind import blind_parts
+from graftlib.graph.axes.check import TOLERANCE, changed, draw
+from graftlib.graph.axes.classes import classes_of
+from graftlib.graph.axes.infer import infer
+from graftlib.graph.axes.trial import Example, Trial, difference
+from graftlib.graph.traced import TracedGraph
+from graftlib.surgery import SurgeryError, prune, widen
+from graftlib.surgery.edits import rows_of, tensor_of
+from graftlib.surgery.fill import Fill, grown
+from graftlib.surgery.importance import norm_of, reads
+from graftlib.surgery.proof import change
+from graftlib.surgery.whole_model import outer_classes
+from graftlib.surgery.widen import units_like
 
-__all__ = ["forgetful_importances", "wrong_widenings"]
+__all__ = ["Break", "forgetful_importances", "left_out_members", "undone_ties", "wrong_widenings"]
+
+
+@dataclass(frozen=True)
+class Break:
+    """One thing done wrong.
+
+    Attributes:
+        what: in words.
+        error: the largest relative change of an output.
+        blind: the function is known not to depend on it.
+    """
+
+    what: str
+    error: float
+    blind: bool = False
+
+    @property
+    def seen(self) -> bool:
+        """Whether the check fails, as it should."""
+        return self.error > TOLERANCE
+
+
+def left_out_members(
+    graph: TracedGraph, *, seed: int = 0, example: Example | None = None
+) -> Iterator[Break]:
+    """Permute every free class of two and more members, and leave out one member after the other."""
+    free = [each for each in axis_classes(graph) if each.free and len(each.members) > 1]
+    trial = Trial(graph, seed=seed, example=example)
+    before = trial.run()
+    for each, order in draw(free, seed):
+        for member in each.members:
+            orders = {m: order for m in each.members if m is not member}
+            yield Break(str(member), _error(trial, orders, before), member.blind)
+
+
+def undone_ties(
+    graph: TracedGraph, *, seed: int = 0, example: Example | None = None
+) -> Iterator[Break]:
+    """Leave out one tie after the other; where the classes come out different, permute them.
+
+    A tie that another one makes good again changes no class and is passed over.
+    """
+    inference = infer(graph.model, graph.fx, real=graph.real)
+    whole = {frozenset(each.members) for each in classes_of(inference) if each.free}
+    trial = Trial(graph, seed=seed, example=example)
+    before = trial.run()
+    known = blind_parts(graph.fx)
+    for number, by in enumerate(inference.ties):
+        classes = classes_of(infer(graph.model, graph.fx, real=graph.real, skip=number))
+        new = [each for each in classes if each.free and frozenset(each.members) not in whole]
+        if new:
+            # One of the parts alone: two classes of two units can only be swapped, and two swaps are the whole.
+            errors = [
+                _error(trial, dict.fromkeys(each.members, order), before)
+                for each, order in draw(new, seed)
+            ]
+            yield Break(by, max(errors), any(_blind(known, each) for each in new))
+
+
+def _blind(known: Mapping[tuple[str, int], frozenset[int]], each: AxisClass) -> bool:
+    """Whether the function depends on no member of a class."""
+    return all(known.get((m.fqn, m.axis), frozenset()).issuperset(m.places) for m in each.members)
+
+
+def _error(trial: Trial, orders: dict[Member, Tensor], before: list[Tensor]) -> float:
+    with changed(trial, orders):
+        return difference(before, trial.run())
 
 
 def wrong_widenings(graph: LayerGraph, *, seed: int = 0) -> Iterator[Break]:
@@ -41,7 +113,8 @@ def wrong_widenings(graph: LayerGraph, *, seed: int = 0) -> Iterator[Break]:
             wide = widen(graph, {each: 2 * each.size}, seed=seed)
         except SurgeryError:
             continue
-        fill = grown(graph, {each: units_like(each.size, 2 * each.size, seed)})
+        random = torch.Generator().manual_seed(seed)
+        fill = grown(graph, {each: units_like(each.size, 2 * each.size, random)})
         if change(graph, graph.model, wide) > TOLERANCE:
             raise AssertionError(f"widening {each.members[0]} was wrongly accepted")
         for member in each.members:
