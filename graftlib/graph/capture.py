@@ -27,7 +27,7 @@ from .fake import record_fake
 from .recorder import record_meta, record_real
 from .tensors import tensor_leaves
 
-__all__ = ["TRACERS", "TURN", "Capture", "capture", "device_of", "undisturbed"]
+__all__ = ["TRACERS", "TURN", "Capture", "capture", "device_of", "mute", "undisturbed"]
 
 Tracer = Callable[
     [nn.Module, Sequence[Any], Mapping[str, Any], torch.device], tuple[fx.Graph, list[Call]]
@@ -139,7 +139,7 @@ def undisturbed() -> Iterator[None]:
         with preserved(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # Tracers print the half of the graph that they have when they give up.
-            with contextlib.redirect_stderr(io.StringIO()), _mute("torch"):
+            with contextlib.redirect_stderr(io.StringIO()), mute("torch"):
                 yield
     finally:
         random.setstate(python_state)
@@ -148,7 +148,7 @@ def undisturbed() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _mute(name: str) -> Iterator[None]:
+def mute(name: str) -> Iterator[None]:
     """Drop what this thread logs under `name`."""
     thread = threading.get_ident()
     logger = logging.getLogger(name)
