@@ -136,24 +136,64 @@ PUBLIC = {
 
 
 def private_imports(folder: Path) -> list[str]:
-    """Imports from `graftlib`, in any file below `folder`, of what no public module lists."""
+    """What files below `folder` use of `graftlib` that no public module lists, however they come by it."""
     private = []
     for file in sorted(folder.rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        tree = ast.parse(file.read_text("utf-8"))
+        modules: dict[str, str] = {}  # local name -> the module of graftlib that it stands for
+        used: list[tuple[str, str]] = []
+        for node in ast.walk(tree):
             if isinstance(node, ast.Import):
-                names = {(each.name, "") for each in node.names}
+                for each in node.names:
+                    used.append((each.name, ""))
+                    modules[each.asname or "graftlib"] = each.name if each.asname else "graftlib"
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                names = {(node.module, each.name) for each in node.names}
-            else:
+                for each in node.names:
+                    used.append((node.module, each.name))
+                    modules[each.asname or each.name] = f"{node.module}.{each.name}"
+            elif isinstance(node, ast.Call) and _called(node) in ("import_module", "__import__"):
+                used += [(str(arg.value), "") for arg in node.args if isinstance(arg, ast.Constant)]
+        modules = {name: module for name, module in modules.items() if _is_module(module)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name | ast.Attribute):
+                start, _, rest = ast.unparse(node.value).partition(".")
+                module = ".".join(filter(None, (modules.get(start, ""), rest)))
+                used += [(module, node.attr)] if start in modules and _is_module(module) else []
+        for module, name in sorted({*used}):
+            if module.partition(".")[0] != "graftlib" or f"{module}.{name}" in PUBLIC:
                 continue
-            for module, name in sorted(names):
-                if module.partition(".")[0] != "graftlib":
-                    continue
-                listed = importlib.import_module(module) if module in PUBLIC else None
-                public = getattr(listed, "__all__", None) or (listed and dir(listed)) or []
-                if listed is None or (name and name not in public):
-                    private.append(f"{file.relative_to(folder)}: {module} {name}".rstrip())
+            listed = importlib.import_module(module) if module in PUBLIC else None
+            public = getattr(listed, "__all__", None) or (listed and dir(listed)) or []
+            if listed is None or (name and name not in public):
+                private.append(f"{file.relative_to(folder)}: {module} {name}".rstrip())
     return private
+
+
+def _called(node: ast.Call) -> str:
+    return ast.unparse(node.func).rpartition(".")[2]
+
+
+def _is_module(name: str) -> bool:
+    if name.partition(".")[0] != "graftlib":
+        return False
+    path = ROOT / name.replace(".", "/")
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def underscored_imports(folder: Path) -> list[str]:
+    """Names with an underscore that a file below `folder` imports from another package than its own."""
+    found = []
+    for file in sorted(folder.rglob("*.py")):
+        here = [folder.name, *file.relative_to(folder).parts[:-1]]
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if not isinstance(node, ast.ImportFrom):
+                continue
+            base = here[: len(here) + 1 - node.level] if node.level else []
+            module = [*base, *(node.module or "").split(".")]
+            other = module[0] in ("graftlib", "graftlib_adapters") and module[:2] != here[:2]
+            names = [each.name for each in node.names if each.name.startswith("_")]
+            found += [f"{file.relative_to(folder)}: {'.'.join(module)} {n}" for n in names if other]
+    return found
 
 
 def test_adapters_use_public_names_only():
@@ -164,9 +204,60 @@ def test_a_private_import_is_seen(tmp_path: Path):
     code = "def f():\n    from graftlib.graph.caches import find_caches\n    from graftlib.disk import os\n"
     (tmp_path / "adapter.py").write_text(code + "from graftlib.graph import trace\n")
     assert private_imports(tmp_path) == [
-        "adapter.py: graftlib.graph.caches find_caches",
         "adapter.py: graftlib.disk os",
+        "adapter.py: graftlib.graph.caches find_caches",
     ]
+
+
+def test_a_private_name_is_seen_behind_its_module_and_behind_a_string(tmp_path: Path):
+    (tmp_path / "adapter.py").write_text(
+        "import graftlib.graph as g, graftlib\n"
+        "from importlib import import_module\n"
+        "from graftlib import graph, surgery\n"
+        "g.caches.find_caches\ngraph.caches\ngraftlib.disk.os\nsurgery.prune\ngraph.trace\n"
+        "import_module('graftlib.match.auto')\n__import__('graftlib.cli.doctor')\n"
+    )
+    assert private_imports(tmp_path) == [
+        "adapter.py: graftlib.cli.doctor",
+        "adapter.py: graftlib.disk os",
+        "adapter.py: graftlib.graph caches",
+        "adapter.py: graftlib.graph.caches find_caches",
+        "adapter.py: graftlib.match.auto",
+    ]
+
+
+def test_packages_import_no_underscored_name_of_each_other(tmp_path: Path):
+    for folder in (ROOT / "graftlib", ROOT / "adapters/graftlib_adapters"):
+        assert underscored_imports(folder) == []
+    package = tmp_path / "graftlib"
+    (package / "one").mkdir(parents=True)
+    (package / "one/file.py").write_text(
+        "from ..two.a import _x\nfrom .b import _y\nfrom graftlib.two import _z, w\n"
+    )
+    assert underscored_imports(package) == [
+        "one/file.py: graftlib.two.a _x",
+        "one/file.py: graftlib.two _z",
+    ]
+
+
+def test_no_file_imports_our_own_by_a_string():
+    """What stands in a string is in no graph of imports: circles and layers would not be seen."""
+    calls = [
+        f"{file.relative_to(ROOT)}: {ast.unparse(node)}"
+        for folder in ("graftlib", "adapters")
+        for file in sorted((ROOT / folder).rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        if isinstance(node, ast.Call) and _called(node) in ("import_module", "__import__")
+    ]
+    assert calls == [
+        "graftlib/cli/doctor.py: importlib.import_module(MODULES.get(distribution, distribution))",
+        "graftlib/cli/models.py: importlib.import_module(module)",
+        "graftlib/disk.py: import_module('fcntl')",
+        "graftlib/export/extras.py: importlib.import_module(name)",
+        "graftlib/export/extras.py: importlib.import_module(name)",
+    ], (
+        "an optional library is imported through graftlib.cli.models.require or graftlib.export.extras"
+    )
 
 
 # ------------------------------------------------------------------------------- what an import loads

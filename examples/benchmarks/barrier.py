@@ -45,7 +45,7 @@ from graftlib_adapters.assembly import Permutation, align, problem
 from graftlib_adapters.assembly.activations import costs
 
 from ..common import command, datasets, results
-from ..common.training import load_or_train
+from ..common.training import load_or_train, loss_and_accuracy
 
 POINTS = 21
 BATCH = 256
@@ -85,13 +85,6 @@ def train(model: nn.Module, x: Tensor, y: Tensor, epochs: int) -> None:
             F.cross_entropy(model(x[batch]), y[batch]).backward()
             optimizer.step()
             schedule.step()
-
-
-@torch.no_grad()
-def measure(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
-    """(mean cross-entropy in nats, accuracy in percent)."""
-    out = torch.cat([model(part) for part in x.split(1000)])
-    return float(F.cross_entropy(out, y)), 100 * float((out.argmax(1) == y).float().mean())
 
 
 # ----------------------------------------------------------------------------------------------------- ways to align
@@ -185,7 +178,7 @@ def walked(base: nn.Module, moved: State, x: Tensor, y: Tensor) -> dict[str, flo
     rows = []
     for i in range(POINTS):
         model.load_state_dict({k: t.lerp(moved[k], i / (POINTS - 1)) for k, t in start.items()})
-        rows.append(measure(model, x, y))
+        rows.append(loss_and_accuracy(model, x, y))
 
     def highest(column: list[float], sign: int) -> float:
         last = len(column) - 1
@@ -278,7 +271,7 @@ def main(argv: list[str] | None = None) -> None:
     ends = []
     for number in range(args.pairs):
         pair = tuple(network(args, data, 2 * number + i) for i in (0, 1))
-        ends += [measure(each, *data[2:]) for each in pair]
+        ends += [loss_and_accuracy(each, *data[2:]) for each in pair]
         for name, way in ways(args.git_re_basin).items():
             done = (
                 args.cache

@@ -18,12 +18,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..common import command, results
-from ..common.models import Built, text, vision
+from ..common.models import Built, macs, text, vision
 from ..common.processes import ProcessError, apart
 from .trace_cost import PACKAGES
 
@@ -63,14 +60,6 @@ MODELS: dict[str, Callable[[], Built]] = {
 }
 
 
-def macs(model: nn.Module, args: tuple[Any, ...]) -> float:
-    """As PyTorch counts them, which on a CPU sees attention only where it is taken apart."""
-    apart = sdpa_kernel(SDPBackend.MATH)
-    with torch.no_grad(), apart, FlopCounterMode(display=False) as counter:
-        model(*args)
-    return counter.get_total_flops() / 2
-
-
 def measure(name: str, *, table: bool) -> dict[str, Any]:
     from graftlib import slim, trace
     from graftlib.slim import latency_of
@@ -84,7 +73,7 @@ def measure(name: str, *, table: bool) -> dict[str, Any]:
     traced = time.process_time() - start
     start = time.process_time()
     latency = latency_of(graph) if table else None
-    row: dict[str, Any] = {"trace_s": traced, "macs": macs(model, args)}
+    row: dict[str, Any] = {"trace_s": traced, "macs": macs(model, *args)}
     if latency is not None:
         row |= {"table_s": time.process_time() - start, "rest_ms": latency.constant}
     row["budgets"] = []
@@ -98,7 +87,7 @@ def measure(name: str, *, table: bool) -> dict[str, Any]:
             found["least"] = getattr(error, "least", {}).get("macs", 0) / row["macs"]
         else:
             found["cpu_s"] = time.process_time() - start
-            found["of_budget"] = macs(small.model, args) / (share * row["macs"])
+            found["of_budget"] = macs(small.model, *args) / (share * row["macs"])
             after = small.report.widths.sizes
             found["before_ms"], found["ms"] = small.report.measured_ms
             if latency is not None:

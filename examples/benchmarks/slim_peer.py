@@ -45,8 +45,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 import graftlib
 
@@ -54,6 +52,7 @@ from ..common import command, datasets, results
 from ..common.intervals import interval
 from ..common.markdown import signed
 from ..common.markdown import table as markdown_table
+from ..common.models import macs
 from ..common.together import Images, Recipe, train
 from ..common.training import accuracy
 from ..paper.on_gpu import images as load
@@ -250,15 +249,7 @@ class Original:
 
     def macs(self, model: nn.Module) -> int:
         """Of one image."""
-        return macs_of(model, self.x[:1])
-
-
-def macs_of(model: nn.Module, example: Any) -> int:
-    """Multiply-accumulates of a forward pass, those of attention included."""
-    counter = FlopCounterMode(display=False)
-    with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), counter:
-        model(**example) if isinstance(example, dict) else model(example)
-    return counter.get_total_flops() // 2
+        return macs(model, self.x[:1])
 
 
 def pruned(setting: Ours | Peer, original: Original, share: float) -> nn.Module:
@@ -402,9 +393,9 @@ def part(
     count = min(CALIBRATION, len(images.y) // 3)
     chosen = known.setdefault(f"ratios {name}", {})
     original = Original(model, known[key], images.x[:count], images.y[:count], chosen)
-    macs, facts = original.macs(model), {"task": name, "seed": seed}
+    whole, facts = original.macs(model), {"task": name, "seed": seed}
     top = accuracy(model, images.test_x, images.test_y)
-    tell(facts | {"kind": "original", "macs": macs, "tuned": top, "seconds": time.time() - began})
+    tell(facts | {"kind": "original", "macs": whole, "tuned": top, "seconds": time.time() - began})
     rows, models = [], []
     early = seed < args.first_seed + args.again
     for share in args.shares:
@@ -416,7 +407,7 @@ def part(
             began = time.time()
             try:
                 small = pruned(setting, original, share)
-                row |= {"macs": original.macs(small) / macs, "seconds": time.time() - began}
+                row |= {"macs": original.macs(small) / whole, "seconds": time.time() - began}
                 row["one-shot"] = accuracy(small, images.test_x, images.test_y)
                 if isinstance(setting, Peer):
                     again = reestimated(small, original)

@@ -30,7 +30,8 @@ from torch.nn import functional as F
 import graftlib
 
 from ..common import command, results
-from .slim_peer import Ours, Peer, macs_of, nearest
+from ..common.models import macs
+from .slim_peer import Ours, Peer, nearest
 
 SHARES = (0.5, 0.25)
 SETTINGS: dict[str, Ours | Peer] = {
@@ -139,13 +140,13 @@ def run(
 ) -> dict[str, Any]:
     """One row."""
     example = {key: value[:1] for key, value in batches[0].items()}
-    whole, began = macs_of(model, example), time.process_time()
+    whole, began = macs(model, **example), time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if isinstance(setting, Peer):
             small, _ = nearest(
                 lambda ratio: peer(setting, model, batches, ratio),
-                lambda each: macs_of(each, example) / whole,
+                lambda each: macs(each, **example) / whole,
                 share,
                 1 - share,
             )
@@ -162,7 +163,7 @@ def run(
     spent = time.process_time() - began
     cosine = F.cosine_similarity(vectors(model, held_out), vectors(small, held_out), dim=-1)
     return {
-        "macs": macs_of(small, example) / whole,
+        "macs": macs(small, **example) / whole,
         "cosine": float(cosine.mean()),
         "seconds": spent,
     }

@@ -37,7 +37,7 @@ from graftlib_adapters.assembly import transplant
 
 from ..common import command, datasets, results
 from ..common.intervals import interval
-from ..common.training import accuracy, load_or_train
+from ..common.training import accuracy, load_or_train, one_cycle
 from . import tables
 
 WIDTH, DEPTH, BATCH = 24, 2, 64
@@ -117,27 +117,6 @@ def load(name: str, root: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return datasets.normalised((x[:8000], y[:8000], *test))
 
 
-def train(model: nn.Module, x: Tensor, y: Tensor, steps: int, seed: int, graft=None) -> None:
-    """AdamW under a one-cycle schedule over `steps`; the same seed gives the same batches."""
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
-    if graft is not None:
-        graft.follow(optimizer)
-    random = torch.Generator().manual_seed(seed)
-    order = torch.empty(0, dtype=torch.int64)
-    for _ in range(steps):
-        if len(order) < BATCH:
-            order = torch.randperm(len(x), generator=random)
-        batch, order = order[:BATCH], order[BATCH:]
-        optimizer.zero_grad()
-        F.cross_entropy(model(x[batch]), y[batch]).backward()
-        optimizer.step()
-        schedule.step()
-    if graft is not None:
-        graft.detach()
-
-
 def per_tensor(source: nn.Module, target: nn.Module) -> nn.Module:
     """Every tensor takes evenly spaced slices of the one that `transplant` pairs it with, axis by axis, on its own."""
     mapping = Mapping(*(trace(m, (torch.zeros(2, *shape_of(m)),)) for m in (source, target)))
@@ -188,7 +167,9 @@ def run(arm: str, options: dict, seed: int, data, source: nn.Module, fresh: nn.M
     whole = EPOCHS * (len(x) // BATCH)
     steps = whole if arm == "random, all steps" else whole // 2
     graft = grafted(source, model, steps, seed) if "graft" in arm else None
-    train(model, x, y, steps, seed, graft)
+    one_cycle(model, x, y, steps, RATE, seed, batch=BATCH, follow=graft and graft.follow)
+    if graft is not None:
+        graft.detach()
     return {
         "arm": arm,
         "seed": seed,
@@ -206,7 +187,9 @@ def trained_source(name: str, data, cache: Path) -> tuple[nn.Module, nn.Module]:
     fresh = Net(x.shape[1], WIDTH, DEPTH)
     steps = SOURCE_EPOCHS[name] * (len(x) // BATCH)
     path = cache / f"source-{name}.safetensors"
-    source = load_or_train(copy.deepcopy(fresh), path, lambda net: train(net, x, y, steps, 1000))
+    source = load_or_train(
+        copy.deepcopy(fresh), path, lambda net: one_cycle(net, x, y, steps, RATE, 1000, batch=BATCH)
+    )
     return source, fresh.eval()
 
 

@@ -1,4 +1,4 @@
-"""Models with random weights and example inputs for them, made when they are asked for."""
+"""Models with random weights and example inputs for them, made when they are asked for; what a pass costs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["Built", "Logits", "text", "vision"]
+__all__ = ["Built", "Logits", "macs", "text", "vision"]
 
 Built = tuple[nn.Module, tuple[Any, ...]]
 
@@ -61,3 +63,11 @@ def text(kind: str, words: tuple[int, int, int, int], **sizes: Any) -> Callable[
         return made(made.config_class(**sizes)), (torch.randint(low, high, shape),)
 
     return make
+
+
+def macs(model: nn.Module, *args: Any, **kwargs: Any) -> int:
+    """Multiply-accumulates of a pass, as PyTorch counts them, those of attention included."""
+    counter = FlopCounterMode(display=False)
+    with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), counter:  # it counts attention taken apart
+        model(*args, **kwargs)
+    return counter.get_total_flops() // 2

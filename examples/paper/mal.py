@@ -22,6 +22,7 @@ from torch import nn
 
 from graftlib_adapters.assembly import AssemblyError, Curve, ZooEntry, controls
 
+from ..common.training import loss_and_accuracy
 from . import zoo
 
 MATCHED = ("matched, zero", "matched, keep")
@@ -70,7 +71,7 @@ class Scorer:
 
     def _measured(self, model: nn.Module) -> Row:
         halves = zip((self.data.val, self.data.test), self.sizes, strict=True)
-        val, test = (zoo.measure(model, *(t[:size] for t in part)) for part, size in halves)
+        val, test = (loss_and_accuracy(model, *(t[:size] for t in part)) for part, size in halves)
         return (*val, *test)
 
     def _lost(self, row: Row) -> bool:

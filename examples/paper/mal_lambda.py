@@ -20,6 +20,7 @@ from graftlib_adapters.assembly.lmc import CONTROLS
 from graftlib_adapters.assembly.pictures import curves_png
 
 from ..common import results
+from ..common.training import loss_and_accuracy
 from . import mal, zoo
 
 CHOSEN_ON = {"smoke": 200, "small": 500, "paper": 5000}  # validation images, for assemblies
@@ -103,11 +104,14 @@ def once(setup: mal.Setting, base: zoo.Member, sources: list, images: zoo.Images
         model,
         sources,
         args=(torch.zeros(2, *images.shape),),
-        evaluate=lambda m: -zoo.measure(m, *val)[0],
+        evaluate=lambda m: -loss_and_accuracy(m, *val)[0],
         pad="keep",
         search=Search(factors=(0.05, 0.1, 0.2, 0.4)),
     )
-    before, after = zoo.measure(model, *images.test), zoo.measure(made.model, *images.test)
+    before, after = (
+        loss_and_accuracy(model, *images.test),
+        loss_and_accuracy(made.model, *images.test),
+    )
     return {
         "test gain": after[1] - before[1],
         "test loss gain": before[0] - after[0],

@@ -33,7 +33,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -43,6 +42,7 @@ from graftlib_adapters.assembly.repair import repair
 
 from ..common import results
 from ..common.intervals import interval
+from ..common.training import load_or_train, loss_and_accuracy, one_cycle
 from . import zoo
 from .mal_lambda import emptied, scrambled
 
@@ -172,25 +172,6 @@ def cells(scale: str) -> dict[str, Setting]:
 # ---------------------------------------------------------------------------------------------------------- one family
 
 
-def tuned(model: nn.Module, part: Pair, steps: int, rate: float, seed: int) -> nn.Module:
-    """The model itself, trained by AdamW with a one-cycle schedule; the same seed gives the same batches."""
-    x, y = part
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
-    random = torch.Generator().manual_seed(seed)
-    order = torch.empty(0, dtype=torch.int64)
-    model.train()
-    for _ in range(steps):
-        if len(order) < min(BATCH, len(x)):
-            order = torch.randperm(len(x), generator=random)
-        batch, order = order[:BATCH], order[BATCH:]
-        optimizer.zero_grad()
-        F.cross_entropy(model(x[batch]), y[batch]).backward()
-        optimizer.step()
-        schedule.step()
-    return model.eval()
-
-
 class Family:
     """An ancestor and its descendants, with their images.
 
@@ -239,7 +220,9 @@ class Family:
     def taught(self, model: nn.Module, number: int) -> nn.Module:
         given = self.setting
         seed = 10 * self.seed + number
-        return tuned(copy.deepcopy(model), self.share(number), given.steps, given.rate, seed)
+        return one_cycle(
+            copy.deepcopy(model), *self.share(number), given.steps, given.rate, seed, batch=BATCH
+        )
 
     def _ancestor(self, cache: Path, seed: int) -> nn.Module:
         """Trained once for all settings that begin alike."""
@@ -248,21 +231,16 @@ class Family:
         name = "-".join(
             map(str, (given.data, given.family, *given.ancestor, *given.first, self.seed, seed))
         )
-        path = cache / f"{name}.safetensors"
-        model = self.fresh(given.ancestor, 1000 + seed)
-        if path.exists():
-            model.load_state_dict(load_file(path))
-            return model
-        x, y = self.pool
-        tuned(model, (x[:images], y[:images]), steps, rate, seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(model.state_dict(), path.with_suffix(".partial"))
-        path.with_suffix(".partial").replace(path)
-        return model
+        x, y = (each[:images] for each in self.pool)
+        return load_or_train(
+            self.fresh(given.ancestor, 1000 + seed),
+            cache / f"{name}.safetensors",
+            lambda model: one_cycle(model, x, y, steps, rate, seed, batch=BATCH),
+        )
 
     def score(self, model: nn.Module) -> float:
         """Minus the validation loss: larger is better."""
-        return -zoo.measure(model, *self.chosen)[0]
+        return -loss_and_accuracy(model, *self.chosen)[0]
 
     def spoiled(self, how: Callable[[nn.Module], None]) -> list[nn.Module]:
         made = [copy.deepcopy(each) for each in self.sources]
@@ -318,7 +296,11 @@ def longer(family: Family) -> nn.Module:
     for quarter in (1, 2, 3, 4):
         steps, seed = most * quarter // 4, 10 * family.seed
         model = copy.deepcopy(family.base)
-        tried.append(tuned(model, family.share(0), max(steps, 1), family.setting.rate, seed))
+        tried.append(
+            one_cycle(
+                model, *family.share(0), max(steps, 1), family.setting.rate, seed, batch=BATCH
+            )
+        )
     return max(tried, key=family.score)
 
 
@@ -337,7 +319,7 @@ def repaired(family: Family, source: nn.Module) -> nn.Module:
 
 
 def figures(family: Family, model: nn.Module) -> dict[str, float]:
-    loss, accuracy = zoo.measure(model, *family.read)
+    loss, accuracy = loss_and_accuracy(model, *family.read)
     return {"loss": loss, "accuracy": accuracy}
 
 
@@ -358,7 +340,9 @@ def reference(family: Family, part: Pair) -> nn.Module:
     """The base's start, tuned on other images for as many steps as all descendants took."""
     given = family.setting
     steps = given.steps * (1 + len(family.sources))
-    return tuned(copy.deepcopy(family.start), part, steps, given.rate, 10 * family.seed)
+    return one_cycle(
+        copy.deepcopy(family.start), *part, steps, given.rate, 10 * family.seed, batch=BATCH
+    )
 
 
 def judged(family: Family) -> dict:

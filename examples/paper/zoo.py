@@ -22,11 +22,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from graftlib.disk import write_whole
+
 from ..common import datasets
+from ..common.training import loss_and_accuracy, save_weights
 
 DATA = ("digits", "mnist", "fashion-mnist", "cifar10")
 SCALES = ("smoke", "small", "paper")
@@ -304,15 +307,6 @@ def train(model: nn.Module, data: Images, epochs: int, rate: float, seed: int) -
     return model.eval()
 
 
-@torch.no_grad()
-def measure(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
-    """(mean cross-entropy in nats, accuracy in percent) in eval mode."""
-    model.eval()
-    outputs = torch.cat([model(part) for part in x.split(500)])
-    hits = float((outputs.argmax(1) == y).float().mean())
-    return float(F.cross_entropy(outputs, y)), 100 * hits
-
-
 # ------------------------------------------------------------------------------------------------------------ the zoo
 
 
@@ -354,7 +348,7 @@ def ensure(each: Architecture, data: Images, scale: str, cache: Path, seed: int 
     epochs = round(EPOCHS[scale][data.name] * FAMILIES[each.family].longer)
     train(model, data, epochs, FAMILIES[each.family].rate, seed)
     seconds = time.process_time() - began
-    loss, accuracy = measure(model, *data.test)
+    loss, accuracy = loss_and_accuracy(model, *data.test)
     facts = {
         "name": each.name,
         "data": data.name,
@@ -365,16 +359,11 @@ def ensure(each: Architecture, data: Images, scale: str, cache: Path, seed: int 
         "parameters": sum(p.numel() for p in model.parameters()),
         "test_loss": loss,
         "test_accuracy": accuracy,
-        "val_accuracy": measure(model, *data.val)[1],
+        "val_accuracy": loss_and_accuracy(model, *data.val)[1],
         "cpu_seconds": seconds,
     }
-    wanted.path.parent.mkdir(parents=True, exist_ok=True)
-    partial = wanted.path.with_suffix(".partial")
-    save_file(model.state_dict(), partial)
-    partial.replace(wanted.path)
-    note = wanted.path.with_suffix(".json.partial")
-    note.write_text(json.dumps(facts, indent=1))
-    note.replace(wanted.path.with_suffix(".json"))
+    save_weights(model, wanted.path)
+    write_whole(wanted.path.with_suffix(".json"), json.dumps(facts, indent=1))
     return wanted
 
 

@@ -1,7 +1,4 @@
-"""The steps that several commands take: read the shared options, load, see, or only say what would be done.
-
-In: what `options` parsed. Out: a loaded model, its layer graph, or a plan on stdout.
-"""
+"""The steps that several commands take: read the shared options, load, see, or only say what would be done."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The ONNX libraries, imported where they are used and named where they are missing.
-
-In: nothing. Out: the imported modules. Always true: a missing one raises before anything is copied or written.
-"""
+"""The ONNX libraries, imported before anything is copied or written, and named where they are missing."""
 
 from __future__ import annotations
 

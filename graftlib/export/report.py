@@ -1,7 +1,4 @@
-"""What an export proved and what it costs to run: frozen records that print themselves.
-
-In: facts gathered by the other files of this package. Out: `ExportReport`, as text or as JSON-able data.
-"""
+"""What an export proved and what it costs to run: frozen records that print themselves."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What is kept of each transfer.
-
-Out: frozen records; `Transfer.to_dict` gives plain data, and a graft's state holds that.
-"""
+"""What is kept of each transfer, and as plain data in a graft's state."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from .fake import record_fake
 from .recorder import record_meta, record_real
 from .tensors import tensor_leaves
 
-__all__ = ["TRACERS", "TURN", "Capture", "capture", "device_of", "undisturbed"]
+__all__ = ["TRACERS", "TURN", "Capture", "capture", "device_of", "mute", "undisturbed"]
 
 Tracer = Callable[
     [nn.Module, Sequence[Any], Mapping[str, Any], torch.device], tuple[fx.Graph, list[Call]]
@@ -133,12 +133,12 @@ def undisturbed() -> Iterator[None]:
     with all_preserved(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # Tracers print the half of the graph that they have when they give up.
-        with contextlib.redirect_stderr(io.StringIO()), _mute("torch"):
+        with contextlib.redirect_stderr(io.StringIO()), mute("torch"):
             yield
 
 
 @contextlib.contextmanager
-def _mute(name: str) -> Iterator[None]:
+def mute(name: str) -> Iterator[None]:
     """Drop what this thread logs under `name`."""
     thread = threading.get_ident()
     logger = logging.getLogger(name)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..arguments import check
 from ..disk import destination, make_folder, named, place_all, unwritable
 from ..errors import CheckpointError
-from ..graph.capture import _mute
+from ..graph.capture import mute
 from ..surgery import SurgeryError
 from .edit import Edit
 from .report import SlimReport
@@ -211,7 +211,7 @@ def config_of(model: nn.Module) -> bytes | None:
     config.architectures = [type(model).__name__]
     kind: Any = type(model)
     try:
-        with torch.device("meta"), warnings.catch_warnings(), _mute("transformers"):
+        with torch.device("meta"), warnings.catch_warnings(), mute("transformers"):
             warnings.simplefilter("ignore")
             built: nn.Module = kind(copy.deepcopy(config))
     except Exception:  # whatever a foreign constructor raises

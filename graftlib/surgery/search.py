@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..graph.axes import AxisClass
-from ..graph.capture import _mute
+from ..graph.capture import mute
 from .fields import Path, lists, numbers, set_field, shown
 from .signature import Signature, changes, signature
 
@@ -109,7 +109,7 @@ class Search:
             contextlib.nullcontext() if values else EmptyOnMeta(),
             torch.random.fork_rng(devices=[]),
             warnings.catch_warnings(),
-            _mute("transformers"),
+            mute("transformers"),
         ):
             warnings.simplefilter("ignore")
             return self._kind(loaded).eval()

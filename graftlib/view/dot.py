@@ -1,7 +1,4 @@
-"""A scene in Graphviz's language: one cluster a module, links dashed across.
-
-In: a `Scene`. Out: a DOT text. Always true: names are quoted strings, never HTML labels.
-"""
+"""A scene in Graphviz's language: one cluster a module, links dashed across; names are quoted, never HTML labels."""
 
 from __future__ import annotations
 

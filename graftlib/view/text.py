@@ -1,7 +1,4 @@
-"""A scene for a terminal: both trees, folded, and the links.
-
-In: a `Scene`. Out: a text. Always true: control characters in names are shown as escapes.
-"""
+"""A scene for a terminal: both trees, folded, and the links; control characters in names are shown as escapes."""
 
 from __future__ import annotations
 

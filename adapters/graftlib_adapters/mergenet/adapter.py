@@ -1,7 +1,4 @@
-"""MergeNet as an adapter: its options, checked once, and the transfer module they build.
-
-In: options. Out: an `Adapter` for `graftlib.attach`. Not here: the method itself (`transfer`, `lpka`, `encoding`).
-"""
+"""MergeNet as an adapter: its options, checked once, and the transfer module they build (`transfer`)."""
 
 from __future__ import annotations
 
