@@ -159,7 +159,8 @@ class Builder:
     def _create(self, op: str, target: Any, args: Any, kwargs: Any) -> fx.Node:
         # The arguments afterwards: `create_node` would look for symbolic numbers among them, at half of its cost.
         node = self.graph.create_node(op, target, name=_word(target))
-        node.args = args
+        if args:
+            node.args = args
         if kwargs:
             node.kwargs = kwargs
         return node

@@ -168,15 +168,23 @@ def _value(given: Any) -> Value:
 def _settled(energy: Tensor, constant: Tensor | None, shape: tuple[int, ...]) -> Value:
     varies = None if constant is None or _is_nothing(constant) else ~constant.isfinite()
     if constant is None or varies is None or bool(varies.all()):
-        energy = energy.nan_to_num(1.0, _HUGE).clamp(_TINY, _HUGE)
-        return Value(_ranked(energy, len(shape)), _nothing(len(shape)), shape)
+        return Value(_ranked(_bounded_energy(energy), len(shape)), _nothing(len(shape)), shape)
     constant = constant.detach().masked_fill(varies, torch.nan)
     square, known = constant.square(), energy.detach()
     factor = torch.where(known > 0, square / known.clamp_min(_TINY), 0)
     exact = torch.where(known > 0, energy * factor.nan_to_num(0.0), square)
-    energy = torch.where(varies, energy.nan_to_num(1.0, _HUGE).clamp(_TINY, _HUGE), exact)
+    energy = torch.where(varies, _bounded_energy(energy), exact)
     constant = constant.expand(torch.broadcast_shapes(constant.shape, energy.shape))  # type: ignore[no-untyped-call]
     return Value(_ranked(energy, len(shape)), _ranked(constant, len(shape)), shape)
+
+
+def _bounded_energy(energy: Tensor) -> Tensor:
+    """From `_TINY` to `_HUGE`, and 1 where it is no number; itself where all are, which spares autograd the bounds."""
+    if energy.numel():
+        least, most = torch.aminmax(energy.detach())
+        if float(least) >= _TINY and float(most) <= _HUGE:
+            return energy
+    return energy.nan_to_num(1.0, _HUGE).clamp(_TINY, _HUGE)
 
 
 @functools.cache
@@ -223,7 +231,9 @@ def _grouped(tensor: Tensor, dim: int, groups: int) -> Tensor:
 
 def _along(tensor: Tensor, dim: int, size: int) -> Tensor:
     """(size,) sums over all other dimensions, each uniform one counted once."""
-    sums = tensor.movedim(dim, 0).reshape(tensor.shape[dim], -1).sum(1)
+    rows = tensor.shape[dim]
+    alone = tensor.numel() == rows
+    sums = tensor.reshape(rows) if alone else tensor.movedim(dim, 0).reshape(rows, -1).sum(1)
     return sums if len(sums) == size else (sums / size).expand(size)
 
 
@@ -395,13 +405,18 @@ def _pad(op: Op, x: Value, pads: list[int], *args: Any, **kwargs: Any) -> Value:
 def _unary(op: Op, x: Value, *args: Any, **kwargs: Any) -> Value:
     """e(f(x)) = e(x) + f(0)^2, c(f(x)) = f(c(x))."""
 
-    def f(c: Tensor) -> Tensor:
-        result: Tensor = op.function(c.clone(), *args, **kwargs)
-        return result
-
-    rest = float(f(torch.zeros(1, dtype=torch.float64, device="cpu")))
-    constant = None if _is_nothing(x.constant) else f(x.constant)
+    rest = _at_zero(op.function, args, tuple(kwargs.items()))
+    constant = (
+        None if _is_nothing(x.constant) else op.function(x.constant.clone(), *args, **kwargs)
+    )
     return op.value(x.energy + rest**2 if rest else x.energy, constant)
+
+
+@functools.lru_cache(maxsize=256)
+def _at_zero(function: Any, args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]) -> float:
+    """f(0)."""
+    zero = torch.zeros(1, dtype=torch.float64, device="cpu")
+    return float(function(zero, *args, **dict(kwargs)))
 
 
 @_rule(*["sigmoid", "tanh", "erf", "sin", "cos", "hardsigmoid", "log_sigmoid"])
@@ -702,7 +717,8 @@ def _contracted(
     out_axis, in_axis = axes
     inputs = _whole(x.energy, x.shape, dim)
     if dim == 1:
-        inputs = inputs.flatten(2).mean(2)
+        places = inputs.flatten(2)
+        inputs = places.mean(2) if places.shape[2] > 1 else places.squeeze(2)
     inputs = _fewer(inputs)
     if groups > 1 and weight.tensor.shape[in_axis] == (1 if in_axis else groups):
         made = op.sums(weight, groups)[out_axis]
@@ -711,7 +727,7 @@ def _contracted(
         energy = _Contraction.apply(inputs, op, weight, axes, groups)
     lie = [*energy.shape, *[1] * (rank - 2)] if dim == 1 else [*energy.shape]
     energy = energy.view(lie)
-    lost = energy.detach() == 0
+    made_here = energy.detach()
     shift = torch.zeros((), dtype=torch.float64, device="cpu")
     if bias is not None:
         shift = bias.constant if isinstance(bias, Value) else _doubles(bias)
@@ -719,13 +735,14 @@ def _contracted(
         if dim == 1:
             shift, added = (t.reshape(*t.shape, *lie[2:]) for t in (shift, added))
         energy = energy + added
-    value = op.value(energy, torch.where(lost, shift, torch.nan) if bool(lost.any()) else None)
+    lost = None if bool(made_here.all()) else torch.where(made_here == 0, shift, torch.nan)
+    value = op.value(energy, lost)
     return _tapped(op, value, weight, out_axis, dim)
 
 
 def _fewer(energy: Tensor) -> Tensor:
     """At most `_ROWS` rows: means over the longest dimensions (places) but the last; 0 stays where all are 0."""
-    while energy[..., 0].numel() > _ROWS:
+    while prod(energy.shape[:-1]) > _ROWS:
         longest = max(range(energy.ndim - 1), key=lambda dim: energy.shape[dim])
         energy = energy.mean(longest, keepdim=True)
     return energy
@@ -762,8 +779,8 @@ def _summed(counted: Tensor, op: Op, weight: Weight, axes: tuple[int, int], grou
     out, over = axes
     every = bool(counted.all())
     if every or not bool(counted.any()):
-        sums = op.sums(weight, groups)[out] * every
-        return sums.view(*[1] * (counted.ndim - 1), -1)
+        sums = op.sums(weight, groups)[out]
+        return (sums if every else sums * 0).view(*[1] * (counted.ndim - 1), -1)
     squares = _doubles(weight).square()
     squares = squares.flatten(2).sum(2) if squares.ndim > 2 else squares
     squares = _grouped(squares, 0, groups)  # (groups, channels of axis 0, channels of axis 1)
