@@ -138,10 +138,14 @@ def _name(runs: Sequence[_Run], modules: Mapping[str, nn.Module]) -> None:
 def _is_one_layer(call: Call, modules: Mapping[str, nn.Module]) -> bool:
     if not call.leaf or not call.fqn:
         return False
-    module = modules[call.fqn]
-    return any(p is not None for p in module._parameters.values()) or any(
-        True for _ in module.parameters()
-    )
+    return bool(_held(modules[call.fqn]))
+
+
+def _held(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of a module, and of the modules in it, under all names that they have there."""
+    if module._modules:
+        return dict(module.named_parameters(remove_duplicate=False))
+    return {name: each for name, each in module._parameters.items() if each is not None}
 
 
 def _layer(
@@ -163,7 +167,7 @@ def _layer(
     module = modules.get(call.fqn)
     own: list[str] = []
     if leaf and module is not None:
-        held = dict(module.named_parameters(remove_duplicate=False))
+        held = _held(module)
         own = [f"{call.fqn}.{n}" for n in held]
         mine = {id(p) for p in held.values()}
         read = [fqn for fqn in read if id(parameters[fqn]) not in mine]

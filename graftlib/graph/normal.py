@@ -56,7 +56,7 @@ def snapshot(value: Any) -> Any:
 
 def _meta(tensor: Tensor) -> Tensor:
     with DisableTorchFunction():
-        if type(tensor) in (Tensor, nn.Parameter, nn.Buffer) and tensor.device.type == "meta":
+        if tensor.is_meta and type(tensor) in (Tensor, nn.Parameter, nn.Buffer):
             return tensor.detach()
         if tensor.layout is not torch.strided:
             return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")

@@ -167,7 +167,7 @@ def editable(
         except AttributeError:
             wrong.append(f"'{member.fqn}' is missing")
             continue
-        known = tuple(tensor_of(graph.model, member.fqn).shape)
+        known = shape if model is graph.model else tuple(tensor_of(graph.model, member.fqn).shape)
         if shape != known:
             wrong.append(f"'{member.fqn}' {shape} instead of {known}")
     if wrong:

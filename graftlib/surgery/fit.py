@@ -353,8 +353,7 @@ def _captured(twin: nn.Module, graph: LayerGraph) -> tuple[fx.Graph | None, tupl
 
 
 def _must_have_example(graph: LayerGraph, sizes: Sizes) -> None:
-    args, kwargs = graph.example
-    if not args and not kwargs:
+    if not graph.evidence.args and not graph.evidence.kwargs:
         what = "the edited model cannot be run: the graph keeps no example."
         raise _refusal(graph, sizes, what, None)
 
