@@ -24,6 +24,7 @@ __all__ = ["MOVES", "SAME", "Op", "Value", "Weight", "anything", "leaves", "plai
 
 # What is left of an energy that underflows: it is not proven to be 0.
 _TINY, _HUGE = 1e-200, 1e100
+_CPU = torch.device("cpu")
 # So many rows of a contraction are told apart: heads are, places are not.
 _ROWS = 64
 
@@ -211,8 +212,8 @@ def _zero_or_none(zero: Tensor) -> Tensor:
 
 
 def _doubles(given: Any) -> Tensor:
-    tensor = given.tensor if isinstance(given, Weight) else torch.as_tensor(given, device="cpu")
-    return tensor.detach().to("cpu", torch.float64)
+    tensor = given.tensor if isinstance(given, Weight) else torch.as_tensor(given, device=_CPU)
+    return tensor.detach().to(_CPU, torch.float64)
 
 
 def _whole(tensor: Tensor, shape: tuple[int, ...], dim: int) -> Tensor:
@@ -404,11 +405,8 @@ def _pad(op: Op, x: Value, pads: list[int], *args: Any, **kwargs: Any) -> Value:
 )
 def _unary(op: Op, x: Value, *args: Any, **kwargs: Any) -> Value:
     """e(f(x)) = e(x) + f(0)^2, c(f(x)) = f(c(x))."""
-
     rest = _at_zero(op.function, args, tuple(kwargs.items()))
-    constant = (
-        None if _is_nothing(x.constant) else op.function(x.constant.clone(), *args, **kwargs)
-    )
+    constant = None if _is_nothing(x.constant) else op.function(x.constant.clone(), *args, **kwargs)
     return op.value(x.energy + rest**2 if rest else x.energy, constant)
 
 
@@ -560,13 +558,13 @@ def _batch_norm(
     lie = [-1 if i == 1 else 1 for i in range(x.energy.ndim)]
     scale = (_doubles(variance) + eps).rsqrt()
     scale = (scale if gain is None else _doubles(gain) * scale).view(lie)
-    energy = scale.square() * x.energy
-    shifts = torch.zeros_like(scale) if shift is None else _doubles(shift).view(lie)
+    energy, shifts = scale.square() * x.energy, None
     if shift is not None:
+        shifts = _doubles(shift).view(lie)
         energy = energy + shifts.square()
     if _is_nothing(x.constant) and bool(scale.all()):
         return op.value(energy)
-    offset = shifts - scale * _doubles(mean).view(lie)
+    offset = (0 if shifts is None else shifts) - scale * _doubles(mean).view(lie)
     return op.value(energy, torch.where(scale == 0, offset, scale * x.constant + offset))
 
 

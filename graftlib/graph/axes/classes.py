@@ -337,7 +337,9 @@ def classes_of(
 def class_of_atoms(inference: Inference, classes: Iterable[AxisClass]) -> dict[Atom, AxisClass]:
     """The class of each atom that weights are made of; `classes` may be of another reading of the same model."""
     by_place = {
-        (m.fqn, m.axis, m.start, m.factors, m.position): each for each in classes for m in each.members
+        (m.fqn, m.axis, m.start, m.factors, m.position): each
+        for each in classes
+        for m in each.members
     }
     known: dict[Atom, AxisClass] = {}
     for atom, place in _members(inference):

@@ -231,7 +231,7 @@ class _Reader:
     @staticmethod
     def check_shapes(result: Any, shapes: tuple[tuple[int, ...], ...]) -> None:
         own = [
-            axes.parts[0].shape if isinstance(axes, Stack) else Axes(axes).shape
+            axes.parts[0].shape if isinstance(axes, Stack) else axes.shape
             for axes in _leaves(result, Axes, Stack)
         ]
         if shapes and own != list(shapes):
