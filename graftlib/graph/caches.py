@@ -189,16 +189,18 @@ def without_caches(
 
 def kept_tensors(model: nn.Module) -> list[Place]:
     """The attributes that hold tensors, themselves or inside of them, which are no parameters or buffers."""
-    registered = {id(t) for t in [*model.parameters(), *model.buffers()]}
-    return [
-        (fqn, name)
+    held = [
+        ((fqn, name), list(_tensors(value)))
         for fqn, module in model.named_modules()
         for name, value in module.__dict__.items()
-        if type(value) not in _PLAIN
-        and (type(value) not in _CONTAINERS or not _PLAIN.issuperset(map(type, _items(value))))
+        if (kind := type(value)) not in _PLAIN
+        and (kind not in _CONTAINERS or (value and not _PLAIN.issuperset(map(type, _items(value)))))
         and name not in ("_parameters", "_buffers", "_modules")
-        and any(id(t) not in registered for t in _tensors(value))
     ]
+    if not any(tensors for _, tensors in held):
+        return []
+    registered = {id(t) for t in [*model.parameters(), *model.buffers()]}
+    return [place for place, tensors in held if any(id(t) not in registered for t in tensors)]
 
 
 # --- walking ----------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from .call_stack import Call
 from .ops import does, name_of
 from .tensors import tensor_leaves
 
-__all__ = ["ROOT", "Layer", "contract"]
+__all__ = ["ROOT", "Layer", "Run", "contract", "flow_between"]
 
 ROOT = "(root)"
 Shapes = tuple[tuple[int, ...], ...]
@@ -52,7 +52,7 @@ class Layer:
 
 
 @dataclass
-class _Run:
+class Run:
     """Consecutive ops of one module call."""
 
     call: Call
@@ -62,17 +62,22 @@ class _Run:
 
 def contract(
     model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
     graph: fx.Graph,
     calls: Sequence[Call],
     depths: Mapping[fx.Node, float],
-) -> tuple[tuple[Layer, ...], nx.MultiDiGraph[str]]:
+) -> tuple[tuple[Layer, ...], dict[fx.Node, Run]]:
     """Contract ops to layers; writes ``node.meta["layer"]`` (None for the inputs and the output).
 
     Args:
         model: the traced model.
+        parameters: of it, by their first FQNs.
         graph: in the normal form.
         calls: that ``node.meta["call"]`` counts.
         depths: relative depth of each op.
+
+    Returns:
+        the layers, and the run that each op is in.
     """
     modules = dict(model.named_modules())
     runs = [
@@ -87,16 +92,17 @@ def contract(
     for node in graph.nodes:
         if node.op == "get_attr":
             node.meta["layer"] = next((user.meta["layer"] for user in node.users), None)
-    grouped: dict[str, list[_Run]] = {}
+    grouped: dict[str, list[Run]] = {}
     for run in runs:
         grouped.setdefault(run.layer, []).append(run)
-    tensors = dict(model.named_parameters())
-    layers = tuple(_layer(name, group, modules, tensors, depths) for name, group in grouped.items())
-    return layers, _flow(layers, home)
+    layers = tuple(
+        _layer(name, group, modules, parameters, depths) for name, group in grouped.items()
+    )
+    return layers, home
 
 
-def _runs(graph: fx.Graph, calls: Sequence[Call]) -> Iterator[_Run]:
-    run: _Run | None = None
+def _runs(graph: fx.Graph, calls: Sequence[Call]) -> Iterator[Run]:
+    run: Run | None = None
     for node in graph.nodes:
         if node.op != "call_function":
             continue
@@ -104,26 +110,26 @@ def _runs(graph: fx.Graph, calls: Sequence[Call]) -> Iterator[_Run]:
         if run is None or run.call is not call:
             if run is not None:
                 yield run
-            run = _Run(call)
+            run = Run(call)
         run.nodes.append(node)
     if run is not None:
         yield run
 
 
-def _parts(run: _Run) -> Iterator[_Run]:
+def _parts(run: Run) -> Iterator[Run]:
     """The run, cut behind every op that another run reads: merged with what follows, a branch would be hidden."""
-    own, part, branches = {*run.nodes}, _Run(run.call), False
+    own, part, branches = {*run.nodes}, Run(run.call), False
     for node in run.nodes:
         picks = node.target is operator.getitem and node.args[0] in part.nodes
         if branches and not picks:
             yield part
-            part, branches = _Run(run.call), False
+            part, branches = Run(run.call), False
         part.nodes.append(node)
         branches = branches or any(user not in own and user.op != "output" for user in node.users)
     yield part
 
 
-def _name(runs: Sequence[_Run], modules: Mapping[str, nn.Module]) -> None:
+def _name(runs: Sequence[Run], modules: Mapping[str, nn.Module]) -> None:
     counts: dict[str, int] = {}
     for run in runs:
         fqn = run.call.fqn
@@ -138,15 +144,19 @@ def _name(runs: Sequence[_Run], modules: Mapping[str, nn.Module]) -> None:
 def _is_one_layer(call: Call, modules: Mapping[str, nn.Module]) -> bool:
     if not call.leaf or not call.fqn:
         return False
-    module = modules[call.fqn]
-    return any(p is not None for p in module._parameters.values()) or any(
-        True for _ in module.parameters()
-    )
+    return bool(_held(modules[call.fqn]))
+
+
+def _held(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of a module, and of the modules in it, under all names that they have there."""
+    if module._modules:
+        return dict(module.named_parameters(remove_duplicate=False))
+    return {name: each for name, each in module._parameters.items() if each is not None}
 
 
 def _layer(
     name: str,
-    runs: Sequence[_Run],
+    runs: Sequence[Run],
     modules: Mapping[str, nn.Module],
     parameters: Mapping[str, nn.Parameter],
     depths: Mapping[fx.Node, float],
@@ -163,7 +173,7 @@ def _layer(
     module = modules.get(call.fqn)
     own: list[str] = []
     if leaf and module is not None:
-        held = dict(module.named_parameters(remove_duplicate=False))
+        held = _held(module)
         own = [f"{call.fqn}.{n}" for n in held]
         mine = {id(p) for p in held.values()}
         read = [fqn for fqn in read if id(parameters[fqn]) not in mine]
@@ -193,7 +203,9 @@ def _layer(
 
 
 def _shapes(nodes: Any) -> Shapes:
-    return tuple(tuple(t.shape) for node in nodes for t in tensor_leaves(node.meta["val"]))
+    values = (node.meta["val"] for node in nodes)
+    tensors = ((v,) if type(v) is Tensor else tensor_leaves(v) for v in values)
+    return tuple(tuple(t.shape) for each in tensors for t in each)
 
 
 def _kind(nodes: Sequence[fx.Node]) -> str:
@@ -204,7 +216,13 @@ def _kind(nodes: Sequence[fx.Node]) -> str:
     return "+".join(names[:3]) + ("+..." if len(names) > 3 else "")
 
 
-def _flow(layers: Sequence[Layer], home: Mapping[fx.Node, _Run]) -> nx.MultiDiGraph[str]:
+def flow_between(layers: Sequence[Layer], home: Mapping[fx.Node, Run]) -> nx.MultiDiGraph[str]:
+    """The tensors between layers.
+
+    Args:
+        layers: from `contract`.
+        home: the run that each op is in.
+    """
     flow: nx.MultiDiGraph[str] = nx.MultiDiGraph()
     for layer in layers:
         flow.add_node(layer.name, layer=layer)

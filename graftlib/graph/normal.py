@@ -56,7 +56,7 @@ def snapshot(value: Any) -> Any:
 
 def _meta(tensor: Tensor) -> Tensor:
     with DisableTorchFunction():
-        if type(tensor) in (Tensor, nn.Parameter, nn.Buffer) and tensor.device.type == "meta":
+        if tensor.is_meta and type(tensor) in (Tensor, nn.Parameter, nn.Buffer):
             return tensor.detach()
         if tensor.layout is not torch.strided:
             return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
@@ -159,7 +159,8 @@ class Builder:
     def _create(self, op: str, target: Any, args: Any, kwargs: Any) -> fx.Node:
         # The arguments afterwards: `create_node` would look for symbolic numbers among them, at half of its cost.
         node = self.graph.create_node(op, target, name=_word(target))
-        node.args = args
+        if args:
+            node.args = args
         if kwargs:
             node.kwargs = kwargs
         return node

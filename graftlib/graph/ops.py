@@ -280,19 +280,19 @@ def named_arguments(target: Any, args: Iterable[Any], kwargs: Mapping[str, Any])
     expected = _expected(target)
     if expected is None:
         return dict(kwargs)
-    values = {**dict(zip(expected, args, strict=False)), **kwargs}
-    return {
-        name: values.get(name, each.default_value)
-        for name, each in expected.items()
-        if name in values or each.has_default_value()
-    }
+    names, defaults = expected
+    values = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
+    return {name: values[name] for name in names if name in values}
 
 
 @cache
-def _expected(target: Any) -> dict[str, Any] | None:
-    """The arguments in an op's schema by name; None for a function that is no op."""
+def _expected(target: Any) -> tuple[tuple[str, ...], dict[str, Any]] | None:
+    """The names of the arguments in an op's schema, and the defaults of some; None for a function that is no op."""
     schema = getattr(target, "_schema", None)
-    return None if schema is None else {each.name: each for each in schema.arguments}
+    if schema is None:
+        return None
+    defaults = {e.name: e.default_value for e in schema.arguments if e.has_default_value()}
+    return tuple(each.name for each in schema.arguments), defaults
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:

@@ -224,10 +224,10 @@ class _Writer:
 
     def learn(self, tensor: Tensor, node: fx.Node) -> None:
         """From here on `tensor` is what `node` gives."""
+        storage = _storage(tensor)
+        address = 0 if storage is None else storage._cdata
+        self._seen[id(tensor)] = (TensorWeakRef(tensor), address, node)
         with DisableTorchFunction():
-            storage = _storage(tensor)
-            address = 0 if storage is None else storage._cdata
-            self._seen[id(tensor)] = (TensorWeakRef(tensor), address, node)
             if storage is not None and tensor.layout is torch.strided:
                 if address not in self._memory:
                     self._memory[address] = (StorageWeakRef(storage), [])  # type: ignore[no-untyped-call]

@@ -22,6 +22,7 @@ from .ops import GATES, named_arguments
 __all__ = ["known_result", "recurrent_shapes"]
 
 aten = torch.ops.aten
+_META = torch.device("meta")
 
 
 def known_result(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -43,12 +44,12 @@ def known_result(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
 
 def _empty(like: Tensor, shape: Sequence[int]) -> Tensor:
     """On the meta device; `new_empty` would run as Python code of torch."""
-    return torch.empty(shape, dtype=like.dtype, device="meta")
+    return torch.empty(shape, dtype=like.dtype, device=_META)
 
 
 def _is_real(x: Any) -> bool:
     """A tensor of real numbers on the meta device."""
-    return isinstance(x, Tensor) and x.device.type == "meta" and x.is_floating_point()
+    return isinstance(x, Tensor) and x.is_meta and x.is_floating_point()
 
 
 def _plain(x: Tensor) -> bool:
@@ -81,11 +82,12 @@ def _pairwise_in_place(x: Tensor, y: Any, **kwargs: Any) -> Tensor | None:
 
 def _combined(*tensors: Tensor) -> Tensor | None:
     """What an element-wise op makes of tensors, broadcast; laid out in memory as `TensorIterator` does it."""
-    try:
-        shapes = [tensor.shape for tensor in tensors]
-        shape = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
-    except RuntimeError:
-        return None
+    shape, *others = [tensor.shape for tensor in tensors]
+    if any(other != shape for other in others):
+        try:
+            shape = torch.broadcast_shapes(shape, *others)  # type: ignore[no-untyped-call]
+        except RuntimeError:
+            return None
     if all(tensor.is_contiguous() for tensor in tensors):
         return _empty(tensors[0], shape)
     strides = [tensor.expand(shape).stride() for tensor in tensors]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import GraftError, TraceError
+from .normal import named_tensors
 from .tensors import replaced, tensor_leaves
 
 __all__ = [
@@ -45,6 +46,8 @@ _ATOMS = frozenset(
         *(type, FunctionType, BuiltinFunctionType, torch.dtype, torch.device),
     }
 )
+_META = torch.device("meta")  # as an object: a name would be read each time
+_CONTAINERS = frozenset((dict, OrderedDict, set, tuple))
 
 
 def unwrap(model: nn.Module, error: type[GraftError] = TraceError) -> nn.Module:
@@ -125,8 +128,7 @@ def duplicate(model: nn.Module, change: Change) -> nn.Module:
         TraceError: a parameter is not initialised yet (a lazy module that has never run).
     """
     memo: dict[int, Any] = {}
-    registered = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    for fqn, tensor in registered.items():
+    for fqn, tensor in named_tensors(model).items():
         if nn.parameter.is_lazy(tensor):
             raise TraceError(
                 f"'{fqn}' is not initialised yet.",
@@ -147,12 +149,18 @@ def _copy_plain_modules(model: nn.Module, memo: dict[int, Any]) -> None:
         kind: Any = type(module)
         if not _copied_by_fields(kind):
             continue
-        twin = kind.__new__(kind)
+        fields = module.__dict__.copy()
         try:
-            twin.__dict__.update((k, _plain_copy(v, memo)) for k, v in module.__dict__.items())
+            for name, value in fields.items():
+                held = type(value)
+                if held in _ATOMS:
+                    continue
+                empty = held in _CONTAINERS and not value  # as most of a module's are
+                fields[name] = held() if empty else _plain_copy(value, memo)
         except LookupError:
             continue
-        memo[id(module)] = twin
+        memo[id(module)] = twin = kind.__new__(kind)
+        twin.__dict__.update(fields)
 
 
 @functools.cache
@@ -170,20 +178,15 @@ def _copied_by_fields(kind: type) -> bool:
 
 
 def _plain_copy(value: Any, memo: Mapping[int, Any]) -> Any:
-    """A copy of a plain value, or of a dict or set of plain values, modules and tensors that `memo` knows.
+    """A copy of a dict, set or tuple of plain values, modules and tensors that `memo` knows.
 
     Raises:
         LookupError: it holds something else.
     """
     kind = type(value)
-    if kind in _ATOMS:
-        return value
-    if kind in (dict, OrderedDict):
-        if not value:
-            return kind()
-        if all(type(key) is str for key in value):
-            return kind((k, v if type(v) in _ATOMS else memo[id(v)]) for k, v in value.items())
-    elif (kind is set or kind is tuple) and all(type(item) in _ATOMS for item in value):
+    if kind in (dict, OrderedDict) and all(type(key) is str for key in value):
+        return kind((k, v if type(v) in _ATOMS else memo[id(v)]) for k, v in value.items())
+    if kind in (set, tuple) and _ATOMS.issuperset(map(type, value)):
         return kind(value)
     raise LookupError
 
@@ -204,7 +207,7 @@ def like_meta(tensor: Tensor) -> Tensor:
     """A meta tensor of the same shape, strides, dtype, gradient flag; a Parameter stays one."""
     if type(tensor) in (Tensor, nn.Parameter, nn.Buffer) and tensor.layout is torch.strided:
         size, stride = tensor.shape, tensor.stride()
-        meta = torch.empty_strided(size, stride, dtype=tensor.dtype, device="meta")
+        meta = torch.empty_strided(size, stride, dtype=tensor.dtype, device=_META)
     else:
         meta = torch.empty_like(tensor.detach(), device="meta")
     return _keep_kind(tensor, meta)

@@ -16,7 +16,7 @@ from .capture import Capture, capture
 from .depth import relative_depths
 from .describe import describe, with_projections
 from .evidence import Evidence
-from .layers import Layer, Shapes, contract
+from .layers import Layer, Shapes, contract, flow_between
 from .normal import graph_root
 from .parameter import Parameter, split_address
 from .reads import find_reads
@@ -50,10 +50,14 @@ class TracedGraph:
         reads = find_reads(self.fx, names)
         depths = relative_depths(self.fx, reads)
         self.layers: tuple[Layer, ...]
-        self.nx: nx.MultiDiGraph[str]
-        self.layers, self.nx = contract(model, self.fx, capture.calls, depths)
+        self.layers, self._runs = contract(model, names, self.fx, capture.calls, depths)
         self._reads = reads
         self._records = describe(model, reads, depths)
+
+    @cached_property
+    def nx(self) -> nx.MultiDiGraph[str]:
+        """Nodes are layer names with attribute ``layer``, edges tensors with attributes ``shape`` and ``dtype``."""
+        return flow_between(self.layers, self._runs)
 
     @cached_property
     def _parameters(self) -> dict[str, Parameter]:

@@ -199,7 +199,8 @@ def must_be_traced(model: nn.Module, graph: LayerGraph, names: Iterable[str]) ->
     """Raise SurgeryError where tensors of these names have other shapes than in the graph's model, or are missing."""
     wrong = []
     for fqn in dict.fromkeys(names):
-        shape, known = (_shape(each, fqn) for each in (model, graph.model))
+        shape = _shape(model, fqn)
+        known = shape if model is graph.model else _shape(graph.model, fqn)
         if shape != known:
             is_missing = f"'{fqn}' is missing"
             wrong.append(is_missing if shape is None else f"'{fqn}' {shape} instead of {known}")

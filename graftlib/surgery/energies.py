@@ -24,6 +24,7 @@ __all__ = ["MOVES", "SAME", "Op", "Value", "Weight", "anything", "leaves", "plai
 
 # What is left of an energy that underflows: it is not proven to be 0.
 _TINY, _HUGE = 1e-200, 1e100
+_CPU = torch.device("cpu")
 # So many rows of a contraction are told apart: heads are, places are not.
 _ROWS = 64
 
@@ -164,15 +165,23 @@ def _value(given: Any) -> Value:
 def _settled(energy: Tensor, constant: Tensor | None, shape: tuple[int, ...]) -> Value:
     varies = None if constant is None or _is_nothing(constant) else ~constant.isfinite()
     if constant is None or varies is None or bool(varies.all()):
-        energy = energy.nan_to_num(1.0, _HUGE).clamp(_TINY, _HUGE)
-        return Value(_ranked(energy, len(shape)), _nothing(len(shape)), shape)
+        return Value(_ranked(_bounded_energy(energy), len(shape)), _nothing(len(shape)), shape)
     constant = constant.detach().masked_fill(varies, torch.nan)
     square, known = constant.square(), energy.detach()
     factor = torch.where(known > 0, square / known.clamp_min(_TINY), 0)
     exact = torch.where(known > 0, energy * factor.nan_to_num(0.0), square)
-    energy = torch.where(varies, energy.nan_to_num(1.0, _HUGE).clamp(_TINY, _HUGE), exact)
+    energy = torch.where(varies, _bounded_energy(energy), exact)
     constant = constant.expand(torch.broadcast_shapes(constant.shape, energy.shape))  # type: ignore[no-untyped-call]
     return Value(_ranked(energy, len(shape)), _ranked(constant, len(shape)), shape)
+
+
+def _bounded_energy(energy: Tensor) -> Tensor:
+    """From `_TINY` to `_HUGE`, and 1 where it is no number; itself where all are, which spares autograd the bounds."""
+    if energy.numel():
+        least, most = torch.aminmax(energy.detach())
+        if float(least) >= _TINY and float(most) <= _HUGE:
+            return energy
+    return energy.nan_to_num(1.0, _HUGE).clamp(_TINY, _HUGE)
 
 
 @functools.cache
@@ -199,8 +208,8 @@ def _zero_or_none(zero: Tensor) -> Tensor:
 
 
 def _doubles(given: Any) -> Tensor:
-    tensor = given.tensor if isinstance(given, Weight) else torch.as_tensor(given, device="cpu")
-    return tensor.detach().to("cpu", torch.float64)
+    tensor = given.tensor if isinstance(given, Weight) else torch.as_tensor(given, device=_CPU)
+    return tensor.detach().to(_CPU, torch.float64)
 
 
 def _whole(tensor: Tensor, shape: tuple[int, ...], dim: int) -> Tensor:
@@ -212,7 +221,9 @@ def _whole(tensor: Tensor, shape: tuple[int, ...], dim: int) -> Tensor:
 
 def _along(tensor: Tensor, dim: int, size: int) -> Tensor:
     """(size,) sums over all other dimensions, each uniform one counted once."""
-    sums = tensor.movedim(dim, 0).reshape(tensor.shape[dim], -1).sum(1)
+    rows = tensor.shape[dim]
+    alone = tensor.numel() == rows
+    sums = tensor.reshape(rows) if alone else tensor.movedim(dim, 0).reshape(rows, -1).sum(1)
     return sums if len(sums) == size else (sums / size).expand(size)
 
 
@@ -358,14 +369,16 @@ def _pad(op: Op, x: Value, pads: list[int], *args: Any, **kwargs: Any) -> Value:
 )
 def _unary(op: Op, x: Value, *args: Any, **kwargs: Any) -> Value:
     """e(f(x)) = e(x) + f(0)^2, c(f(x)) = f(c(x))."""
-
-    def f(c: Tensor) -> Tensor:
-        result: Tensor = op.function(c.clone(), *args, **kwargs)
-        return result
-
-    rest = float(f(torch.zeros(1, dtype=torch.float64, device="cpu")))
-    constant = None if _is_nothing(x.constant) else f(x.constant)
+    rest = _at_zero(op.function, args, tuple(kwargs.items()))
+    constant = None if _is_nothing(x.constant) else op.function(x.constant.clone(), *args, **kwargs)
     return op.value(x.energy + rest**2 if rest else x.energy, constant)
+
+
+@functools.lru_cache(maxsize=256)
+def _at_zero(function: Any, args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]) -> float:
+    """f(0)."""
+    zero = torch.zeros(1, dtype=torch.float64, device="cpu")
+    return float(function(zero, *args, **dict(kwargs)))
 
 
 @_rule("sigmoid", "tanh", "erf", "sin", "cos", "hardsigmoid", "log_sigmoid")
@@ -509,13 +522,13 @@ def _batch_norm(
     lie = [-1 if i == 1 else 1 for i in range(x.energy.ndim)]
     scale = (_doubles(variance) + eps).rsqrt()
     scale = (scale if gain is None else _doubles(gain) * scale).view(lie)
-    energy = scale.square() * x.energy
-    shifts = torch.zeros_like(scale) if shift is None else _doubles(shift).view(lie)
+    energy, shifts = scale.square() * x.energy, None
     if shift is not None:
+        shifts = _doubles(shift).view(lie)
         energy = energy + shifts.square()
     if _is_nothing(x.constant) and bool(scale.all()):
         return op.value(energy)
-    offset = shifts - scale * _doubles(mean).view(lie)
+    offset = (0 if shifts is None else shifts) - scale * _doubles(mean).view(lie)
     return op.value(energy, torch.where(scale == 0, offset, scale * x.constant + offset))
 
 
@@ -668,7 +681,8 @@ def _contracted(
     out_axis, in_axis = axes
     inputs = _whole(x.energy, x.shape, dim)
     if dim == 1:
-        inputs = inputs.flatten(2).mean(2)
+        places = inputs.flatten(2)
+        inputs = places.mean(2) if places.shape[2] > 1 else places.squeeze(2)
     inputs = _fewer(inputs)
     if groups > 1 and weight.tensor.shape[in_axis] == (1 if in_axis else groups):
         made = op.sums(weight, groups)[out_axis]
@@ -677,7 +691,7 @@ def _contracted(
         energy = _Contraction.apply(inputs, op, weight, axes, groups)
     lie = [*energy.shape, *[1] * (rank - 2)] if dim == 1 else [*energy.shape]
     energy = energy.view(lie)
-    lost = energy.detach() == 0
+    made_here = energy.detach()
     shift = torch.zeros((), dtype=torch.float64, device="cpu")
     if bias is not None:
         shift = bias.constant if isinstance(bias, Value) else _doubles(bias)
@@ -685,13 +699,14 @@ def _contracted(
         if dim == 1:
             shift, added = (t.reshape(*t.shape, *lie[2:]) for t in (shift, added))
         energy = energy + added
-    value = op.value(energy, torch.where(lost, shift, torch.nan) if bool(lost.any()) else None)
+    lost = None if bool(made_here.all()) else torch.where(made_here == 0, shift, torch.nan)
+    value = op.value(energy, lost)
     return _tapped(op, value, weight, out_axis, dim)
 
 
 def _fewer(energy: Tensor) -> Tensor:
     """At most `_ROWS` rows: means over the longest dimensions (places) but the last; 0 stays where all are 0."""
-    while energy[..., 0].numel() > _ROWS:
+    while prod(energy.shape[:-1]) > _ROWS:
         longest = max(range(energy.ndim - 1), key=lambda dim: energy.shape[dim])
         energy = energy.mean(longest, keepdim=True)
     return energy
@@ -728,8 +743,8 @@ def _summed(counted: Tensor, op: Op, weight: Weight, axes: tuple[int, int], grou
     out, over = axes
     every = bool(counted.all())
     if every or not bool(counted.any()):
-        sums = op.sums(weight, groups)[out] * every
-        return sums.view(*[1] * (counted.ndim - 1), -1)
+        sums = op.sums(weight, groups)[out]
+        return (sums if every else sums * 0).view(*[1] * (counted.ndim - 1), -1)
     squares = _doubles(weight).square()
     squares = squares.flatten(2).sum(2) if squares.ndim > 2 else squares
     squares = torch.unflatten(

@@ -152,7 +152,7 @@ def plan(model: nn.Module, graph: LayerGraph, requested: Sizes, *, fixed: bool) 
     Raises:
         SurgeryError: the modules do not run with these sizes, or with none but those that they have.
     """
-    if not any(graph.example):
+    if not (graph.evidence.args or graph.evidence.kwargs):
         what = "the edited model cannot be run: the graph keeps no example."
         raise _refusal(graph, requested, what, None)
     model = shell_to_edit(model, graph, SurgeryError)

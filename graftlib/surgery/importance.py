@@ -139,5 +139,7 @@ def norm_of(model: nn.Module, members: Sequence[Member], squares: Squares | None
 
 def _per_unit(along: Tensor, member: Member) -> Tensor:
     """(size of the axis,) -> (units,): sums over all but the units of `member`."""
+    if member.factors == along.shape:
+        return along
     rows = member.units(along, 0)
     return rows.reshape(rows.shape[0], -1).sum(1)

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass
 from ..graph.axes.algebra import Atom, Expr
-from ..graph.axes.classes import class_of_atoms, reading
+from ..graph.axes.classes import numbers_of_atoms, reading
 from ..graph.axes.infer import Inference, infer
 from ..graph.axes.values import Axes, Stack
 from ..graph.capture import device_of
@@ -80,13 +80,18 @@ class Reference:
         graph: of the ops.
         found: what was read of it.
         classes: of the model's graph.
+        number: the class of each atom, by its place among them; None where it has to be worked out.
     """
 
-    def __init__(self, graph: fx.Graph, found: Inference, classes: Sequence[AxisClass]) -> None:
+    def __init__(
+        self,
+        graph: fx.Graph,
+        found: Inference,
+        classes: Sequence[AxisClass],
+        number: Mapping[Atom, int] | None = None,
+    ) -> None:
         self.graph, self.found, self.classes = graph, found, tuple(classes)
-        number = {each: i for i, each in enumerate(self.classes)}
-        atoms = class_of_atoms(found, self.classes)
-        self.number: dict[Atom, int] = {atom: number[each] for atom, each in atoms.items()}
+        self.number = numbers_of_atoms(found, self.classes) if number is None else number
         self.ops = [node for node in graph.nodes if _is_op(node)]
         self._terms: dict[fx.Node, tuple[tuple[Term | None, ...], ...]] = {}
 
@@ -123,8 +128,8 @@ class Reference:
 
 def reference_of(graph: LayerGraph) -> Reference:
     """The traced pass itself."""
-    found, classes = reading(graph)
-    return Reference(graph.fx, found, classes)
+    found, classes, number = reading(graph)
+    return Reference(graph.fx, found, classes, number)
 
 
 def grouped_rows(reference: Reference) -> Iterator[tuple[fx.Node, Expr, int]]:
@@ -212,8 +217,10 @@ def passage(
         meta: whether the scratch model has no values.
     """
     guide = _Guide(reference, sizes)
+    # A pass without values needs none drawn.
+    args, kwargs = (graph.evidence.args, graph.evidence.kwargs) if meta else graph.example
     try:
-        found, _ = record_scratch(twin, *graph.example, _home(graph), guide, meta=meta)
+        found, _ = record_scratch(twin, args, kwargs, _home(graph), guide, meta=meta)
     except Exception as error:
         words = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:200]
         return Passage(None, (*guide.misfits, Misfit(guide.nearby(), words)))

@@ -29,7 +29,7 @@ def sums_of_squares(weight: Tensor, groups: int = 1) -> tuple[Tensor, Tensor]:
     """
     size, inner = weight.shape[0], weight.shape[1] if weight.ndim > 1 else 1
     flat = weight.detach().reshape(size, -1)
-    if groups > 1:
+    if groups > 1 or flat.numel() <= _BLOCK:
         squares = flat.to("cpu", torch.float64).square()
         rows, columns = squares.sum(1), squares.view(groups, size // groups, -1).sum(1)
     else:

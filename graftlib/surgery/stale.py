@@ -7,6 +7,7 @@ attributes of known names are to say. Elsewhere: attributes that the code comput
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Container, Iterable, Mapping
 from math import prod
 from typing import Any
@@ -42,6 +43,7 @@ _WIDTHS = words(
     n_embd n_inner dim_feedforward encoder_ffn_dim decoder_ffn_dim
     """
 )
+_NAMES = dict.fromkeys((*_HEADS, *_INNER, *_REPEATS, *_WIDTHS))
 
 
 def _refresh_layer(module: nn.Module, groups: int | None = None, *, name: str = "") -> None:
@@ -170,12 +172,17 @@ def labels(
     modules = dict(model.named_modules(remove_duplicate=False))
     said: dict[Place, int] = {}
 
+    @functools.cache
+    def known(module: str) -> list[tuple[str, int]]:
+        fields = vars(modules[module])
+        return [(name, fields[name]) for name in _NAMES if type(fields.get(name)) is int]
+
     def say(fqn: str, names: Container[str], old: int, new: int) -> None:
         path = fqn.split(".")[:-1]
         for end in range(len(path), max(len(path) - _REACH, -1), -1):
             module = ".".join(path[:end])
-            for name, value in modules[module].__dict__.items():
-                if type(value) is int and value == old and name in names:
+            for name, value in known(module):
+                if value == old and name in names:
                     said.setdefault((module, (name,)), new)
 
     for (fqn, _), (old, new) in lengths.items():
@@ -217,8 +224,11 @@ def refresh_layers(model: nn.Module, sizes: Mapping[AxisClass, int]) -> None:
 
 def _groups(module: nn.Module, member: Member, count: int) -> int | None:
     """The new number of groups, where the class is the groups of this module, or a factor of their number."""
-    old: Any = getattr(module, "groups", None) or getattr(module, "num_groups", None)
-    if member.axis or not old or old == 1:
+    if member.axis:
+        return None
+    fields = vars(module)
+    old: Any = fields.get("groups") or fields.get("num_groups")
+    if not old or old == 1:
         return None
     sizes = [
         prod(member.factors[:end]) for end in range(member.position + 1, len(member.factors) + 1)

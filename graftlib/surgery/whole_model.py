@@ -27,7 +27,9 @@ def outer_classes(graph: LayerGraph) -> list[AxisClass]:
     heads and whole groups go, as what is computed inside of them stays as it was.
     """
     free = [each for each in axis_classes(graph) if each.free]
-    names = dict.fromkeys(member.fqn for each in free for member in each.members)
+    # A class that is a whole axis lies in no other there.
+    parts = (m for each in free for m in each.members if len(m.factors) > 1)
+    names = dict.fromkeys(member.fqn for member in parts)
     return outer(
         free, {pair for fqn in names for axis in axes_of(graph, fqn) for pair in nesting(axis)}
     )

@@ -8,8 +8,8 @@ stays; `check` runs the model to say so. Axes of kernels are positions and not l
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any, NamedTuple
 
@@ -38,6 +38,7 @@ __all__ = [
     "freedom_of",
     "frozen_ops",
     "frozen_shares",
+    "numbers_of_atoms",
     "reading",
 ]
 
@@ -149,40 +150,35 @@ class AxisClass:
         return "\n".join(lines)
 
 
-class _Reading(NamedTuple):
+class Reading(NamedTuple):
+    """What was read of a graph: its axes, its classes, and the number of the class of each atom of a weight."""
+
     inference: Inference
     classes: tuple[AxisClass, ...]
     number: dict[Atom, int]
 
 
 # A graph is read once; what was read goes when the graph goes.
-_read: weakref.WeakKeyDictionary[TracedGraph, _Reading] = weakref.WeakKeyDictionary()
+_read: weakref.WeakKeyDictionary[TracedGraph, Reading] = weakref.WeakKeyDictionary()
 
 
-def _reading(graph: TracedGraph) -> _Reading:
+def reading(graph: TracedGraph) -> Reading:
+    """The reading of a graph, made at the first use."""
     if graph not in _read:
         inference = infer(graph.model, graph.fx, real=graph.real)
         classes = classes_of(inference, blind_parts(graph.fx))
-        number = {each: i for i, each in enumerate(classes)}
-        atoms = class_of_atoms(inference, classes)
-        _read[graph] = _Reading(inference, classes, {a: number[c] for a, c in atoms.items()})
+        _read[graph] = Reading(inference, classes, numbers_of_atoms(inference, classes))
     return _read[graph]
-
-
-def reading(graph: TracedGraph) -> tuple[Inference, tuple[AxisClass, ...]]:
-    """What was read of a graph, and its classes; read at the first use."""
-    inference, classes, _ = _reading(graph)
-    return inference, classes
 
 
 def axis_classes(graph: TracedGraph) -> tuple[AxisClass, ...]:
     """The classes of a graph: the free ones first, each kind in the order of the model."""
-    return _reading(graph).classes
+    return reading(graph).classes
 
 
 def axes_of(graph: TracedGraph, fqn: str) -> Pattern:
     """See `LayerGraph.axes`, but without roles and for constant buffers, too; LookupError where none is read."""
-    inference, classes, number = _reading(graph)
+    inference, classes, number = reading(graph)
 
     def leaf(atom: Atom) -> Leaf:
         if atom not in number:
@@ -324,13 +320,13 @@ def classes_of(
         blind: (FQN, axis) -> units that the function does not depend on.
     """
     members: dict[Atom, list[Member]] = {}
-    for atom, member in _members(inference):
+    for atom, (fqn, axis, start, factors, position) in _members(inference):
         if atom.size > 1 and atom.frozen != KERNEL:
-            unseen = (blind or {}).get((member.fqn, member.axis), frozenset())
-            why = _first_tie(inference.axes[member.fqn], member.axis) or atom.by
-            members.setdefault(atom, []).append(
-                replace(member, blind=unseen.issuperset(member.places), tied_by=why)
-            )
+            unseen = (blind or {}).get((fqn, axis), frozenset())
+            why = _first_tie(inference.axes[fqn], axis) or atom.by
+            unread = unseen.issuperset(range(start, start + prod(factors)))
+            member = Member(fqn, axis, start, factors, position, unread, why)
+            members.setdefault(atom, []).append(member)
     classes = [
         AxisClass(atom.size, tuple(each), atom.frozen, tuple(atom.ties))
         for atom, each in members.items()
@@ -340,20 +336,32 @@ def classes_of(
 
 def class_of_atoms(inference: Inference, classes: Iterable[AxisClass]) -> dict[Atom, AxisClass]:
     """The class of each atom that weights are made of; `classes` may be of another reading of the same model."""
-    by_member = {member: each for each in classes for member in each.members}
+    by_place = {
+        (m.fqn, m.axis, m.start, m.factors, m.position): each
+        for each in classes
+        for m in each.members
+    }
     known: dict[Atom, AxisClass] = {}
-    for atom, member in _members(inference):
-        if member in by_member:
-            known.setdefault(atom, by_member[member])
+    for atom, place in _members(inference):
+        if place in by_place:
+            known.setdefault(atom, by_place[place])
     return known
 
 
-def _members(inference: Inference) -> Iterator[tuple[Atom, Member]]:
-    """Every atom of every tensor with the place where it lies, in the model's order."""
+def numbers_of_atoms(inference: Inference, classes: Sequence[AxisClass]) -> dict[Atom, int]:
+    """`class_of_atoms`, with the place of each class in its stead."""
+    number = {each: i for i, each in enumerate(classes)}
+    return {atom: number[each] for atom, each in class_of_atoms(inference, classes).items()}
+
+
+def _members(
+    inference: Inference,
+) -> Iterator[tuple[Atom, tuple[str, int, int, tuple[int, ...], int]]]:
+    """Every atom of every tensor with the place where it lies, as in a `Member`, in the model's order."""
     for fqn, axes in inference.axes.items():
         for i, axis in enumerate(axes):
             for atom, start, factors, position in _places(resolve(axis), 0):
-                yield atom, Member(fqn, i, start, factors, position)
+                yield atom, (fqn, i, start, factors, position)
 
 
 def _first_tie(axes: Axes, i: int) -> str | None:

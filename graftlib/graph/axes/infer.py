@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...errors import RuleError
+from ..normal import named_tensors
 from ..ops import (
     Op,
     OpSpec,
@@ -105,10 +106,13 @@ class _Reader:
         self.states: dict[str, Axes] = {}
         self.constants: dict[str, Axes] = {}
         self.unruled: Counter[str] = Counter()
-        buffers, parameters = dict(model.named_buffers()), dict(model.named_parameters())
-        self.tensors: dict[str, Tensor] = {**buffers, **parameters}
+        self.tensors = named_tensors(model)
         kept = model.state_dict(keep_vars=True).keys()
-        self.state = {*parameters, *(name for name in buffers if name in kept)}
+        self.state = {
+            fqn
+            for fqn, tensor in self.tensors.items()
+            if fqn in kept or isinstance(tensor, nn.Parameter)
+        }
 
     def read(self, node: fx.Node) -> None:
         value = node.meta.get("val")
@@ -210,7 +214,7 @@ class _Reader:
     @staticmethod
     def check_shapes(result: Any, shapes: tuple[tuple[int, ...], ...]) -> None:
         own = [
-            axes.parts[0].shape if isinstance(axes, Stack) else Axes(axes).shape
+            axes.parts[0].shape if isinstance(axes, Stack) else axes.shape
             for axes in _leaves(result, Axes, Stack)
         ]
         if shapes and own != list(shapes):
