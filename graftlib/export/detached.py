@@ -40,8 +40,14 @@ def detached(model: nn.Module, graft: Any = None) -> nn.Module:
 
 
 def detached_tree(tree: Any) -> Any:
-    """The same nest of containers with every tensor copied to the CPU, without history; each leaf its own."""
-    return replaced(tree, [t.detach().to("cpu", copy=True) for t in tensor_leaves(tree)])
+    """The same nest of containers with every tensor copied to the CPU, without history; each leaf its own.
+
+    Tensors on the meta device have nothing to copy, and stay there.
+    """
+    copied = [
+        t.detach() if t.is_meta else t.detach().to("cpu", copy=True) for t in tensor_leaves(tree)
+    ]
+    return replaced(tree, copied)
 
 
 def _require_values(model: nn.Module) -> None:

@@ -7,6 +7,7 @@ are as before.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from .._torch_private import (
 from . import structure
 from .call_stack import Call, CallStack
 from .constants import Constants
+from .leftovers import Leftovers
 from .normal import Builder, first_names, input_names
 from .shapes import known_result
 from .tensors import output_tensors, replaced, tensor_leaves
@@ -68,8 +70,12 @@ def record_meta(
     Returns:
         the graph and the module calls that its nodes point to.
     """
-    twin = structure.rebuild(model, structure.like_meta)
-    return record_scratch(twin, args, kwargs, device, meta=True, original=model)
+    left, twin = Leftovers(), structure.rebuild(model, structure.like_meta)
+    try:
+        return record_scratch(twin, args, kwargs, device, meta=True, original=model, left=left)
+    finally:
+        del twin
+        left.forget()
 
 
 def record_real(
@@ -101,6 +107,7 @@ def record_scratch(
     *,
     meta: bool,
     original: nn.Module | None = None,
+    left: Leftovers | None = None,
 ) -> tuple[fx.Graph, list[Call]]:
     """Record a scratch model.
 
@@ -112,6 +119,7 @@ def record_scratch(
         watch: sees every op.
         meta: whether the model and the pass are without values.
         original: the user's model: a module that could not be copied still computes with its own tensors.
+        left: is told what the ops made.
 
     Raises:
         RuntimeError: the forward pass writes into a parameter that has values.
@@ -134,10 +142,14 @@ def record_scratch(
         for name, tensor in zip(input_names(twin, args, kwargs), tensors, strict=True):
             writer.learn(tensor, builder.placeholder(name, tensor))
         args, kwargs = replaced((args, kwargs), tensors)
-        with stack, writer.watch:
-            out = record(twin, args, kwargs, writer)
-        outputs = [writer.node(tensor) for tensor in output_tensors(out)]
-        return builder.output(outputs), stack.calls
+        try:
+            with stack, writer.watch:
+                out = record(twin, args, kwargs, writer)
+            outputs = [writer.node(tensor) for tensor in output_tensors(out)]
+            return builder.output(outputs), stack.calls
+        finally:
+            if left is not None:
+                left.note(writer.made())
 
 
 def to_device(value: Any, device: torch.device) -> Any:
@@ -153,12 +165,16 @@ def to_device(value: Any, device: torch.device) -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No gradients, no autocast from outside, no fused attention, for as long as it is entered."""
+    """No gradients, no autocast from outside, no fused attention, no compiled code, for as long as it is entered."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.no_grad())
+            if (
+                "torch._dynamo" in sys.modules
+            ):  # otherwise nothing is compiled, and its import takes seconds
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
             for kind in ("cpu", "cuda"):
                 if torch.is_autocast_enabled(kind):
                     stack.enter_context(torch.autocast(kind, enabled=False))
@@ -232,6 +248,14 @@ class _Writer:
                 if address not in self._memory:
                     self._memory[address] = (StorageWeakRef(storage), [])  # type: ignore[no-untyped-call]
                 self._memory[address][1].append((int(tensor.storage_offset()), node))
+
+    def made(self) -> list[Tensor]:
+        """What ops gave, as far as something holds it."""
+        return [
+            tensor
+            for find, _, node in self._seen.values()
+            if node.op == "call_function" and (tensor := find()) is not None
+        ]
 
     def source(self, tensor: Tensor) -> fx.Node | str | None:
         """The node that gives `tensor`; the FQN of a parameter or buffer that was not met; None for others."""

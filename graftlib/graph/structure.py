@@ -11,7 +11,7 @@ import copy
 import copyreg
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import BuiltinFunctionType, FunctionType
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from .normal import named_tensors
 from .tensors import replaced, tensor_leaves
 
 __all__ = [
+    "Call",
     "Intercepted",
     "alias",
     "copy_value",
@@ -39,6 +40,7 @@ __all__ = [
 
 T = TypeVar("T")
 Change = Callable[[Tensor], Tensor]
+Call = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 # What `deepcopy` gives back as it is.
 _ATOMS = frozenset(
     {
@@ -149,7 +151,7 @@ def _copy_plain_modules(model: nn.Module, memo: dict[int, Any]) -> None:
         kind: Any = type(module)
         if not _copied_by_fields(kind):
             continue
-        fields = module.__dict__.copy()
+        fields = dict(_fields_of(module))
         try:
             for name, value in fields.items():
                 held = type(value)
@@ -249,7 +251,8 @@ def of_size(tensor: Tensor, shape: Sequence[int], *, meta: bool) -> Tensor:
 
 def _keep_kind(like: Tensor, tensor: Tensor) -> Tensor:
     if isinstance(like, nn.Parameter):
-        tensor = nn.Parameter(tensor, requires_grad=like.requires_grad)
+        # A view of what was made in inference mode can have no gradient.
+        tensor = nn.Parameter(tensor, like.requires_grad and not tensor.is_inference())
     tensor.__dict__.update(like.__dict__)
     return tensor
 
@@ -261,7 +264,7 @@ class Intercepted(TorchFunctionMode):
         call: (function, args, kwargs) -> its result.
     """
 
-    def __init__(self, call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) -> None:
+    def __init__(self, call: Call) -> None:
         super().__init__()
         self._call = call
 
@@ -290,10 +293,12 @@ def _copy_module(model: nn.Module, change: Change, memo: dict[int, Any]) -> nn.M
     try:
         with _on_copy(change):
             copied: nn.Module = copy.deepcopy(model, memo)
+        if {*map(id, copied.modules())}.isdisjoint(map(id, model.modules())):
             return copied
     except Exception:
-        # Something in it refuses to be copied: a lock, a file, a generator. Share only that.
-        return _copy_attributes(model, change, known)
+        pass
+    # Something in it refuses to be copied: a lock, a file, a generator. Share only that, and no module.
+    return _copy_attributes(model, change, known)
 
 
 def _copy_attributes(model: nn.Module, change: Change, memo: dict[int, Any]) -> nn.Module:
@@ -302,11 +307,14 @@ def _copy_attributes(model: nn.Module, change: Change, memo: dict[int, Any]) -> 
         memo[id(module)] = module.__class__.__new__(module.__class__)
     for module in modules:
         twin = memo[id(module)].__dict__
-        for name, value in module.__dict__.items():
-            if name != "_compiled_call_impl":  # of `module.compile()`: it would run the original
-                twin[name] = _copy_or_share(value, change, memo)
+        twin.update((k, _copy_or_share(v, change, memo)) for k, v in _fields_of(module))
     copied: nn.Module = memo[id(model)]
     return copied
+
+
+def _fields_of(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The attributes that its copy has, too: not that of `module.compile()`, which would run the original."""
+    return ((k, v) for k, v in module.__dict__.items() if k != "_compiled_call_impl")
 
 
 def _copy_or_share(value: Any, change: Change, memo: dict[int, Any]) -> Any:

@@ -13,6 +13,7 @@ import copy
 import dataclasses
 import enum
 import itertools
+import struct
 import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -53,6 +54,7 @@ _BARE = (
     torch.SymBool,
     torch.Generator,
 )
+_WORD = struct.calcsize("P")
 _CACHES = {("transformers.cache_utils", "Cache")}
 
 
@@ -149,6 +151,8 @@ def _walk(
         return
     for word, child in children:
         yield from _walk(child, path + word, seen, owner)
+    if _holds_more(value):
+        yield path, value, owner
 
 
 def _children(value: Any) -> list[tuple[str, Any]] | None:
@@ -171,9 +175,23 @@ def _names(value: Any) -> list[str]:
     """The attributes that an object itself holds, in a ``__dict__`` or in slots."""
     names = list(getattr(value, "__dict__", ()))
     for kind in type(value).__mro__:
-        slots = kind.__dict__.get("__slots__", ())
-        names += [slots] if isinstance(slots, str) else slots
+        names += _slots(kind)
     return [name for name in names if hasattr(value, name) and not name.startswith("__")]
+
+
+def _slots(kind: type) -> Sequence[str]:
+    slots = kind.__dict__.get("__slots__", ())
+    return [slots] if isinstance(slots, str) else list(slots)
+
+
+def _holds_more(value: Any) -> bool:
+    """Whether an object written in C, such as a `functools.partial`, has a part that no attribute shows."""
+    if isinstance(value, (Tensor, Mapping, Sequence, types.MethodType)):
+        return False
+    slots = sum(len(_slots(kind)) for kind in type(value).__mro__)
+    return type(value).__basicsize__ > object.__basicsize__ + _WORD * (
+        slots + 2
+    )  # attributes, weak references
 
 
 def _is_cache(value: Any) -> bool:

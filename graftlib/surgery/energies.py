@@ -456,7 +456,10 @@ def _gated(op: Op, x: Value, dim: int = -1) -> Value:
 
 @_rule("prelu")
 def _rectified(op: Op, x: Value, slope: Any) -> Value:
-    return op.value(x.energy, _zero_or_none(x.constant == 0))
+    slopes = _doubles(slope)
+    if len(op.shape) > 1:
+        slopes = slopes.view([-1 if i == 1 else 1 for i in range(len(op.shape))])
+    return op.value(x.energy, torch.where(x.constant >= 0, x.constant, slopes * x.constant))
 
 
 @_rule("masked_fill")
@@ -637,11 +640,93 @@ def _matmul(op: Op, x: Any, y: Any) -> Value | None:
     first, second = _value(x).energy, _value(y).energy
     if first.ndim < 2 or second.ndim < 2:
         return None
+    if isinstance(x, Weight) or isinstance(y, Weight):
+        rows = "abcdefgh"[: len(op.shape) - 2]
+        one, other = rows[len(op.shape) - first.ndim :], rows[len(op.shape) - second.ndim :]
+        return _einsum(op, f"{one}ij,{other}jk->{rows}ik", [x, y])
     size = max(first.shape[-1], second.shape[-2])
     first = first.expand(*first.shape[:-1], size)
     second = second.expand(*second.shape[:-2], size, second.shape[-1])
     energy = first @ second
     return op.value(energy, _zero_or_none(energy.detach() == 0))
+
+
+@_rule("einsum")
+def _einsum(op: Op, equation: str, given: list[Any], **kwargs: Any) -> Value | None:
+    """e(y) = sum e(x) w^2, over the letters that y has not; as in `_contracted`, what is read of x ends here."""
+    terms, arrow, made = equation.replace(" ", "").partition("->")
+    letters = terms.split(",")
+    plain = arrow and "." not in equation and all(len({*each}) == len(each) for each in letters)
+    pairs = list(zip(letters, given, strict=True))
+    weights = [(read, each) for read, each in pairs if isinstance(each, Weight)]
+    others = [(read, each) for read, each in pairs if isinstance(each, Value)]
+    if not plain or not others or len(weights) > 1:
+        return None
+    read = "".join(dict.fromkeys("".join(each for each, _ in others)))
+    left = read if weights else made
+    inputs = torch.einsum(
+        f"{','.join(each for each, _ in others)}->{left}", *(x.energy for _, x in others)
+    )
+    if not weights:
+        return op.value(inputs, _zero_or_none(inputs.detach() == 0))
+    ((held, weight),) = weights
+    for letter in set(read) - set(held):
+        if inputs.shape[read.index(letter)] > _ROWS:
+            inputs = inputs.mean(read.index(letter), True)
+    sizes = dict(zip(held, weight.tensor.shape, strict=True))
+    inputs = inputs.expand(
+        [sizes.get(letter, n) for letter, n in zip(read, inputs.shape, strict=True)]
+    )
+    energy = _Einsum.apply(inputs, op, weight, (read, held, made))
+    value = op.value(energy, _zero_or_none(energy.detach() == 0))
+    for axis, letter in enumerate(held):
+        if letter in made:
+            value = _tapped(op, value, weight, axis, made.index(letter))
+    return value
+
+
+@_rule("bilinear")
+def _bilinear(op: Op, x: Any, y: Any, weight: Any, bias: Any = None) -> Value | None:
+    """y[o] = sum x[i] y[j] W[o, i, j] + b[o]."""
+    rows = "abcdefgh"[: len(op.shape) - 1]
+    value = _einsum(op, f"{rows}i,{rows}j,oij->{rows}o", [x, y, weight])
+    if bias is None or value is None:
+        return value
+    shift, lost = _doubles(bias), value.energy.detach() == 0
+    return op.value(value.energy + shift.square(), torch.where(lost, shift, torch.nan))
+
+
+class _Einsum(torch.autograd.Function):
+    """As `_Contraction`, for any letters: those of what is read, of the weight, and of what is made."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, op: Op, weight: Weight, letters: tuple[str, str, str]
+    ) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.given = op, weight, letters
+        read, held, made = letters
+        return _counted((x > 0, read), (weight, held), made)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (x,), (op, weight, (read, held, made)) = ctx.saved_tensors, ctx.given
+        gradient = _counted((gradients[0] > 0, made), (weight, held), read).expand(x.shape)
+        for axis, letter in enumerate(held):
+            if letter in read and letter not in made:
+                size = weight.tensor.shape[axis]
+                op.record(weight, axis, _along(gradient * x, read.index(letter), size))
+        return gradient, None, None, None
+
+
+def _counted(counted: tuple[Tensor, str], held: tuple[Weight, str], made: str) -> Tensor:
+    """The sums of the squared weights that are counted; size 1 along letters that neither has."""
+    (mask, read), (weight, letters) = counted, held
+    kept = "".join(letter for letter in made if letter in read + letters)
+    sums = torch.einsum(
+        f"{read},{letters}->{kept}", mask.to(torch.float64), _doubles(weight).square()
+    )
+    return sums.view([sums.shape[kept.index(letter)] if letter in kept else 1 for letter in made])
 
 
 @_rule("scaled_dot_product_attention")

@@ -19,7 +19,7 @@ from torch import fx, nn
 
 from ..errors import TraceError
 from ..graph import LayerGraph
-from ..graph.axes import AxisClass
+from ..graph.axes import AxisClass, axis_classes
 from ..graph.axes.classes import classes_of
 from ..graph.axes.infer import infer
 from ..graph.caches import drop_caches, shell_to_edit
@@ -177,7 +177,11 @@ def plan(model: nn.Module, graph: LayerGraph, requested: Sizes, *, fixed: bool) 
                 why = "; ".join(learned.equations.words(one) for one in broken[:2])
                 raise _refusal(graph, requested, _RUNS, f"the code asks that {why}")
         if not fixed and all(size == each.size for each, size in sizes.items()):
-            why = next(iter(refused.values()), "all axes are frozen")
+            if requested and sizes == dict(requested) and not refused:
+                return Plan(sizes, {})  # nothing was to change
+            by = dict.fromkeys(f"by {c.frozen_by}" for c in axis_classes(graph) if c.frozen_by)
+            frozen = ", ".join(["all axes are frozen", *list(by)[:4]])
+            why = next(iter(refused.values()), frozen)
             raise _refusal(
                 graph, requested, f"none of the {len(requested)} free classes can be edited.", why
             )

@@ -37,6 +37,7 @@ Importance = Callable[[LayerGraph, nn.Module, AxisClass], Tensor]
 """(graph, model, class) -> (size,): a number for each unit of the class; larger is kept."""
 Ranking = Callable[[AxisClass], Tensor]
 """An importance bound to a graph and a model: class -> (size,)."""
+_CANDIDATES = frozenset(("cell", "new"))  # parts of a recurrent weight
 
 
 def magnitude(graph: LayerGraph, model: nn.Module, squares: Squares | None = None) -> Ranking:
@@ -123,7 +124,24 @@ def _norms(graph: LayerGraph, model: nn.Module, each: AxisClass, squares: Square
         side = [m for m in each.members if reads(graph, m) is reading]
         if side:
             product = product * norm_of(model, side, squares)
-    return product
+    made = [m for m in each.members if not reads(graph, m)]
+    return torch.where(_never_on(graph, model, made, squares), 0.0, product)
+
+
+def _never_on(
+    graph: LayerGraph, model: nn.Module, members: Sequence[Member], squares: Squares
+) -> Tensor:
+    """(units,) bool: all that makes them is 0; of an LSTM or a GRU the candidate, as gates only scale it."""
+    total = torch.zeros((), dtype=torch.float64, device="cpu")
+    for member in members:
+        tensor = tensor_of(model, member.fqn)
+        if isinstance(tensor, nn.Parameter):
+            rows = member.units(squares.along(member.fqn, tensor, member.axis), 0)
+            gates = [*graph.parameter(member.fqn).parts]
+            if len(gates) == rows[0].numel() and not _CANDIDATES.isdisjoint(gates):
+                rows = rows.reshape(len(rows), -1)[:, [g in _CANDIDATES for g in gates]]
+            total = total + rows.reshape(len(rows), -1).sum(1)
+    return total == 0
 
 
 def norm_of(model: nn.Module, members: Sequence[Member], squares: Squares | None = None) -> Tensor:
@@ -132,6 +150,11 @@ def norm_of(model: nn.Module, members: Sequence[Member], squares: Squares | None
     total = torch.zeros((), dtype=torch.float64, device="cpu")
     for member in members:
         tensor = tensor_of(model, member.fqn)
+        if tensor.is_meta:
+            raise SurgeryError(
+                f"'{member.fqn}' is on the meta device and has no values to rank units by.",
+                fix="say which units stay: {0: [0, 2, 3]}; or rank them by place: importance='uniform'",
+            )
         if isinstance(tensor, nn.Parameter):
             total = total + _per_unit(squares.along(member.fqn, tensor, member.axis), member)
     return total.sqrt()

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from ..arguments import Seed
 from ..graph import LayerGraph
-from ..graph.axes import axis_classes
+from ..graph.axes import AxisClass, axis_classes
 from ..graph.axes.check import draw
 from ..graph.axes.check import permute as move
 from ..graph.caches import drop_caches
 from .config import config_state, refresh_config
 from .edits import Request, editable, model_of, requested, tensor_of, whole_numbers
+from .proof import must_stay
 from .refusal import SurgeryError
 
 __all__ = ["permute"]
@@ -44,7 +45,8 @@ def permute(
 
     Raises:
         SurgeryError: an argument is not what it should be, neither or both of `permutations` and `seed` are given, a
-            class is frozen or unknown, an order is none, the model is another one.
+            class is frozen or unknown, an order is none, the model is another one, or run next to the old one on the
+            traced input it gives something else. The model is as it was.
 
     Warns:
         SurgeryWarning: a buffer is permuted that a Hugging Face model does not save.
@@ -68,14 +70,21 @@ def permute(
             for each, order in requested(graph, permutations).items()
         }
     before = config_state(model, graph)
-    model = editable(model, graph, orders, inplace)
+    edited = editable(model, graph, orders, inplace=False)
+    _move(edited, orders)
+    must_stay(graph, model, edited)
     if inplace:
         drop_caches(model, graph, SurgeryError)
+        _move(model, orders)
+        edited = model
+    refresh_config(edited, before, {each: each.size for each in orders})
+    return edited
+
+
+def _move(model: nn.Module, orders: Mapping[AxisClass, Tensor]) -> None:
     for each, order in orders.items():
         for member in each.members:
             move(tensor_of(model, member.fqn).detach(), member, order)
-    refresh_config(model, before, {each: each.size for each in orders})
-    return model
 
 
 def _order(size: int, order: Tensor) -> Tensor:

@@ -10,18 +10,33 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from ..errors import GraftError
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass
-from ..graph.axes.check import TOLERANCE, control
+from ..graph.axes.check import TOLERANCE, control, jumps
 from ..graph.axes.trial import Example, Trial, difference, without_numbers
+from ..graph.capture import device_of, undisturbed
 from ..graph.evidence import Evidence
+from ..graph.recorder import quiet, to_device
+from ..graph.structure import shell
+from ..graph.tensors import output_tensors
 from .edits import Rows, tensor_of
 from .refusal import SurgeryError
 
-__all__ = ["TOLERANCE", "Proof", "change", "fill", "prove", "run_trial", "trial_of", "unproven"]
+__all__ = [
+    "TOLERANCE",
+    "Proof",
+    "change",
+    "fill",
+    "must_stay",
+    "prove",
+    "run_trial",
+    "trial_of",
+    "unproven",
+]
 
 Prepare = Callable[[nn.Module], None]
 
@@ -98,12 +113,16 @@ def run_trial(trial: Trial, graph: LayerGraph) -> list[Tensor]:
     except GraftError:
         raise
     except Exception as error:
-        raise SurgeryError(
-            f"'{graph.name}' does not run on inputs drawn by the evidence of its trace.",
-            where={"traced": ", ".join(f"{name} {shape}" for name, shape in graph.inputs.items())},
-            why=f"{type(error).__name__}: {error}"[:300],
-            fix="trace with an input as the model meets it: with values, and large enough to say their range",
-        ) from error
+        raise _not_run(graph, error) from error
+
+
+def _not_run(graph: LayerGraph, error: Exception) -> SurgeryError:
+    return SurgeryError(
+        f"'{graph.name}' does not run on inputs drawn by the evidence of its trace.",
+        where={"traced": ", ".join(f"{name} {shape}" for name, shape in graph.inputs.items())},
+        why=f"{type(error).__name__}: {error}"[:300],
+        fix="trace with an input as the model meets it: with values, and large enough to say their range",
+    )
 
 
 def unproven(what: str, why: str, **more: Any) -> SurgeryError:
@@ -128,6 +147,51 @@ def change(
     before, after = trial_of(graph, model), trial_of(graph, edited)
     prepare(after.model)
     return difference(before.run(), after.run())
+
+
+def must_stay(graph: LayerGraph, model: nn.Module, edited: nn.Module) -> None:
+    """Refuse an edit that should have kept the function, and did not; nothing is run of a model without values.
+
+    Args:
+        graph: by whose evidence the inputs are drawn.
+        model: as in `prove`.
+        edited: as in `prove`.
+
+    Raises:
+        SurgeryError: it gives something else, or does not run.
+    """
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        return
+    try:
+        before, after = trial_of(graph, model), trial_of(graph, edited)
+        outputs = run_trial(before, graph)
+        error = difference(outputs, run_trial(after, graph))
+        wrong = error > TOLERANCE and not jumps(before, outputs, TOLERANCE, 0)
+    except (
+        GraftError
+    ):  # not in doubles: what is quantised, what computes with single precision from elsewhere
+        outputs = _outputs(graph, model)
+        error = difference(outputs, _outputs(graph, edited))
+        wrong = error > max(
+            (torch.finfo(t.dtype).eps ** 0.5 for t in outputs if t.is_floating_point()), default=0.0
+        )
+    if wrong and not without_numbers(outputs):
+        raise SurgeryError(
+            "units cannot be put in another order without a change of the function.",
+            where={"relative change": f"{error:.1e}"},
+            why="the forward pass reads something that is made from the weights and does not move with them: a cache "
+            "in a closure, in a global or a class, or numbers that left torch (numpy, tolist)",
+            fix="keep it in an attribute of the module, or make it anew in each forward pass",
+        )
+
+
+def _outputs(graph: LayerGraph, model: nn.Module) -> list[Tensor]:
+    args, kwargs = to_device(graph.example, device_of(model))
+    try:
+        with undisturbed(), quiet():
+            return output_tensors(shell(model)(*args, **kwargs))
+    except Exception as error:
+        raise _not_run(graph, error) from error
 
 
 def fill(

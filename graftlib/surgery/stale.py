@@ -105,7 +105,15 @@ def _weight(module: nn.Module) -> Tensor | None:
 def _refresh_recurrent(module: nn.RNNBase, module_name: str) -> None:
     layer: Any = module
     gates = {"LSTM": 4, "GRU": 3}.get(layer.mode, 1)
-    hidden = {name: layer.get_parameter(name) for name in layer._flat_weights_names}
+    hidden = {name: layer._parameters.get(name) for name in layer._flat_weights_names}
+    if missing := [name for name, tensor in hidden.items() if tensor is None]:
+        raise SurgeryError(
+            f"'{module_name}' makes '{missing[0]}' from other parameters, and cannot have other sizes.",
+            where={"module": f"{type(module).__name__} '{module_name}'"},
+            why="a recurrent layer of torch runs on a list of its parameters, which no parametrization reaches",
+            fix="remove the parametrization first, or leave the units of this layer as they are",
+            module=module_name,
+        )
     sizes = {t.shape[0] // gates for name, t in hidden.items() if name.startswith("weight_hh")}
     projections = {t.shape[0] for name, t in hidden.items() if name.startswith("weight_hr")}
     for what, prefix, sizes_of in (

@@ -298,3 +298,55 @@ def test_float_functional_is_not_quantised():
     model = nn.Sequential(nn.Linear(6, 3))
     model.add = torch.ao.nn.quantized.FloatFunctional()
     structure.refuse_quantised(model)
+
+
+# --- copies that share a module with the original ---------------------------------------------------------------------
+
+
+class GivesItself(nn.Module):
+    """Its deep copy is itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = small()
+
+    def forward(self, x):
+        return self.body(x)
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_module_whose_deep_copy_is_itself_is_copied_all_the_same(inside):
+    model = nn.Sequential(GivesItself(), nn.Tanh()) if inside else GivesItself()
+    x, before = torch.randn(2, 6), {k: v.clone() for k, v in model.state_dict().items()}
+    graph = trace(model, (x,))
+    assert graph.check().passed
+    assert torch.allclose(surgery.permute(graph, seed=0)(x), model(x), atol=1e-6)
+    surgery.prune(graph, 0.5)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:Using `torch.compile")
+@pytest.mark.parametrize("whole", [False, True])
+def test_compiled_modules_inside_of_a_model_are_seen_and_edited(whole):
+    model, x = small(), torch.randn(2, 6)
+    if whole:
+        model.compile(backend="eager")
+    else:
+        model[0] = torch.compile(model[0], backend="eager")
+    due = model(x)
+    graph = trace(model, (x,))
+    assert sum(each.free for each in graph.axis_classes) == 1
+    assert graph.check().passed
+    assert torch.allclose(surgery.permute(graph, seed=0)(x), due, atol=1e-6)
+    assert surgery.prune(graph, 0.5)[2].in_features == 4
+
+
+def test_weights_made_in_inference_mode_are_aliased():
+    with torch.inference_mode():
+        model = small()
+    twin = structure.rebuild(model, structure.alias)
+    assert not twin[0].weight.requires_grad
+    assert twin[0].weight.data_ptr() == model[0].weight.data_ptr()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import threading
 import types
 
@@ -264,3 +265,22 @@ def test_a_flat_model_answers_as_the_model_does():
     (other,) = flat(y, x)
     assert torch.equal(other, model(types.SimpleNamespace(x=y, more={"y": x})))
     assert [name for name, _ in flat.named_buffers()] == []
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda y: functools.partial(torch.add, y), lambda y: torch.futures.Future()],
+    ids=["partial", "future"],
+)
+def test_what_holds_tensors_where_no_attribute_shows_them_is_refused(wrap):
+    with pytest.raises(TraceError, match="cannot be seen"):
+        output_tensors((torch.zeros(1), wrap(torch.zeros(2))))
+
+
+def test_plain_objects_hold_nothing_more():
+    values = [
+        Answer(torch.zeros(1)),
+        Slots(torch.zeros(1)),
+        types.SimpleNamespace(a=torch.zeros(1)),
+    ]
+    assert len(output_tensors(values)) == 3

@@ -375,3 +375,101 @@ def test_an_unknown_importance_is_refused_with_the_nearest():
         prune(graph, {units: 3}, importance="magnitud")
     assert error.value.near == ("'magnitude'",)
     assert "'uniform'" in str(error.value)
+
+
+# --- contractions of other forms, and layers that `flow` does not open ---
+
+
+class Experts(nn.Module):
+    """Weights of three axes, contracted by `einsum`, `bmm` or a product that is broadcast."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+        self.w, self.v = (
+            nn.Parameter(torch.randn(3, 4, UNITS)),
+            nn.Parameter(torch.randn(3, UNITS, 2)),
+        )
+
+    def forward(self, x):
+        if self.how == "einsum":
+            h = torch.einsum("bi,eih->beh", x, self.w).relu()
+            return torch.einsum("beh,eho->beo", h, self.v)
+        x = x[None].expand(3, -1, -1) if self.how == "bmm" else x[None]
+        return torch.matmul(torch.matmul(x, self.w).relu(), self.v)
+
+
+@pytest.mark.parametrize("how", ["einsum", "bmm", "broadcast"])
+@pytest.mark.parametrize("reading", [False, True])
+@settings(max_examples=6)
+@given(off=st.sets(st.integers(0, UNITS - 1), min_size=1, max_size=UNITS - 1))
+def test_weights_of_three_axes(how, reading, off):
+    model, x, dead = Experts(how), torch.randn(5, 4), sorted(off)
+    with torch.no_grad():
+        model.w[:, :, dead] *= 0 if not reading else 9
+        model.v[:, dead] *= 9 if not reading else 0
+    slim = prune(trace(model, (x,)), {0: UNITS - len(dead)})
+    assert torch.allclose(slim(x), model(x), atol=1e-5)
+
+
+class Bilinear(nn.Module):
+    """One hidden layer is both factors."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.c = nn.Linear(4, UNITS), nn.Bilinear(UNITS, UNITS, 2)
+
+    def forward(self, x):
+        return self.c(self.a(x), self.a(x))
+
+
+@pytest.mark.parametrize("reading", [False, True])
+def test_bilinear(reading):
+    model, x = Bilinear(), torch.randn(5, 4)
+    with torch.no_grad():
+        model.a.weight[::2] *= 9 if reading else 0
+        model.a.bias[::2] *= 9 if reading else 0
+        model.c.weight[:, ::2] *= 0 if reading else 9
+        model.c.weight[:, :, ::2] *= 0 if reading else 9
+    assert torch.allclose(prune(trace(model, (x,)), {0: UNITS // 2})(x), model(x), atol=1e-5)
+
+
+def test_a_slope_of_zero_cuts_off_what_is_below_zero():
+    model, x = (
+        nn.Sequential(nn.Linear(4, UNITS), nn.PReLU(UNITS), nn.Linear(UNITS, 2)),
+        torch.randn(5, 4),
+    )
+    with torch.no_grad():
+        model[0].weight[::2], model[0].bias[::2], model[1].weight[::2] = 0, -1, 0
+        model[2].weight[:, ::2] *= 9
+    assert torch.allclose(prune(trace(model, (x,)), {0: UNITS // 2})(x), model(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_units_without_a_candidate_are_off(kind):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.r, self.out = kind(4, UNITS, batch_first=True), nn.Linear(UNITS, 2)
+
+        def forward(self, x):
+            return self.out(self.r(x)[0])
+
+    model, x = Net(), torch.randn(3, 5, 4)
+    with torch.no_grad():
+        for name, tensor in model.r.named_parameters():
+            if "hh" in name or "ih" in name:
+                tensor.view(-1, UNITS, *tensor.shape[1:])[2, ::2] = 0
+        model.out.weight[:, ::2] *= 9
+    graph = trace(model, (x,))
+    (each,) = (c for c in graph.axis_classes if c.free)
+    assert torch.allclose(prune(graph, {each: UNITS // 2})(x), model(x), atol=1e-6)
+
+
+def test_units_without_values_cannot_be_ranked():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(4, UNITS), nn.ReLU(), nn.Linear(UNITS, 2))
+    graph = trace(model, (torch.empty(5, 4, device="meta"),))
+    with pytest.raises(SurgeryError, match="no values to rank"):
+        prune(graph, 0.5)
+    assert prune(graph, 0.5, importance="uniform")[2].in_features == UNITS // 2

@@ -190,3 +190,13 @@ def test_cells_say_their_new_sizes():
     slim = prune(trace(model, (x,)), 0.5)
     assert (slim.lstm.hidden_size, slim.gru.input_size, slim.gru.hidden_size) == (4, 4, 3)
     assert slim(x).isfinite().all()
+
+
+def test_weights_that_are_made_from_others_are_refused():
+    """torch runs on its list of parameters, which a parametrization does not reach."""
+    model, x = Recurrent(nn.LSTM), torch.randn(2, 4, 5)
+    torch.nn.utils.parametrizations.weight_norm(model.rnn, "weight_hh_l0")
+    graph = trace(model, (x,))
+    hidden = next(c for c in graph.axis_classes if c.free and any("hh" in m.fqn for m in c.members))
+    with pytest.raises(SurgeryError, match="from other parameters"):
+        prune(graph, {hidden: 4})

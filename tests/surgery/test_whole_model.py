@@ -147,3 +147,17 @@ def test_a_share_is_a_share(share):
     model = nn.Sequential(nn.Linear(3, 6), nn.Linear(6, 2))
     with pytest.raises(SurgeryError, match="no share"):
         prune(trace(model, torch.randn(4, 3)), share)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.99])
+def test_a_share_that_leaves_all_units_gives_a_copy(share):
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), torch.randn(3, 4)
+    kept = prune(trace(model, (x,)), share)
+    assert kept is not model
+    assert torch.equal(kept(x), model(x))
+
+
+def test_where_nothing_is_free_the_error_says_what_freezes():
+    model = nn.Linear(4, 2)
+    with pytest.raises(SurgeryError, match="by the output"):
+        prune(trace(model, (torch.randn(3, 4),)), 0.5)

@@ -30,7 +30,7 @@ from .progress import progress
 from .scratch_model import Evaluate, ScratchModel
 from .sources import Sources
 from .steps import Inputs, Run, write_step
-from .zoo import Args, fingerprint, state_of
+from .zoo import Args, fingerprint, state_of, with_values
 
 __all__ = ["Assembly", "assemble", "replay"]
 
@@ -172,7 +172,7 @@ def assemble(
             f"method='{solver.method}' is a control of lmc.",
             fix="use Solver(method='coordinate') or 'frank-wolfe'",
         )
-    base = unwrap(base, AssemblyError)
+    base = with_values(unwrap(base, AssemblyError))
     each = Sources(sources, args, kwargs)
     if search.rounds > 1 and not each.again:
         raise AssemblyError(
@@ -219,7 +219,7 @@ def replay(
         AssemblyError: the plan is damaged, or the base or a source is not the one it was made with.
     """
     check(AssemblyError, base=(base, (nn.Module,)), plan=(plan, (Plan, Mapping, str, os.PathLike)))
-    base = unwrap(base, AssemblyError)
+    base = with_values(unwrap(base, AssemblyError))
     if isinstance(plan, (str, os.PathLike)):
         plan = Plan.load(plan)
     record = plan if isinstance(plan, Plan) else Plan.from_json(dict(plan))

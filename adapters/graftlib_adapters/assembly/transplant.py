@@ -25,6 +25,7 @@ from .alignment import Alignment
 from .pairing import Links, problem
 from .permutation import AssemblyError, Permutation
 from .problem import ClassPair, Problem
+from .zoo import with_values
 
 __all__ = ["Transplanted", "Written", "largest", "transplant"]
 
@@ -115,7 +116,8 @@ def transplant(
     )
     _must_be_known(importance)
     source, target = mapping.source, mapping.target
-    _must_hold_values(source, target)
+    for graph in (source, target):
+        with_values(graph.model)
     task = problem(target, source, mapping=mapping if mapping.pairs else None, blocks=blocks)
     if not task.pairs:
         raise AssemblyError(
@@ -142,15 +144,6 @@ def _must_be_known(importance: str | Importance) -> None:
             f"importance={shown(importance)} is none.",
             fix="use " + ", ".join(map(repr, IMPORTANCES)),
         )
-
-
-def _must_hold_values(*graphs: LayerGraph) -> None:
-    for graph in graphs:
-        if any(tensor.is_meta for tensor in graph.model.state_dict().values()):
-            raise AssemblyError(
-                f"{graph.name} is on the meta device and holds no values.",
-                fix="trace the model on the CPU",
-            )
 
 
 def largest(

@@ -28,7 +28,16 @@ from graftlib.graph import LayerGraph, trace, unwrap
 
 from .permutation import AssemblyError
 
-__all__ = ["LoadedModel", "Source", "ZooEntry", "fingerprint", "folder", "sources_of", "state_of"]
+__all__ = [
+    "LoadedModel",
+    "Source",
+    "ZooEntry",
+    "fingerprint",
+    "folder",
+    "sources_of",
+    "state_of",
+    "with_values",
+]
 
 Args = Sequence[Any] | Tensor
 
@@ -217,11 +226,11 @@ def _source(source: Any, number: int, args: Args, kwargs: Mapping[str, Any] | No
         known = isinstance(source.args, Tensor) or bool(source.args) or bool(source.kwargs)
         return source if known else replace(source, args=args, kwargs=kwargs)
     if isinstance(source, nn.Module):
-        source = unwrap(source, AssemblyError)
+        source = with_values(unwrap(source, AssemblyError))
         return LoadedModel(source, args, kwargs, f"{type(source).__name__} {number}")
     if isinstance(source, tuple) and 1 <= len(source) <= 3 and isinstance(source[0], nn.Module):
         model, own, by_name = (*source, None, None)[:3]
-        model = unwrap(model, AssemblyError)
+        model = with_values(unwrap(model, AssemblyError))
         if own is None and by_name is None:
             own, by_name = args, kwargs
         return LoadedModel(
@@ -231,6 +240,20 @@ def _source(source: Any, number: int, args: Args, kwargs: Mapping[str, Any] | No
         f"source {number} is a {type(source).__name__}.",
         fix="give a model, (model, args, kwargs) or ZooEntry(factory, checkpoint)",
     )
+
+
+def with_values(model: nn.Module) -> nn.Module:
+    """The model itself.
+
+    Raises:
+        AssemblyError: a tensor of it is on the meta device.
+    """
+    if any(tensor.is_meta for tensor in state_of(model).values()):
+        raise AssemblyError(
+            f"{type(model).__name__} is on the meta device and holds no values.",
+            fix="trace the model on the CPU",
+        )
+    return model
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:

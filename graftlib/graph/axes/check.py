@@ -20,7 +20,7 @@ from ..traced import TracedGraph
 from .classes import AxisClass, Member, axis_classes, freedom
 from .trial import Example, Trial, compared, difference, without_numbers
 
-__all__ = ["TOLERANCE", "CheckResult", "check", "control", "draw", "permute"]
+__all__ = ["TOLERANCE", "CheckResult", "check", "control", "draw", "jumps", "permute"]
 
 # Doubles keep 16 digits; deep networks lose some. A wrong class shows from about 1e-6 on.
 TOLERANCE = 1e-9
@@ -131,7 +131,7 @@ def _checked(
         error = difference(before, _after(trial))
     shown = control(trial, free, before, seed) if free else 0.0
     warning = _warning(before, free, shown, tolerance)
-    if error > tolerance and warning is None and _jumps(trial, before, tolerance, seed):
+    if error > tolerance and warning is None and jumps(trial, before, tolerance, seed):
         warning = _JUMPS
     return CheckResult(
         passed=error <= tolerance and (warning is None or not free),
@@ -238,7 +238,7 @@ def _shuffle(trial: Trial, names: Sequence[str], seed: int, *, back: bool = Fals
         tensor.copy_(tensor.flatten().roll(-places if back else places).view(tensor.shape))
 
 
-def _jumps(trial: Trial, before: Sequence[Tensor], tolerance: float, seed: int) -> bool:
+def jumps(trial: Trial, before: Sequence[Tensor], tolerance: float, seed: int) -> bool:
     """Whether rounding alone moves the outputs that far: then a permutation, which rounds otherwise, may too."""
     random = torch.Generator().manual_seed(seed + 3)
     with torch.no_grad():

@@ -21,7 +21,9 @@ from ...random_state import preserved
 from .. import structure
 from ..caches import without_caches
 from ..evidence import Evidence
+from ..leftovers import Leftovers
 from ..ops import spec
+from ..recorder import quiet
 from ..tensors import output_tensors, replaced, tensor_leaves
 from ..walk import reach, users
 from .grouped import grouped_matmul
@@ -94,18 +96,18 @@ class Trial:
 
     def run(self) -> list[Tensor]:
         """The output tensors, flattened, as doubles."""
-        return self._run(structure.Intercepted(_in_double))
+        return self._run(_in_double)
 
-    def _run(self, mode: structure.Intercepted) -> list[Tensor]:
+    def _run(self, call: structure.Call) -> list[Tensor]:
         args, kwargs = structure.copy_value((self.args, self.kwargs), torch.clone)
         # A structure of its own for every run: some models keep what they computed from their weights.
-        model = structure.shell(self.model)
-        with _alone(self._seed), mode:
+        model, left = structure.shell(self.model), Leftovers()
+        with _alone(self._seed), structure.Intercepted(left.noting(call)):
             out = model(*args, **kwargs)
-        return [
-            torch.view_as_real(t).double() if t.is_complex() else t.double()
-            for t in output_tensors(out)
-        ]
+        tensors = [t if t.layout is torch.strided else t.to_dense() for t in output_tensors(out)]
+        del out, model
+        left.forget(tensors)
+        return [torch.view_as_real(t).double() if t.is_complex() else t.double() for t in tensors]
 
     def _double(self, tensor: Tensor) -> Tensor:
         if tensor.layout is not torch.strided:
@@ -192,17 +194,15 @@ def _is_integer(node: fx.Node) -> bool:
 
 @contextlib.contextmanager
 def _alone(seed: int) -> Iterator[None]:
-    """No gradients, double precision by default, a random state of its own, no fused attention."""
-    fast, default = torch.backends.mha.get_fastpath_enabled(), torch.get_default_dtype()
-    torch.backends.mha.set_fastpath_enabled(False)
+    """Quiet, double precision by default, a random state of its own."""
+    default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with preserved(seed), warnings.catch_warnings(), torch.no_grad():
+        with preserved(seed), warnings.catch_warnings(), quiet():
             warnings.simplefilter("ignore")
             yield
     finally:
         torch.set_default_dtype(default)
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _in_double(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -214,7 +214,7 @@ def _in_double(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return func(*_widened(args), **_widened(kwargs))
 
 
-def _setting_statistics(random: torch.Generator) -> structure.Intercepted:
+def _setting_statistics(random: torch.Generator) -> structure.Call:
     """Sets the running statistics of every batch norm to those of its input, give or take a half."""
 
     def call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -225,7 +225,7 @@ def _setting_statistics(random: torch.Generator) -> structure.Intercepted:
             _draw_statistics(x, mean, var, random)
         return _in_double(func, args, kwargs)
 
-    return structure.Intercepted(call)
+    return call
 
 
 def _draw_statistics(
