@@ -21,6 +21,7 @@ from ..errors import MatchError, nearest, shown
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass
 from ..graph.structure import unwrap
+from ..progress import part
 from ..surgery import SurgeryError, SurgeryWarning, prune
 from ..surgery.depth import Order
 from ..surgery.edits import Request, editable
@@ -161,11 +162,12 @@ def slimmed(
         editable(model, graph, graph.axis_classes, inplace=True)
         tied = _may_change(model, graph, keep)
         asked = [each for group in tied for each in group]
-        worth = (
-            _by_default(graph, model, asked, batches, ranking)
-            if importance is None
-            else importances(graph, model, asked, importance, batches, losses)
-        )
+        with part(0.1, 0.3):
+            worth = (
+                _by_default(graph, model, asked, batches, ranking)
+                if importance is None
+                else importances(graph, model, asked, importance, batches, losses)
+            )
         rules: Any = {"multiple_of": multiple_of, "minimum": minimum, "ranking": ranking}
         costs = _costs(graph, model, budget) if order else whole.costs
         solved = functools.partial(
@@ -177,10 +179,14 @@ def slimmed(
             small = editable(model, graph, [], inplace=False)
             return whole.report(small, Edit.of(model, graph, {}, {}), widths, order, worth)
         kept: dict[Request, Tensor] = {each: _best(worth[each], n) for each, n in sizes.items()}
-        small = prune(graph, kept, model=model, data=batches, refit=refit, statistics=statistics)
+        with part(0.4, 0.5 if batches is None else 0.9):
+            small = prune(
+                graph, kept, model=model, data=batches, refit=refit, statistics=statistics
+            )
         lists = {each: kept[each].tolist() for each in sizes}
         edit = Edit.of(model, graph, lists, feasible.attributes if feasible else {})
-        return whole.report(small, edit, widths, order, worth)
+        with part(0.5 if batches is None else 0.9, 1.0):
+            return whole.report(small, edit, widths, order, worth)
 
     if depth and batches is not None:
         return by_depth(graph, model, batches, keep, narrowed, _error)
