@@ -21,6 +21,7 @@ from ..errors import MatchError, nearest, shown
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass
 from ..graph.structure import unwrap
+from ..progress import part
 from ..surgery import SurgeryError, SurgeryWarning
 from ..surgery.depth import Order
 from ..surgery.edits import editable
@@ -168,11 +169,12 @@ def slimmed(
         editable(model, graph, graph.axis_classes, inplace=True)
         tied = _may_change(model, graph, keep)
         asked = [each for group in tied for each in group]
-        worth = (
-            _by_default(graph, model, asked, batches, ranking)
-            if importance is None
-            else importances(graph, model, asked, importance, batches, losses)
-        )
+        with part(0.1, 0.3):
+            worth = (
+                _by_default(graph, model, asked, batches, ranking)
+                if importance is None
+                else importances(graph, model, asked, importance, batches, losses)
+            )
         rules: Any = {"multiple_of": multiple_of, "minimum": minimum, "ranking": ranking}
         costs = _costs(graph, model, budget) if order else whole.costs
         solved = functools.partial(
@@ -180,13 +182,16 @@ def slimmed(
         )
         widths, attributes = _widths(model, graph, tied, worth, rules, solved)
         kept = {each: _best(worth[each], n) for each, n in widths.sizes.items() if n < each.size}
-        small = (
-            pruned(model, graph, kept, attributes, batches, refit=refit, statistics=statistics)
-            if kept
-            else editable(model, graph, [], inplace=False)
-        )
+        fitted = 0.5 if batches is None else 0.9
+        with part(0.4, fitted):
+            small = (
+                pruned(model, graph, kept, attributes, batches, refit=refit, statistics=statistics)
+                if kept
+                else editable(model, graph, [], inplace=False)
+            )
         edit = Edit.of(model, graph, {c: u.tolist() for c, u in kept.items()}, attributes)
-        return whole.report(small, edit, widths, order, worth)
+        with part(fitted, 1.0):
+            return whole.report(small, edit, widths, order, worth)
 
     small = (
         by_depth(graph, model, batches, keep, narrowed, _error)

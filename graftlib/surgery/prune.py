@@ -19,6 +19,7 @@ from ..errors import shown
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass, axis_classes
 from ..graph.structure import unwrap
+from ..progress import part
 from .config import config_state, refresh_config
 from .edits import Request, editable, requested, rows_of, whole_numbers
 from .fit import fitted
@@ -159,7 +160,8 @@ def pruned(
 
     slim = cut(inplace and batches is None)
     if batches is not None and refit is not None:
-        refitted(model, slim, graph, list(kept), rows, batches, how=refit, ridge=ridge)
+        with part(0.1, 0.9):
+            refitted(model, slim, graph, list(kept), rows, batches, how=refit, ridge=ridge)
     if batches is not None and statistics:
         reestimate(slim, batches)
     if inplace and batches is not None:
