@@ -10,6 +10,7 @@ import lazy_loader
 from .verb import slim as slim
 
 if TYPE_CHECKING:
+    from .cache import Cache as Cache
     from .costs import Costs as Costs
     from .costs import costs_of as costs_of
     from .edit import Edit as Edit
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __getattr__, _, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "cache": ["Cache"],
         "costs": ["Costs", "costs_of"],
         "edit": ["Edit"],
         "latency": ["Latency", "latency_of"],
@@ -32,6 +34,7 @@ __getattr__, _, _ = lazy_loader.attach(
 )
 
 __all__ = [
+    "Cache",
     "Costs",
     "Edit",
     "Latency",

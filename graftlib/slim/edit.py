@@ -98,7 +98,7 @@ class Edit:
         kept: Mapping[AxisClass, Sequence[int]],
         attributes: Mapping[Place, int],
     ) -> Edit:
-        """The edit that keeps these units of `model`, which `graph` is of; `attributes` of its `Plan`. Without `source`."""
+        """The edit that keeps these units of `model`, which `graph` is of; `attributes` of its `Plan`; no `source`."""
         words = {each.fqn: each.axes for each in graph.parameters()}
         concerned = dict.fromkeys(m.fqn for each in kept for m in each.members)
         tensors = {

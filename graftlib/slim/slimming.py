@@ -33,6 +33,7 @@ from ..surgery.recording import Batch, as_batches
 from ..surgery.refit import REFITS
 from ..surgery.tagged import Place
 from ..surgery.whole_model import outer_classes
+from .cache import Cache, digest_of_data
 from .costs import Costs, costs_of
 from .depths import by_depth
 from .edit import Edit, digest
@@ -123,6 +124,7 @@ def slimmed(
     refit: str | None,
     statistics: bool,
     depth: bool,
+    cache: Cache | None,
     model: nn.Module | None,
 ) -> Slim:
     """See `graftlib.slim`."""
@@ -141,12 +143,13 @@ def slimmed(
         refit=(refit, str | None),
         statistics=(statistics, bool),
         depth=(depth, bool),
+        cache=(cache, (Cache, type(None))),
         model=(model, (nn.Module, type(None))),
     )
     for name, value, known in (
         ("ranking", ranking, RANKINGS),
         ("solver", solver, tuple(SOLVERS)),
-        ("refit", refit, REFITS),
+        ("refit", refit, tuple(REFITS)),
     ):
         if value is not None and value not in known:
             words = f"there is no {name} {shown(value)}."
@@ -160,7 +163,10 @@ def slimmed(
             "which blocks are worth least is measured on data, and there are none.",
             fix="give data=[batch, ...], or depth=False",
         )
-    whole = _Whole(graph, model, _costs(graph, model, budget), batches)
+    plain = losses is None and (importance is None or isinstance(importance, str))
+    whole = _Whole(
+        graph, model, _costs(graph, model, budget), batches, cache if plain and batches else None
+    )
     limits = limits_of(budget, whole.costs)
     keep = [keep] if isinstance(keep, str) else list(keep)
 
@@ -170,10 +176,14 @@ def slimmed(
         tied = _may_change(model, graph, keep)
         asked = [each for group in tied for each in group]
         with part(0.1, 0.3):
-            worth = (
-                _by_default(graph, model, asked, batches, ranking)
-                if importance is None
-                else importances(graph, model, asked, importance, batches, losses)
+            worth = whole.measured(
+                [importance, ranking, order],
+                asked,
+                lambda: (
+                    _by_default(graph, model, asked, batches, ranking)
+                    if importance is None
+                    else importances(graph, model, asked, importance, batches, losses)
+                ),
             )
         rules: Any = {"multiple_of": multiple_of, "minimum": minimum, "ranking": ranking}
         costs = _costs(graph, model, budget) if order else whole.costs
@@ -247,10 +257,26 @@ class _Whole:
     model: nn.Module
     costs: Costs
     batches: list[Batch] | None
+    cache: Cache | None
 
     @functools.cached_property
     def source(self) -> str:
         return digest(self.model.state_dict(keep_vars=True))
+
+    @functools.cached_property
+    def data(self) -> str:
+        return digest_of_data(self.batches or ())
+
+    def measured(
+        self,
+        facts: Sequence[Any],
+        classes: Sequence[AxisClass],
+        work: Callable[[], dict[AxisClass, Tensor]],
+    ) -> dict[AxisClass, Tensor]:
+        """Importances: what `work` gives, or the cache has."""
+        if self.cache is None:
+            return work()
+        return self.cache.importances([self.source, self.data, *facts], classes, work)
 
     def report(
         self,
