@@ -17,6 +17,8 @@ from typing import Any
 
 import typer
 
+from ..progress import bar
+
 __all__ = ["complain", "printable", "say", "say_json", "shown", "working"]
 
 _UNPRINTABLE = re.compile(
@@ -78,23 +80,9 @@ def _plain(value: Any) -> Any:
 
 @contextlib.contextmanager
 def working(task: str) -> Iterator[None]:
-    """Show a spinner and the seconds on stderr while the block runs.
+    """Show a bar on stderr while the block runs: percent and time left where the work says how far it is.
 
     What a library or a user's factory prints meanwhile goes to stderr: stdout carries results and nothing else.
     """
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    bar = Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        redirect_stdout=False,
-        redirect_stderr=False,
-        disable=not sys.stderr.isatty(),
-    )
-    with contextlib.redirect_stdout(sys.stderr), bar:
-        bar.add_task(printable(task), total=None)
+    with contextlib.redirect_stdout(sys.stderr), bar(task):
         yield

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from . import options
-from .console import say, say_json, working
+from .console import complain, say, say_json, working
 from .names import find_model
 from .steps import load, load_options, plan
 
@@ -31,6 +31,31 @@ def slim(
     output: Annotated[
         Path, typer.Option("-o", "--output", help="The folder to write.", show_default=False)
     ],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            metavar="PATH",
+            help="What units are chosen by, what is left is fitted to, and fidelity is measured on: a folder of images "
+            "(prepared as the model's library does it), arrays as .npz, .safetensors or .pt (samples first; "
+            "named as the inputs), or a .txt with a text on each line (for hf:FOLDER with a tokenizer). No labels.",
+            show_default=False,
+        ),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option("--samples", min=2, help="So many of --data at most, evenly over it.")
+    ] = 256,
+    depth: Annotated[
+        bool, typer.Option("--depth", help="Leave out blocks, too, where --data says it is better.")
+    ] = False,
+    importance: Annotated[
+        str | None,
+        typer.Option(
+            "--importance",
+            help="magnitude or uniform; on --data activation, wanda, fluctuation, taylor or fisher.",
+            show_default="wanda with --data, else magnitude",
+        ),
+    ] = None,
     keep: Annotated[
         list[str] | None,
         typer.Option(
@@ -48,6 +73,13 @@ def slim(
         typer.Option("--onnx", help="An ONNX file to write, too, proven.", show_default=False),
     ] = None,
     int8: Annotated[bool, typer.Option("--int8", help="Its weights as 8-bit integers.")] = False,
+    static: Annotated[
+        bool,
+        typer.Option(
+            "--static",
+            help="With --int8, convolutions and activations, too, by their ranges on --data.",
+        ),
+    ] = False,
     page: Annotated[
         Path | None,
         typer.Option(
@@ -62,7 +94,9 @@ def slim(
 ) -> None:
     """Prune a model to a budget of parameters, MACs, bytes or time, save it, and ship it.
 
-    The safetensors of hf:FOLDER are read and written a block at a time, but for --onnx: they may be larger than memory.
+    The safetensors of hf:FOLDER are read and written a block at a time, but for --data and --onnx: they may be larger
+    than memory. A run with --data that was stopped goes on behind its importances, which lie in OUTPUT.calibration
+    until all is written, and behind the times of ops, which stay in the user's cache.
 
     Example: graftlib slim torchvision:resnet18 --weights r18.safetensors --budget macs=0.5 -o slim/ --onnx slim.onnx
     """
@@ -75,6 +109,12 @@ def slim(
         raise typer.BadParameter(
             "it is the ONNX file that is in int8: add --onnx", param_hint="--int8"
         )
+    for flag, option, needs in ((depth, "--depth", data), (static, "--static", int8 and data)):
+        if flag and not needs:
+            raise typer.BadParameter(
+                "it is measured on data: add --data" + (" and --int8" if static else ""),
+                param_hint=option,
+            )
     limits = dict(map(_parsed, budget))
     asked = load_options(shared)
     if shared.dry_run:
@@ -86,27 +126,48 @@ def slim(
         "ranking": ranking,
         "multiple_of": multiple_of,
     }
-    folder = find_model(model).path
+    found = find_model(model)
+    batches: Any = None
     if (
         onnx is None
         and shared.weights is None
-        and folder is not None
-        and any(folder.glob("*.safetensors"))
+        and data is None
+        and importance in (None, "magnitude")
+        and found.path is not None
+        and any(found.path.glob("*.safetensors"))
     ):
         with working(f"slimming {model}"):
             from ..slim import slim_folder
             from .models import folder_factory
 
-            factory, kwargs = folder_factory(folder, asked["shapes"], asked["dtype"])
-            small = slim_folder(folder, output, factory, (), kwargs, **chosen)
+            factory, kwargs = folder_factory(found.path, asked["shapes"], asked["dtype"])
+            small = slim_folder(found.path, output, factory, (), kwargs, **chosen)
     else:
         loaded = load(model, values=True, **asked)
         with working(f"slimming {model}"):
+            from ..disk import destination
             from ..graph import trace
+            from ..slim import Cache
             from ..slim import slim as slim_model
+            from .slim_data import batches_of
 
-            small = slim_model(trace(loaded.model, loaded.args, loaded.kwargs), **chosen)
+            # What is wrong with the output shall not be said after an hour's work.
+            home = output.resolve()
+            cache = Cache(destination(home.with_name(f"{home.name}.calibration")))
+            if data is not None:
+                batches = batches_of(data, found, loaded, samples)
+            small = slim_model(
+                trace(loaded.model, loaded.args, loaded.kwargs),
+                data=batches,
+                importance=importance,
+                depth=depth,
+                cache=cache,
+                **chosen,
+            )
             small.save(output)
+            cache.path.unlink(missing_ok=True)
+        if cache.used:
+            complain(f"importances: those of an earlier run, from {cache.path.name}")
     if page is not None:
         from ..view import view
 
@@ -114,7 +175,8 @@ def slim(
     exported = None
     if onnx is not None:
         with working(f"exporting {onnx}"):
-            exported = small.export_onnx(onnx, quantize="int8" if int8 else None, seed=shared.seed)
+            kind = "int8-static" if static else "int8" if int8 else None
+            exported = small.export_onnx(onnx, quantize=kind, data=batches, seed=shared.seed)
     if shared.as_json:
         ends = {} if exported is None else {"export": exported.to_dict()}
         say_json(small.report.to_dict() | ends)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import ExportError
 from ..graph.tensors import output_tensors, replaced, tensor_leaves
+from ..progress import track
 from .extras import onnx_library
 from .probes import batch_of, draw
 from .report import Comparison
@@ -122,7 +123,7 @@ def compare(
 def _gaps(ask: _Ask, runtime: Any, questions: Sequence[_Question]) -> list[_Gap]:
     return [
         gap
-        for question in questions
+        for question in track(questions)
         for gap in _compare(ask(question), _ask_runtime(runtime, question), batch_of(question) or 0)
     ]
 

@@ -25,6 +25,7 @@ from ..arguments import Seed, check
 from ..disk import destination, place_all, scratch_folder, unwritable
 from ..errors import ExportError, shown
 from ..graph.tensors import tensor_leaves
+from ..progress import part
 from ..random_state import all_preserved
 from .convert import convert
 from .detached import detached, detached_tree
@@ -138,9 +139,12 @@ def export_onnx(
     with _workshop(place) as folder, all_preserved():
         twin = detached(model, graft)
         tolerance = tolerance_for(twin) if tolerance is None else tolerance
-        built = _build(twin, folder / place.name, example, dynamic_batch, opset, metadata)
+        most = 0.5 if source is not None and measure else 0.8  # converting takes nearly all
+        with part(0.0, most):
+            built = _build(twin, folder / place.name, example, dynamic_batch, opset, metadata)
         asked: Any = {"batch_sizes": [*batch_sizes] if dynamic_batch else [None], "seed": seed}
-        comparison = prove(twin, built, *example, tolerance=tolerance, **asked)
+        with part(most, most + 0.1):
+            comparison = prove(twin, built, *example, tolerance=tolerance, **asked)
         int8, floats = None, built
         if quantize is not None:
             calls, held = calls_of(data, example[1]) if data is not None else ([], None)
@@ -161,7 +165,8 @@ def export_onnx(
                 aside = folder / "source"
                 aside.mkdir()
                 big = detached(source)
-                file = _build(big, aside / "source.onnx", other, dynamic_batch, opset)
+                with part(0.6, 0.95):
+                    file = _build(big, aside / "source.onnx", other, dynamic_batch, opset)
                 report = replace(report, source=_measured(big, file, other, dynamic_batch))
         if card:
             report = replace(report, card=path.with_suffix(".card.json"))

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ..errors import MatchError, nearest, shown
 from ..graph.parameter import Parameter
+from ..progress import part, track
 from .hits import listed, viewable
 from .pairing import ARROWS, Pair, exclude, overlap
 from .report import Rule
@@ -286,8 +287,10 @@ def _measure(
         "depth": _depth_similarity(sources, targets),
     }
     if options.spectrum:
-        left = np.array([_energy(source, parameter, "source") for parameter in sources])
-        right = np.array([_energy(target, parameter, "target") for parameter in targets])
+        with part(0.0, 0.5):
+            left = np.array([_energy(source, each, "source") for each in track(sources)])
+        with part(0.5, 1.0):
+            right = np.array([_energy(target, each, "target") for each in track(targets)])
         measured["spectrum"] = _spectrum_similarity(left, right)
     return measured
 

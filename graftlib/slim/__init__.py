@@ -10,6 +10,7 @@ import lazy_loader
 from .verb import slim
 
 if TYPE_CHECKING:
+    from .cache import Cache
     from .costs import Costs, costs_of
     from .edit import Edit
     from .latency import Latency, latency_of
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __getattr__, _, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "cache": ["Cache"],
         "costs": ["Costs", "costs_of"],
         "edit": ["Edit"],
         "latency": ["Latency", "latency_of"],
@@ -30,6 +32,7 @@ __getattr__, _, _ = lazy_loader.attach(
 )
 
 __all__ = [
+    "Cache",
     "Costs",
     "Edit",
     "Latency",

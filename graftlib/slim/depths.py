@@ -13,6 +13,7 @@ from typing import TypeVar
 from torch import nn
 
 from ..graph import LayerGraph, trace
+from ..progress import part, track
 from ..surgery import Block, SurgeryError, blocks, drop_blocks
 from ..surgery.blocks import inside
 from ..surgery.order import Order, order_of
@@ -60,21 +61,24 @@ def by_depth(
     found: list[S] = []
     refusal = SurgeryError("no depth meets the budget.", fix="give a larger budget")
     try:
-        found.append(narrowed(graph, model, keep, {}))
+        with part(0.1, 0.3):
+            found.append(narrowed(graph, model, keep, {}))
     except SurgeryError as smallest:
         if not hasattr(smallest, "least"):
             raise
         refusal = smallest  # the budget is below the smallest widths: fewer blocks may meet it
     worse = 0
-    for count in sorted({round(len(ranked) * share) for share in _SHARES} - {0}):
-        try:
-            small = _without(graph, model, ranked[:count], held, narrowed)
-        except SurgeryError:  # not these together: the code or a config knows them
-            continue
-        worse = 0 if not found or error(small) < min(map(error, found)) else worse + 1
-        found.append(small)
-        if worse == _WORSE:
-            break
+    counts = sorted({round(len(ranked) * share) for share in _SHARES} - {0})
+    with part(0.3, 1.0):
+        for count in track(counts):
+            try:
+                small = _without(graph, model, ranked[:count], held, narrowed)
+            except SurgeryError:  # not these together: the code or a config knows them
+                continue
+            worse = 0 if not found or error(small) < min(map(error, found)) else worse + 1
+            found.append(small)
+            if worse == _WORSE:
+                break
     if not found:
         raise refusal
     return min(found, key=error)

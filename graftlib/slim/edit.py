@@ -98,17 +98,16 @@ class Edit:
         kept: Mapping[AxisClass, Sequence[int]],
         attributes: Mapping[Place, int],
     ) -> Edit:
-        """The edit that keeps these units of `model`, which `graph` is of; `attributes` of its `Plan`."""
+        """The edit that keeps these units of `model`, which `graph` is of; `attributes` of its `Plan`; no `source`."""
         words = {each.fqn: each.axes for each in graph.parameters()}
         concerned = dict.fromkeys(m.fqn for each in kept for m in each.members)
         tensors = {
             fqn: Shape(tuple(tensor_of(model, fqn).shape), words.get(fqn, ())) for fqn in concerned
         }
         first = {id(tensor_of(model, fqn)): fqn for fqn in concerned}
-        state = model.state_dict(keep_vars=True)
         aliases = {
             name: first[id(tensor)]
-            for name, tensor in state.items()
+            for name, tensor in model.state_dict(keep_vars=True).items()
             if id(tensor) in first and name not in concerned
         }
         return cls(
@@ -118,7 +117,6 @@ class Edit:
             aliases,
             constant_sizes(graph, {each: len(units) for each, units in kept.items()}),
             dict(attributes),
-            source=digest(state),
         )
 
     def __eq__(self, other: object) -> bool:
@@ -134,8 +132,7 @@ class Edit:
             olds = list(model.get_submodule(container)._modules)
             news = dict(zip(names, new_names(olds, names), strict=True))
             blocks[container] = {old: news.get(old) for old in olds}
-        source = digest(model.state_dict(keep_vars=True)) if blocks else self.source
-        return replace(self, blocks=blocks, source=source)
+        return replace(self, blocks=blocks)
 
     @property
     def dropped(self) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ from ..errors import nearest, shown
 from ..graph import LayerGraph, structure
 from ..graph.axes import AxisClass, Member
 from ..graph.tensors import tensor_leaves
+from ..progress import track
 from ..random_state import preserved
 from ..surgery import SurgeryError, SurgeryWarning
 from ..surgery.consumers import use_of
@@ -163,7 +164,7 @@ def _by_inputs(
             rows = use.input.movedim(dim, -1).reshape(-1, use.input.shape[dim])
             inputs.setdefault(fqn, _Inputs()).add(rows)
 
-    for batch in batches:
+    for batch in track(batches):
         twin.run(batch, see)
     values: dict[AxisClass, Tensor] = {}
     for each in classes:
@@ -215,7 +216,7 @@ _MEASURES: Mapping[str, Callable[[Tensor, int, _Inputs], Tensor]] = {
 def _outputs_moved(batches: Sequence[Batch]) -> Losses:
     def losses(model: nn.Module) -> Iterator[Tensor]:
         with preserved(0):
-            for args, kwargs in batches:
+            for args, kwargs in track(batches):
                 outputs = [
                     t for t in tensor_leaves(model(*args, **kwargs)) if t.is_floating_point()
                 ]

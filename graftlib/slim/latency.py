@@ -44,6 +44,7 @@ __all__ = ["Latency", "latency_of", "measured_ms", "without_values"]
 _SHARES = (1.0, 0.7, 0.45, 0.25)  # of all classes of an op together
 _ALONE = 0.4  # of one of them
 _SECONDS = 0.02  # for each shape of an op
+_KEEP = 5.0  # what was measured is saved every so many seconds, for a run that is stopped
 _LEAST = 0.7  # an op in the pass takes no less than this of what it takes alone
 _WHOLE = 0.3  # for the whole pass
 _COPIES = (
@@ -260,7 +261,7 @@ class _Table:
         self.machine = f"{chip}, torch {torch.__version__}, {torch.get_num_threads()} threads"
         self.path = _cache() / f"{hashlib.sha256(self.machine.encode()).hexdigest()[:16]}.json"
         self.times: dict[str, float | None] = self._read()
-        self.known = len(self.times)
+        self.known, self.saved = len(self.times), time.monotonic()
 
     def _read(self) -> dict[str, float | None]:
         try:
@@ -277,6 +278,7 @@ class _Table:
         """Keep what is new; a cache that cannot be written is none."""
         if len(self.times) == self.known:
             return
+        self.known, self.saved = len(self.times), time.monotonic()
         content = {"machine": self.machine, "ms": {**self._read(), **self.times}}
         with contextlib.suppress(OSError, GraftError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -305,6 +307,8 @@ class _Table:
                 )
             except Exception:  # an op may raise anything at sizes that are not its own
                 self.times[call] = None
+            if time.monotonic() - self.saved > _KEEP:
+                self.save()
         return self.times[call]
 
     def _made(self, node: fx.Node, shapes: dict[fx.Node, tuple[int, ...]]) -> Any:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..graph.tensors import tensor_leaves
+from ..progress import track
 from ..surgery.holdout import Holdout
 from ..surgery.recording import Batch, Twin, alone
 from .widths import Widths, in_words
@@ -123,7 +124,7 @@ def fidelity_of(model: nn.Module, small: nn.Module, batches: Sequence[Batch]) ->
     rows = agree = ranked = 0
     samples = 0
     with alone(), torch.no_grad():
-        for number, (args, kwargs) in enumerate(batches):
+        for number, (args, kwargs) in enumerate(track(batches)):
             if not holdout.concerns(number):
                 continue
             before, after = (twin.model(*args, **kwargs) for twin in twins)

@@ -21,17 +21,22 @@ from ..errors import MatchError, nearest, shown
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass
 from ..graph.structure import unwrap
-from ..surgery import SurgeryError, SurgeryWarning, prune
-from ..surgery.edits import Request, editable
-from ..surgery.fit import Plan, plan, ties
+from ..progress import part
+from ..surgery import SurgeryError, SurgeryWarning
+from ..surgery.edits import editable
+from ..surgery.fit import plan, ties
 from ..surgery.importance import Importance
 from ..surgery.lora import ranks
 from ..surgery.order import Order
+from ..surgery.prune import pruned
 from ..surgery.recording import Batch, as_batches
+from ..surgery.refit import REFITS
+from ..surgery.tagged import Place
 from ..surgery.whole_model import outer_classes
+from .cache import Cache, digest_of_data
 from .costs import Costs, costs_of
 from .depths import by_depth
-from .edit import Edit
+from .edit import Edit, digest
 from .importance import Losses, importances
 from .latency import latency_of, measured_ms, without_values
 from .report import SlimReport, fidelity_of
@@ -119,6 +124,7 @@ def slimmed(
     refit: str | None,
     statistics: bool,
     depth: bool,
+    cache: Cache | None,
     model: nn.Module | None,
 ) -> Slim:
     """See `graftlib.slim`."""
@@ -137,10 +143,15 @@ def slimmed(
         refit=(refit, str | None),
         statistics=(statistics, bool),
         depth=(depth, bool),
+        cache=(cache, (Cache, type(None))),
         model=(model, (nn.Module, type(None))),
     )
-    for name, value, known in (("ranking", ranking, RANKINGS), ("solver", solver, tuple(SOLVERS))):
-        if value not in known:
+    for name, value, known in (
+        ("ranking", ranking, RANKINGS),
+        ("solver", solver, tuple(SOLVERS)),
+        ("refit", refit, tuple(REFITS)),
+    ):
+        if value is not None and value not in known:
             words = f"there is no {name} {shown(value)}."
             raise SurgeryError(
                 words, near=nearest(value, known), fix=f"use one of {', '.join(known)}"
@@ -152,7 +163,10 @@ def slimmed(
             "which blocks are worth least is measured on data, and there are none.",
             fix="give data=[batch, ...], or depth=False",
         )
-    whole = _Whole(graph, model, _costs(graph, model, budget), batches)
+    plain = losses is None and (importance is None or isinstance(importance, str))
+    whole = _Whole(
+        graph, model, _costs(graph, model, budget), batches, cache if plain and batches else None
+    )
     limits = limits_of(budget, whole.costs)
     keep = [keep] if isinstance(keep, str) else list(keep)
 
@@ -161,30 +175,41 @@ def slimmed(
         editable(model, graph, graph.axis_classes, inplace=True)
         tied = _may_change(model, graph, keep)
         asked = [each for group in tied for each in group]
-        worth = (
-            _by_default(graph, model, asked, batches, ranking)
-            if importance is None
-            else importances(graph, model, asked, importance, batches, losses)
-        )
+        with part(0.1, 0.3):
+            worth = whole.measured(
+                [importance, ranking, order],
+                asked,
+                lambda: (
+                    _by_default(graph, model, asked, batches, ranking)
+                    if importance is None
+                    else importances(graph, model, asked, importance, batches, losses)
+                ),
+            )
         rules: Any = {"multiple_of": multiple_of, "minimum": minimum, "ranking": ranking}
         costs = _costs(graph, model, budget) if order else whole.costs
         solved = functools.partial(
             solve, costs=costs, limits=limits, ranking=ranking, solver=solver
         )
-        widths, feasible = _widths(model, graph, tied, worth, rules, solved)
-        sizes = {each: n for each, n in widths.sizes.items() if n < each.size}
-        if not sizes:
-            small = editable(model, graph, [], inplace=False)
-            return whole.report(small, Edit.of(model, graph, {}, {}), widths, order, worth)
-        kept: dict[Request, Tensor] = {each: _best(worth[each], n) for each, n in sizes.items()}
-        small = prune(graph, kept, model=model, data=batches, refit=refit, statistics=statistics)
-        lists = {each: kept[each].tolist() for each in sizes}
-        edit = Edit.of(model, graph, lists, feasible.attributes if feasible else {})
-        return whole.report(small, edit, widths, order, worth)
+        widths, attributes = _widths(model, graph, tied, worth, rules, solved)
+        kept = {each: _best(worth[each], n) for each, n in widths.sizes.items() if n < each.size}
+        fitted = 0.5 if batches is None else 0.9
+        with part(0.4, fitted):
+            small = (
+                pruned(model, graph, kept, attributes, batches, refit=refit, statistics=statistics)
+                if kept
+                else editable(model, graph, [], inplace=False)
+            )
+        edit = Edit.of(model, graph, {c: u.tolist() for c, u in kept.items()}, attributes)
+        with part(fitted, 1.0):
+            return whole.report(small, edit, widths, order, worth)
 
-    if depth and batches is not None:
-        return by_depth(graph, model, batches, keep, narrowed, _error)
-    return narrowed(graph, model, keep, {})
+    small = (
+        by_depth(graph, model, batches, keep, narrowed, _error)
+        if depth and batches is not None
+        else narrowed(graph, model, keep, {})
+    )
+    measured = _measured(model, small.model, graph)
+    return replace(small, report=replace(small.report, measured_ms=measured))
 
 
 def _error(small: Slim) -> float:
@@ -204,19 +229,19 @@ def _widths(
     worth: Mapping[AxisClass, Tensor],
     rules: Mapping[str, Any],
     solved: Callable[[list[Group]], Widths],
-) -> tuple[Widths, Plan | None]:
-    """Sizes that meet the budget and go together, and what else they change; what the code ties is held in turn."""
+) -> tuple[Widths, dict[Place, int]]:
+    """Sizes that meet the budget and go together, and what modules say then; what the code ties is held in turn."""
     for _ in range(_ROUNDS):
         tied = [group for group in tied if all(each in worth for each in group)]
         free = {each: worth[each] for group in tied for each in group}
         widths = solved(groups_of(model, graph, tied, free, **rules))
         sizes = {each: n for each, n in widths.sizes.items() if n < each.size}
         if not sizes:
-            return widths, None
+            return widths, {}
         feasible = plan(model, graph, sizes, fixed=False)
         wrong = {each for each, n in feasible.sizes.items() if n != sizes[each]}
         if not wrong:
-            return widths, feasible
+            return widths, feasible.attributes
         tied = [group for group in tied if wrong.isdisjoint(group)]
     raise SurgeryError(
         "no sizes were found that meet the budget and go together.",
@@ -232,6 +257,26 @@ class _Whole:
     model: nn.Module
     costs: Costs
     batches: list[Batch] | None
+    cache: Cache | None
+
+    @functools.cached_property
+    def source(self) -> str:
+        return digest(self.model.state_dict(keep_vars=True))
+
+    @functools.cached_property
+    def data(self) -> str:
+        return digest_of_data(self.batches or ())
+
+    def measured(
+        self,
+        facts: Sequence[Any],
+        classes: Sequence[AxisClass],
+        work: Callable[[], dict[AxisClass, Tensor]],
+    ) -> dict[AxisClass, Tensor]:
+        """Importances: what `work` gives, or the cache has."""
+        if self.cache is None:
+            return work()
+        return self.cache.importances([self.source, self.data, *facts], classes, work)
 
     def report(
         self,
@@ -243,12 +288,12 @@ class _Whole:
     ) -> Slim:
         """The result of an edit."""
         edit = edit.without(self.model, order).with_config(self.model, small)
+        edit = replace(edit, source=self.source)
         batches = self.batches if edit.kept or order else None
         fidelity = None if batches is None else fidelity_of(self.model, small, batches)
         rows = tuple((_layer(each), each.size, n) for each, n in widths.sizes.items())
-        measured = _measured(self.model, small, self.graph)
         report = SlimReport(
-            self.graph.name, self.costs.at(), widths, rows, fidelity, measured, edit.dropped
+            self.graph.name, self.costs.at(), widths, rows, fidelity, dropped=edit.dropped
         )
         # Without blocks the classes are those of another graph.
         return Slim(small, edit, report, self.graph, {} if order else worth)

@@ -27,6 +27,7 @@ from ..disk import destination, make_folder, named, scratch_folder, unwritable
 from ..errors import CheckpointError
 from ..graph import trace
 from ..graph.structure import duplicate, like_meta, own
+from ..progress import part, track
 from ..surgery import SurgeryError, SurgeryWarning
 from ..surgery.importance import magnitude
 from ..surgery.search import EmptyOnMeta
@@ -102,20 +103,23 @@ def slim_folder(
     model, names = _on_disk(factory, files)
     bare = duplicate(model, lambda t: like_meta(t) if id(t) in names else own(t))
     graph = trace(bare, args, kwargs)
-    squares, source = _surveyed(files, names)
+    with part(0.0, 0.4):
+        squares, source = _surveyed(files, names)
     rank = magnitude(graph, model, squares)
-    small = slim(
-        graph,
-        budget=budget,
-        importance=lambda _, __, each: rank(each),
-        ranking=ranking,
-        solver=solver,
-        multiple_of=multiple_of,
-        minimum=minimum,
-        keep=keep,
-    )
+    with part(0.4, 0.6):
+        small = slim(
+            graph,
+            budget=budget,
+            importance=lambda _, __, each: rank(each),
+            ranking=ranking,
+            solver=solver,
+            multiple_of=multiple_of,
+            minimum=minimum,
+            keep=keep,
+        )
     small = replace(small, edit=replace(small.edit, source=source))
-    _write(files, [name for its in names.values() for name in its], output, small)
+    with part(0.6, 1.0):
+        _write(files, [name for its in names.values() for name in its], output, small)
     return small
 
 
@@ -197,7 +201,7 @@ def _surveyed(files: WeightFiles, names: Mapping[int, Sequence[str]]) -> tuple[S
     # The largest first, so that no thread is left alone with it at the end.
     order = sorted(names.values(), key=lambda its: -prod(files.entries[its[0]].shape))
     with ThreadPoolExecutor(min(os.cpu_count() or 1, _THREADS)) as pool:
-        rows = [row for its in pool.map(read, order) for row in its]
+        rows = [row for its in track(pool.map(read, order), len(order)) for row in its]
     return squares, digest_of(rows)
 
 
@@ -216,7 +220,7 @@ def _write(
             by_file.setdefault(entry.file, {})[name] = replace(entry, shape=shape)
     try:
         with scratch_folder(destination(home / EDIT, error=SurgeryError)) as scratch:
-            for file, entries in by_file.items():
+            for file, entries in track(by_file.items()):
                 header = {"format": "pt", **metadata_of(edit)}
                 write_file(scratch / file, entries, partial(_kept, files, edit), header)
             index = None if files.index is None else _index(files.index, by_file)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from ..graph import LayerGraph
     from ..surgery.importance import Importance
+    from .cache import Cache
     from .importance import Losses
     from .slimming import Slim
 
@@ -31,6 +32,7 @@ def slim(
     refit: str | None = "least-squares",
     statistics: bool = False,
     depth: bool = False,
+    cache: Cache | None = None,
     model: nn.Module | None = None,
 ) -> Slim:
     """A smaller model of the same modules that meets a budget.
@@ -69,6 +71,8 @@ def slim(
             do: up to six depths are tried, each with the widths that meet the budget, and compared on held-out data.
             It takes as many times as long, and needs `data`. Only blocks go that hand on a tensor of the shape that
             they take (`surgery.blocks`), the least important first.
+        cache: a file in which importances that were measured on data are kept, so that the same call need not measure
+            them again after it was stopped. A function of importance, and `losses`, are measured every time.
         model: another one of the same structure that is slimmed instead of ``graph.model``.
 
     Returns:
@@ -98,5 +102,6 @@ def slim(
         refit=refit,
         statistics=statistics,
         depth=depth,
+        cache=cache,
         model=model,
     )

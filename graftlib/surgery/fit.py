@@ -11,6 +11,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import networkx as nx
@@ -226,6 +227,13 @@ def ties(
     Raises:
         SurgeryError: none of them can change.
     """
+    # Out of all proportion: where they go together like this, no two are tied.
+    any_sizes = {
+        each: max(each.size - 1 - i % max(each.size // 2, 1), 1) for i, each in enumerate(classes)
+    }
+    with suppress(SurgeryError):
+        plan(model, graph, any_sizes, fixed=True)
+        return [(each,) for each in classes]
     half = {each: max(each.size // 2, 1) for each in classes}
     plan(model, graph, half, fixed=False)
     learned = _learned[graph]

@@ -17,17 +17,19 @@ from torch import Tensor, nn
 from ..errors import shown
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass, axis_classes
+from ..progress import part
 from .config import config_state, refresh_config
 from .edits import Request, editable, model_of, requested, rows_of, whole_numbers
 from .fit import fitted
 from .importance import Importance, Ranking, ranking
 from .lora import ranks, refresh_ranks
-from .recording import as_batches
+from .recording import Batch, as_batches
 from .refit import REFITS, reestimate, refitted
 from .refusal import SurgeryError
+from .tagged import Place
 from .whole_model import largest_feasible, outer_classes
 
-__all__ = ["prune"]
+__all__ = ["prune", "pruned"]
 
 Keep = int | float | Sequence[int] | Tensor
 
@@ -106,9 +108,6 @@ def prune(
         )
     if ridge != "auto" and (isinstance(ridge, str) or not ridge > 0):
         raise SurgeryError(f"ridge={shown(ridge)} is neither a number above 0 nor 'auto'.")
-    strength = None if isinstance(ridge, str) else ridge
-
-    before = config_state(model, graph)
     attributes = None
     if isinstance(keep, Mapping):
         asked = requested(graph, keep)
@@ -122,6 +121,33 @@ def prune(
         feasible = largest_feasible(model, graph, counts)
         attributes = feasible.attributes
         kept = {each: _units(each, count, rank) for each, count in feasible.sizes.items()}
+    return pruned(
+        model,
+        graph,
+        kept,
+        attributes,
+        batches,
+        refit=refit,
+        ridge=None if isinstance(ridge, str) else ridge,
+        statistics=statistics,
+        inplace=inplace,
+    )
+
+
+def pruned(
+    model: nn.Module,
+    graph: LayerGraph,
+    kept: Mapping[AxisClass, Tensor],
+    attributes: Mapping[Place, int] | None,
+    batches: Sequence[Batch] | None,
+    *,
+    refit: str | None,
+    ridge: float | None = None,
+    statistics: bool,
+    inplace: bool = False,
+) -> nn.Module:
+    """`prune`, of units that were chosen; `attributes` of a `Plan` for these sizes, without which it is made here."""
+    before = config_state(model, graph)
     sizes = {each: len(units) for each, units in kept.items()}
     rows = rows_of(graph, kept)
 
@@ -130,7 +156,8 @@ def prune(
 
     slim = cut(inplace and batches is None)
     if batches is not None and refit is not None:
-        refitted(model, slim, graph, list(kept), rows, batches, how=refit, ridge=strength)
+        with part(0.1, 0.9):
+            refitted(model, slim, graph, list(kept), rows, batches, how=refit, ridge=ridge)
     if batches is not None and statistics:
         reestimate(slim, batches)
     if inplace and batches is not None:

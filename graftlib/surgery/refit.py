@@ -14,6 +14,7 @@ is held out (`holdout`).
 from __future__ import annotations
 
 import contextlib
+import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from .._torch_private import BatchNorm
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass
 from ..graph.tensors import tensor_leaves
+from ..progress import part, track
 from .consumers import Use, use_of
 from .edits import Rows, tensor_of
 from .holdout import Distance, Holdout
@@ -79,11 +81,13 @@ def refitted(
     with alone():
         uses, biases = _uses(Twin(slim), batches[0])
         fitting = _Fitting(slim, biases, holdout, ridge)
-        unfitted = _distance(model, slim, batches, holdout)
+        with part(0.0, 0.1):
+            unfitted = _distance(model, slim, batches, holdout)
         order = [fqn for fqn, count in uses.items() if count and fqn in readers]
-        fits, fitted = _in_step(
-            model, slim, order, uses, batches, fitting, REFITS[how], rows, graph
-        )
+        with part(0.1, 1.0):
+            fits, fitted = _in_step(
+                model, slim, order, uses, batches, fitting, REFITS[how], rows, graph
+            )
         count = len(fitting.fits)
         if how != "rescale":  # a rescaled layer keeps a mean square, and may well be further off
             _take_back(model, slim, batches, fitting, unfitted, fitted)
@@ -152,7 +156,9 @@ def _in_step(
         walks = [tuple(Walk(each, batch, stops) for each in (model, slim)) for batch in batches]
         for walk in (walk for both in walks for walk in both):
             stack.callback(walk.close)
+        layers = track(itertools.count(), len(order) + 1)  # the last one is the end
         while True:
+            next(layers)
             here = []
             for number, (before, after) in enumerate(walks):
                 here.append((before.advance(), after.advance()))
@@ -191,7 +197,7 @@ def _distance(
 ) -> Distance:
     """How far the pruned model is from what it was, on what is held out."""
     distance, twins = Distance(), (Twin(model), Twin(slim))
-    for number, batch in enumerate(batches):
+    for number, batch in enumerate(track(batches)):
         if holdout.concerns(number):
             before, after = (called(twin.model, batch) for twin in twins)
             _add(distance, holdout, number, before, after)
@@ -265,7 +271,7 @@ def _uses(twin: Twin, batch: Batch) -> tuple[dict[str, int | None], dict[str, st
 def _apart(model: nn.Module, slim: nn.Module, fqn: str, batches: Sequence[Batch]) -> Pairs:
     """All uses of a weight that is used more than once: by passes of their own, as they come one after another."""
     before, after = Twin(model), Twin(slim)
-    for number, batch in enumerate(batches):
+    for number, batch in enumerate(track(batches)):
         old, new = _gathered(before, fqn, batch), _gathered(after, fqn, batch)
         if len(old) != len(new):
             raise _UnlikeError
@@ -358,8 +364,8 @@ def _gathered_moments(
     for block in blocks:
         use, x, missing = block.use, rows(block), block.wanted - block.given
         missing = missing.reshape(len(missing), len(x), -1).transpose(0, 1)
-        for moments, part in zip((learnt, held_out), block.parts, strict=True):
-            moments.add(x[:, part], missing[:, part], block.wanted[part])
+        for moments, member in zip((learnt, held_out), block.parts, strict=True):
+            moments.add(x[:, member], missing[:, member], block.wanted[member])
     return use, learnt, held_out
 
 
@@ -475,7 +481,7 @@ def reestimate(model: nn.Module, batches: Sequence[Batch]) -> None:
         module.momentum = None
         module.train()
     with alone():
-        for batch in batches:
+        for batch in track(batches):
             called(twin, batch)
         for name, module in norms.items():
             held = model.get_submodule(name)

@@ -454,6 +454,7 @@ def equations_of(model: nn.Module, graph: LayerGraph) -> tuple[Reference, Equati
     reader = _Reader(reference, twins)
     equations = [one for node, terms in watch.asked for one in reader.of_op(node, terms)]
     equations += [one for left, right in watch.log.equal for one in reader.compared(left, right)]
+    equations += reader.square(model)
     return reference, Equations(reference.classes, equations, places(model))
 
 
@@ -485,6 +486,15 @@ class _Reader:
         one, other = self.term(left), self.term(right)
         if one is not None and other is not None:
             yield one, other
+
+    def square(self, model: nn.Module) -> Iterator[tuple[Term, Term]]:
+        """`nn.MultiheadAttention` asks, where nothing is written down, that its heads are as wide as its stream."""
+        for name, module in model.named_modules():
+            if isinstance(module, nn.MultiheadAttention):
+                axes = self.reference.found.axes.get(f"{name}.out_proj.weight".lstrip("."), ())
+                terms = [polynomial(axis, self.reference.number) for axis in axes]
+                if len(terms) == 2 and terms[0] is not None and terms[1] is not None:
+                    yield terms[0], terms[1]
 
     def term(self, term: Term) -> Term | None:
         """With sizes of tensors as sizes of classes."""

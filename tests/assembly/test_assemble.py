@@ -32,7 +32,6 @@ from graftlib_adapters.assembly import (
 )
 from graftlib_adapters.assembly.paired_source import pair_source
 from graftlib_adapters.assembly.permutation_test import permutation_test
-from graftlib_adapters.assembly.progress import progress
 from graftlib_adapters.assembly.zoo import LoadedModel, fingerprint, state_of
 
 EXAMPLE = (torch.zeros(2, 6),)
@@ -311,17 +310,13 @@ def test_a_process_that_dies_on_the_spot_leaves_a_log_to_go_on_from(tmp_path):
     assert bits(again.model) == bits(whole.model)
 
 
-def test_the_bar_counts_sources_and_shows_names_as_text(monkeypatch, capsys):
+def test_a_bar_says_how_many_sources_are_done(monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")  # or rich would see no terminal here
-    with progress(3, show=True) as bar:
-        bar.describe("first")
-        bar.advance("\x1b[31mred [bold]")
-    told = capsys.readouterr().err
-    assert "1/3 sources" in told
-    assert "\\x1b[31mred [bold]" in told
-    assert told.count(":") >= 2  # time gone and time left
-    with progress(3, show=False) as bar:
-        bar.advance("nothing")
+    teacher, score = wanted(mlp)
+    sources = [permuted(teacher), permuted(teacher, 9)]
+    assemble(spoiled(teacher), sources, args=EXAMPLE, evaluate=score, show=True)
+    assert "100%" in capsys.readouterr().err
+    assemble(spoiled(teacher), sources, args=EXAMPLE, evaluate=score, show=False)
     assert capsys.readouterr().err == ""
 
 

@@ -15,7 +15,8 @@ from graftlib import load
 from graftlib.cli import steps
 from graftlib.cli.app import app
 from graftlib.cli.doctor import extras
-from graftlib.errors import TraceError
+from graftlib.errors import GraftError, TraceError
+from graftlib.slim import Slim
 
 run = CliRunner().invoke
 
@@ -331,6 +332,39 @@ def test_one_command_slims_and_ships_in_int8(folder: Path):
     assert "target, int8" in result.stdout
     assert {"x.onnx", "x.card.json", "out/edit.json"} <= files(folder)
     assert run(app, [*arguments, "--int8"]).exit_code == 2
+
+
+@pytest.mark.filterwarnings("ignore:layers with fewer than 2 rows")
+def test_slim_with_data_measures_and_goes_on_where_it_was_stopped(folder: Path, monkeypatch):
+    torch.save(torch.rand(12, 3, 8, 8), folder / "x.pt")
+    arguments = ["slim", "nets.py:wide", "--budget", "macs=0.5", "--multiple-of", "1", "-o", "out"]
+    arguments += ["--data", "x.pt", "--samples", "8", "--importance", "activation"]
+
+    def kill(*_: object) -> None:
+        raise GraftError("stopped.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Slim, "save", kill)
+        result = run(app, arguments)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert files(folder) == {"nets.py", "x.pt", "out.calibration"}
+    result = run(app, arguments)
+    assert result.exit_code == 0, result.stderr
+    assert "(4 samples held out)" in result.stdout
+    assert "those of an earlier run, from out.calibration" in result.stderr
+    made = {"out", "out/README.md", "out/edit.json", "out/model.safetensors"}
+    assert files(folder) == {"nets.py", "x.pt", *made}
+    result = run(app, arguments)
+    assert "earlier run" not in result.stderr
+
+
+def test_slim_says_what_needs_data(folder: Path):
+    arguments = ["slim", "nets.py:wide", "--budget", "macs=0.5", "-o", "out"]
+    for more in (["--depth"], ["--onnx", "x.onnx", "--int8", "--static"]):
+        result = run(app, [*arguments, *more])
+        assert result.exit_code == 2
+        assert "--data" in result.stderr
+    assert files(folder) == {"nets.py"}
 
 
 def test_a_budget_that_cannot_be_met_writes_nothing(folder: Path):

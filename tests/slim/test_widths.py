@@ -166,3 +166,13 @@ def test_sizes_that_the_code_ties_move_together_and_what_it_writes_stays():
     assert set(sizes) == {(4, 1), (8, 2), (12, 3), (16, 4)}
     groups, _ = problem(nets.Written)
     assert [str(each.members[0]) for g in groups for each in g.classes] == ["b.weight[0]"]
+
+
+def test_heads_of_torch_s_attention_change_with_their_stream():
+    """Half of both goes together, and so tells nothing: `nn.MultiheadAttention` asks that they stay as wide."""
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(16, 4, 24, batch_first=True)
+    model = torch.nn.Sequential(torch.nn.Linear(5, 16), layer, torch.nn.Linear(16, 3)).eval()
+    graph = trace(model, torch.rand(2, 7, 5))
+    groups = ties(model, graph, outer_classes(graph))
+    assert sorted(sorted(each.size for each in group) for group in groups) == [[4, 16], [24]]

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from msgspec import Meta
 from torch import nn
 
+from graftlib import progress
 from graftlib.arguments import Seed, Share, check
 from graftlib.disk import make_folder
 from graftlib.errors import shown
@@ -26,7 +27,6 @@ from .paired_source import Declared, pair_source
 from .pairing import Pairing
 from .permutation import AssemblyError
 from .plan import Plan, alignment_of
-from .progress import progress
 from .scratch_model import Evaluate, ScratchModel
 from .sources import Sources
 from .steps import Inputs, Run, write_step
@@ -188,8 +188,8 @@ def assemble(
     scratch = _redone(plan, inputs)
     if not plan.stopped:
         run = Run(scratch, inputs, settings, evaluate, jobs)
-        with progress(len(each) * search.rounds, show) as bar:
-            for longer in run.steps(plan, bar):
+        with progress.bar("merging", show):
+            for longer in run.steps(plan):
                 plan = longer
                 if folder is not None:
                     plan.save(folder / PLAN)

@@ -7,12 +7,14 @@ their turn.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 from msgspec import structs
 from torch import Tensor, nn
 
+from graftlib import progress
 from graftlib.errors import optional
 from graftlib.graph import LayerGraph
 
@@ -23,7 +25,6 @@ from .paired_source import Declared, PairedSource, pair_source
 from .permutation import AssemblyError
 from .permutation_test import Significance, permutation_test
 from .plan import Plan, Step, reads_of
-from .progress import Progress
 from .scratch_model import Evaluate, ScratchModel, measured
 from .sources import Sources
 from .zoo import Source, fingerprint
@@ -85,7 +86,7 @@ class Run:
         self.best = float("-inf")
         self.merges = 0
 
-    def steps(self, plan: Plan, bar: Progress) -> Iterator[Plan]:
+    def steps(self, plan: Plan) -> Iterator[Plan]:
         """The plan after each further step."""
         self.merges = len(plan.accepted)
         known = [step.after for step in plan.accepted if step.after is not None]
@@ -93,14 +94,15 @@ class Run:
             self.metric = known[-1] if known else measured(self.evaluate, self.scratch.model)
             first = [plan.accepted[0].before] if known else []
             self.best = max(s for s in (*known, *first, self.metric) if s is not None)
-        for turn in range(self.settings.search.rounds):
+        for turn in progress.track(range(self.settings.search.rounds)):
             done, begin = _done(plan, turn)
             for aligned in self._aligned(begin):
-                step = self._step(aligned, bar)
+                with self._part(aligned.number):
+                    step = self._step(aligned)
                 del aligned  # with it the source goes, before the next one is read
                 plan = replace(plan, steps=(*plan.steps, step))
                 done.append(step)
-                bar.advance(str(step))
+                progress.note(str(step))
                 yield plan
                 why = self._enough(plan)
                 if why:
@@ -112,6 +114,11 @@ class Run:
         rounds = self.settings.search.rounds
         times = "once" if rounds == 1 else f"{rounds} times"
         yield replace(plan, stopped=f"all sources were gone through {times}")
+
+    def _part(self, number: int) -> AbstractContextManager[None]:
+        """The share of a round that a source is, where it is known of how many."""
+        count = len(self.inputs.sources)
+        return progress.part(number / count, (number + 1) / count) if count else nullcontext()
 
     def _enough(self, plan: Plan) -> str:
         most = self.settings.search.max_refusals
@@ -183,12 +190,12 @@ class Run:
 
     # --- choosing -------------------------------------------------------------------------------------------------
 
-    def _step(self, aligned: _Aligned, bar: Progress) -> Step:
+    def _step(self, aligned: _Aligned) -> Step:
         name, number = aligned.source.name, aligned.number
         paired, alignment = aligned.paired, aligned.alignment
         if paired is None or alignment is None:
             return Step(name, number, "", False, aligned.refusal, before=self.metric)
-        chosen, tried = self._chosen(aligned, paired, alignment, bar)
+        chosen, tried = self._chosen(aligned, paired, alignment)
         step = Step(
             name,
             number,
@@ -212,7 +219,7 @@ class Run:
         return structs.replace(step, reads=reads_of(alignment))
 
     def _chosen(
-        self, aligned: _Aligned, paired: PairedSource, alignment: Alignment, bar: Progress
+        self, aligned: _Aligned, paired: PairedSource, alignment: Alignment
     ) -> tuple[_Candidate, int]:
         """What to merge, and how many merged models were measured for it."""
         factor, evaluate = self.settings.merge_factor, self.evaluate
@@ -233,12 +240,12 @@ class Run:
         assert self.metric is not None
         search, tried, candidates = self.settings.search, 0, []
         module_sets = list(_module_sets(paired, search.parts))
-        for layers in module_sets:
-            for each in search.factors:
+        for layers in progress.track(module_sets):
+            for each in progress.track(search.factors):
                 value = metric(layers, each)
                 tried += 1
                 total = len(module_sets) * len(search.factors)
-                bar.describe(f"{aligned.source.name}: {tried} of {total}")
+                progress.note(f"{aligned.source.name}: {tried} of {total}")
                 if search.goal == "within" and value < self.best - search.tolerance:
                     break  # the threshold lies before this factor, whatever comes later
                 candidates.append(_Candidate(layers, each, value, ""))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ...errors import GraftError, TraceError
+from ...progress import part
 from ..traced import TracedGraph
 from .classes import AxisClass, Member, axis_classes, freedom
 from .trial import Example, Trial, compared, difference, without_numbers
@@ -115,8 +116,9 @@ def _checked(
 ) -> CheckResult:
     free = [each for each in axis_classes(graph) if each.free]
     try:
-        trial = Trial(graph, seed=seed, example=example, drawn=drawn)
-        before = trial.run()
+        with part(0.0, 0.5):
+            trial = Trial(graph, seed=seed, example=example, drawn=drawn)
+            before = trial.run()
     except GraftError:
         raise
     except Exception as failure:
@@ -127,9 +129,13 @@ def _checked(
             fix="pass inputs that it takes: graph.check(example=(args, kwargs))",
         ) from failure
     orders = draw(free, seed)
-    with changed(trial, {m: order for each, order in orders for m in each.members}):
+    with (
+        part(0.5, 0.75),
+        changed(trial, {m: order for each, order in orders for m in each.members}),
+    ):
         error = difference(before, _after(trial))
-    shown = control(trial, free, before, seed) if free else 0.0
+    with part(0.75, 1.0):
+        shown = control(trial, free, before, seed) if free else 0.0
     warning = _warning(before, free, shown, tolerance)
     if error > tolerance and warning is None and jumps(trial, before, tolerance, seed):
         warning = _JUMPS
