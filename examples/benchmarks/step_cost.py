@@ -6,7 +6,7 @@ both networks. And, where it is asked for, a pull: every convolution and the cla
 one of twice its width, a transfer before every step, as it is while a pull lasts.
 
     python -m examples.benchmarks.step_cost --out docs/benchmarks/step_cost.json
-    python -m examples.benchmarks.step_cost --arms plain pulled --batch 64 --out docs/benchmarks/pull_cost.json
+    python -m examples.benchmarks.step_cost --arms plain pulled --batch 32 --out docs/benchmarks/pull_cost.json
 
 Time: the arms take turns, one cycle of steps each, in one process; the ratio is taken within a round, and the table
 gives the median over rounds with its quartiles. Memory (Linux): the largest resident set of a process of its own for

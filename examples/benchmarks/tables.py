@@ -71,9 +71,9 @@ def pull_cost(found: dict) -> str:
 
 The same MobileNetV2, batch {settings["batch"]}: every convolution and the classifier towards those of one of twice its
 width (`AlignedPull`), a transfer before every step. Against the plain step, median and quartiles of
-{settings["rounds"]} rounds, {settings["threads"]} thread: CPU time {row["cpu_ratio"]:.3f}x ({low:.3f} to {high:.3f}), wall
-{row["wall_ratio"]:.3f}x, peak memory {row["memory_ratio"]:.3f}x. That is while it lasts; over a training whose first tenth
-is pulled {1 + (row["cpu_ratio"] - 1) / 10:.3f}x. What a transfer costs does not depend on the batch.
+{settings["rounds"]} rounds, {settings["threads"]} thread: CPU time {row["cpu_ratio"]:.3f}x ({low:.3f} to {high:.3f}),
+wall {row["wall_ratio"]:.3f}x, peak memory {row["memory_ratio"]:.3f}x. That is while it lasts; over a training whose
+first tenth is pulled {1 + (row["cpu_ratio"] - 1) / 10:.3f}x. What a transfer costs does not depend on the batch.
 
     python -m examples.benchmarks.step_cost --arms plain pulled {flags} --out docs/benchmarks/pull_cost.json
 """
