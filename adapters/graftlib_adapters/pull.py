@@ -152,7 +152,8 @@ class _Pull(nn.Module):
         self.ends = [(link.source, link.target) for link in links]
         self.share = share
         for i, each in enumerate(entries):
-            self.register_buffer(f"entries{i}", each)
+            self.register_buffer(f"reads{i}", (each.flatten() - 1).clamp(min=0))
+            self.register_buffer(f"has{i}", each > 0)
 
     def forward(self, matrices: Sequence[Tensor]) -> list[Tensor]:
         """One (rows, columns) tensor per linked matrix -> one per matrix that is written, in order."""
@@ -160,8 +161,7 @@ class _Pull(nn.Module):
 
     def _pulled(self, matrices: Sequence[Tensor], i: int) -> Tensor:
         source, target = (matrices[each] for each in self.ends[i])
-        entries = cast(Tensor, getattr(self, f"entries{i}"))
-        places = (entries.flatten() - 1).clamp(min=0)
-        carried = source.flatten().index_select(0, places).view(entries.shape)
-        moves = (entries > 0) & (carried != target)  # a signed zero is no distance
+        reads, has = (cast(Tensor, getattr(self, f"{name}{i}")) for name in ("reads", "has"))
+        carried = source.flatten().index_select(0, reads).view(target.shape)
+        moves = has & (carried != target)  # a signed zero is no distance
         return torch.where(moves, torch.lerp(target, carried, self.share), target)

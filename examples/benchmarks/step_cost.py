@@ -2,9 +2,11 @@
 
 The paper's pair at its own shapes: ResNet-50's classifier (100 x 2048) into a 1x1 convolution of MobileNetV2
 (160 x 960), one link, frozen source, a transfer every fourth step, 32 x 32 images, the stride-1 CIFAR form of
-both networks.
+both networks. And, where it is asked for, a pull: every convolution and the classifier of that MobileNetV2 towards
+one of twice its width, a transfer before every step, as it is while a pull lasts.
 
     python -m examples.benchmarks.step_cost --out docs/benchmarks/step_cost.json
+    python -m examples.benchmarks.step_cost --arms plain pulled --batch 32 --out docs/benchmarks/pull_cost.json
 
 Time: the arms take turns, one cycle of steps each, in one process; the ratio is taken within a round, and the table
 gives the median over rounds with its quartiles. Memory (Linux): the largest resident set of a process of its own for
@@ -24,19 +26,19 @@ from torch.nn import functional as F
 from torchvision.models import mobilenet_v2, resnet50
 
 from graftlib import Mapping, attach, trace
-from graftlib_adapters import MergeNet, distillation
+from graftlib_adapters import AlignedPull, MergeNet, distillation
 
 from ..common import command, memory, results
 from ..common.processes import apart
 from . import tables
 
-ARMS = ("plain", "grafted", "distilled")
+ARMS = ("plain", "grafted", "pulled", "distilled")
 CYCLE = 4
 
 
-def student() -> nn.Module:
+def student(width: float = 1.0) -> nn.Module:
     """MobileNetV2 in the CIFAR form: no stride in the stem and in the second stage; 2.4 M parameters at 100 classes."""
-    model = mobilenet_v2(num_classes=100)
+    model = mobilenet_v2(num_classes=100, width_mult=width)
     model.features[0][0].stride = (1, 1)
     model.features[2].conv[1][0].stride = (1, 1)
     return model
@@ -60,16 +62,25 @@ class Arm:
             self.target.parameters(), 0.05, momentum=0.9, weight_decay=5e-4
         )
         self.rank = rank
-        self.source = None if name == "plain" else teacher()
-        if name == "grafted":
+        self.source = None
+        if name != "plain":
+            self.source = student(2.0) if name == "pulled" else teacher()
+        if name in ("grafted", "pulled"):
             example = (self.x[:2],)
             self.mapping = Mapping(trace(self.source, example), trace(self.target, example))
+        if name == "grafted":
             self.mapping.link("fc", "features.16.conv.2")
+        if name == "pulled":
+            for layer, module in self.target.named_modules():
+                if isinstance(module, nn.Conv2d | nn.Linear):
+                    self.mapping.link(layer, layer)
 
     def begin(self) -> Arm:
         """Attach where there is something to attach."""
         if self.name == "grafted":
             attach(MergeNet(rank=self.rank), self.mapping, cycle=CYCLE).follow(self.optimizer)
+        if self.name == "pulled":
+            attach(AlignedPull(self.mapping), self.mapping, cycle=1).follow(self.optimizer)
         return self
 
     def step(self) -> None:
@@ -150,7 +161,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--rank", type=int, default=32)
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument(
+        "--arms", nargs="+", choices=ARMS, default=["plain", "grafted", "distilled"]
+    )
     parser.add_argument("--count-ranks", type=int, nargs="+", default=[32, 64])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--memory-of", choices=ARMS, help=argparse.SUPPRESS)
@@ -167,7 +180,7 @@ def main() -> None:
     for name in args.arms:
         table[name] |= {"peak_bytes": peaks[name], "memory_ratio": peaks[name] / peaks["plain"]}
     kept = {}
-    for rank in args.count_ranks:
+    for rank in args.count_ranks if "grafted" in args.arms else ():
         kept[rank] = parts = counted(rank)
         share = sum(parts.values()) / peaks["plain"]
         parts["share_of_peak"] = share

@@ -63,6 +63,22 @@ its update) is also counted: {kept}.
 """
 
 
+def pull_cost(found: dict) -> str:
+    settings, row = found["settings"], found["arms"]["pulled"]
+    low, high = row["cpu_quartiles"]
+    flags = f"--batch {settings['batch']} --rounds {settings['rounds']}"
+    return f"""## What a pull costs
+
+The same MobileNetV2, batch {settings["batch"]}: every convolution and the classifier towards those of one of twice its
+width (`AlignedPull`), a transfer before every step. Against the plain step, median and quartiles of
+{settings["rounds"]} rounds, {settings["threads"]} thread: CPU time {row["cpu_ratio"]:.3f}x ({low:.3f} to {high:.3f}),
+wall {row["wall_ratio"]:.3f}x, peak memory {row["memory_ratio"]:.3f}x. That is while it lasts; over a training whose
+first tenth is pulled {1 + (row["cpu_ratio"] - 1) / 10:.3f}x. What a transfer costs does not depend on the batch.
+
+    python -m examples.benchmarks.step_cost --arms plain pulled {flags} --out docs/benchmarks/pull_cost.json
+"""
+
+
 def adapter_cost(found: dict) -> str:
     rows = []
     for name, row in found["rows"].items():
@@ -807,7 +823,7 @@ PARTS: dict[str, tuple[str, dict[str, Section]]] = {
     ),
     "grafts": (
         "Grafts: what a step costs, and whether it helps",
-        {"step_cost": step_cost, "adapter_cost": adapter_cost},
+        {"step_cost": step_cost, "pull_cost": pull_cost, "adapter_cost": adapter_cost},
     ),
     "gpu": ("On a GPU", {"on_gpu": gpu, "carry": carried}),
     "paper": ("The paper's experiments", {}),

@@ -112,14 +112,15 @@ class Scrambled(AlignedPull):
             rows, columns = matrices[link.source].shape
             m, n = matrices[link.target].shape
             kernel = next(k for k in (9, 1) if n % k == 0 and columns % k == 0)
-            numbers = torch.arange(1, rows * columns + 1, dtype=torch.int32)
+            numbers = torch.arange(rows * columns, dtype=torch.int32)
             numbers = numbers.view(rows, columns // kernel, kernel)
             # The classes and the colours of an image keep their order.
             out = torch.arange(m) if m == rows else torch.randperm(rows)[:m]
             kept = n == columns
             into = torch.arange(n // kernel) if kept else torch.randperm(columns // kernel)
-            chosen = numbers[out][:, into[: n // kernel]].reshape(m, n)
-            getattr(module, f"entries{i}").copy_(chosen)
+            chosen = numbers[out][:, into[: n // kernel]]
+            getattr(module, f"reads{i}").copy_(chosen.flatten())
+            getattr(module, f"has{i}").fill_(True)
         return module
 
 

@@ -157,10 +157,11 @@ class LinkedTensor:
 
 def _child(module: nn.Module, name: str) -> nn.Module:
     """The child `name` of `module`, or of what it wraps; an empty module where there is none."""
-    children = (m._modules.get(name) for m in _unwrapped(module))
-    child = next((child for child in children if child is not None), None)
-    # Not `child or ...`: a module's truth is its length, and not every module has one.
-    return nn.Module() if child is None else child
+    for each in _unwrapped(module):
+        # Not by its truth: a module's is its length, and not every module has one.
+        if (child := each._modules.get(name)) is not None:
+            return child
+    return nn.Module()
 
 
 def _unwrapped(module: nn.Module) -> Iterator[nn.Module]:

@@ -200,7 +200,7 @@ class AdapterRunner:
     ) -> tuple[bool, dict[str, Change], dict[str, list[float]]]:
         """Whether all is finite, what changed, and the module's facts: one host read, and one more for spectra."""
         device = inputs[0].device
-        finite = torch.stack([value.isfinite().all().to(device) for value in written.values()])
+        finite = torch.stack([_all_finite(value).to(device) for value in written.values()])
         changed = [(write.settled != write.written).any() for write in writes.values()]
         pairs = [
             (inputs[i], output.detach())
@@ -307,12 +307,17 @@ def _own_modes(device: torch.device, *, deterministic: bool) -> Iterator[None]:
         yield
 
 
+def _all_finite(values: Tensor) -> Tensor:
+    """Whether all are, in one pass: a maximum of sizes hides no infinity and no NaN."""
+    return torch.linalg.vector_norm(values, math.inf).isfinite()
+
+
 def _size_and_cosine(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
-    size = torch.linalg.vector_norm(after - before) / torch.linalg.vector_norm(before).clamp_min(
-        1e-30
-    )
-    cosine = torch.nn.functional.cosine_similarity(before.flatten(), after.flatten(), dim=0)
-    return size, cosine
+    """The length of the change over that of `before`, and the cosine between the two; 0 where one is zero."""
+    start, end = before.flatten(), after.flatten()
+    first, last = (torch.linalg.vector_norm(each).clamp_min(1e-30) for each in (start, end))
+    change = torch.linalg.vector_norm(end - start)
+    return change / first, (start @ end / first / last).clamp(-1, 1)
 
 
 def _spectrum(before: Tensor, after: Tensor) -> Spectrum:

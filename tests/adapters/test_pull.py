@@ -11,7 +11,7 @@ from torch import nn
 from graftlib import Mapping, attach, surgery, trace
 from graftlib.errors import GraftError
 from graftlib.graft import TransferCycle
-from graftlib_adapters import AlignedPull, transplant
+from graftlib_adapters import AlignedPull, ParameterSharing, transplant
 
 UNITS = ("largest", "matched")
 EARLY = TransferCycle(every=1, stop=0.5)
@@ -95,6 +95,21 @@ def test_each_transfer_leaves_the_rest_of_the_way(units, share):
         for name, there in goal.items():
             left = (1 - share) ** steps * (before[name] - there)
             torch.testing.assert_close(now[name] - there, left)
+
+
+def test_half_of_the_way_is_sharing_with_what_was_carried():
+    """The two are one graft: a gain of one is no second evidence beside a gain of the other."""
+    torch.manual_seed(6)
+    source, target = TwoConvs(5, 4).double(), TwoConvs(3, 2).double()
+    goal = transplant(mapped(source, target)).model
+    twin = copy.deepcopy(target)
+    mapping, optimizer = mapped(goal, twin), still(twin)
+    graft = attach(ParameterSharing(), mapping, cycle=1).follow(optimizer)
+    train(twin, optimizer, 2)
+    graft.detach()
+    now = pulled(mapped(source, target), steps=2, share=0.5)
+    for name, weight in weights(twin).items():
+        torch.testing.assert_close(now[name], weight)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -89,11 +89,11 @@ def test_a_scrambled_source_is_read_whole_units_at_a_time_in_no_common_order(dat
         mapping.link(layer, layer)
     graft = attach(carry.Scrambled(mapping), mapping, cycle=1, seed=4)
     module = graft._runner.module
-    rows = [module.entries1.view(2, 2, 9), module.entries2.view(2, 2, 9)]
-    for entries in rows:  # a kernel stays a kernel
-        assert torch.equal(entries - entries[..., :1], torch.arange(9).expand(2, 2, 9).int())
+    rows = [module.reads1.view(2, 2, 9), module.reads2.view(2, 2, 9)]
+    for reads in rows:  # a kernel stays a kernel
+        assert torch.equal(reads - reads[..., :1], torch.arange(9).expand(2, 2, 9).int())
     readers = carry.AlignedPull(mapping).build(graft.plan.matrices, graft.plan.links)
-    assert not torch.equal(readers.entries1, module.entries1)
+    assert not torch.equal(readers.reads1, module.reads1)
     graft.detach()
 
 

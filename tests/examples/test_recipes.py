@@ -93,6 +93,24 @@ def test_a_pull_is_worth_what_is_said(difference, dataset):
     assert text(one["differences"][difference]["top-1"]).lstrip("+") in SAID
 
 
+def test_a_pull_costs_what_is_said():
+    ratio = results.load(BENCHMARKS / "pull_cost.json")["arms"]["pulled"]["cpu_ratio"]
+    assert (
+        f"{ratio:.2f} times as long while the pull lasted, so {0.9 + ratio / 10:.3f} over" in SAID
+    )
+
+
+def test_trained_shapes_are_worth_what_is_said():
+    report = results.load(BENCHMARKS / "mimetic.json")
+    words = {"plain": "plain training", "equal norms": "noise of the same norms"}
+    for other, what in words.items():
+        assert f"{report['mimetic minus'][other]:+.1f} to {what}" in SAID
+    assert f"{report['mimetic minus']['sign turned']:+.1f} to the other sign" in SAID
+    for pair, spread in report["encoder"].items():
+        if isinstance(spread, dict):
+            assert f"{spread['mean']:.2f} ± {spread['sd']:.2f} ({pair})" in SAID
+
+
 CHOSEN = "S→M, trust 0.05, until 30 %"
 
 
