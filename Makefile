@@ -7,8 +7,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest
 WORKERS ?= 2
+OLDEST := $(VENV)/oldest
 
-.PHONY: help demo test examples slow doctest style format check docs clean
+.PHONY: help demo test oldest examples slow doctest style format check docs clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -40,6 +41,10 @@ demo: $(VENV)/.demo ## five ways to begin a slim network, on real digits; writes
 
 test: $(VENV)/.dev ## tests and doctests, all but the slow ones and those of the experiments
 	$(PYTEST) -n $(WORKERS) -m "not slow" --ignore tests/examples $(ARGS)
+
+oldest: $(VENV)/.made ## the same on the oldest torch that pyproject.toml admits, in a virtual environment of its own
+	@sed -nE 's/.*"(torch|torchvision)>=([0-9.]+)".*/\1==\2.*/p' pyproject.toml > $(OLDEST).txt
+	PIP_CONSTRAINT=$(abspath $(OLDEST).txt) $(MAKE) test VENV=$(OLDEST)
 
 examples: $(VENV)/.dev ## the tests of the experiments and benchmarks, and every short example
 	$(PYTEST) -n $(WORKERS) -m "not slow" tests/examples $(ARGS)

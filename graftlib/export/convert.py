@@ -166,6 +166,7 @@ def _export(
             dynamic_shapes=dynamic,
             input_names=names,
             opset_version=opset,
+            optimize=True,  # the default since torch 2.9
             verbose=False,
         )
     for node in program.model.graph.all_nodes():
