@@ -364,8 +364,8 @@ def _gathered_moments(
     for block in blocks:
         use, x, missing = block.use, rows(block), block.wanted - block.given
         missing = missing.reshape(len(missing), len(x), -1).transpose(0, 1)
-        for moments, member in zip((learnt, held_out), block.parts, strict=True):
-            moments.add(x[:, member], missing[:, member], block.wanted[member])
+        for moments, samples in zip((learnt, held_out), block.parts, strict=True):
+            moments.add(x[:, samples], missing[:, samples], block.wanted[samples])
     return use, learnt, held_out
 
 
