@@ -137,7 +137,8 @@ def fidelity_of(model: nn.Module, small: nn.Module, batches: Sequence[Batch]) ->
                 counted = max(counted, len(w) if holdout.some else 0)
                 missing += float((w - g).square().sum())
                 squares += float(w.square().sum())
-                cosines += float(torch.cosine_similarity(w.flatten(1), g.flatten(1), dim=1).sum())
+                flat, other = (t.reshape(len(t), -1) for t in (w, g))
+                cosines += float(torch.cosine_similarity(flat, other, dim=1).sum())
                 rows += len(w)
                 if w.ndim > 1 and w.shape[-1] > 1:
                     same = w.argmax(-1) == g.argmax(-1)

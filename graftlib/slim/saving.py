@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..arguments import check
 from ..disk import destination, make_folder, named, place_all, unwritable
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
 from ..graph.capture import mute
 from ..surgery import SurgeryError
 from .edit import Edit
@@ -50,7 +50,14 @@ def save(model: nn.Module, edit: Edit, report: SlimReport, folder: str | os.Path
             "the model is on the meta device and has no values to save.",
             fix="slim a model with values; slim.edit.save(path) saves the edit alone",
         )
-    data = to_bytes(_apart(state), {"format": "pt", **metadata_of(edit)})
+    try:
+        data = to_bytes(_apart(state), {"format": "pt", **metadata_of(edit)})
+    except UnicodeEncodeError as error:
+        raise SurgeryError(
+            f"a tensor's name cannot be written to a file: {shown(error.object, 80)}.",
+            why="it holds half of a surrogate pair, which is no text",
+            fix="give the module another name",
+        ) from None
     home = make_folder(folder, error=SurgeryError)
     write_folder(home, {WEIGHTS: data}, None, config_of(model), edit, report)
 

@@ -140,3 +140,25 @@ def test_refusals():
     other = nn.Linear(3, 3)
     with pytest.raises(SurgeryError, match="not the one that was traced"):
         graftlib.slim(graph, budget={"macs": 0.5}, model=other)
+
+
+class Named(torch.nn.Module):
+    """Gives out a number beside its logits; the name of its last layer is half of a surrogate pair."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(6, 8)
+        self.add_module("\ud800", nn.Linear(8, 3))
+
+    def forward(self, x):
+        logits = self.get_submodule("\ud800")(self.a(x).relu())
+        return logits, logits.sum()
+
+
+def test_outputs_without_dimensions_and_names_that_are_no_text(tmp_path):
+    x = torch.randn(64, 6)
+    small = graftlib.slim(graftlib.trace(Named(), (x,)), budget={"params": 0.6}, data=[x])
+    assert small.report.fidelity is not None
+    with pytest.raises(SurgeryError, match="name cannot be written"):
+        small.save(tmp_path / "out")
+    assert not list(tmp_path.glob("out/*"))
