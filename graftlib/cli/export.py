@@ -9,6 +9,7 @@ import typer
 
 from . import options
 from .console import say, say_json, working
+from .names import find_model
 from .steps import load, load_options, plan
 
 __all__ = ["register"]
@@ -57,6 +58,8 @@ def export(
     if dry_run:
         plan(as_json, "export", [model, *([source] if source else [])], output, device)
         return
+    if source is not None:
+        find_model(source)
     loaded = load(model, values=True, **asked)
     large = load(source, values=True, **{**asked, "weights": None}) if source else None
     with working(f"exporting {model}"):

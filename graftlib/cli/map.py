@@ -9,7 +9,7 @@ import typer
 
 from . import options
 from .console import say, say_json, working
-from .steps import load_options, plan, see
+from .steps import load_options, plan, see_both
 
 __all__ = ["register"]
 
@@ -58,7 +58,7 @@ def map_models(
     if dry_run:
         plan(as_json, "map", [source, target], output, device)
         return
-    left, right = see(source, **asked), see(target, **others)
+    left, right = see_both(source, target, asked, others)
     with working("pairing"):
         from ..match import Mapping
 
