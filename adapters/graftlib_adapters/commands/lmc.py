@@ -119,7 +119,7 @@ def lmc(
         return
     say(_table(curves, tolerance))
     if output is not None:
-        say(f"written to {output}")
+        say(f"wrote {output}")
 
 
 def _walked(
