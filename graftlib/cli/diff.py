@@ -10,7 +10,7 @@ import typer
 
 from . import options
 from .console import say, say_json, working
-from .steps import load_options, plan, see
+from .steps import load_options, plan, see_both
 
 __all__ = ["diff"]
 
@@ -47,7 +47,7 @@ def diff(
     if shared.dry_run:
         plan(shared, "diff", [source, target], output)
         return
-    left, right = see(source, **asked), see(target, **others)
+    left, right = see_both(source, target, asked, others)
     with working("comparing"):
         from ..view.compare import diff as compare
 

@@ -9,6 +9,7 @@ import typer
 
 from . import options
 from .console import say, say_json, working
+from .names import find_model
 from .steps import load, load_options, plan
 
 __all__ = ["export"]
@@ -47,6 +48,8 @@ def export(
     if shared.dry_run:
         plan(shared, "export", [model, *([source] if source else [])], output)
         return
+    if source is not None:
+        find_model(source)
     loaded = load(model, values=True, **asked)
     large = load(source, values=True, **{**asked, "weights": None}) if source else None
     with working(f"exporting {model}"):

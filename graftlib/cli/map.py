@@ -9,7 +9,7 @@ import typer
 
 from . import options
 from .console import say, say_json, working
-from .steps import load_options, plan, see
+from .steps import load_options, plan, see_both
 
 __all__ = ["map_models"]
 
@@ -46,7 +46,7 @@ def map_models(
     if shared.dry_run:
         plan(shared, "map", [source, target], output)
         return
-    left, right = see(source, **asked), see(target, **others)
+    left, right = see_both(source, target, asked, others)
     with working("pairing"):
         from ..match import Mapping
 

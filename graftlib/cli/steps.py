@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..graph import LayerGraph
     from .models import Loaded
 
-__all__ = ["load", "load_options", "plan", "see"]
+__all__ = ["load", "load_options", "plan", "see", "see_both"]
 
 
 def load_options(shared: ModelOptions) -> dict[str, Any]:
@@ -57,6 +57,14 @@ def load(name: str, **asked: Any) -> Loaded:
         return load_model(name, **asked)
 
 
+def see_both(
+    source: str, target: str, asked: dict[str, Any], others: dict[str, Any]
+) -> tuple[LayerGraph, LayerGraph]:
+    """The layer graphs of two models; both names are looked up before either is loaded."""
+    find_model(target)
+    return see(source, **asked), see(target, **others)
+
+
 def see(name: str, **asked: Any) -> LayerGraph:
     """The layer graph of the model `name`; with ``device="auto"``, on the CPU where the meta device will not do."""
     from ..errors import TraceError
@@ -82,7 +90,7 @@ def plan(shared: ModelOptions, verb: str, names: list[str], output: Path | None 
         "dry_run": True,
         "command": verb,
         "models": [str(name) for name in found],
-        "executes": [str(name.path) for name in found if name.library == "file"],
+        "executes": list(dict.fromkeys(str(n.path) for n in found if n.library == "file")),
         "device": shared.device.value,
         "writes": str(output) if output else None,
         "overwrites": output is not None and output.exists(),

@@ -10,7 +10,7 @@ import typer
 from ..errors import TraceError
 from . import options
 from .console import complain, say, say_json, working
-from .steps import load, load_options, plan, see
+from .steps import load, load_options, plan, see, see_both
 
 __all__ = ["view"]
 
@@ -54,8 +54,10 @@ def view(
         plan(shared, "view", [source, *([target] if target else [])], output)
         return
     try:
-        left = see(source, **asked)
-        right = see(target, **others) if target else None
+        if target is None:
+            left, right = see(source, **asked), None
+        else:
+            left, right = see_both(source, target, asked, others)
     except TraceError:
         if target is None:
             _draw_outline(source, asked, output, show)

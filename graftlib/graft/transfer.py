@@ -309,7 +309,8 @@ def _own_modes(device: torch.device, *, deterministic: bool) -> Iterator[None]:
 
 def _all_finite(values: Tensor) -> Tensor:
     """Whether all are, in one pass: a maximum of sizes hides no infinity and no NaN."""
-    return torch.linalg.vector_norm(values, math.inf).isfinite()
+    largest: Tensor = torch.linalg.vector_norm(values, math.inf)
+    return largest.isfinite()
 
 
 def _size_and_cosine(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:

@@ -85,7 +85,7 @@ def written(here, **changes):
 
 def test_one_file_in_one_folder_out(here):
     out = here[0] / "out"
-    result = run(app, ["assemble", written(here), str(out)])
+    result = run(app, ["assemble", written(here), "-o", str(out)])
     assert result.exit_code == 0, result.output
     assert {file.name for file in out.iterdir()} == set(card.FILES)
     report = json.loads((out / "report.json").read_text())
@@ -97,25 +97,25 @@ def test_one_file_in_one_folder_out(here):
 
 
 def test_json_is_json_and_nothing_else(here):
-    result = run(app, ["assemble", written(here), str(here[0] / "out"), "--json"])
+    result = run(app, ["assemble", written(here), "-o", str(here[0] / "out"), "--json"])
     assert json.loads(result.stdout)["sources_merged"] >= 1
 
 
 def test_a_second_run_needs_resume_and_then_gives_the_same(here):
     recipe, out = written(here), here[0] / "out"
-    assert run(app, ["assemble", recipe, str(out)]).exit_code == 0
+    assert run(app, ["assemble", recipe, "-o", str(out)]).exit_code == 0
     first = fingerprint(load_file(out / "model.safetensors"))
-    refused = run(app, ["assemble", recipe, str(out)])
+    refused = run(app, ["assemble", recipe, "-o", str(out)])
     assert refused.exit_code == 1
     assert "resume=True" in refused.output
-    assert run(app, ["assemble", recipe, str(out), "--resume"]).exit_code == 0
+    assert run(app, ["assemble", recipe, "-o", str(out), "--resume"]).exit_code == 0
     assert fingerprint(load_file(out / "model.safetensors")) == first
 
 
 def test_a_dry_run_executes_and_writes_nothing(here):
     out = here[0] / "out"
     for options in ([], ["--json"]):
-        result = run(app, ["assemble", written(here), str(out), "--dry-run", *options])
+        result = run(app, ["assemble", written(here), "-o", str(out), "--dry-run", *options])
         assert result.exit_code == 0, result.output
         assert "nets.py" in result.stdout
         assert "twin.safetensors" in result.stdout
@@ -141,7 +141,7 @@ def test_a_dry_run_executes_and_writes_nothing(here):
     ],
 )
 def test_a_malformed_recipe_is_refused_before_anything_runs(here, changes, said):
-    result = run(app, ["assemble", written(here, **changes), str(here[0] / "out")])
+    result = run(app, ["assemble", written(here, **changes), "-o", str(here[0] / "out")])
     assert result.exit_code == 1
     assert said in result.output
     assert not (here[0] / "executed").exists()
@@ -166,7 +166,9 @@ def test_what_is_no_yaml_is_refused(tmp_path, text):
 
 def test_a_metric_must_be_a_function(here):
     (here[0] / "nets.py").write_text(NETS + "\nnumber = 3\n")
-    result = run(app, ["assemble", written(here, evaluate="nets.py:number"), str(here[0] / "out")])
+    result = run(
+        app, ["assemble", written(here, evaluate="nets.py:number"), "-o", str(here[0] / "out")]
+    )
     assert result.exit_code == 1
     assert "cannot be called" in result.output
 
@@ -174,14 +176,14 @@ def test_a_metric_must_be_a_function(here):
 def test_without_a_metric_the_test_without_data_decides(here):
     out = here[0] / "out"
     recipe = written(here, evaluate=None, settings={})
-    assert run(app, ["assemble", recipe, str(out)]).exit_code == 0
+    assert run(app, ["assemble", recipe, "-o", str(out)]).exit_code == 0
     assert "no data" in (out / "README.md").read_text()
 
 
 def test_links_stand_in_the_recipe(here):
     out = here[0] / "out"
     recipe = written(here, links=[["2", "2"]], settings={"merge_factor": 0.5}, evaluate=None)
-    assert run(app, ["assemble", recipe, str(out)]).exit_code == 0
+    assert run(app, ["assemble", recipe, "-o", str(out)]).exit_code == 0
     before, after = load_file(here[0] / "base.safetensors"), load_file(out / "model.safetensors")
     assert {k for k in before if not torch.equal(before[k], after[k])} == {"2.weight", "2.bias"}
 

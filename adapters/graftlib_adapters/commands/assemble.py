@@ -33,7 +33,9 @@ def assemble(
             show_default=False,
         ),
     ],
-    output: Annotated[Path, typer.Argument(help="The folder to write.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="The folder to write.", show_default=False)
+    ],
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with what a killed run left in the folder.")
     ] = False,
@@ -46,7 +48,7 @@ def assemble(
 ) -> None:
     """Merge layers of trained models into one by a recipe in YAML.
 
-    Example: graftlib assemble recipe.yaml out/
+    Example: graftlib assemble recipe.yaml -o out/
 
     The file, paths relative to it: {base: {model: nets.py:small, weights: base.safetensors}, sources: [{model:
     nets.py:large, weights: a.safetensors}, {model: nets.py:other, folder: zoo}], evaluate: metric.py:accuracy,
@@ -63,10 +65,10 @@ def assemble(
     if as_json:
         from ..assembly.card import report
 
-        say_json({"out": str(output), **report(assembly.record)})
+        say_json({"path": str(output), **report(assembly.record)})
         return
     say(assembly)
-    say(f"written to {output}")
+    say(f"wrote {output}")
 
 
 def _say_preview(facts: dict[str, Any], as_json: bool) -> None:

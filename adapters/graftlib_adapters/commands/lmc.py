@@ -119,7 +119,7 @@ def lmc(
         return
     say(_table(curves, tolerance))
     if output is not None:
-        say(f"written to {output}")
+        say(f"wrote {output}")
 
 
 def _walked(
@@ -130,8 +130,12 @@ def _walked(
     options: dict[str, Any],
     solver: dict[str, Any],
 ) -> dict[str, Curve]:
-    from graftlib.cli.models import load_model
     from graftlib.cli.names import find_model
+
+    for name in (base[0], source[0], evaluate):  # before torch is imported
+        find_model(name)
+
+    from graftlib.cli.models import load_model
     from graftlib.cli.steps import load_options
 
     from ..assembly.curve import grid
@@ -139,8 +143,6 @@ def _walked(
     from ..assembly.options import Solver
     from ..assembly.recipe import function
 
-    for name in (base[0], source[0], evaluate):
-        find_model(name)
     metric = function(evaluate)
     one, other = (
         load_model(
