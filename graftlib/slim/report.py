@@ -5,6 +5,7 @@ In: costs, widths, both models, batches. Out: records that print themselves.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -111,10 +112,51 @@ class SlimReport:
             lines.append(f"  fidelity    {self.fidelity}")
         if self.dropped:
             lines.append(f"  without     {', '.join(self.dropped)}")
-        width = max((len(name) for name, _, _ in self.rows), default=0)
+        rows_alike = _alike(self.rows)
+        width = max((len(name) for name, _, _ in rows_alike), default=0)
         lines.append("  widths")
-        lines += [f"    {name:<{width}}  {old:>6} -> {new}" for name, old, new in self.rows]
+        lines += [f"    {name:<{width}}  {old:>6} -> {new}" for name, old, new in rows_alike]
         return "\n".join(lines)
+
+
+def _alike(rows: Sequence[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
+    """Layers whose names differ in one number, and whose widths do not, as one row.
+
+    >>> rows = [("0.mlp", 64, 48), ("0.head", 8, 6), ("1.mlp", 64, 48), ("2.mlp", 64, 40), ("3.mlp", 64, 48)]
+    >>> _alike(rows)
+    [('{0-1,3}.mlp', 64, 48), ('0.head', 8, 6), ('2.mlp', 64, 40)]
+    """
+    left, alike = dict.fromkeys(rows), list[tuple[str, int, int]]()
+    while left:
+        name, old, new = next(iter(left))
+        words = re.split(r"(\d+)", name)
+        best, label = [(name, old, new)], name
+        for i in reversed(range(1, len(words), 2)):
+            start, end = "".join(words[:i]), "".join(words[i + 1 :])
+            pattern = re.compile(f"{re.escape(start)}(\\d+){re.escape(end)}")
+            found = {r: n for r in left if r[1:] == (old, new) and (n := pattern.fullmatch(r[0]))}
+            if len(found) > len(best):
+                best = list(found)
+                label = f"{start}{{{_in_ranges([int(n[1]) for n in found.values()])}}}{end}"
+        alike.append((label, old, new))
+        for row in best:
+            left.pop(row)
+    return alike
+
+
+def _in_ranges(numbers: Sequence[int]) -> str:
+    """Numbers as text.
+
+    >>> _in_ranges([0, 1, 2, 5])
+    '0-2,5'
+    """
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def fidelity_of(model: nn.Module, small: nn.Module, batches: Sequence[Batch]) -> Fidelity:
