@@ -1,6 +1,5 @@
 """look: layer graphs and a mapping -> one offline page, text, DOT, Mermaid; what differs. It changes nothing.
 
-
 What draws and compares is imported when it is first used, so that ``graftlib --help`` is quick.
 """
 
