@@ -41,7 +41,7 @@ def along(units: Tensor, axis: int, shape: Iterable[int]) -> Tensor:
 def thin(numbers: Tensor, keep: int) -> Tensor:
     """One position of every axis (but `keep`) along which nothing changes."""
     for i in range(numbers.ndim):
-        if numbers.stride(i) == 0 and i != keep % numbers.ndim:
+        if numbers.stride(i) == 0 and numbers.shape[i] and i != keep % numbers.ndim:
             numbers = numbers.narrow(i, 0, 1)
     return numbers
 
@@ -50,10 +50,10 @@ def vector(numbers: Tensor, axis: int) -> Tensor:
     """(n,) the numbers along `axis`.
 
     Raises:
-        Inexact: they are not the same at every other position.
+        Inexact: they are not the same at every other position, or there is none.
     """
-    rows = thin(numbers, keep=axis).movedim(axis, -1)
-    first = rows.reshape(-1, rows.shape[-1])[0]
+    rows = _rows(numbers, axis)
+    first = rows[0]
     if not torch.equal(rows, first.expand_as(rows)):
         raise Inexact("the units differ from position to position")
     return first
@@ -63,10 +63,9 @@ def units_of_rows(numbers: Tensor, axis: int) -> list[list[int]]:
     """The different rows of numbers along `axis`, by first appearance: one row a head.
 
     Raises:
-        Inexact: rows overlap, or hold elements from elsewhere.
+        Inexact: rows overlap, or hold elements from elsewhere, or there are none.
     """
-    rows = thin(numbers, keep=axis).movedim(axis, -1)
-    rows = rows.reshape(-1, rows.shape[-1]).real.long()
+    rows = _rows(numbers, axis).real.long()
     heads = [
         list(row)
         for row in dict.fromkeys(map(tuple, torch.unique_consecutive(rows, dim=0).tolist()))
@@ -76,6 +75,14 @@ def units_of_rows(numbers: Tensor, axis: int) -> list[list[int]]:
     if not flat or NOTHING in flat or len({*flat}) != len(flat):
         raise Inexact("the heads do not split the units among them")
     return heads
+
+
+def _rows(numbers: Tensor, axis: int) -> Tensor:
+    """(n, size of `axis`) those that may differ."""
+    if not numbers.numel():
+        raise Inexact("a tensor without elements has no units to follow")
+    rows = thin(numbers, keep=axis).movedim(axis, -1)
+    return rows.reshape(-1, rows.shape[-1])
 
 
 def carry(start: Mapping[fx.Node, Tensor], target: fx.Node) -> Tensor:

@@ -126,3 +126,26 @@ def test_a_layout_that_cannot_be_read_has_a_role_and_no_parts():
     weight = graph.parameter("qkv.weight")
     assert weight.role == "attention.fused"
     assert dict(weight.parts) == {}
+
+
+class EmptyPrefix(nn.Module):
+    """Attention that leaves its first tokens as they are, of which there are none."""
+
+    def __init__(self, prefix: int) -> None:
+        super().__init__()
+        self.prefix = prefix
+        self.query, self.key = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k = (self.turned(layer(x)) for layer in (self.query, self.key))
+        return (q @ k.transpose(1, 2)).softmax(-1)
+
+    def turned(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x[:, : self.prefix], x[:, self.prefix :].sin()], 1)
+
+
+@pytest.mark.parametrize("prefix", [0, 1])
+def test_slices_without_elements_are_followed(prefix: int) -> None:
+    graph = trace(EmptyPrefix(prefix), (torch.randn(2, 4, 6),))
+    assert [each.size for each in graph.axis_classes if each.free] == [6]
+    assert graph.check().passed
