@@ -396,7 +396,7 @@ Half of every free class, then fitted to some inputs (`prune(…, data=)`). Squa
 results and mean cosine to the model as it was, on inputs that the fit did not see; how many of {seeds} draws of the
 inputs had fits taken back, and how many left the model further off than without the fit. A sample is an image or a
 text of 64 tokens. The rules of taking back were set after harm in runs of this benchmark, so it is no independent test
-of them. Some models are missing yet, and the runs are older than the last changes to what they measure.
+of them.
 
     python -m examples.benchmarks.restoration --root DIR --seeds {seeds} --out docs/benchmarks/restoration.json
 
