@@ -167,9 +167,8 @@ def must_stay(graph: LayerGraph, model: nn.Module, edited: nn.Module) -> None:
         outputs = run_trial(before, graph)
         error = difference(outputs, run_trial(after, graph))
         wrong = error > TOLERANCE and not jumps(before, outputs, TOLERANCE, 0)
-    except (
-        GraftError
-    ):  # not in doubles: what is quantised, what computes with single precision from elsewhere
+    except GraftError:
+        # Not in doubles: what is quantised, what computes with single precision from elsewhere.
         outputs = _outputs(graph, model)
         error = difference(outputs, _outputs(graph, edited))
         wrong = error > max(
