@@ -31,14 +31,13 @@ class Leftovers:
         self._made.update((id(tensor), TensorWeakRef(tensor)) for tensor in tensors)
 
     def noting(self, call: Call) -> Call:
-        """As `call`, and what it gives is the run's."""
+        """As `call`, and what it gives is the run's, unless it was given to it: ``weight.double()`` is the weight."""
 
         def noted(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             result = call(func, args, kwargs)
-            if isinstance(result, Tensor):
-                self.note([result])
-            elif isinstance(result, (tuple, list)):
-                self.note(item for item in result if isinstance(item, Tensor))
+            given = {*map(id, args), *map(id, kwargs.values())}
+            results = result if isinstance(result, (tuple, list)) else (result,)
+            self.note(t for t in results if isinstance(t, Tensor) and id(t) not in given)
             return result
 
         return noted

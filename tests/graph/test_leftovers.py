@@ -114,3 +114,18 @@ def test_the_callers_own_lists_are_kept():
     left.forget(held)
     assert held
     assert not other
+
+
+class Gained(nn.Module):
+    """A gain that is asked for in a precision that a copy in doubles has already."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.gain = nn.Linear(6, 8), nn.Linear(8, 3), nn.Parameter(torch.ones(8))
+
+    def forward(self, x):
+        return self.b((self.a(x) * self.gain.float()).relu())
+
+
+def test_weights_that_an_op_gives_back_are_none_of_the_runs():
+    assert trace(Gained(), torch.randn(4, 6)).check().passed
