@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -50,9 +50,6 @@ class Device(StrEnum):
     meta = "meta"
 
 
-Text = TypeVar("Text", str, str | None)
-
-
 def known(name: str, names: Sequence[str], option: str | None = None) -> str:
     """`name`.
 
@@ -66,7 +63,7 @@ def known(name: str, names: Sequence[str], option: str | None = None) -> str:
     raise typer.BadParameter(f"{name!a} is none of {', '.join(names)}{meant}", param_hint=option)
 
 
-def one_of(names: Sequence[str]) -> Callable[[Text], Text]:
+def one_of(names: Sequence[str]) -> Callable[[str | None], str | None]:
     """The callback of an option that takes one of `names`, or nothing."""
     return lambda name: name if name is None else known(name, names)
 
