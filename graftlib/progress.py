@@ -1,6 +1,7 @@
 """Long work says how far it is; where a bar is open, that becomes percent and time left on stderr.
 
-In: `part` around the steps of long work, `track` around its loops, `note` for a word, at any depth of the library.
+In: `part` around the steps of long work, `track` around its loops, `pulse` around what cannot say how far it is,
+`note` for a word, at any depth of the library.
 Out: a bar while `bar` is open in the same thread. Always true: without one nothing is shown, and results never depend
 on it.
 """
@@ -14,7 +15,7 @@ from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, TypeVar
 
-__all__ = ["bar", "note", "part", "track"]
+__all__ = ["bar", "note", "part", "pulse", "track"]
 
 T = TypeVar("T")
 
@@ -32,6 +33,10 @@ class _Bar:
         """So much of all is done; never less than before."""
         self._reached = share = max(share, self._reached)
         self._rich.update(self._task, total=1.0, completed=share)
+
+    def pulse(self) -> None:
+        """How far the present work is, nobody knows; until `reach`."""
+        self._rich.tasks[0].total = None
 
     def note(self, what: str) -> None:
         self._rich.update(self._task, note=_short(what))
@@ -61,6 +66,11 @@ def bar(task: str, show: bool | None = None) -> Iterator[None]:
         TextColumn,
         TimeElapsedColumn,
     )
+    from rich.text import Text
+
+    class Percent(TaskProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text() if task.total is None else super().render(task)
 
     class Left(ProgressColumn):
         def render(self, task: Task) -> str:
@@ -70,7 +80,7 @@ def bar(task: str, show: bool | None = None) -> Iterator[None]:
     shown = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(20),
-        TaskProgressColumn(),
+        Percent(),
         TimeElapsedColumn(),
         Left(),
         TextColumn("{task.fields[note]}", markup=False),
@@ -103,6 +113,20 @@ def part(begin: float, end: float) -> Iterator[None]:
         opened.reach(opened.end)
     finally:
         opened.begin, opened.end = around
+
+
+@contextmanager
+def pulse() -> Iterator[None]:
+    """Show no share while the block runs: it is long, and does not say how far it is."""
+    opened = _open.get()
+    if opened is None:
+        yield
+        return
+    opened.pulse()
+    try:
+        yield
+    finally:
+        opened.reach(opened.begin)
 
 
 def track(items: Iterable[T], total: int | None = None) -> Iterator[T]:

@@ -24,6 +24,9 @@ def shares(monkeypatch):
         def reach(self, share):
             reached.append(share)
 
+        def pulse(self):
+            pass
+
     token = progress._open.set(Remembers())
     yield reached
     progress._open.reset(token)
@@ -45,6 +48,22 @@ def test_a_bar_shows_percent_time_left_and_names_as_text(monkeypatch, capsys):
     with progress.bar("task"):
         progress.note("\x1b[31mred")
     assert capsys.readouterr().err == ""  # no terminal
+
+
+def test_work_that_does_not_say_how_far_it_is_shows_no_percent(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with progress.bar("task", show=True), progress.part(0.5, 1.0):
+        time.sleep(0.3)
+        assert "50%" in capsys.readouterr().err  # the probe sees a percent
+        with progress.pulse():
+            time.sleep(0.15)
+            capsys.readouterr()
+            time.sleep(0.3)
+            told = capsys.readouterr().err
+            assert "task" in told
+            assert "%" not in told
+        time.sleep(0.3)
+        assert "50%" in capsys.readouterr().err
 
 
 def test_a_note_is_one_short_line_without_control_characters():

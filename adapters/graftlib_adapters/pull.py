@@ -22,7 +22,7 @@ from graftlib.match import Pair, matrix, unmatrix
 
 from ._options import chosen
 from .assembly import Alignment, align, problem
-from .assembly.transplant import largest
+from .assembly.transplanting import largest
 
 __all__ = ["AlignedPull"]
 

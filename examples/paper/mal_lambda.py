@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from graftlib_adapters.assembly import Curve, Search, assemble
-from graftlib_adapters.assembly.lmc import CONTROLS
+from graftlib_adapters.assembly.connectivity import CONTROLS
 from graftlib_adapters.assembly.pictures import curves_png
 
 from ..common import results

@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import inspect
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
+
+from ..errors import nearest
 
 __all__ = [
     "DEBUG",
@@ -28,6 +30,8 @@ __all__ = [
     "Seed",
     "browse",
     "expanded",
+    "known",
+    "one_of",
 ]
 
 DEBUG = "graftlib.debug"
@@ -44,6 +48,24 @@ class Device(StrEnum):
     cpu = "cpu"
     cuda = "cuda"
     meta = "meta"
+
+
+def known(name: str, names: Sequence[str], option: str | None = None) -> str:
+    """`name`.
+
+    Raises:
+        typer.BadParameter: it is none of `names`; the nearest come first.
+    """
+    if name in names:
+        return name
+    near = nearest(name, names)
+    meant = f" (nearest: {', '.join(near)})" if near else ""
+    raise typer.BadParameter(f"{name!a} is none of {', '.join(names)}{meant}", param_hint=option)
+
+
+def one_of(names: Sequence[str]) -> Callable[[str | None], str | None]:
+    """The callback of an option that takes one of `names`, or nothing."""
+    return lambda name: name if name is None else known(name, names)
 
 
 def _remember(ctx: typer.Context, wanted: bool) -> bool:
@@ -109,6 +131,7 @@ OtherWeights = Annotated[
     typer.Option(
         "--other-weights",
         metavar="FILE",
+        exists=True,
         help="A state_dict for the second model.",
         show_default=False,
     ),
@@ -121,6 +144,7 @@ Weights = Annotated[
     typer.Option(
         "--weights",
         metavar="FILE",
+        exists=True,
         help="A state_dict to load: .safetensors, or a .pt that holds tensors alone.",
         show_default=False,
     ),

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..slim.names import BUDGETS, FROM_DATA, IMPORTANCES, RANKINGS
 from . import options
 from .console import complain, say, say_json, working
 from .names import find_model
@@ -36,6 +37,7 @@ def slim(
         typer.Option(
             "--data",
             metavar="PATH",
+            exists=True,
             help="What units are chosen by, what is left is fitted to, and fidelity is measured on: a folder of images "
             "(prepared as the model's library does it), arrays as .npz, .safetensors or .pt (samples first; "
             "named as the inputs), or a .txt with a text on each line (for hf:FOLDER with a tokenizer). No labels.",
@@ -52,6 +54,7 @@ def slim(
         str | None,
         typer.Option(
             "--importance",
+            callback=options.one_of(IMPORTANCES),
             help="magnitude or uniform; on --data activation, wanda, fluctuation, taylor or fisher.",
             show_default="wanda with --data, else magnitude",
         ),
@@ -63,7 +66,10 @@ def slim(
         ),
     ] = None,
     ranking: Annotated[
-        str, typer.Option("--ranking", help="uniform, isomorphic or global.")
+        str,
+        typer.Option(
+            "--ranking", callback=options.one_of(RANKINGS), help="uniform, isomorphic or global."
+        ),
     ] = "uniform",
     multiple_of: Annotated[
         int, typer.Option("--multiple-of", min=1, help="Widths become multiples of this.")
@@ -109,7 +115,12 @@ def slim(
         raise typer.BadParameter(
             "it is the ONNX file that is in int8: add --onnx", param_hint="--int8"
         )
-    for flag, option, needs in ((depth, "--depth", data), (static, "--static", int8 and data)):
+    measured = importance in FROM_DATA
+    for flag, option, needs in (
+        (measured, "--importance", data),
+        (depth, "--depth", data),
+        (static, "--static", int8 and data),
+    ):
         if flag and not needs:
             raise typer.BadParameter(
                 "it is measured on data: add --data" + (" and --int8" if static else ""),
@@ -189,8 +200,11 @@ def slim(
 def _parsed(text: str) -> tuple[str, float]:
     name, _, number = text.partition("=")
     try:
-        return name, int(number) if number.isdecimal() else float(number)
+        most = int(number) if number.isdecimal() else float(number)
     except ValueError:
         raise typer.BadParameter(
             f"{text!a} is not of the form macs=0.5", param_hint="--budget"
         ) from None
+    if not 0 < most < float("inf"):
+        raise typer.BadParameter(f"{text!a} is no number above 0", param_hint="--budget")
+    return options.known(name, BUDGETS, "--budget"), most

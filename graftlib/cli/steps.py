@@ -9,7 +9,7 @@ import typer
 
 from .console import say, say_json, working
 from .names import find_model, parse_shape
-from .options import DTYPES, Device, ModelOptions
+from .options import DTYPES, Device, ModelOptions, known
 
 if TYPE_CHECKING:
     from ..graph import LayerGraph
@@ -29,10 +29,8 @@ def load_options(shared: ModelOptions) -> dict[str, Any]:
         sizes = [parse_shape(text) for text in shared.inputs or ()]
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--input") from None
-    if dtype is not None and dtype not in DTYPES:
-        raise typer.BadParameter(
-            f"{dtype!a} is none of {', '.join(DTYPES)}", param_hint="--input-dtype"
-        )
+    if dtype is not None:
+        known(dtype, DTYPES, "--input-dtype")
     if dtype is not None and not sizes:
         raise typer.BadParameter(
             "it says the element type of --input, which is missing", param_hint="--input-dtype"

@@ -30,7 +30,10 @@ def view(
     mapping: Annotated[
         Path | None,
         typer.Option(
-            "--mapping", help="A saved mapping (YAML) between the two.", show_default=False
+            "--mapping",
+            exists=True,
+            help="A saved mapping (YAML) between the two.",
+            show_default=False,
         ),
     ] = None,
     auto: Annotated[bool, typer.Option("--auto", help="Propose a mapping and show it.")] = False,

@@ -25,7 +25,7 @@ from ..arguments import Seed, check
 from ..disk import destination, place_all, scratch_folder, unwritable
 from ..errors import ExportError, shown
 from ..graph.tensors import tensor_leaves
-from ..progress import part
+from ..progress import part, pulse
 from ..random_state import all_preserved
 from .convert import convert
 from .detached import detached, detached_tree
@@ -140,7 +140,7 @@ def export_onnx(
         twin = detached(model, graft)
         tolerance = tolerance_for(twin) if tolerance is None else tolerance
         most = 0.5 if source is not None and measure else 0.8  # converting takes nearly all
-        with part(0.0, most):
+        with part(0.0, most), pulse():  # torch does not say how far it is
             built = _build(twin, folder / place.name, example, dynamic_batch, opset, metadata)
         asked: Any = {"batch_sizes": [*batch_sizes] if dynamic_batch else [None], "seed": seed}
         with part(most, most + 0.1):
@@ -165,7 +165,7 @@ def export_onnx(
                 aside = folder / "source"
                 aside.mkdir()
                 big = detached(source)
-                with part(0.6, 0.95):
+                with part(0.6, 0.95), pulse():
                     file = _build(big, aside / "source.onnx", other, dynamic_batch, opset)
                 report = replace(report, source=_measured(big, file, other, dynamic_batch))
         if card:

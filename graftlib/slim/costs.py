@@ -22,10 +22,10 @@ from ..graph.axes.algebra import Atom, Expr, Prod, resolve
 from ..graph.axes.values import Axes, Stack
 from ..graph.macs import macs, short_name
 from ..surgery.scratch import Reference, reference_of
+from .names import COSTS
 
-__all__ = ["COSTS", "Costs", "Polynomial", "Reader", "costs_of", "short_name"]
+__all__ = ["Costs", "Polynomial", "Reader", "costs_of", "short_name"]
 
-COSTS = ("params", "macs", "bytes", "activations", "latency_ms")
 _DROPOUTS = ("dropout", "feature_dropout", "alpha_dropout")  # in eval mode the input itself
 
 

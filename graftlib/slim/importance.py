@@ -35,14 +35,14 @@ from ..random_state import preserved
 from ..surgery import SurgeryError, SurgeryWarning
 from ..surgery.consumers import use_of
 from ..surgery.edits import tensor_of
-from ..surgery.importance import IMPORTANCES, Importance, ranking, reads
+from ..surgery.importance import Importance, ranking, reads
 from ..surgery.recording import Batch, Op, Twin
+from .names import FROM_DATA, IMPORTANCES
 
-__all__ = ["FROM_DATA", "Losses", "importances"]
+__all__ = ["Losses", "importances"]
 
 # Given a model, yields a loss for each batch of labelled data.
 Losses = Callable[[nn.Module], Iterable[Tensor]]
-FROM_DATA = ("activation", "wanda", "fluctuation", "taylor", "fisher")
 
 
 def importances(
@@ -73,12 +73,11 @@ def importances(
     Warns:
         SurgeryWarning: classes that could not be measured.
     """
-    names = (*IMPORTANCES, *FROM_DATA)
-    if isinstance(importance, str) and importance not in names:
+    if isinstance(importance, str) and importance not in IMPORTANCES:
         raise SurgeryError(
             f"there is no importance {shown(importance)}.",
-            near=nearest(importance, names),
-            fix=f"use one of {', '.join(names)}, or a function of (graph, model, class)",
+            near=nearest(importance, IMPORTANCES),
+            fix=f"use one of {', '.join(IMPORTANCES)}, or a function of (graph, model, class)",
         )
     if importance not in FROM_DATA:
         rank = ranking(importance, graph, model)

@@ -39,9 +39,10 @@ from .depths import by_depth
 from .edit import Edit, digest
 from .importance import Losses, importances
 from .latency import latency_of, measured_ms, without_values
+from .names import RANKINGS
 from .report import SlimReport, fidelity_of
 from .saving import metadata_of, save
-from .widths import RANKINGS, SOLVERS, Group, Widths, groups_of, limits_of, solve
+from .widths import SOLVERS, Group, Widths, groups_of, limits_of, solve
 
 if TYPE_CHECKING:
     from ..export.report import ExportReport

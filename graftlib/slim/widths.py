@@ -24,10 +24,10 @@ from ..graph import LayerGraph
 from ..graph.axes import AxisClass
 from ..surgery import SurgeryError
 from ..surgery.edits import tensor_of
-from .costs import COSTS, Costs, Polynomial
+from .costs import Costs, Polynomial
+from .names import BUDGETS
 
 __all__ = [
-    "RANKINGS",
     "SOLVERS",
     "Group",
     "Widths",
@@ -37,7 +37,6 @@ __all__ = [
     "solve",
 ]
 
-RANKINGS = ("isomorphic", "global", "uniform")
 _MOST_LEVELS = 64
 _MILP_LEVELS = 9
 _SECONDS = 20.0
@@ -96,13 +95,12 @@ def limits_of(budget: Mapping[str, float], costs: Costs) -> dict[str, float]:
     """
     now = costs.at()
     limits: dict[str, float] = {}
-    names = (*COSTS, "size_mb")
     for name, value in budget.items():
-        if name not in names:
+        if name not in BUDGETS:
             raise SurgeryError(
                 f"there is no budget {shown(name)}.",
-                near=nearest(str(name), names),
-                fix=f"use some of {', '.join(names)}",
+                near=nearest(str(name), BUDGETS),
+                fix=f"use some of {', '.join(BUDGETS)}",
             )
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not 0 < value < float("inf"):

@@ -27,9 +27,9 @@ from graftlib_adapters.assembly import (
     Solver,
     ZooEntry,
     assemble,
-    card,
     replay,
 )
+from graftlib_adapters.assembly.layout import FILES
 from graftlib_adapters.assembly.paired_source import pair_source
 from graftlib_adapters.assembly.permutation_test import permutation_test
 from graftlib_adapters.assembly.zoo import LoadedModel, fingerprint, state_of
@@ -593,7 +593,7 @@ def test_the_folder_holds_the_model_its_plan_and_its_card(zoo, tmp_path):
     base, sources, score = zoo
     made = assemble(base, sources, args=EXAMPLE, evaluate=score)
     folder = made.save(tmp_path / "out")
-    assert {file.name for file in folder.iterdir()} == set(card.FILES)
+    assert {file.name for file in folder.iterdir()} == set(FILES)
     held = load_file(folder / "model.safetensors")
     assert fingerprint(held) == bits(made.model)
     assert bits(replay(folder / "plan.json", base, sources, args=EXAMPLE).model) == bits(made.model)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from graftlib_adapters.assembly import sparse_assignment
 from graftlib_adapters.assembly.assignment import assign
-from graftlib_adapters.assembly.permutation import AssemblyError, Permutation
+from graftlib_adapters.assembly.errors import AssemblyError
+from graftlib_adapters.assembly.permutation import Permutation
 from graftlib_adapters.assembly.sparse_assignment import priced
 
 sizes = st.integers(1, 5)

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from graftlib import surgery, trace
 from graftlib.cli.app import Commands
-from graftlib_adapters.assembly import AssemblyError, card
+from graftlib_adapters.assembly import AssemblyError
+from graftlib_adapters.assembly.layout import FILES
 from graftlib_adapters.assembly.recipe import read
 from graftlib_adapters.assembly.zoo import fingerprint
 from graftlib_adapters.commands import assemble as command
@@ -87,7 +88,7 @@ def test_one_file_in_one_folder_out(here):
     out = here[0] / "out"
     result = run(app, ["assemble", written(here), "-o", str(out)])
     assert result.exit_code == 0, result.output
-    assert {file.name for file in out.iterdir()} == set(card.FILES)
+    assert {file.name for file in out.iterdir()} == set(FILES)
     report = json.loads((out / "report.json").read_text())
     assert report["metric_after"] > -1e-10 > report["metric_before"]
     assert [step["source"] for step in report["steps"]] == ["a noise", "b twin"]

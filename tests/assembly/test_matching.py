@@ -13,10 +13,11 @@ from torch import nn
 from graftlib import surgery, trace
 from graftlib_adapters.assembly import gain_cache, matching, sparse_assignment
 from graftlib_adapters.assembly.alignment import Alignment
+from graftlib_adapters.assembly.errors import AssemblyError
 from graftlib_adapters.assembly.matching import METHODS, align
 from graftlib_adapters.assembly.objective import Objective
 from graftlib_adapters.assembly.pairing import problem
-from graftlib_adapters.assembly.permutation import AssemblyError, Permutation
+from graftlib_adapters.assembly.permutation import Permutation
 
 from .nets import IMAGE, TOKENS, Attention, Residual, flattened, lively, mlp
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from graftlib import surgery, trace
+from graftlib_adapters.assembly.errors import AssemblyError
 from graftlib_adapters.assembly.matching import align
 from graftlib_adapters.assembly.merging import merged
 from graftlib_adapters.assembly.pairing import problem
-from graftlib_adapters.assembly.permutation import AssemblyError
 
 from .nets import IMAGE, TOKENS, Attention, Residual, flattened, lively, mlp
 

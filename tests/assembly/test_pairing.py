@@ -13,9 +13,9 @@ from torch import nn
 from graftlib import trace
 from graftlib.match import Mapping
 from graftlib_adapters.assembly import Alignment, Permutation
+from graftlib_adapters.assembly.errors import AssemblyError
 from graftlib_adapters.assembly.layer_order import choose, consistent
 from graftlib_adapters.assembly.pairing import problem
-from graftlib_adapters.assembly.permutation import AssemblyError
 from graftlib_adapters.assembly.tensors import Side
 
 from .nets import IMAGE, TOKENS, Attention, Residual, flattened, lively, mlp

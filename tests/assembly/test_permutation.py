@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graftlib_adapters.assembly.permutation import AssemblyError, Permutation, reading
+from graftlib_adapters.assembly.errors import AssemblyError
+from graftlib_adapters.assembly.permutation import Permutation, reading
 
 sizes = st.integers(1, 6)
 

@@ -10,10 +10,11 @@ from torch import nn
 
 from graftlib import surgery, trace
 from graftlib_adapters.assembly.activations import costs
+from graftlib_adapters.assembly.errors import AssemblyError
 from graftlib_adapters.assembly.matching import align
 from graftlib_adapters.assembly.merging import merged
 from graftlib_adapters.assembly.pairing import problem
-from graftlib_adapters.assembly.permutation import AssemblyError, Permutation
+from graftlib_adapters.assembly.permutation import Permutation
 from graftlib_adapters.assembly.recording import evaluating
 from graftlib_adapters.assembly.repair import repair
 

@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from graftlib import trace
+from graftlib_adapters.assembly.errors import AssemblyError
 from graftlib_adapters.assembly.matching import align
 from graftlib_adapters.assembly.pairing import problem
-from graftlib_adapters.assembly.permutation import AssemblyError
 from graftlib_adapters.assembly.union_frame import union
 
 from .nets import IMAGE, TOKENS, Attention, Residual, flattened, lively, mlp

@@ -8,9 +8,11 @@ import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import typer
+import typer.main
 from typer.testing import CliRunner
 
 from graftlib.cli import plugins
@@ -25,13 +27,6 @@ def test_help_and_version_are_fine(arguments: list[str]):
     result = run(app, arguments)
     assert result.exit_code == 0
     assert "graftlib" in result.stdout
-
-
-@pytest.mark.parametrize(
-    "command", ["trace", "check", "map", "view", "diff", "slim", "export", "doctor"]
-)
-def test_every_command_shows_an_example(command: str):
-    assert f"Example: graftlib {command} " in run(app, [command, "--help"]).stdout
 
 
 @pytest.mark.parametrize("command", ["trace", "check", "map", "view", "diff", "slim", "export"])
@@ -233,30 +228,126 @@ def test_a_process_ends_with_the_code_and_the_streams(tmp_path: Path):
     assert (usage.returncode, usage.stdout) == (2, "")
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        "--help",
-        *(f"{name} --help" for name in ("trace", "check", "map", "view", "diff", "slim", "export")),
-        *(f"{name} --help" for name in ("doctor", "assemble", "lmc")),
-        "--version",
-        "trace torchvision:resnet19",
-        *(f"{name} timm:resnet18 timm:resnet19" for name in ("map", "view", "diff")),
-        "export timm:resnet18 --source timm:resnet19",
-        "lmc timm:resnet18 timm:resnet19 --evaluate x.py:y",
-        "trace timm:resnet18 --dry-run",
-        "view timm:resnet18 timm:resnet18 --dry-run",
-        "tracee",
-    ],
-)
-def test_help_typos_and_dry_runs_import_no_torch(arguments: str):
+def asked(*calls: list[str], first: str = "") -> list[tuple[int, str, str, set[str]]]:
+    """Each call of the command line in one new process: exit code, stdout, stderr, which packages are loaded."""
     code = (
-        "import sys; from graftlib.cli.app import app\n"
-        "try: app(sys.argv[1:])\n"
-        "except SystemExit: pass\n"
-        "print(sorted({'torch', 'networkx', 'msgspec', 'typer'} & set(sys.modules)))"
+        f"import json, sys\n{first}\n"
+        "from typer.testing import CliRunner\n"
+        "from graftlib.cli.app import app\n"
+        "for call in json.loads(sys.argv[1]):\n"
+        "    result = CliRunner().invoke(app, call)\n"
+        "    loaded = {'torch', 'networkx', 'msgspec', 'typer'} & set(sys.modules)\n"
+        "    print(json.dumps([result.exit_code, result.stdout, result.stderr, sorted(loaded)]))"
     )
     out = subprocess.run(
-        [sys.executable, "-c", code, *arguments.split()], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, json.dumps(calls)], capture_output=True, text=True, check=True
     ).stdout
-    assert out.splitlines()[-1] == "['typer']"  # the probe sees what is imported
+    return [(*said, {*loaded}) for *said, loaded in map(json.loads, out.splitlines())]
+
+
+def test_the_probe_sees_torch():
+    (fine,) = asked(["--help"], first="import torch")
+    assert fine[3] >= {"torch", "typer"}
+
+
+@pytest.fixture
+def words(tmp_path: Path):
+    """What a command may require, by the name of its parameter; with `small`, or with a typo in its place."""
+    (tmp_path / "nets.py").write_text(
+        "from pathlib import Path\nPath(__file__).with_name('ran').touch()\n"
+        "def small(): ...\ndef score(model): ...\n"
+    )
+
+    def given(command: Any, model: str) -> list[str]:
+        recipe = tmp_path / f"{model}.yaml"
+        side = f"{{model: nets.py:{model}}}"
+        recipe.write_text(f"base: {side}\nsources: [{side}]\nevaluate: nets.py:score\n")
+        known = {
+            "budget": "macs=0.5",
+            "evaluate": f"{tmp_path}/nets.py:score",
+            "output": str(tmp_path / "out"),
+            "recipe": str(recipe),
+        }
+        name = f"{tmp_path}/nets.py:{model}"
+        values: list[str] = []
+        for each in command.params:
+            if each.param_type_name == "argument":
+                values.append(known.get(each.name, name))
+            elif each.required:
+                values += [each.opts[0], known[each.name]]
+        return values
+
+    yield given
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", sorted(typer.main.get_command(app).commands))
+def test_help_typos_and_dry_runs_of_every_command_import_no_torch(name: str, words: Any):
+    command = (
+        plugins.load(name)
+        if name in plugins.names()
+        else typer.main.get_command(app).commands[name]
+    )
+    flags = {flag for each in command.params for flag in each.opts}
+    calls = [[name, "--help"], [name, "--debgu", *words(command, "small")]]
+    if words(command, "small"):
+        calls.append([name, *words(command, "smal")])
+    if "--dry-run" in flags:
+        calls += [[name, "--dry-run", *words(command, model)] for model in ("small", "smal")]
+    helped, mistyped, *rest = asked(*calls)
+    assert (helped[0], mistyped[0]) == (0, 2)
+    assert f"Example: graftlib {name} " in helped[1]
+    assert "--debug" in mistyped[2]
+    for call, (code, out, err, _) in zip(calls[2:], rest, strict=True):
+        if "--dry-run" in call and call[2:] == words(command, "small"):
+            assert (code, err) == (0, ""), call
+            assert "would " in out
+        else:
+            assert (code, out) == (1, ""), call
+            assert "has no model 'smal'" in err
+            assert "'small'" in err
+    assert all(
+        "torch" not in loaded and "typer" in loaded for *_, loaded in (helped, mistyped, *rest)
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ("--version", 0),
+        ("tracee", 2),
+        ("trace torchvision:resnet19", 1),
+        ("export timm:resnet18 --source timm:resnet19", 1),
+        ("lmc timm:resnet18 timm:resnet18 --evaluate x.py:y", 1),
+        ("lmc timm:resnet18 timm:resnet18 --evaluate timm:resnet18", 1),
+        ("trace timm:resnet18 --weights gone.safetensors", 2),
+        ("diff timm:resnet18 timm:resnet18 --other-weights gone.safetensors", 2),
+        ("view timm:resnet18 timm:resnet18 --mapping gone.yaml", 2),
+        ("lmc timm:resnet18 timm:resnet18 --base-weights gone.safetensors", 2),
+        ("assemble gone.yaml -o out", 2),
+        ("slim timm:resnet18 --budget mcs=0.5 -o out", 2),
+        ("slim timm:resnet18 --budget macs=0.5 -o out --data gone", 2),
+    ],
+)
+def test_other_typos_import_no_torch(arguments: str, code: int):
+    ((got, _, _, loaded),) = asked(arguments.split())
+    assert (got, loaded & {"torch", "networkx"}) == (code, set())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        ("--budget mcs=0.5", "'macs'"),
+        ("--budget macs=0.5 --ranking isomorphc", "'isomorphic'"),
+        ("--budget macs=0.5 --importance magnitud", "'magnitude'"),
+        ("--budget macs=0.5 --input 2x3 --input-dtype flot32", "'float32'"),
+        ("--budget macs=nan", "no number above 0"),
+        ("--budget macs=-1.0", "no number above 0"),
+        ("--budget macs=0.5 --importance wanda", "add --data"),
+    ],
+)
+def test_slim_refuses_a_mistyped_name_before_a_dry_run_with_the_nearest(arguments: str, meant: str):
+    result = run(app, ["slim", "timm:resnet18", "-o", "out", "--dry-run", *arguments.split()])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert meant in result.stderr

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from graftlib import trace
-from graftlib.slim.importance import FROM_DATA, importances
+from graftlib import surgery, trace
+from graftlib.slim.importance import importances
+from graftlib.slim.names import FROM_DATA, IMPORTANCES
 from graftlib.surgery import SurgeryError, SurgeryWarning, prune
 from graftlib.surgery.whole_model import outer_classes
 
@@ -59,6 +60,10 @@ def test_the_gradient_of_a_gate_is_that_of_autograd(how, power):
         due += torch.autograd.grad(loss, gate)[0].abs() ** power / 2
     torch.testing.assert_close(measured(how, model, graph, each, None, losses), due)
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_names_are_those_that_are_known():
+    assert (*surgery.IMPORTANCES, *FROM_DATA) == IMPORTANCES
 
 
 @pytest.mark.parametrize("how", [*FROM_DATA, "magnitude"])

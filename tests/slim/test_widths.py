@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from graftlib import trace
 from graftlib.slim.costs import costs_of
-from graftlib.slim.widths import RANKINGS, groups_of, limits_of, solve
+from graftlib.slim.names import RANKINGS
+from graftlib.slim.widths import groups_of, limits_of, solve
 from graftlib.surgery import SurgeryError
 from graftlib.surgery.fit import ties
 from graftlib.surgery.whole_model import outer_classes

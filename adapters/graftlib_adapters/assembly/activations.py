@@ -12,8 +12,8 @@ from math import gcd
 import torch
 from torch import Tensor, nn
 
-from .permutation import AssemblyError
-from .problem import Problem
+from .alignment_problem import Problem
+from .errors import AssemblyError
 from .recording import Batches, evaluating, hooked, makers, run, units
 
 __all__ = ["costs"]

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .permutation import AssemblyError, Permutation, reading
-from .problem import BlockPair, Problem, TensorPair
+from .alignment_problem import BlockPair, Problem, TensorPair
+from .errors import AssemblyError
+from .permutation import Permutation, reading
 
 __all__ = ["Alignment", "empty_of"]
 

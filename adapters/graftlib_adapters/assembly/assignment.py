@@ -9,7 +9,8 @@ from torch import Tensor
 
 from graftlib.errors import optional
 
-from .permutation import AssemblyError, Permutation
+from .errors import AssemblyError
+from .permutation import Permutation
 
 __all__ = ["assign", "least"]
 

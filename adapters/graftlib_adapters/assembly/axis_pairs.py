@@ -12,7 +12,7 @@ from math import prod
 
 from graftlib.graph import Axis, AxisClass, Leaf, Product, Sum
 
-from .problem import BlockPair, Places
+from .alignment_problem import BlockPair, Places
 
 __all__ = ["AxisPairing", "Incompatible", "Term", "centred", "numbers_of", "resized", "terms_of"]
 

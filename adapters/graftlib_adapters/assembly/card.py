@@ -19,18 +19,11 @@ from torch import Tensor, nn
 from graftlib.disk import destination, make_folder, place_all, unwritable
 from graftlib.errors import shown
 
-from .permutation import AssemblyError
+from .errors import AssemblyError
 from .plan import Plan, Step
 
-__all__ = ["FILES", "card", "config", "report", "write"]
+__all__ = ["card", "config", "report", "write"]
 
-FILES = {
-    "model.safetensors": "the weights",
-    "config.json": "the base's class, and the shape of every tensor",
-    "plan.json": "every step, for graftlib_adapters.assembly.replay",
-    "report.json": "the steps without their permutations, metrics, versions",
-    "README.md": "the model card",
-}
 _LIBRARIES = ("torch", "safetensors", "scipy", "graftlib")
 _MARKUP = re.compile(r"[\\`*_{}\[\]()<>#+!|~&$@:/-]")
 

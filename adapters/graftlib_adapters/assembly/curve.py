@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from graftlib.documents import Finite, convert
 
-from .permutation import AssemblyError
+from .errors import AssemblyError
 
 __all__ = ["Curve", "grid"]
 

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from .alignment_problem import Cell
 from .objective import Objective, add_product_gain, determined
 from .permutation import Permutation, reading
-from .problem import Cell
 from .sparse_assignment import cheapest
 
 __all__ = ["GainCache"]

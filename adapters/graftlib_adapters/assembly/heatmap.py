@@ -11,7 +11,7 @@ from typing import Any
 
 from graftlib.disk import write_whole
 
-from .permutation import AssemblyError
+from .errors import AssemblyError
 from .pictures import figure, png, texts
 
 __all__ = ["HeatMap"]

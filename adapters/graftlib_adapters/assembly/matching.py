@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from .alignment import Alignment
+from .alignment_problem import Problem
 from .assignment import assign
+from .errors import AssemblyError
 from .frank_wolfe import frank_wolfe
 from .gain_cache import GainCache
-from .objective import Objective, ObjectiveName, State
-from .permutation import AssemblyError, Permutation
-from .problem import Problem
+from .objective import Objective, State
+from .options import ObjectiveName
+from .permutation import Permutation
 from .start import outward
 
 __all__ = ["METHODS", "Alignment", "Method", "align"]

@@ -7,18 +7,15 @@ running variance is interpolated itself, not its root.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .alignment import Alignment
-from .permutation import AssemblyError
+from .errors import AssemblyError
+from .options import PADS, Pad
 
-__all__ = ["PADS", "Pad", "lerp", "merged", "selected"]
-
-Pad = Literal["zero", "keep"]
-PADS: tuple[Pad, ...] = ("zero", "keep")
+__all__ = ["lerp", "merged", "selected"]
 
 
 def merged(

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from .permutation import AssemblyError, reading
-from .problem import Cell, Problem
+from .alignment_problem import Cell, Problem
+from .errors import AssemblyError
+from .options import ObjectiveName
+from .permutation import reading
 
 __all__ = [
     "Objective",
-    "ObjectiveName",
     "Reads",
     "State",
     "add_product_gain",
@@ -27,7 +27,6 @@ __all__ = [
     "read_units",
 ]
 
-ObjectiveName = Literal["l2", "inner"]
 State = Mapping[str, Tensor]
 # Class pair -> the source unit of each base unit, (m,) int64; in Frank-Wolfe a relaxed permutation (m, p) of floats.
 Reads = Mapping[int, Tensor]

@@ -12,15 +12,28 @@ from msgspec import UNSET, Meta, UnsetType
 from graftlib.arguments import Positive, Seed, Share, Some, check
 from graftlib.documents import Record
 
-from .merging import Pad
-from .objective import ObjectiveName
-from .pairing import Pairing
-from .permutation import AssemblyError
+from .errors import AssemblyError
 
-__all__ = ["FACTORS", "METHODS", "Method", "RecipeSettings", "Search", "Settings", "Solver"]
+__all__ = [
+    "FACTORS",
+    "METHODS",
+    "PADS",
+    "Method",
+    "ObjectiveName",
+    "Pad",
+    "Pairing",
+    "RecipeSettings",
+    "Search",
+    "Settings",
+    "Solver",
+]
 
 Method = Literal["coordinate", "frank-wolfe", "identity", "random", "shrink"]
 METHODS = ("coordinate", "frank-wolfe", "identity", "random", "shrink")
+ObjectiveName = Literal["l2", "inner"]
+Pad = Literal["zero", "keep"]
+PADS: tuple[Pad, ...] = ("zero", "keep")
+Pairing = Literal["blocks", "layers"]
 FACTORS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)
 
 _Factors = Annotated[list[Share], Meta(min_length=1, max_length=1_000)]

@@ -14,11 +14,11 @@ from graftlib.graph import LayerGraph
 from graftlib.match import Mapping as Links
 
 from .alignment import Alignment
+from .alignment_problem import Problem
+from .errors import AssemblyError
 from .matching import align
-from .options import Solver
-from .pairing import Pairing, problem
-from .permutation import AssemblyError
-from .problem import Problem
+from .options import Pairing, Solver
+from .pairing import problem
 from .zoo import Source
 
 __all__ = ["Declared", "PairedSource", "pair_graphs", "pair_source"]

@@ -10,21 +10,21 @@ from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Mapping as Map
 from dataclasses import dataclass, replace
 from itertools import permutations
-from typing import Any, Literal
+from typing import Any
 
 from graftlib.errors import nearest
 from graftlib.graph import LayerGraph
 from graftlib.match import Mapping
 
+from .alignment_problem import AxisPair, ClassPair, Problem, TensorPair
 from .axis_pairs import AxisPairing, Incompatible, centred
+from .errors import AssemblyError
 from .layer_order import Blocks, ClassPairs, around, choose, consistent, same_depth
-from .permutation import AssemblyError
-from .problem import AxisPair, ClassPair, Problem, TensorPair
+from .options import Pairing
 from .tensors import CONVOLUTIONS, KERNEL, Norm, Side, TensorView
 
-__all__ = ["Links", "Pairing", "problem"]
+__all__ = ["Links", "problem"]
 
-Pairing = Literal["blocks", "layers"]
 Links = Map[str, str]  # FQN of a base module -> FQN of the source module that it reads
 _POINT = 1e-3  # a class that lives at one depth only has an extent all the same
 _UNIT = 1_000_000  # similarities are whole numbers, so that equal ones are equal on every machine

@@ -13,13 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from graftlib.errors import GraftError
+from .errors import AssemblyError
 
-__all__ = ["AssemblyError", "Permutation", "reading"]
-
-
-class AssemblyError(GraftError):
-    """Models cannot be aligned, merged or assembled as asked."""
+__all__ = ["Permutation", "reading"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,8 +23,9 @@ from graftlib.documents import Count, Finite, Record, convert, read_json
 from graftlib.errors import shown
 
 from .alignment import Alignment
-from .permutation import AssemblyError, Permutation
-from .problem import ClassPair, Problem
+from .alignment_problem import ClassPair, Problem
+from .errors import AssemblyError
+from .permutation import Permutation
 
 __all__ = ["FORMAT", "VERSION", "Plan", "Reads", "Step", "alignment_of", "reads_of"]
 

@@ -9,25 +9,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 from msgspec import Meta
-from torch import nn
 
-from graftlib.cli.models import execute, load_model
 from graftlib.cli.names import find_model, parse_shape
 from graftlib.disk import named
 from graftlib.documents import Record, read_yaml
 from graftlib.errors import shown
 
-from .assemble import Assembly, assemble
-from .card import FILES
+from .errors import AssemblyError
+from .layout import FILES
 from .options import RecipeSettings
-from .permutation import AssemblyError
-from .zoo import LoadedModel, ZooEntry
 
-__all__ = ["Named", "Recipe", "function", "read"]
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .assembling import Assembly
+    from .zoo import LoadedModel, ZooEntry
+
+__all__ = ["Named", "Recipe", "find_function", "function", "read"]
 
 _Shape = str | Annotated[int, Meta(ge=0, le=10**12)]
 
@@ -71,6 +72,10 @@ class Named:
 
     def __call__(self) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
         """The module without the checkpoint's values, and example inputs."""
+        import torch
+
+        from graftlib.cli.models import load_model
+
         loaded = load_model(self.model, shapes=self.shapes)
         if torch.empty(0).is_meta:  # asked for under the meta device
             return loaded.model, loaded.args, loaded.kwargs
@@ -101,6 +106,8 @@ class _Side:
 
     def entries(self) -> Iterator[ZooEntry | LoadedModel]:
         """As sources."""
+        from .zoo import ZooEntry
+
         for file in self.files():
             if file.suffix in (".safetensors", ".json"):
                 yield ZooEntry(self.named, file, name=self.name or file.name.partition(".")[0])
@@ -111,6 +118,10 @@ class _Side:
 
     def load(self) -> LoadedModel:
         """In memory, with its values."""
+        from graftlib.cli.models import load_model
+
+        from .zoo import LoadedModel
+
         loaded = load_model(
             self.named.model,
             shapes=self.named.shapes,
@@ -160,6 +171,8 @@ class Recipe:
         Raises:
             GraftError: a model, a checkpoint or the metric is not what the file says.
         """
+        from .assembling import assemble
+
         metric = None if self.evaluate is None else function(self.evaluate)
         base = self.base.load()
         assembly = assemble(
@@ -202,7 +215,22 @@ def read(path: Path) -> Recipe:
         )
     for side in (recipe.base, *recipe.sources):
         find_model(side.named.model)
+    if recipe.evaluate is not None:
+        find_function(recipe.evaluate)
     return recipe
+
+
+def find_function(name: str) -> tuple[Path, str]:
+    """The file and the name in ``FILE.py:FUNCTION``; the file is read and not executed.
+
+    Raises:
+        ModelNameError: there is none.
+        AssemblyError: it is the name of a model.
+    """
+    place = find_model(name)
+    if place.library != "file" or place.path is None:
+        raise AssemblyError(f"{shown(name)} is no FILE.py:FUNCTION.")
+    return place.path, place.rest
 
 
 def function(name: str) -> Callable[[nn.Module], float]:
@@ -211,10 +239,10 @@ def function(name: str) -> Callable[[nn.Module], float]:
     Raises:
         ModelNameError: there is none.
     """
-    place = find_model(name)
-    if place.library != "file" or place.path is None:
-        raise AssemblyError(f"{shown(name)} is no FILE.py:FUNCTION.")
-    metric: Callable[[nn.Module], float] = getattr(execute(place.path), place.rest)
+    from graftlib.cli.models import execute
+
+    file, attribute = find_function(name)
+    metric: Callable[[nn.Module], float] = getattr(execute(file), attribute)
     if not callable(metric):
         raise AssemblyError(
             f"{shown(name)} cannot be called.", fix="name a function: model -> metric"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .problem import BlockPair, Problem, TensorPair
+from .alignment_problem import BlockPair, Problem, TensorPair
 
 __all__ = ["CONVS", "Batches", "evaluating", "hooked", "makers", "run", "units"]
 

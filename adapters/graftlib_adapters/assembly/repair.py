@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from .alignment import Alignment
+from .errors import AssemblyError
 from .merging import selected
-from .permutation import AssemblyError, reading
+from .permutation import reading
 from .recording import CONVS, Batches, evaluating, hooked, makers, run, units
 
 __all__ = ["repair"]

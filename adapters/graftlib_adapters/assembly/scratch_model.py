@@ -13,8 +13,9 @@ from graftlib.graph import LayerGraph, copy_to_edit, shell
 from graftlib.surgery.edits import tensor_of
 
 from .alignment import Alignment
-from .merging import Pad, merged
-from .permutation import AssemblyError
+from .errors import AssemblyError
+from .merging import merged
+from .options import Pad
 
 __all__ = ["Evaluate", "ScratchModel", "measured"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .permutation import AssemblyError
+from .errors import AssemblyError
 from .zoo import Args, Source, sources_of
 
 __all__ = ["Sources"]

@@ -12,11 +12,11 @@ from math import prod
 import torch
 from torch import Tensor
 
+from .alignment_problem import Cell
 from .assignment import assign, least
 from .gain_cache import GainCache
 from .objective import Objective, Reads, determined, read_units
 from .permutation import Permutation
-from .problem import Cell
 
 __all__ = ["bound", "outward", "undetermined_neighbours"]
 

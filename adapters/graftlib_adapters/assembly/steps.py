@@ -19,10 +19,9 @@ from graftlib.errors import optional
 from graftlib.graph import LayerGraph
 
 from .alignment import Alignment
-from .merging import Pad
-from .options import Search, Settings, Solver
+from .errors import AssemblyError
+from .options import Pad, Search, Settings, Solver
 from .paired_source import Declared, PairedSource, pair_source
-from .permutation import AssemblyError
 from .permutation_test import Significance, permutation_test
 from .plan import Plan, Step, reads_of
 from .scratch_model import Evaluate, ScratchModel, measured

@@ -21,10 +21,11 @@ from graftlib.surgery.proof import TOLERANCE, change
 from graftlib.surgery.rescale import EPS, Rms, rescale_norms, rms_norms, role_places, scores_only
 
 from .alignment import Alignment
+from .alignment_problem import Problem, TensorPair, places_of
 from .axis_pairs import AxisPairing, numbers_of, resized, terms_of
+from .errors import AssemblyError
 from .merging import lerp
-from .permutation import AssemblyError, Permutation
-from .problem import Problem, TensorPair, places_of
+from .permutation import Permutation
 from .tensors import tensors_of
 
 __all__ = ["Union", "union"]

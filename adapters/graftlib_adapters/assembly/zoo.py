@@ -26,7 +26,7 @@ from graftlib.documents import read_json
 from graftlib.errors import CheckpointError, GraftError, nearest, shown
 from graftlib.graph import LayerGraph, trace, unwrap
 
-from .permutation import AssemblyError
+from .errors import AssemblyError
 
 __all__ = [
     "LoadedModel",

@@ -28,6 +28,7 @@ def assemble(
     recipe: Annotated[
         Path,
         typer.Argument(
+            exists=True,
             help="A YAML file: base, sources, evaluate. It may name FILE.py, which is then executed: use only recipes "
             "that you trust.",
             show_default=False,

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
-from contextlib import redirect_stdout
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graftlib.cli.console import say, say_json
+from graftlib.cli.console import say, say_json, working
+from graftlib.cli.names import find_model
 from graftlib.cli.options import Debug, Device, DryRun, Inputs, Json, ModelOptions, Seed
+from graftlib.cli.steps import load_options
 
 if TYPE_CHECKING:
     from ..assembly.curve import Curve
@@ -59,10 +59,12 @@ def lmc(
         ),
     ],
     base_weights: Annotated[
-        Path | None, typer.Option("--base-weights", metavar="FILE", help="A state_dict to load.")
+        Path | None,
+        typer.Option("--base-weights", metavar="FILE", exists=True, help="A state_dict to load."),
     ] = None,
     source_weights: Annotated[
-        Path | None, typer.Option("--source-weights", metavar="FILE", help="The same for SOURCE.")
+        Path | None,
+        typer.Option("--source-weights", metavar="FILE", exists=True, help="The same for SOURCE."),
     ] = None,
     inputs: Inputs = None,
     points: Annotated[int, typer.Option("--points", min=2, help="Merging factors, 0 to 1.")] = 21,
@@ -95,15 +97,22 @@ def lmc(
     Example: graftlib lmc nets.py:small nets.py:large --base-weights a.safetensors --source-weights b.safetensors
     --evaluate metric.py:accuracy --controls -o curves.png
     """
+    from ..assembly.recipe import find_function
+
+    find_function(evaluate)
+    for name in (base, source):
+        find_model(name)
+    asked = [
+        load_options(ModelOptions(inputs=inputs, weights=weights, device=Device.cpu, seed=seed))
+        for weights in (base_weights, source_weights)
+    ]
     if dry_run:
         _say_preview([base, source, evaluate], output, as_json)
         return
-    with redirect_stdout(sys.stderr):
+    with working(f"walking from {base} to {source}"):
         curves = _walked(
-            (base, base_weights),
-            (source, source_weights),
+            list(zip((base, source), asked, strict=True)),
             evaluate,
-            inputs,
             {"points": points, "pad": pad.value, "seed": seed, "controls": controls},
             {"method": method.value, "restarts": restarts},
         )
@@ -123,39 +132,20 @@ def lmc(
 
 
 def _walked(
-    base: tuple[str, Path | None],
-    source: tuple[str, Path | None],
+    models: list[tuple[str, dict[str, Any]]],
     evaluate: str,
-    inputs: list[str] | None,
     options: dict[str, Any],
     solver: dict[str, Any],
 ) -> dict[str, Curve]:
-    from graftlib.cli.names import find_model
-
-    for name in (base[0], source[0], evaluate):  # before torch is imported
-        find_model(name)
-
     from graftlib.cli.models import load_model
-    from graftlib.cli.steps import load_options
 
+    from ..assembly.connectivity import controls, lmc
     from ..assembly.curve import grid
-    from ..assembly.lmc import controls, lmc
     from ..assembly.options import Solver
     from ..assembly.recipe import function
 
     metric = function(evaluate)
-    one, other = (
-        load_model(
-            name,
-            values=True,
-            **load_options(
-                ModelOptions(
-                    inputs=inputs, weights=weights, device=Device.cpu, seed=options["seed"]
-                )
-            ),
-        )
-        for name, weights in (base, source)
-    )
+    one, other = (load_model(name, values=True, **asked) for name, asked in models)
     shared: dict[str, Any] = {
         "evaluate": metric,
         "args": one.args,
@@ -194,8 +184,6 @@ def _table(curves: dict[str, Curve], tolerance: float) -> str:
 
 
 def _say_preview(names: list[str], output: Path | None, as_json: bool) -> None:
-    from graftlib.cli.names import find_model
-
     models = [find_model(name) for name in names]
     files = list(dict.fromkeys(str(f.path) for f in models if f.library == "file"))
     writes = [str(output), str(output.with_suffix(".json"))] if output else []

@@ -22,9 +22,10 @@ from graftlib.surgery import IMPORTANCES, Importance, Ranking, ranking
 from graftlib.surgery.edits import tensor_of
 
 from .alignment import Alignment
+from .alignment_problem import ClassPair, Problem
+from .errors import AssemblyError
 from .pairing import Links, problem
-from .permutation import AssemblyError, Permutation
-from .problem import ClassPair, Problem
+from .permutation import Permutation
 from .zoo import with_values
 
 __all__ = ["Transplanted", "Written", "largest", "transplant"]

@@ -21,11 +21,9 @@ from graftlib.disk import make_folder
 from graftlib.errors import shown
 from graftlib.graph import LayerGraph, trace, unwrap
 
-from .merging import PADS, Pad
-from .options import Search, Settings, Solver
+from .errors import AssemblyError
+from .options import PADS, Pad, Pairing, Search, Settings, Solver
 from .paired_source import Declared, pair_source
-from .pairing import Pairing
-from .permutation import AssemblyError
 from .plan import Plan, alignment_of
 from .scratch_model import Evaluate, ScratchModel
 from .sources import Sources

@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from graftlib.arguments import Seed, check
 from graftlib.errors import shown
 from graftlib.graph import LayerGraph, duplicate, own, shell, trace
+from graftlib.progress import track
 
 from .activations import costs
 from .alignment import Alignment
+from .alignment_problem import Problem
 from .curve import Curve, grid
+from .errors import AssemblyError
 from .matching import align
-from .merging import PADS, Pad
-from .options import Method, Solver
+from .options import PADS, Method, Pad, Solver
 from .paired_source import Declared, PairedSource, pair_graphs, pair_source
 from .pairing import problem
-from .permutation import AssemblyError
-from .problem import Problem
 from .recording import Batches
 from .repair import repair as repaired
 from .scratch_model import Evaluate, ScratchModel, measured
@@ -163,7 +163,7 @@ def controls(
                  _Data(batches, match_on, repair))  # fmt: skip
     alignments: dict[str, Alignment] = {}
     curves: dict[str, Curve] = {}
-    for name in which:
+    for name in track(which):
         control, pad = name.split(", ")
         how = solver if control == "matched" else replace(solver, method=cast(Method, control))
         if control not in alignments:
@@ -242,7 +242,7 @@ class _Walk:
         )
         state, scratch = self.paired.merged_state(solver), self.scratch
         metrics = []
-        for factor in self.factors:
+        for factor in track(self.factors):
             changed = (
                 scratch.merge(alignment, state, factor, pad=pad, layers=self.layers)
                 if factor
@@ -271,7 +271,7 @@ class _Walk:
             repair = self.data.repair_by(both.base, both.source, beside, solver, None)
         model = duplicate(both.base, own)
         metrics = []
-        for factor in self.factors:
+        for factor in track(self.factors):
             both.write(model, factor)
             metrics.append(self._measured(model, factor, repair))
         return Curve(self.factors, tuple(metrics), solver.method, "union", "", self.data.uses)
