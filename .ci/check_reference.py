@@ -1,17 +1,21 @@
 """Fails when the built reference lacks a public name: `python .ci/check_reference.py site`, after `mkdocs build`.
 
-A name is public when an `__init__` of the packages below lists it in `__all__`. It counts as documented when the page
-has an entry for it with a heading of its own.
+A name is public when one of the modules below lists it in `__all__`. It counts as documented when the page has an entry
+for it with a heading of its own; a function needs its signature behind the heading, with every parameter.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 import sys
 from pathlib import Path
 
 PACKAGES = (
+    "graftlib",
+    "graftlib.errors",
+    "graftlib.progress",
     "graftlib.graph",
     "graftlib.match",
     "graftlib.graft",
@@ -25,18 +29,38 @@ PACKAGES = (
 
 
 def undocumented(page: str) -> list[str]:
-    """The public names without an entry on the page."""
-    entries = {anchor.rpartition(".")[2] for anchor in re.findall(r'id="(graftlib[\w.]*)"', page)}
-    public = [
+    """The public names without an entry on the page, and the functions without their signature."""
+    parts = re.split(r'<h\d id="(graftlib[\w.]*)"', page)
+    entries: dict[str, list[str]] = {}
+    for anchor, text in zip(parts[1::2], parts[2::2], strict=True):
+        entries.setdefault(anchor.rpartition(".")[2], []).append(re.sub("<[^>]*>", "", text))
+    return [
         f"{package}.{name}"
         for package in PACKAGES
-        for name in importlib.import_module(package).__all__
+        for name, value in _public(package)
+        if not any(_shows(text, name, value) for text in entries.get(name, ()))
     ]
-    return [name for name in public if name.rpartition(".")[2] not in entries]
+
+
+def _public(package: str) -> list[tuple[str, object]]:
+    module = importlib.import_module(package)
+    return [(name, getattr(module, name)) for name in module.__all__]
+
+
+def _shows(text: str, name: str, value: object) -> bool:
+    """Whether an entry has the signature of a function; of other values the heading is enough."""
+    if not inspect.isfunction(value):
+        return True
+    signature = re.search(rf"\b{name}\((.*?)\)\s*(?:-&gt;|$)", text, re.DOTALL | re.MULTILINE)
+    if signature is None:
+        return False
+    return all(
+        re.search(rf"\b{each}\b", signature[1]) for each in inspect.signature(value).parameters
+    )
 
 
 if __name__ == "__main__":
     page = Path(sys.argv[1], "reference", "index.html").read_text("utf-8")
     if names := undocumented(page):
-        sys.exit("the reference lacks " + ", ".join(names))
-    print("every public name is in the reference")
+        sys.exit("the reference lacks, or shows without a signature, " + ", ".join(names))
+    print("every public name is in the reference, every function with its signature")
