@@ -2,11 +2,11 @@
 
     python -m examples.benchmarks.planted_diffs --pairs 100 -o docs/benchmarks/planted_diffs.json
 
-A small network learns a random teacher; a second comes from it by one of five edits, in turn: its units in another random
-order; half of every class's units pruned, at random; trained on another teacher; averaged with an independently trained
-network, whose units were aligned with its own; or a network that was trained by itself, in no relation. Both are traced
-and compared. Named: the edit is the very word for what was done, and none else. Each pair is one seed; the three kinds of
-networks take turns.
+A small network learns a random teacher; a second comes from it by one of five edits, in turn: its units in another
+random order; half of every class's units pruned, at random; trained on another teacher; averaged with an independently
+trained network, whose units were aligned with its own; or a network that was trained by itself, in no relation. Both
+are traced and compared. Named: the edit is the very word for what was done, and none else. Each pair is one seed; the
+three kinds of networks take turns.
 """
 
 from __future__ import annotations

@@ -32,7 +32,9 @@ def _macs(graph: Any, tree: Tree) -> dict[int, float]:
 
 
 def _parameters(graph: Any, tree: Tree) -> dict[int, float]:
-    return {i: float(n.elements) for i, n in enumerate(tree.nodes) if n.form == "layer" and n.elements}
+    return {
+        i: float(n.elements) for i, n in enumerate(tree.nodes) if n.form == "layer" and n.elements
+    }
 
 
 def _freedom(graph: Any, tree: Tree) -> dict[int, float]:
@@ -119,7 +121,7 @@ def transferred(graft: Any, trees: Sequence[Tree]) -> dict[str, Numbers]:
             names = graft.fact_names
             if len(names) == len(facts):
                 for title, value in zip(names, facts, strict=True):
-                    add(title, place, value)
+                    add(f"adapter: {title}", place, value)
     return found
 
 

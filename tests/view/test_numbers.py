@@ -10,7 +10,7 @@ from graftlib.graph import outline
 from graftlib.slim import latency_of
 from graftlib.surgery import ranking
 from graftlib.view import view
-from graftlib_adapters.sharing import ParameterSharing
+from graftlib_adapters import MergeNet
 
 
 class Net(nn.Module):
@@ -33,9 +33,7 @@ def overlays(*arguments, **options):
     """Title -> path of the layer -> number, of the first model."""
     scene = view(*arguments, **options).scene
     return {
-        each.name: {
-            scene.trees[g].nodes[i].path: number for (g, i), number in each.values if not g
-        }
+        each.name: {scene.trees[g].nodes[i].path: number for (g, i), number in each.values if not g}
         for each in scene.overlays
     }
 
@@ -67,7 +65,7 @@ def test_importances_and_weights_bring_their_own():
     with torch.no_grad():
         traced.model.b.weight[0] = 0.0
     found = overlays(traced, weights=True)
-    std = traced.model.a.weight.double().std(correction=0)
+    std = traced.model.a.weight.detach().double().std(correction=0)
     assert found["standard deviation of weights"]["a"] >= float(std) * 0.9999
     assert found["share of zeros"]["b"] == 0.5
     assert found["share of zeros"]["a"] == 0.0
@@ -82,7 +80,9 @@ def test_the_time_of_each_layer_is_an_overlay():
 
 def test_a_graft_shows_what_its_last_transfer_did():
     source, target = (trace(nn.Sequential(nn.Linear(4, 4)), torch.zeros(1, 4)) for _ in range(2))
-    graft = graftlib.attach(ParameterSharing(), Mapping(source, target).link("0", "0"), cycle=1)
+    graft = graftlib.attach(
+        MergeNet(rank=2), Mapping(source, target).link("0.weight", "0.weight"), cycle=1
+    )
     optimizer = torch.optim.SGD(target.model.parameters(), 0.1)
     for _ in range(2):
         with graft.step():
@@ -93,4 +93,6 @@ def test_a_graft_shows_what_its_last_transfer_did():
     (last,) = graft.history[-1].changes.values()
     values = {each.name: [number for _, number in each.values] for each in scene.overlays}
     assert values["size of the last transfer"] == [last.size]
-    assert len(values) == 1 + len(graft.fact_names)
+    (omega,) = graft.history[-1].facts.values()
+    assert [values[f"adapter: {name}"] for name in graft.fact_names] == [[each] for each in omega]
+    assert omega
