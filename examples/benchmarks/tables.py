@@ -527,6 +527,30 @@ start" is the default.
 """
 
 
+def planted_diffs(found: dict) -> str:
+    rows = [
+        [
+            edit,
+            f"{row['named']} of {row['pairs']}",
+            "; ".join(f"{word} {n}" for word, n in row["said"].items()),
+        ]
+        for edit, row in found["rows"].items()
+    ]
+    named = sum(row["named"] for row in found["rows"].values())
+    return f"""## Does a diff name the edit?
+
+A small network that was trained on a random teacher, and a second that came from it by one edit (the fine-tuned one by
+training on another teacher; the merged one by averaging with an independent network whose units were aligned with its
+own), or that was trained in no relation to it. Named: the very word for what was done and none else. {named} of
+{found["pairs"]} are; a comparison takes {found["cpu_s_per_diff"] * 1000:.0f} ms of a processor. The networks have 24
+to 50 units a layer; how often larger ones, or edits that move more, are named was not measured.
+
+    python -m examples.benchmarks.planted_diffs --pairs {found["pairs"]} -o docs/benchmarks/planted_diffs.json
+
+{table(["edit", "named", "said"], rows)}
+"""
+
+
 def transplanted(found: dict) -> str:
     parts = []
     for name, setting in found["settings"].items():
@@ -807,6 +831,7 @@ PARTS: dict[str, tuple[str, dict[str, Section]]] = {
         "Aligning and assembling models",
         {
             "planted": planted,
+            "planted_diffs": planted_diffs,
             "alignment": alignment,
             "barrier": barrier,
             "zoo_memory": zoo_memory,

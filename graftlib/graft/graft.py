@@ -55,6 +55,7 @@ class Graft:
         history: one `Transfer` for each, oldest first; the record of one that is pending is replaced once the adapter
             was updated from it.
         skipped: how many transfers were skipped because something was not finite.
+        fact_names: what the numbers are called that the adapter reports of a link, in order, such as omega.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class Graft:
         self._verified = 0  # the step at which the ranks were compared last
         self._closures = False
         self._once: _Once | None = None
-        self._fact_names = runner.fact_names()
+        self.fact_names = runner.fact_names()
         self._runner: AdapterRunner | None = runner
         self._pending: PendingTransfer | None = None
         self._decided = -1  # the step before which it was last decided whether to transfer
@@ -281,7 +282,7 @@ class Graft:
 
     def _reported(self) -> Reported:
         return Reported(
-            self.plan, self.cycle, self.history, self.step_count, self.skipped, self._fact_names
+            self.plan, self.cycle, self.history, self.step_count, self.skipped, self.fact_names
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -385,6 +386,11 @@ class Graft:
             f"<Graft of {len(self.plan.links)} links, {state}, {self.step_count} steps, "
             f"{len(self.history)} transfers>"
         )
+
+    def _repr_html_(self) -> str:
+        from ..view import view
+
+        return view(self)._repr_html_()
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise GraftError(

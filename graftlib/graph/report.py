@@ -9,7 +9,7 @@ from .layers import Layer
 from .macs import Shapes, macs
 from .traced import TracedGraph
 
-__all__ = ["as_table"]
+__all__ = ["as_table", "layer_macs"]
 
 ROWS = 60
 WIDTH = 44
@@ -20,7 +20,7 @@ def as_table(graph: TracedGraph, limit: int | None = ROWS) -> str:
     """A headline, then the first `limit` layers, or all, as aligned text."""
     tensors = {id(p): p.numel() for p in graph.model.parameters()}
     total = sum(tensors.values())
-    work = _macs(graph)
+    work = layer_macs(graph)
     lines = [
         f"{_clean(graph.name)}: {len(graph.layers)} layers, {len(tensors)} parameters, "
         f"{total:,} elements, {sum(work.values()):,} MACs (seen by the '{graph.tracer}' tracer)",
@@ -43,7 +43,7 @@ def as_table(graph: TracedGraph, limit: int | None = ROWS) -> str:
     return "\n".join(lines)
 
 
-def _macs(graph: TracedGraph) -> Counter[str]:
+def layer_macs(graph: TracedGraph) -> Counter[str]:
     """Of each layer, at the traced inputs (their batch size included)."""
     work: Counter[str] = Counter()
     for node in graph.fx.nodes:

@@ -72,6 +72,15 @@ class Latency:
     fixed: tuple[str, ...]
     machine: str
 
+    @property
+    def overlay(self) -> dict[str, dict[str, float]]:
+        """For `graftlib.view`: milliseconds of each module's own ops in the pass."""
+        spent: dict[str, float] = {}
+        for layer, _, _, ms in self.ops:
+            if layer:
+                spent[layer] = spent.get(layer, 0.0) + ms
+        return {"latency in ms": spent} if spent else {}
+
     def __str__(self) -> str:
         whole = self.constant + sum(ms for *_, ms in self.ops)
         width = max((len(layer) for layer, *_ in self.ops), default=0)

@@ -109,6 +109,11 @@ class Slim:
     def __str__(self) -> str:
         return str(self.report)
 
+    def _repr_html_(self) -> str:
+        from ..view import view
+
+        return view(self.graph, edit=self.edit, importance=self.importances)._repr_html_()
+
 
 def slimmed(
     graph: LayerGraph,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import GraftError, nearest, shown
+from .numbers import measured, statistics, transferred, worths
 from .story import Story, drawn, stories_of
 from .tree import Tree, build_tree, kind_of
 from .units import Units, dropped_shares, units_of
@@ -86,7 +87,7 @@ def build_scene(
     target: Any = None,
     mapping: Any = None,
     *,
-    overlay: Mapping[str, Any] | None = None,
+    overlay: Mapping[str, Any] | str | Iterable[str] | None = None,
     edit: Any = None,
     importance: Any = None,
     weights: bool = False,
@@ -137,9 +138,13 @@ def build_scene(
             tree.histograms = _histograms(graph)
     links = () if mapping is None else tuple(_links(mapping, source, trees))
     units = units_of(edit, importance, trees)
-    overlays = [*_overlays(overlay or {}, trees)]
-    if shares := dropped_shares(units, trees):
-        overlays.append(Overlay("share of weights dropped", tuple(sorted(shares.items()))))
+    numbers = {"share of weights dropped": dropped_shares(units, trees)}
+    numbers["importance"] = worths(units, trees)
+    if hasattr(whole, "history") and hasattr(whole, "plan"):
+        numbers |= transferred(whole, trees)
+    numbers |= statistics(trees)
+    overlays = [*_overlays(overlay or {}, (source, target), trees)]
+    overlays += [_overlay(title, each) for title, each in numbers.items() if each]
     return Scene(trees, links, tuple(overlays), title, notes, units, stories_of(whole, trees))
 
 
@@ -151,8 +156,18 @@ def _histograms(graph: Any) -> dict[str, Any]:
     return {fqn: each for fqn, each in found.items() if each is not None}
 
 
-def _overlays(overlay: Mapping[str, Any], trees: tuple[Tree, ...]) -> Iterable[Overlay]:
-    """One overlay from name -> number, several from title -> (name -> number)."""
+def _overlay(title: str, numbers: Mapping[tuple[int, int], float]) -> Overlay:
+    finite = {place: number for place, number in numbers.items() if math.isfinite(number)}
+    return Overlay(title, tuple(sorted(finite.items())))
+
+
+def _overlays(overlay: Any, graphs: tuple[Any, ...], trees: tuple[Tree, ...]) -> Iterable[Overlay]:
+    """One overlay from name -> number, several from title -> (name -> number), or from the names of measures."""
+    if isinstance(overlay, str):
+        overlay = [overlay]
+    if isinstance(overlay, list | tuple) and all(isinstance(name, str) for name in overlay):
+        yield from (_overlay(*measured(name, graphs, trees)) for name in overlay)
+        return
     if not isinstance(overlay, Mapping):
         raise GraftError(
             f"an overlay is name -> number, and this is a {type(overlay).__name__}.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import GraftError
@@ -19,7 +19,7 @@ def view(
     target: Any = None,
     mapping: Any = None,
     *,
-    overlay: Mapping[str, Any] | None = None,
+    overlay: Mapping[str, Any] | str | Iterable[str] | None = None,
     edit: Any = None,
     importance: Any = None,
     weights: bool = False,
@@ -39,7 +39,10 @@ def view(
         overlay: numbers to show as colours with a legend: name of a layer, a module or a parameter -> a finite number
             of any unit; in both models where both have the name, in one behind ``source:`` or ``target:``. Or several
             of these by their titles, among which the reader chooses. A closed module without a number of its own shows
-            the largest inside.
+            the largest inside. Names instead of numbers ask for what the library counts: ``"macs"`` (at the traced
+            inputs), ``"parameters"``, ``"freedom"`` (the share of a weight's units that may be permuted), one or a
+            list. A `Diff` and a `graftlib.slim.latency_of` give theirs as ``.overlay``; importances, histograms
+            and the transfers of a graft add their own.
         edit: which units of axis classes stay, shown as a strip for each class and as an overlay of what goes: a
             `graftlib.slim.Edit` (``slim.edit``), or class -> the numbers of its units that stay.
         importance: what each unit is worth, shown in the strips: class -> (size,) numbers, as ``slim.importances``, or

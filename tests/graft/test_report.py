@@ -3,6 +3,7 @@
 import re
 import shutil
 import xml.dom.minidom
+from importlib.resources import files
 
 import pytest
 import torch
@@ -206,4 +207,22 @@ def test_a_browser_draws_it_offline_and_without_complaint(chromium, hostile, tmp
     assert opened.locator("tbody tr").count() == len(hostile.history) * 2
     wide = opened.evaluate("document.documentElement.scrollWidth - innerWidth")
     assert wide <= 0, "nothing sticks out"
+    opened.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(chromium, hostile, tmp_path, scheme):
+    axe = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is missing")
+    opened = chromium.new_page(color_scheme=scheme)
+    opened.goto(hostile.report(tmp_path / "x.html").as_uri())
+    opened.locator("summary").click()
+    opened.evaluate((files(axe.__name__) / "axe.min.js").read_text(encoding="utf-8"))
+    tags = "'wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice', 'experimental'"
+    run = f"axe.run({{runOnly: {{type: 'tag', values: [{tags}]}}}})"
+    assert [found["id"] for found in opened.evaluate(run)["violations"]] == []
+    opened.evaluate(
+        "document.querySelector('main').replaceWith(...document.querySelector('main').children)"
+    )
+    assert "region" in [found["id"] for found in opened.evaluate(run)["violations"]]
     opened.close()

@@ -1,5 +1,6 @@
 """What a reader does with the page, in a real browser."""
 
+import re
 import xml.etree.ElementTree as ET
 from importlib.resources import files
 
@@ -382,13 +383,54 @@ def test_a_phone_shows_one_model_at_a_time(chromium, standin, tmp_path, until):
     page.wait_for_selector("html[data-ready]")
     assert page.locator("[role=tree]").count() == 1
     assert node(page, "stage").count() == 1
-    assert page.locator(".link").count() == 3  # that they go on elsewhere is seen
+    assert page.locator(".link").count() == 2  # that they go on elsewhere is seen, by direction
+    assert page.locator(".link-count").all_text_contents() == ["2"]
     assert page.evaluate(SCALE) > 0.7
     page.locator("#models button", has_text="Target").click()
     assert page.locator("[role=tree]").get_attribute("aria-label") == "Target"
     assert page.locator("#models button[aria-pressed=true]").text_content() == "Target"
     page.set_viewport_size({"width": 1200, "height": 800})
     until(page, "document.querySelectorAll('[role=tree]').length === 2")
+    page.close()
+
+
+def test_a_phone_keeps_counts_and_legends_apart(chromium, standin, tmp_path):
+    names = [f"l{i}" for i in range(6)]
+    source, target = (
+        standin.by_hand(name, {each: {"weight": (4, i + 1)} for i, each in enumerate(names)})
+        for name in ("Source", "Target")
+    )
+    ways = ("forward", "backward", "both", "forward")
+    pairs = tuple(
+        standin.Pair(p, q, ways[(i + j) % 4])
+        for i, p in enumerate(source.held)
+        for j, q in enumerate(target.held)
+    )
+    shown = view(
+        source,
+        target,
+        standin.Mapping(source, target, pairs),
+        overlay={"a title that takes some room": {"l0": 1, "l1": 2}},
+    )
+    page = chromium.new_page(viewport={"width": 390, "height": 800})
+    page.goto(shown.save(tmp_path / "x.html").as_uri())
+    page.wait_for_selector("html[data-ready]")
+    for name in ("Source", "Target"):
+        page.locator("#models button", has_text=name).click()
+        counts = page.locator(".link-count")
+        single = page.locator(".link").count() - counts.count()
+        assert sum(map(int, counts.all_text_contents())) + single == 36
+        boxes = [each.bounding_box() for each in counts.all()]
+        boxes += [page.locator(each).bounding_box() for each in ("#legend", "#scale")]
+        for i, one in enumerate(boxes):
+            for other in boxes[:i]:
+                apart = [
+                    one[at] + one[size] <= other[at] + 1 or other[at] + other[size] <= one[at] + 1
+                    for at, size in (("x", "width"), ("y", "height"))
+                ]
+                assert any(apart)
+        lowest = max(y + h for *_, y, _, h in page.evaluate(BOXES))
+        assert lowest <= page.locator("#legend").bounding_box()["y"]
     page.close()
 
 
@@ -454,6 +496,19 @@ def test_the_page_prints_addresses_that_search_finds(opened, standin):
     assert (
         "blocks.1.attn.qkv.weight::query (attention.query)" in page.locator("#panel").text_content()
     )
+
+
+def test_search_finds_every_address_that_is_printed(opened, standin):
+    page = opened(view(packed(standin)))
+    printed = set()
+    for name in ("qkv", "proj"):
+        page.fill("#search", f"blocks.2.attn.{name}")
+        page.keyboard.press("Enter")
+        printed |= set(re.findall(r"blocks[\w.:\[\]]+", page.locator("#panel").inner_text()))
+    assert {"blocks.2.attn.qkv.weight::value", "blocks.2.attn.proj.weight"} <= printed
+    for address in printed:
+        page.fill("#search", address)
+        assert int(page.locator("#count").text_content().split()[0]) >= 1, address
 
 
 AXE = """axe.run({runOnly: {type: 'tag', values: [

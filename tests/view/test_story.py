@@ -65,6 +65,18 @@ def test_every_merge_is_an_origin_of_its_layers():
     assert "units as in a.weight[0]" in paths["a"][0]
 
 
+def test_results_show_themselves_in_a_notebook():
+    graft = grafted()
+    assert graft._repr_html_() == view(graft)._repr_html_()
+    assembly = assemble(Net(), [Net()], args=(torch.zeros(2, 4),), merge_factor=0.5)
+    assert assembly._repr_html_() == view(assembly)._repr_html_()
+    traced = trace(Net(), torch.zeros(2, 4))
+    slim = graftlib.slim(traced, budget={"params": 0.6}, multiple_of=1)
+    shown = view(traced, edit=slim.edit, importance=slim.importances)
+    assert slim._repr_html_() == shown._repr_html_()
+    assert shown.scene.units
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_the_page_draws_the_curve_and_the_origins(opened, theme):

@@ -91,6 +91,11 @@ class Assembly:
     def __str__(self) -> str:
         return str(self.record)
 
+    def _repr_html_(self) -> str:
+        from graftlib.view import view
+
+        return view(self)._repr_html_()
+
 
 def assemble(
     base: nn.Module,

@@ -260,7 +260,7 @@ def frozen_shares(graph: TracedGraph) -> dict[str, float]:
     """
     shares: dict[str, float] = {}
     every = 0
-    for count, axis in _counted(reading(graph)[0]):
+    for _, count, axis in _counted(reading(graph)[0]):
         every += count
         lost = axis.size - _free_units(resolve(axis))
         fixed = [atom for atom in leaves(axis) if atom.frozen is not None]
@@ -278,21 +278,29 @@ def freedom_of(inference: Inference) -> float:
     elements whose place along the axis some free class moves, by the elements on all.
     """
     free, every = 0.0, 0
-    for count, axis in _counted(inference):
+    for _, count, axis in _counted(inference):
         free += count * _free_units(resolve(axis)) / axis.size
         every += count
     return free / every if every else 1.0
 
 
-def _counted(inference: Inference) -> Iterator[tuple[int, Expr]]:
-    """(elements of the weight, axis) for each axis that freedom counts."""
-    for axes in inference.axes.values():
+def freedom_by_parameter(graph: TracedGraph) -> dict[str, float]:
+    """Name of each weight whose axes `freedom_of` counts -> the mean share of their units that may move, 0 to 1."""
+    shares: dict[str, list[float]] = {}
+    for fqn, _, axis in _counted(reading(graph)[0]):
+        shares.setdefault(fqn, []).append(_free_units(resolve(axis)) / axis.size)
+    return {fqn: sum(each) / len(each) for fqn, each in shares.items()}
+
+
+def _counted(inference: Inference) -> Iterator[tuple[str, int, Expr]]:
+    """(name, elements of the weight, axis) for each axis that freedom counts."""
+    for fqn, axes in inference.axes.items():
         if len(axes) < 2:
             continue
         count = prod(axes.shape)
         for axis in axes:
             if axis.size > 1 and not _is_kernel(axis):
-                yield count, axis
+                yield fqn, count, axis
 
 
 def _is_kernel(axis: Expr) -> bool:

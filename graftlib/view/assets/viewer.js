@@ -368,7 +368,8 @@
       if (hiddenKinds.has(link.kind)) continue;
       const a = visible(link.from), b = visible(link.to);
       if (a.stamp !== stamp && b.stamp !== stamp) continue;
-      const key = [a.id, b.id, link.kind, link.direction].join(" ");
+      // To a model that is not on the screen, all of one kind go the same way.
+      const key = [a, b].map((node) => node.stamp === stamp ? node.id : "away").concat(link.kind, link.direction).join(" ");
       if (!together.has(key)) together.set(key, { a, b, kind: link.kind, direction: link.direction, links: [] });
       together.get(key).links.push(link);
     }
@@ -636,7 +637,8 @@
       if (bundle.direction !== "forward") group.append(make("path", { class: "tip-link", d: arrow(p, c1, 9) }));
       if (bundle.links.length > 1) {
         // Neighbours carry their counts at different places along the way.
-        const t = [0.5, 0.4, 0.6][n % 3], s = 1 - t;
+        const [first, second] = [bundle.a, bundle.b].map((node) => node.stamp === stamp);
+        const t = first && second ? [0.5, 0.4, 0.6][n % 3] : Math.abs((first ? 0 : 1) - [0.3, 0.72][bundle.ports.get((first ? bundle.a : bundle.b).id)[0] % 2]), s = 1 - t;
         const along = (i) => s * s * s * p[i] + 3 * s * s * t * c1[i] + 3 * s * t * t * c2[i] + t * t * t * q[i];
         group.append(make("text", { class: "link-count", x: along(0), y: along(1) + 4 }, String(bundle.links.length)));
       }
@@ -772,8 +774,9 @@
     if (!painted) return;
     touched = false;
     const { w, h } = extent(), { width, height } = size, margin = 32;
-    const k = Math.max(0.02, Math.min(1.15, (width - 2 * margin) / w, (height - 2 * margin) / h));
-    moveTo(d3.zoomIdentity.translate((width - w * k) / 2, Math.max(margin, (height - h * k) / 2)).scale(k));
+    const foot = Math.max(margin, ...[$("legend"), $("scale")].map((each) => each.offsetHeight && height - each.offsetTop + 8));
+    const k = Math.max(0.02, Math.min(1.15, (width - 2 * margin) / w, (height - margin - foot) / h));
+    moveTo(d3.zoomIdentity.translate((width - w * k) / 2, Math.max(margin, (height - foot + margin - h * k) / 2)).scale(k));
   }
   function centre(node) {
     const at = visible(node), { width, height } = size, k = Math.max(0.75, transform().k);
