@@ -319,7 +319,6 @@ ADVICE = {
     ),
 }  # fmt: skip
 POINTS_ELSEWHERE = {
-    'pip install "graftlib[assembly]"',
     "see help(Search)",
     "see help(Solver)",
     "see graftlib assemble --help for an example",
