@@ -51,10 +51,11 @@ def select(pattern: str, names: Iterable[str]) -> list[Hit]:
     Raises:
         MatchError: the pattern is no text, not well formed, too long, or there are too many ways to match it.
 
-    >>> [hit.name for hit in select("layer{i}.*", ["layer1.conv.weight", "fc.weight"])]
-    ['layer1.conv.weight']
-    >>> select("fc", ["fc.weight", "fc.bias"])
-    [Hit(name='fc.weight', captures={})]
+    Examples:
+        >>> [hit.name for hit in select("layer{i}.*", ["layer1.conv.weight", "fc.weight"])]
+        ['layer1.conv.weight']
+        >>> select("fc", ["fc.weight", "fc.bias"])
+        [Hit(name='fc.weight', captures={})]
     """
     match = _matcher(pattern)
     hits = []
