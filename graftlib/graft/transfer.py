@@ -318,7 +318,7 @@ def _size_and_cosine(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
     start, end = before.flatten(), after.flatten()
     first, last = (torch.linalg.vector_norm(each).clamp_min(1e-30) for each in (start, end))
     change = torch.linalg.vector_norm(end - start)
-    return change / first, (start @ end / first / last).clamp(-1, 1)
+    return change / first, (torch.dot(start, end) / first / last).clamp(-1, 1)
 
 
 def _spectrum(before: Tensor, after: Tensor) -> Spectrum:
