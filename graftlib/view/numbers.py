@@ -58,7 +58,7 @@ def measured(name: Any, graphs: Sequence[Any], trees: Sequence[Tree]) -> tuple[s
     if name not in MEASURES:
         raise GraftError(
             f"no overlay is called {shown(name)}.",
-            near=nearest(str(name), [*MEASURES]),
+            near=nearest(str(name), list(MEASURES)),
             fix=f"take some of {', '.join(MEASURES)}, or give numbers: {{'layer1.0.conv1': 0.25}}",
         )
     shown_graphs = graphs[: len(trees)]
