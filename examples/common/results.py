@@ -2,7 +2,8 @@
 
 In: plain data. Out: a file with a line for each key of the report. A list or a dict of records stands there as
 ``{"names": [name, …] or their number, "same": {key: value of all}, "columns": {key: [value, …]}}``, with `ABSENT`
-where a record lacks the key; a list that repeats itself as ``{"pool": [value, …], "at": [place in the pool, …]}``.
+where a record lacks the key, or a list the record; a list that repeats itself as
+``{"pool": [value, …], "at": [place in the pool, …]}``.
 Always true: `load` gives what `save` was given, but for digits; what is no number comes back as None.
 
     python -m examples.common.results FILE …    # write files anew, in the shortest form
@@ -133,8 +134,9 @@ def _packed(value: Any) -> Any:
     else:
         return value
     forms = [plain]
-    if len(records) > 1 and all(isinstance(each, dict) and each for each in records):
-        forms += _columns(names, records)
+    known = [each for each in records if each != ABSENT]
+    if len(known) > 1 and all(isinstance(each, dict) and each for each in known):
+        forms += _columns(names, [{} if each == ABSENT else each for each in records])
     if isinstance(value, list):
         forms += _pool(value)
     return min(forms, key=lambda form: len(_text(form)))
@@ -188,6 +190,7 @@ def _unpacked(value: Any) -> Any:
     columns = {key: _unpacked(column) for key, column in value["columns"].items()}
     records = [
         deepcopy(same) | {key: column[i] for key, column in columns.items() if column[i] != ABSENT}
+        or ABSENT
         for i in range(names if isinstance(names, int) else len(names))
     ]
     return records if isinstance(names, int) else dict(zip(names, records, strict=True))
