@@ -112,6 +112,17 @@ def test_what_repeats_is_written_once_and_read_as_copies(tmp_path):
     assert again[1:] == roles[1:]
 
 
+def test_a_record_that_some_lack_is_by_column_too(tmp_path):
+    edits = [{"left": n / 7, "ran": True} for n in range(40)]
+    rows = [{"name": n, "edit": edit} for n, edit in enumerate(edits)]
+    del rows[3]["edit"], rows[20]["edit"]
+    results.save(tmp_path / "rows.json", {"rows": rows})
+    again = results.load(tmp_path / "rows.json")["rows"]
+    assert [row.keys() for row in again] == [row.keys() for row in rows]
+    assert again[1]["edit"]["ran"]
+    assert (tmp_path / "rows.json").read_text("utf-8").count("ran") == 1
+
+
 def test_the_published_results_are_small_and_in_their_shortest_form():
     files = sorted((Path(__file__).parents[2] / "docs" / "benchmarks").glob("*.json"))
     assert sum(path.stat().st_size for path in files) < 300_000
