@@ -131,8 +131,14 @@ def _norms(graph: LayerGraph, model: nn.Module, each: AxisClass, squares: Square
 def _never_on(
     graph: LayerGraph, model: nn.Module, members: Sequence[Member], squares: Squares
 ) -> Tensor:
-    """(units,) bool: all that makes them is 0; of an LSTM or a GRU the candidate, as gates only scale it."""
+    """(units,) bool: all that makes them is 0; of an LSTM or a GRU the candidate, as gates only scale it.
+
+    What no parameter makes, as the features of an input, is on, and so is what a buffer may make, as positions.
+    """
     total = torch.zeros((), dtype=torch.float64, device="cpu")
+    makers = [m for m in members if not m.fqn.endswith(("running_mean", "running_var"))]
+    if not makers or not all(isinstance(tensor_of(model, m.fqn), nn.Parameter) for m in makers):
+        return total > 0
     for member in members:
         tensor = tensor_of(model, member.fqn)
         if isinstance(tensor, nn.Parameter):
