@@ -171,9 +171,8 @@ def quiet() -> Iterator[None]:
     try:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.no_grad())
-            if (
-                "torch._dynamo" in sys.modules
-            ):  # otherwise nothing is compiled, and its import takes seconds
+            # Otherwise nothing is compiled, and its import takes seconds.
+            if "torch._dynamo" in sys.modules:
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             for kind in ("cpu", "cuda"):
                 if torch.is_autocast_enabled(kind):

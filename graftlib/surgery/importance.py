@@ -133,21 +133,18 @@ def _never_on(
 ) -> Tensor:
     """(units,) bool: all that makes them is 0; of an LSTM or a GRU the candidate, as gates only scale it.
 
-    What no parameter makes, as the features of an input, is on, and so is what a buffer may make, as positions.
+    What no parameter makes, as the features of an input, is on.
     """
+    weights = [(m, tensor_of(model, m.fqn)) for m in members]
+    weights = [(m, tensor) for m, tensor in weights if isinstance(tensor, nn.Parameter)]
     total = torch.zeros((), dtype=torch.float64, device="cpu")
-    makers = [m for m in members if not m.fqn.endswith(("running_mean", "running_var"))]
-    if not makers or not all(isinstance(tensor_of(model, m.fqn), nn.Parameter) for m in makers):
-        return total > 0
-    for member in members:
-        tensor = tensor_of(model, member.fqn)
-        if isinstance(tensor, nn.Parameter):
-            rows = member.units(squares.along(member.fqn, tensor, member.axis), 0)
-            gates = [*graph.parameter(member.fqn).parts]
-            if len(gates) == rows[0].numel() and not _CANDIDATES.isdisjoint(gates):
-                rows = rows.reshape(len(rows), -1)[:, [g in _CANDIDATES for g in gates]]
-            total = total + rows.reshape(len(rows), -1).sum(1)
-    return total == 0
+    for member, tensor in weights:
+        rows = member.units(squares.along(member.fqn, tensor, member.axis), 0)
+        gates = [*graph.parameter(member.fqn).parts]
+        if len(gates) == rows[0].numel() and not _CANDIDATES.isdisjoint(gates):
+            rows = rows.reshape(len(rows), -1)[:, [g in _CANDIDATES for g in gates]]
+        total = total + rows.reshape(len(rows), -1).sum(1)
+    return total == 0 if weights else total > 0
 
 
 def norm_of(model: nn.Module, members: Sequence[Member], squares: Squares | None = None) -> Tensor:

@@ -473,25 +473,3 @@ def test_units_without_values_cannot_be_ranked():
     with pytest.raises(SurgeryError, match="no values to rank"):
         prune(graph, 0.5)
     assert prune(graph, 0.5, importance="uniform")[2].in_features == UNITS // 2
-
-
-class Positioned(nn.Module):
-    """Positions in a buffer are added to what a layer makes."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Linear(3, UNITS), nn.Linear(UNITS, 2)
-        self.register_buffer("positions", torch.rand(4, UNITS) + 0.5)
-
-    def forward(self, x):
-        return self.b((self.a(x) + self.positions).relu())
-
-
-def test_units_that_a_buffer_makes_are_on():
-    torch.manual_seed(0)
-    model = Positioned().eval()
-    with torch.no_grad():
-        model.a.weight[:2], model.a.bias[:2] = 0, 0
-    graph = trace(model, torch.randn(2, 4, 3))
-    (units,) = [each for each in graph.axis_classes if each.free]
-    assert bool((ranking("magnitude", graph, model)(units) > 0).all())
