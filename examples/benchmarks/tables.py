@@ -198,7 +198,7 @@ def cut_cost(found: dict) -> str:
     flags = f"--rounds {found['machine']['rounds']}"
     loads = [row["load"] for row in found["models"] if "load" in row] or [0]
     cores = found["machine"]["cores"]
-    busy = f"{min(loads):.0f} to {max(loads):.0f} processes shared {cores} cores: ratios say more."
+    busy = f"A load of {min(loads):.0f} to {max(loads):.0f} on {cores} cores: ratios say more than seconds."
     head = ["model", "n", "graftlib", "of it the edit", "Torch-Pruning", "theirs / ours", "left"]
     return f"""## What pruning half costs
 
@@ -681,7 +681,7 @@ def stream(found: dict) -> str:
         return f"{count / 1e6:,.0f} MB"
 
     def spread(values: list[float]) -> str:
-        return " / ".join(f"{value:.0f}" for value in values)
+        return " / ".join(f"{value:.1f}" for value in values)
 
     rows = [
         [
@@ -691,22 +691,23 @@ def stream(found: dict) -> str:
             spread(row["seconds"]),
             spread(row["cpu_seconds"]),
             spread(row["cp_seconds"]),
+            f"{row['by_cp']:.1f}x",
             mb(row["peak_above_libraries_bytes"]),
             mb(row["peak_bytes"]),
         ]
         for size, row in found["rows"].items()
     ]
     same = next(row["in_memory"] for row in found["rows"].values() if "in_memory" in row)
-    load = " and ".join(f"{row['load'][1]:.0f}" for row in found["rows"].values())
-    head = ["parameters", "files", "largest tensor", "seconds", "of them CPU", "seconds of cp"]
+    load = max(load for row in found["rows"].values() for load in row["load"])
+    head = ["parameters", "files", "largest tensor", "seconds", "of them CPU", "of cp", "by cp"]
     return f"""## Slimming files that are larger than memory
 
 `slim_folder` to half of the parameters of a Llama in bfloat16, against `cp -r` of its shards. At 0.3 billion the same
 edit was made in memory: {same["other"]} of {same["tensors"]} tensors are other ones, and the edit is
 {"the same" if same["same_edit"] else "another"}; the peak there was {mb(same["peak_bytes"])}.
-About half of the processor seconds is SHA-256 of the source, on a processor without instructions for it. One run of
-each size, on {found["cores"]} cores under a load of {load} from other work, which slows processors more than a copy:
-here the copy was much faster, and on an idle machine it was not measured.
+Slimming and copy in turn, on {found["cores"]} cores with a load of at most {load:.1f}; "by cp" is the median of the
+ratios of neighbours. A copy waits for the disk, a slimming for processors (SHA-256 of the source is much of it), so
+that other work beside it makes the ratio worse. What a process needs before it reads anything weighs on small files.
 
     python -m examples.benchmarks.stream --scratch DIR -o docs/benchmarks/stream.json
 
