@@ -15,8 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import MissingExtraError, ModelNameError, nearest
-from .console import shown
+from ..errors import MissingExtraError, ModelNameError, nearest, shown
 
 __all__ = ["FORMS", "ModelName", "find_model", "parse_shape"]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graftlib.cli.console import say, say_json, working
+from graftlib.cli.console import say, say_json, say_preview, working
 from graftlib.cli.names import find_model
 from graftlib.cli.options import Debug, Device, DryRun, Inputs, Json, ModelOptions, Seed
 from graftlib.cli.steps import load_options
@@ -107,7 +107,14 @@ def lmc(
         for weights in (base_weights, source_weights)
     ]
     if dry_run:
-        _say_preview([base, source, evaluate], output, as_json)
+        found = [find_model(name) for name in (base, source, evaluate)]
+        facts = {
+            "dry_run": True,
+            "models": [base, source],
+            "executes": list(dict.fromkeys(str(f.path) for f in found if f.library == "file")),
+            "writes": [str(output), str(output.with_suffix(".json"))] if output else [],
+        }
+        say_preview(f"would walk from {base} to {source}", facts, as_json=as_json)
         return
     with working(f"walking from {base} to {source}"):
         curves = _walked(
@@ -181,17 +188,3 @@ def _table(curves: dict[str, Curve], tolerance: float) -> str:
         for name, c in curves.items()
     ]
     return "\n".join([head, *rows])
-
-
-def _say_preview(names: list[str], output: Path | None, as_json: bool) -> None:
-    models = [find_model(name) for name in names]
-    files = list(dict.fromkeys(str(f.path) for f in models if f.library == "file"))
-    writes = [str(output), str(output.with_suffix(".json"))] if output else []
-    if as_json:
-        say_json({"dry_run": True, "models": names[:2], "executes": files, "writes": writes})
-        return
-    say(f"would walk from {names[0]} to {names[1]}")
-    for path in files:
-        say(f"would execute {path}")
-    for path in writes:
-        say(f"would write {path}")

@@ -20,7 +20,9 @@ from .transfer import Transfer
 __all__ = ["MergeNet"]
 
 _Rank = Positive | Annotated[float, Meta(gt=0, lt=1)] | None
-_RANK_FIX = "give an int from 1 on, None for the whole matrix, or a share of the energy between 0 and 1"
+_RANK_FIX = (
+    "give an int from 1 on, None for the whole matrix, or a share of the energy between 0 and 1"
+)
 _Trust = Literal["host"] | Annotated[float, Meta(gt=0)] | None
 _TRUST_FIX = "use trust='host', a number above 0, for example trust=0.005, or None for no bound"
 _Share = Annotated[float, Meta(gt=0, le=1.7976931348623157e308)]
