@@ -61,15 +61,10 @@ def joined(plan: Plan) -> JoinedGraph:
     for i, link in enumerate(plan.links):
         node = f"adapter:{i}"
         graph.add_node(node, link=link.name)
-        graph.add_edge(
-            _layer(plan, link.source), node, parameter=plan.parameters[link.source].address
-        )
-        graph.add_edge(
-            _layer(plan, link.target), node, parameter=plan.parameters[link.target].address
-        )
-        graph.add_edge(
-            node, _layer(plan, link.target), parameter=plan.parameters[link.target].address
-        )
+        for position in (link.source, link.target):
+            address = plan.parameters[position].address
+            graph.add_edge(_layer(plan, position), node, parameter=address)
+        graph.add_edge(node, _layer(plan, link.target), parameter=address)
     return JoinedGraph(source, target, graph)
 
 
@@ -117,9 +112,8 @@ class _Reading(nn.Module):
         target = plan.mapping.target.model
         self.names = [tensor.fqn for tensor in plan.written if tensor.model is target]
         device = plan.tensors[plan.targets[0]].read().device
-        self.adapter = (
-            deepcopy(runner.module).eval().to(device)
-        )  # it follows at its first transfer otherwise
+        # Of a graft that has not transferred yet it is on the CPU still.
+        self.adapter = deepcopy(runner.module).eval().to(device)
         if pending is not None and pending.pending:
             # The pending transfer was made from the state before it; so is this one.
             set_buffers(self.adapter, pending.buffers)

@@ -129,9 +129,7 @@ class _Builder:
 
 def _rank(adapter: Adapter, values: Tensor, limit: int) -> int | None:
     rank: object = adapter.rank(values, limit)
-    if rank is None or (
-        isinstance(rank, int) and not isinstance(rank, bool) and 1 <= rank <= limit
-    ):
+    if rank is None or (type(rank) is int and 1 <= rank <= limit):
         return rank
     raise AttachError(
         f"{type(adapter).__name__}.rank returned {rank!r} for a matrix of rank {limit} at most.",

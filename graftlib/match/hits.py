@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -188,11 +189,13 @@ def _part_of(parameter: Parameter, part: str | None) -> Parameter:
 
 def viewable(graph: LayerGraph) -> list[Parameter]:
     """The parameters that a link may name: not tied to an earlier one, with a 2-D view, not empty."""
-    return [
-        parameter
-        for parameter in graph.parameters()
-        if parameter.tied_to is None and 0 not in parameter.shape and _has_view(parameter)
-    ]
+    found = []
+    for parameter in graph.parameters():
+        if parameter.tied_to is None and 0 not in parameter.shape:
+            with suppress(ViewError):
+                matrix_shape(parameter)
+                found.append(parameter)
+    return found
 
 
 def alike(name: str, names: Sequence[str], *, n: int = 3) -> list[str]:
@@ -212,14 +215,6 @@ def skipped_text(skipped: Mapping[str, int]) -> str:
     """``4 skipped: 3 bias, 1 norm``."""
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
     return f"{sum(skipped.values())} skipped: {reasons}"
-
-
-def _has_view(parameter: Parameter) -> bool:
-    try:
-        matrix_shape(parameter)
-    except ViewError:
-        return False
-    return True
 
 
 def _kind_of(parameter: Parameter) -> str:

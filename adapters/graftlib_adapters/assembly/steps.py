@@ -157,14 +157,9 @@ class Run:
         paired = [self._paired(number, source) for number, source in batch]
         no_data = self.evaluate is None and self.settings.merge_factor is None
         state = self.scratch.state
+        how = (self.settings.solver, self.settings.seed, no_data)
         work = [
-            (
-                one,
-                {name: state[name] for name in one.paired.base_names},
-                self.settings.solver,
-                self.settings.seed,
-                no_data,
-            )
+            (one, {name: state[name] for name in one.paired.base_names}, *how)
             for one in paired
             if one.paired is not None
         ]
@@ -280,15 +275,11 @@ def _highest(
     candidates: Sequence[_Candidate], now: float, search: Search, tried: int
 ) -> _Candidate:
     """The highest metric; of equal ones the first, which has more modules and the smaller factor."""
-    best = max(
-        candidates, key=lambda c: float("-inf") if c.metric is None else c.metric, default=None
-    )
-    if best is None or best.metric is None or not best.metric > now + search.tolerance:
-        metric = None if best is None else best.metric
+    best = max(candidates, key=lambda c: c.metric or 0.0)
+    if not (best.metric or 0.0) > now + search.tolerance:
         over = f" by more than {search.tolerance:g}" if search.tolerance else ""
-        figure = "none" if metric is None else f"{metric:.6g}"
-        why = f"the best of {tried} candidates scores {figure}, not above {now:.6g}{over}"
-        return _Candidate(None, 0.0, metric, why)
+        why = f"the best of {tried} candidates scores {best.metric:.6g}, not above {now:.6g}{over}"
+        return _Candidate(None, 0.0, best.metric, why)
     return replace(best, reason=f"the best of {tried} candidates: {now:.6g} -> {best.metric:.6g}")
 
 

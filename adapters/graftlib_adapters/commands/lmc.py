@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from click import Choice
 
 from graftlib.cli.console import say, say_json, say_preview, working
 from graftlib.cli.names import find_model
 from graftlib.cli.options import Debug, Device, DryRun, Inputs, Json, ModelOptions, Seed
 from graftlib.cli.steps import load_options
+
+from ..assembly.options import METHODS, PADS
 
 if TYPE_CHECKING:
     from ..assembly.curve import Curve
@@ -23,23 +25,6 @@ HELP = (
     "torchvision:NAME, timm:NAME, hf:FOLDER, or FILE.py:FACTORY, which is executed: name only files "
     "that you trust."
 )
-
-
-class Pad(StrEnum):
-    """What entries of the base do that read nothing."""
-
-    zero = "zero"
-    keep = "keep"
-
-
-class Method(StrEnum):
-    """How units are aligned."""
-
-    coordinate = "coordinate"
-    frank_wolfe = "frank-wolfe"
-    identity = "identity"
-    random = "random"
-    shrink = "shrink"
 
 
 def register(app: typer.Typer) -> None:
@@ -69,8 +54,13 @@ def lmc(
     inputs: Inputs = None,
     points: Annotated[int, typer.Option("--points", min=2, help="Merging factors, 0 to 1.")] = 21,
     pad: Annotated[
-        Pad, typer.Option("--pad", help="zero shrinks what reads nothing, keep leaves it.")
-    ] = Pad.zero,
+        str,
+        typer.Option(
+            "--pad",
+            click_type=Choice(PADS),
+            help="zero shrinks what reads nothing, keep leaves it.",
+        ),
+    ] = "zero",
     tolerance: Annotated[
         float, typer.Option("--tolerance", min=0.0, help="Of the threshold, in the metric's unit.")
     ] = 0.01,
@@ -82,8 +72,11 @@ def lmc(
         typer.Option("-o", "--output", metavar="FILE.png", help="Draw the curves; JSON beside it."),
     ] = None,
     method: Annotated[
-        Method, typer.Option("--method", help="How units are aligned, or a control.")
-    ] = Method.coordinate,
+        str,
+        typer.Option(
+            "--method", click_type=Choice(METHODS), help="How units are aligned, or a control."
+        ),
+    ] = "coordinate",
     restarts: Annotated[
         int, typer.Option("--restarts", min=0, help="Random starts of the solver.")
     ] = 0,
@@ -120,8 +113,8 @@ def lmc(
         curves = _walked(
             list(zip((base, source), asked, strict=True)),
             evaluate,
-            {"points": points, "pad": pad.value, "seed": seed, "controls": controls},
-            {"method": method.value, "restarts": restarts},
+            {"points": points, "pad": pad, "seed": seed, "controls": controls},
+            {"method": method, "restarts": restarts},
         )
     figures = {
         name: {**curve.to_json(), "threshold": curve.threshold(tolerance)}
