@@ -280,7 +280,9 @@ def _redone(plan: Plan, inputs: Inputs) -> ScratchModel:
     # Plans of before blocks were kept together do not say how layers were paired.
     how = {"pairing": "layers", **plan.settings}
     what = "the plan is damaged: what its 'settings' say"
-    writing = convert(how, _Writing, what=what, error=AssemblyError, fix="use it as it was saved")
+    writing = convert(
+        how, _Writing, what=what, error=AssemblyError, fix="use the plan as it was saved"
+    )
     scratch = ScratchModel(inputs.graph)
     for step in plan.accepted:
         source = inputs.sources.get(step.number)

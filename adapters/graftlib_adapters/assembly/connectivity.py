@@ -276,8 +276,11 @@ class _Data:
 
     def __post_init__(self) -> None:
         check(AssemblyError, repair=(self.repair, bool))
-        fix = "use 'weights' or 'activations'"
-        check(AssemblyError, fix=fix, match_on=(self.match_on, MatchOn))
+        check(
+            AssemblyError,
+            fix="use 'weights' or 'activations'",
+            match_on=(self.match_on, MatchOn),
+        )
         if self.uses and (self.batches is None or iter(self.batches) is self.batches):
             raise AssemblyError(
                 f"{' and '.join(self.uses)} go through data, several times.",
