@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -61,10 +61,11 @@ class PendingTransfer:
         return [write for write in self.writes.values() if write.pending]
 
 
+@dataclass(eq=False)
 class AdapterRunner:
     """The adapter's module, its optimizer and its learning rate.
 
-    Args:
+    Attributes:
         options: of the adapter's own AdamW.
         seed: of the adapter's initial parameters; the global random state is not touched.
         transfers: of the whole training, for a cosine of the learning rate; None for a constant one.
@@ -72,22 +73,17 @@ class AdapterRunner:
         deterministic: attention by plain products, whose sums have one order.
     """
 
-    def __init__(
-        self,
-        adapter: Adapter,
-        plan: Plan,
-        options: AdapterOptimizer,
-        *,
-        seed: int,
-        transfers: int | None,
-        ranks: Ranks,
-        deterministic: bool,
-    ) -> None:
-        self.adapter, self.options, self.seed = adapter, options, seed
-        self.ranks, self.deterministic = ranks, deterministic
-        self.transfers = transfers
-        self.plan = plan
-        self.install(plan, *self.prepare(plan))
+    adapter: Adapter
+    plan: Plan
+    options: AdapterOptimizer
+    _: KW_ONLY
+    seed: int
+    transfers: int | None
+    ranks: Ranks
+    deterministic: bool
+
+    def __post_init__(self) -> None:
+        self.install(self.plan, *self.prepare(self.plan))
 
     def prepare(self, plan: Plan) -> tuple[nn.Module, AdamW | None]:
         """A new module for `plan`, on the CPU, and its optimizer (None: nothing to learn); nothing is changed.
