@@ -48,7 +48,7 @@ class Alignment:
         self, source_state: Mapping[str, Tensor], *, only: Container[str] | None = None
     ) -> Iterator[tuple[str, Tensor]]:
         """The same, one base tensor at a time; with `only` those of these names."""
-        for fqn, pairs in self._by_base().items():
+        for fqn, pairs in self.problem.by_base().items():
             if only is not None and fqn not in only:
                 continue
             moved: Tensor | None = None
@@ -97,19 +97,13 @@ class Alignment:
         return whole
 
     def _pairs(self, fqn: str) -> list[TensorPair]:
-        pairs = self._by_base().get(fqn)
+        pairs = self.problem.by_base().get(fqn)
         if not pairs:
             raise AssemblyError(
                 f"base tensor '{fqn}' has no source tensor.",
                 fix="look at print(alignment.problem)",
             )
         return pairs
-
-    def _by_base(self) -> dict[str, list[TensorPair]]:
-        by_base: dict[str, list[TensorPair]] = {}
-        for pair in self.problem.pairs:
-            by_base.setdefault(pair.base, []).append(pair)
-        return by_base
 
     def _transport(self, pair: TensorPair, tensor: Tensor) -> Tensor:
         turned = tensor.permute([axis.source_axis for axis in pair.axes])

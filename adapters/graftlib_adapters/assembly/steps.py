@@ -159,7 +159,7 @@ class Run:
         state = self.scratch.state
         how = (self.settings.solver, self.settings.seed, no_data)
         work = [
-            (one, {name: state[name] for name in one.paired.base_names}, *how)
+            (one, {name: state[name] for name in one.paired.problem.by_base()}, *how)
             for one in paired
             if one.paired is not None
         ]
