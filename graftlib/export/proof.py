@@ -130,7 +130,7 @@ def _gaps(ask: _Ask, runtime: Any, questions: Sequence[_Question]) -> list[_Gap]
     ]
 
 
-def session(path: Path, *, threads: int = 1) -> Any:
+def session(path: Path) -> Any:
     """An onnxruntime session on the CPU that keeps quiet.
 
     Raises:
@@ -138,8 +138,7 @@ def session(path: Path, *, threads: int = 1) -> Any:
     """
     runtime = onnx_library("onnxruntime")
     options = runtime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     try:
         return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

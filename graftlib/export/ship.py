@@ -283,14 +283,8 @@ def _small_file(file: Path, how: str, calls: Sequence[Any], folder: Path) -> Pat
 
 
 def _measured(twin: nn.Module, file: Path, example: Any, dynamic_batch: bool) -> Any:
-    return take_measurement(
-        file,
-        *example,
-        name=type(twin).__name__,
-        parameters=_parameter_count(twin),
-        size_bytes=sum(size for _, size in _files(file)),
-        dynamic_batch=dynamic_batch,
-    )
+    size = sum(size for _, size in _files(file))
+    return take_measurement(twin, file, example, size_bytes=size, dynamic_batch=dynamic_batch)
 
 
 def _report(
@@ -307,7 +301,7 @@ def _report(
         files=_files(file),
         sha256=_sha256(file),
         model=type(twin).__name__,
-        parameters=_parameter_count(twin),
+        parameters=sum(parameter.numel() for parameter in twin.parameters()),
         nodes=len(model.graph.node),
         opset=next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")),
         inputs=inputs,
@@ -349,10 +343,6 @@ def _data_of(file: Path) -> list[Path]:
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _parameter_count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _put_in_place(report: ExportReport, built: Path, place: Path, card_place: Path) -> None:

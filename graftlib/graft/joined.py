@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from ..graph import LayerGraph
-from ..match import unmatrix
 from .plan import Plan
 from .transfer import AdapterRunner, PendingTransfer, set_buffers
 
@@ -120,13 +119,7 @@ class _Reading(nn.Module):
 
     def forward(self) -> tuple[Tensor, ...]:
         values = dict(zip(self.tensors, self.values, strict=True))
-        device = values[self.plan.tensors[self.plan.targets[0]]].device
-        inputs = [m.to(device, self.dtype) for m in self.plan.views(values)]
-        for i, output in zip(self.plan.targets, self.adapter(inputs), strict=True):
-            tensor = self.plan.tensors[i]
-            into = values[tensor]
-            values[tensor] = unmatrix(
-                self.plan.parameters[i], output.to(into.device, into.dtype), into=into
-            )
+        inputs = [m.to(self.plan.device(values), self.dtype) for m in self.plan.views(values)]
+        written = self.plan.rewritten(values, self.adapter(inputs))
         target = self.plan.mapping.target.model
-        return tuple(values[tensor] for tensor in self.plan.written if tensor.model is target)
+        return tuple(written[tensor] for tensor in self.plan.written if tensor.model is target)

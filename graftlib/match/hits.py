@@ -198,17 +198,17 @@ def viewable(graph: LayerGraph) -> list[Parameter]:
     return found
 
 
-def alike(name: str, names: Sequence[str], *, n: int = 3) -> list[str]:
+def alike(name: str, names: Sequence[str]) -> list[str]:
     """The names most like `name`, best first; some name always, where there is one."""
     plain = re.sub(r"re:|[*?\\^$(){}\[\]|+]", "", name)
-    return closest(plain, names, n=n) or list(names[:1])
+    return closest(plain, names) or list(names[:1])
 
 
-def listed(names: Iterable[str], *, most: int = 6) -> str:
-    """Names in a row, the first `most` of them, and how many more there are."""
+def listed(names: Iterable[str]) -> str:
+    """Names in a row, the first six of them, and how many more there are."""
     names = [shown(name) for name in names]
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return ", ".join(names[:6]) + more
 
 
 def skipped_text(skipped: Mapping[str, int]) -> str:
