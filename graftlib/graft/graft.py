@@ -275,11 +275,13 @@ class Graft:
         Raises:
             GraftError: the file cannot be written.
         """
-        shown = Reported(
+        write_whole(path, page(self._reported()))
+        return Path(path)
+
+    def _reported(self) -> Reported:
+        return Reported(
             self.plan, self.cycle, self.history, self.step_count, self.skipped, self.fact_names
         )
-        write_whole(path, page(shown))
-        return Path(path)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs beside the models' and optimizers' own state: plain data and tensors.

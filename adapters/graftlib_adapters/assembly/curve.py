@@ -75,9 +75,7 @@ class Curve:
         first, last = self.losses[0], self.losses[-1]
         end = self.factors[-1]
         if not math.isfinite(last):
-            return (
-                math.inf
-            )  # an endless loss at the end makes the line endless: no height can be said
+            return math.inf  # the line is endless, too: no height can be said
         heights = [
             loss - ((1 - factor / end) * first + factor / end * last) if end and factor else 0.0
             for factor, loss in zip(self.factors, self.losses, strict=True)

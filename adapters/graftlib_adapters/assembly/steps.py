@@ -265,10 +265,11 @@ def _solved(
     """Align, and test where no data will; runs in a worker."""
     assert one.paired is not None
     alignment = one.paired.align(base, solver, seed=seed)
-    significance = (
-        permutation_test(one.paired, alignment, base, solver, seed=seed) if no_data else None
-    )
-    return replace(one, alignment=alignment, significance=significance)
+    aligned = replace(one, alignment=alignment)
+    if not no_data:
+        return aligned
+    result = permutation_test(one.paired, alignment, base, solver, seed=seed)
+    return replace(aligned, significance=result)
 
 
 def _highest(
@@ -291,10 +292,8 @@ def _largest(
     if best is None:
         why = f"no factor of {tried} tried keeps the score within {search.tolerance:g} of {now:.6g}"
         return _Candidate(None, 0.0, None, why)
-    why = (
-        f"the largest factor within {search.tolerance:g} of {now:.6g}: it scores {best.metric:.6g}"
-    )
-    return replace(best, reason=why)
+    kept = f"the largest factor within {search.tolerance:g} of {now:.6g}"
+    return replace(best, reason=f"{kept}: it scores {best.metric:.6g}")
 
 
 def _module_sets(paired: PairedSource, parts: Sequence[str]) -> Iterator[tuple[str, ...] | None]:

@@ -149,9 +149,8 @@ class ZooEntry:
     def _build(self) -> tuple[nn.Module, Args, Mapping[str, Any] | None]:
         with torch.device("meta"):
             built = self.factory()
-        model, args, kwargs = (
-            (*built, None, None)[:3] if isinstance(built, tuple) else (built, None, None)
-        )
+        parts = built if isinstance(built, tuple) else (built,)
+        model, args, kwargs = (*parts, None, None)[:3]
         if not isinstance(model, nn.Module):
             raise AssemblyError(
                 f"the factory of {self.name!a} gives a {type(model).__name__}, not a model.",
