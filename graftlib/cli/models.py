@@ -136,9 +136,8 @@ def _load_torchvision(
         options["weights_backbone"] = None  # the default would download it
     model = _build(lambda: models.get_model(found.rest, **options), device)
     default = models.get_model_weights(found.rest).DEFAULT
-    return Loaded(
-        found.rest, model, inputs.for_torchvision(family, default, request, device), {}, device
-    )
+    args = inputs.for_torchvision(family, default, request, device)
+    return Loaded(found.rest, model, args, {}, device)
 
 
 def _load_timm(found: ModelName, device: str, values: bool, request: inputs.InputRequest) -> Loaded:
@@ -161,13 +160,8 @@ def _load_folder(
         config.use_cache = False  # a cache object among the outputs is no tensor
     try:
         if has_weights and device != "meta":
-            model = kind.from_pretrained(
-                folder,
-                config=config,
-                use_safetensors=True,
-                local_files_only=True,
-                dtype=torch.float32,
-            ).to(device)
+            how = {"use_safetensors": True, "local_files_only": True, "dtype": torch.float32}
+            model = kind.from_pretrained(folder, config=config, **how).to(device)
         else:
             model = _build(lambda: kind(config), device)
     except Exception as error:

@@ -66,17 +66,15 @@ def find_model(name: str) -> ModelName:
 
 
 def _find_torchvision(rest: str) -> ModelName:
-    return ModelName(
-        "torchvision", _known(rest, _registered("torchvision", "vision"), "torchvision")
-    )
+    names = _registered("torchvision", "vision")
+    return ModelName("torchvision", _known(rest, names, "torchvision"))
 
 
 def _find_timm(rest: str) -> ModelName:
     # A pretrained tag after the dot (resnet18.a1_in1k) chooses a configuration, which keeps its own input size.
     names = _registered("timm", "timm")
-    return ModelName(
-        "timm", rest if rest.partition(".")[0] in names else _known(rest, names, "timm")
-    )
+    known = rest if rest.partition(".")[0] in names else _known(rest, names, "timm")
+    return ModelName("timm", known)
 
 
 @functools.cache
@@ -88,9 +86,8 @@ def _registered(library: str, extra: str) -> tuple[str, ...]:
     """
     spec = importlib.util.find_spec(library)
     if spec is None or not spec.submodule_search_locations:
-        raise MissingExtraError(
-            f"this needs {library}, which is not installed.", fix=f'pip install "graftlib[{extra}]"'
-        )
+        fix = f'pip install "graftlib[{extra}]"'
+        raise MissingExtraError(f"this needs {library}, which is not installed.", fix=fix)
     names = set()
     for file in Path(spec.submodule_search_locations[0], "models").rglob("*.py"):
         for entry in _REGISTERED.finditer(file.read_text("utf-8")):
