@@ -157,8 +157,9 @@ def optional(module: str, what: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        fix = f'pip install "graftlib[{extra}]"'
-        raise MissingExtraError(what, why=str(error), fix=fix) from error
+        raise MissingExtraError(
+            what, why=str(error), fix=f'pip install "graftlib[{extra}]"'
+        ) from error
 
 
 def shown(value: object, limit: int = 160) -> str:

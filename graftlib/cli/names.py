@@ -86,8 +86,9 @@ def _registered(library: str, extra: str) -> tuple[str, ...]:
     """
     spec = importlib.util.find_spec(library)
     if spec is None or not spec.submodule_search_locations:
-        fix = f'pip install "graftlib[{extra}]"'
-        raise MissingExtraError(f"this needs {library}, which is not installed.", fix=fix)
+        raise MissingExtraError(
+            f"this needs {library}, which is not installed.", fix=f'pip install "graftlib[{extra}]"'
+        )
     names = set()
     for file in Path(spec.submodule_search_locations[0], "models").rglob("*.py"):
         for entry in _REGISTERED.finditer(file.read_text("utf-8")):

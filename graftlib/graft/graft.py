@@ -168,8 +168,10 @@ class Graft:
                 fix="use either graft.follow(optimizer) or `with graft.step():`",
             )
         if self._followed:
-            fix = "call follow once, with all of them"
-            raise AttachError("this graft follows its optimizers already.", fix=fix)
+            raise AttachError(
+                "this graft follows its optimizers already.",
+                fix="call follow once, with all of them",
+            )
         check_optimizers(optimizers, self.plan)
         self._ready_to_train("follow", closure)
         for optimizer in optimizers:
@@ -395,8 +397,10 @@ class Graft:
     def _ready_to_train(self, verb: str, closure: object) -> None:
         """What `step` and `follow` need alike."""
         if not isinstance(closure, bool):
-            fix = f"graft.{verb}(..., closure=True)"
-            raise AttachError(f"closure={closure!r} is neither True nor False.", fix=fix)
+            raise AttachError(
+                f"closure={closure!r} is neither True nor False.",
+                fix=f"graft.{verb}(..., closure=True)",
+            )
         if torch.is_inference_mode_enabled():
             raise AttachError(
                 f"{verb}() was called inside torch.inference_mode, where nothing can be trained.",
@@ -407,20 +411,20 @@ class Graft:
 
     def _running(self) -> AdapterRunner:
         if self._runner is None:
-            fix = "attach(adapter, mapping) makes a new one"
-            raise AttachError("this graft was detached.", fix=fix)
+            raise AttachError(
+                "this graft was detached.", fix="attach(adapter, mapping) makes a new one"
+            )
         return self._runner
 
     def _write_if_due(self) -> None:
         """Perform the transfer before the coming step, unless that was decided already."""
         if self._resume is not None:
             self._redo(self._resume)
-        # Whether a transfer could be due if no unread step was skipped; until then the device is not asked.
-        end = self._steps.at_most + 1
-        if not self._steps.exact and not self.cycle.between(
-            self._decided + 1, end, self.total_steps
-        ):
-            return
+        if not self._steps.exact:
+            # Could a transfer be due if no unread step was skipped? Until then the device is not asked.
+            end = self._steps.at_most + 1
+            if not self.cycle.between(self._decided + 1, end, self.total_steps):
+                return
         step = self._steps.read()
         if self._decided == step:
             return
