@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import MatchError, shown
+from ..errors import MatchError, nearest, shown
 from ..graph.parameter import Parameter
 from ..progress import part, track
 from .hits import Filters, listed, viewable
@@ -28,10 +28,9 @@ from .views import matrix, matrix_shape
 if TYPE_CHECKING:
     from ..graph import LayerGraph
 
-__all__ = ["Measure", "Options", "assign", "find"]
+__all__ = ["Options", "assign", "find"]
 
-Measure = Literal["kind", "shape", "depth", "spectrum"]
-MEASURES = get_args(Measure)
+MEASURES = ("kind", "shape", "depth", "spectrum")
 _CONVOLUTIONS = ("conv", "depthwise", "grouped", "transposed_conv")
 _RELATED = 0.5  # similarity of two kinds of one family, such as conv and depthwise
 _UNIT = 1_000_000  # similarities are compared as millionths, so that equal ones are equal on every machine
@@ -64,6 +63,13 @@ class Options:
 
     def check(self) -> None:
         """Raise MatchError where the weights do not go with what is compared."""
+        for name in self.weights:
+            if name not in MEASURES:
+                raise MatchError(
+                    f"weights has no measure {shown(name)}.",
+                    near=nearest(name, MEASURES),
+                    fix="use weights for " + ", ".join(map(repr, MEASURES)),
+                )
         if "spectrum" in self.weights and not self.spectrum:
             raise MatchError(
                 "weights counts the spectrum, which is not compared.", fix="add spectrum=True"

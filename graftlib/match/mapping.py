@@ -153,7 +153,7 @@ class Mapping:
             limit=(limit, Positive | None),
             min_similarity=(min_similarity, Annotated[float, Meta(ge=0, le=1)]),
             spectrum=(spectrum, bool),
-            weights=(weights, dict[_auto.Measure, Annotated[float, Meta(ge=0, le=1e300)]] | None),
+            weights=(weights, dict[str, Annotated[float, Meta(ge=0, le=1e300)]] | None),
         )
         options = _auto.Options(
             kind,
