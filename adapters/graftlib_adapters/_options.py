@@ -22,9 +22,9 @@ def must_be(kind: Any, name: str, value: object, otherwise: str, fix: str) -> No
 
 
 def _plain(value: object) -> object:
-    """NumPy's floats, which are floats, as Python's."""
+    """NumPy's floats, which are floats, as Python's; those of a pair, too."""
     if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
+        return [float(each) if isinstance(each, float) else each for each in value]
     return float(value) if isinstance(value, float) else value
 
 

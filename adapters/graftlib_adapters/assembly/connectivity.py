@@ -188,6 +188,7 @@ class _Walk:
         given = self.given_factors
         self.factors = grid() if given is None else tuple(map(float, given))
         Curve(self.factors, self.factors)  # refuses what no curve has
+        self.seed = int(self.seed)
         self.source = _one(self.given, self.args, self.kwargs)
         self.graph = trace(self.base, self.args, self.kwargs)
 

@@ -54,7 +54,7 @@ class Curve:
     data: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        rising = self.factors[:1] == (0,) and all(a < b for a, b in pairwise(self.factors))
+        rising = [*self.factors[:1]] == [0] and all(a < b for a, b in pairwise(self.factors))
         if len(self.factors) != len(self.scores) or not rising:
             raise AssemblyError(
                 "a curve has one score for each factor, and factors that rise from 0.",

@@ -277,7 +277,8 @@ def _highest(
 ) -> _Candidate:
     """The highest metric; of equal ones the first, which has more modules and the smaller factor."""
     best = max(candidates, key=lambda c: c.metric or 0.0)
-    if not (best.metric or 0.0) > now + search.tolerance:
+    assert best.metric is not None  # as of all candidates here
+    if not best.metric > now + search.tolerance:
         over = f" by more than {search.tolerance:g}" if search.tolerance else ""
         why = f"the best of {tried} candidates scores {best.metric:.6g}, not above {now:.6g}{over}"
         return _Candidate(None, 0.0, best.metric, why)
