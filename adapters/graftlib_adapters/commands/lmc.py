@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from click import Choice
 
 from graftlib.cli.console import say, say_json, say_preview, working
 from graftlib.cli.names import find_model
-from graftlib.cli.options import Debug, Device, DryRun, Inputs, Json, ModelOptions, Seed
+from graftlib.cli.options import Debug, Device, DryRun, Inputs, Json, ModelOptions, Seed, one_of
 from graftlib.cli.steps import load_options
 
 from ..assembly.options import METHODS, PADS
@@ -57,7 +56,7 @@ def lmc(
         str,
         typer.Option(
             "--pad",
-            click_type=Choice(PADS),
+            callback=one_of(PADS),
             help="zero shrinks what reads nothing, keep leaves it.",
         ),
     ] = "zero",
@@ -74,7 +73,9 @@ def lmc(
     method: Annotated[
         str,
         typer.Option(
-            "--method", click_type=Choice(METHODS), help="How units are aligned, or a control."
+            "--method",
+            callback=one_of(METHODS),
+            help="How units are aligned: coordinate or frank-wolfe; or a control: identity, random, shrink.",
         ),
     ] = "coordinate",
     restarts: Annotated[
