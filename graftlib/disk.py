@@ -44,6 +44,13 @@ __all__ = [
 ]
 
 TEMPORARY = ".graftlib-tmp"
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -208,7 +215,11 @@ def _renamed(files: Sequence[tuple[Path | None, Path]], folders: dict[Path, Path
             old: Path | None = None
             if place.exists():
                 old = folders[place.parent] / f"old {number}"
-                _keep(place, old)
+                # A second name for the old file, so that its place is never empty; a copy where links are not known.
+                try:
+                    os.link(place, old)
+                except OSError:
+                    shutil.copy2(place, old)
             done.append((place, old))
             if file is None:
                 place.unlink(missing_ok=True)
@@ -226,14 +237,6 @@ def _renamed(files: Sequence[tuple[Path | None, Path]], folders: dict[Path, Path
         raise
 
 
-def _keep(place: Path, old: Path) -> None:
-    """A second name for the old file, so that its place is never empty; a copy where links are not known."""
-    try:
-        os.link(place, old)
-    except OSError:
-        shutil.copy2(place, old)
-
-
 @contextlib.contextmanager
 def scratch_folder(place: Path) -> Iterator[Path]:
     """A temporary folder beside the file `place`, on the same disk; it is gone afterwards.
@@ -244,12 +247,10 @@ def scratch_folder(place: Path) -> Iterator[Path]:
     remove_leftovers(place.parent)
     folder, lock = _temporary_name(place), None
     try:
-        while True:
-            folder.mkdir(mode=0o700)
-            lock = _lock(folder)
-            if lock is not None or folder.exists():
-                break
+        folder.mkdir(mode=0o700)
+        while (lock := _lock(folder)) is None and not folder.exists():
             folder = _temporary_name(place)
+            folder.mkdir(mode=0o700)
         yield folder
     finally:
         try:
@@ -409,19 +410,9 @@ def _text_of(path: str | os.PathLike[str]) -> str:
 
 def _require_regular(mode: int) -> None:
     if not stat.S_ISREG(mode):
-        raise OSError(errno.EISDIR, f"it is {_kind_of(mode)}, and no regular file")
+        kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+        raise OSError(errno.EISDIR, f"it is {kind}, and no regular file")
 
 
 def _reason(refusal: Exception) -> str:
     return getattr(refusal, "strerror", None) or str(refusal) or type(refusal).__name__
-
-
-def _kind_of(mode: int) -> str:
-    kinds = (
-        (stat.S_ISDIR, "a folder"),
-        (stat.S_ISFIFO, "a FIFO"),
-        (stat.S_ISSOCK, "a socket"),
-        (stat.S_ISCHR, "a device"),
-        (stat.S_ISBLK, "a device"),
-    )
-    return next((word for is_one, word in kinds if is_one(mode)), "something else")

@@ -233,14 +233,9 @@ def _inner(values: Any, kind: Any, at: str) -> Iterator[tuple[str, Any, Any]]:
         for key, value in values.items():
             yield f"{at}[{shown(key, 80)}]", value, arguments[1]
     elif origin in (list, tuple) and isinstance(values, list):
+        kinds = [each for each in arguments if each is not ...]
         for number, value in enumerate(values):
-            yield (
-                f"{at}[{number}]",
-                value,
-                arguments[min(number, len(arguments) - 1)]
-                if arguments[-1] is not ...
-                else arguments[0],
-            )
+            yield f"{at}[{number}]", value, kinds[min(number, len(kinds) - 1)]
 
 
 def _odd_names(values: dict[Any, Any], kind: type[msgspec.Struct]) -> Iterator[tuple[str, str]]:
@@ -283,17 +278,13 @@ _WORDS = {
 
 def _sentence(text: str, value: Any) -> str:
     """What msgspec says, in the words of a person who writes YAML, with the value."""
-    plain = re.sub(r"`(\w+)`", lambda word: _WORDS.get(word[1], word[1]), text)
     plain = re.sub(
         r"`([\w |]+)`",
         lambda words: " or ".join(_WORDS.get(word, word) for word in words[1].split(" | ")),
-        plain,
+        text,
     )
-    plain = (
-        plain
-        if value is None or isinstance(value, (str, int, float, list, dict))
-        else (f"{plain.partition(', got')[0]}, got {type(value).__name__}")
-    )
+    if value is not None and not isinstance(value, (str, int, float, list, dict)):
+        plain = f"{plain.partition(', got')[0]}, got {type(value).__name__}"
     scalar = isinstance(value, (str, int, float))
     return plain[:1].lower() + plain[1:] + (f": {shown(value, 80)}" if scalar else "")
 
@@ -307,14 +298,12 @@ def _from_json(data: bytes) -> Any:
     def refuse(word: str) -> Any:
         raise ValueError(f"{word} is no number of JSON")
 
-    return json.loads(data.decode("utf-8"), parse_constant=refuse, object_pairs_hook=_mapping_of)
+    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(values := dict(pairs)) < len(pairs):
+            raise ValueError("an object holds a name twice")
+        return values
 
-
-def _mapping_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        raise ValueError("an object holds a name twice")
-    return values
+    return json.loads(data.decode("utf-8"), parse_constant=refuse, object_pairs_hook=mapping)
 
 
 # --- YAML -----------------------------------------------------------------------------------------------------------
@@ -349,10 +338,8 @@ _Dumper.add_implicit_resolver(
 def _from_yaml(data: bytes) -> Any:
     text = data.decode("utf-8")
     loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    if re.search(
-        r"\\u[dD][89a-fA-F]", text
-    ):  # a lone surrogate in a name: the quick reader does not take it
-        loader = yaml.SafeLoader
+    if re.search(r"\\u[dD][89a-fA-F]", text):
+        loader = yaml.SafeLoader  # a lone surrogate in a name: the quick reader does not take it
     if loader is yaml.SafeLoader and len(text) > SLOW_BYTES:
         raise ValueError(f"it is too large: more than {SLOW_BYTES:,} letters")
     reader = _Events()
@@ -373,61 +360,49 @@ class _Events:
     """Puts the events of one document together; without recursion, so that nothing is too deep for it."""
 
     def __init__(self) -> None:
-        self.value: Any = None
-        self._documents = 0
-        self._open: list[dict[str, Any] | list[Any]] = []
-        self._keys: list[str | None] = []
+        self._document: list[Any] = []
+        self._open: list[Any] = [self._document]
+        self._names: list[str | None] = [None]  # of what comes next, in each that is open
+
+    @property
+    def value(self) -> Any:
+        return self._document[0] if self._document else None
 
     def take(self, event: Any) -> None:
-        if isinstance(event, yaml.DocumentStartEvent):
-            self._documents += 1
-            if self._documents > 1:
-                raise ValueError("there is a second document")
-        elif isinstance(event, yaml.AliasEvent):
+        if isinstance(event, yaml.DocumentStartEvent) and self._document:
+            raise ValueError("there is a second document")
+        if isinstance(event, yaml.AliasEvent):
             raise ValueError("aliases (*name) are not read; write the value out")
-        elif isinstance(event, yaml.CollectionEndEvent):
+        if isinstance(event, yaml.CollectionEndEvent):
             self._open.pop()
-            self._keys.pop()
+            self._names.pop()
         elif isinstance(event, yaml.NodeEvent):
             if event.tag is not None:  # type: ignore[attr-defined]
                 raise ValueError(f"tags ({shown(event.tag, 40)}) are not read")  # type: ignore[attr-defined]
             self._node(event)
 
     def _node(self, event: Any) -> None:
-        if isinstance(event, yaml.ScalarEvent):
-            if self._takes_key():
-                self._key(event.value)
-                return
-            self._add(_plain(event.value) if event.implicit[0] else event.value)
+        around, scalar = self._open[-1], isinstance(event, yaml.ScalarEvent)
+        if isinstance(around, dict) and self._names[-1] is None:
+            if not scalar:
+                raise ValueError("a name is text, not a list or a mapping")
+            if event.value in around:
+                raise ValueError(f"{shown(event.value, 80)} is there twice")
+            self._names[-1] = event.value
             return
-        if self._takes_key():
-            raise ValueError("a name is text, not a list or a mapping")
-        if len(self._open) >= DEEPEST:
+        if scalar:
+            value = _plain(event.value) if event.implicit[0] else event.value
+        elif len(self._open) > DEEPEST:
             raise ValueError(f"it is more than {DEEPEST} levels deep")
-        inner: dict[str, Any] | list[Any] = {} if isinstance(event, yaml.MappingStartEvent) else []
-        self._add(inner)
-        self._open.append(inner)
-        self._keys.append(None)
-
-    def _takes_key(self) -> bool:
-        return bool(self._open) and isinstance(self._open[-1], dict) and self._keys[-1] is None
-
-    def _key(self, name: str) -> None:
-        if name in self._open[-1]:
-            raise ValueError(f"{shown(name, 80)} is there twice")
-        self._keys[-1] = name
-
-    def _add(self, value: Any) -> None:
-        if not self._open:
-            self.value = value
-            return
-        last = self._open[-1]
-        if isinstance(last, list):
-            last.append(value)
-            return
-        name = self._keys[-1]
-        assert name is not None
-        last[name], self._keys[-1] = value, None
+        else:
+            value = {} if isinstance(event, yaml.MappingStartEvent) else []
+        if isinstance(around, dict):
+            around[self._names[-1]], self._names[-1] = value, None
+        else:
+            around.append(value)
+        if not scalar:
+            self._open.append(value)
+            self._names.append(None)
 
 
 def _plain(text: str) -> Any:

@@ -83,9 +83,6 @@ class GraftError(Exception):
         return self._near
 
     def __str__(self) -> str:
-        return self._text()
-
-    def _text(self) -> str:
         rows = [(label, str(thing)) for label, thing in self.where.items()]
         if self.why:
             rows.append(("why", self.why))
@@ -97,9 +94,8 @@ class GraftError(Exception):
         indent = " " * (width + 2)
         lines = [_bounded(self.what)]
         for label, text in _first(rows):
-            lines.append(
-                f"  {_cut(label, 80):<{width}}{_bounded(text)}".replace("\n", "\n" + indent)
-            )
+            line = f"  {_cut(label, 80):<{width}}{_bounded(text)}"
+            lines.append(line.replace("\n", "\n" + indent))
         return "\n".join(lines)
 
 
@@ -173,9 +169,7 @@ def shown(value: object, limit: int = 160) -> str:
     "'xx … x'"
     """
     if isinstance(value, str) and len(value) > limit:
-        value = (
-            value[:limit] + value[-limit:]
-        )  # the middle goes anyway, so it need not be written out
+        value = value[:limit] + value[-limit:]  # the middle goes anyway
     if isinstance(value, int) and value.bit_length() > 4 * limit:
         return f"a number of {value.bit_length()} bits"
     try:

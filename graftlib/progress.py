@@ -66,11 +66,6 @@ def bar(task: str, show: bool | None = None) -> Iterator[None]:
         TextColumn,
         TimeElapsedColumn,
     )
-    from rich.text import Text
-
-    class Percent(TaskProgressColumn):
-        def render(self, task: Task) -> Text:
-            return Text() if task.total is None else super().render(task)
 
     class Left(ProgressColumn):
         def render(self, task: Task) -> str:
@@ -80,7 +75,7 @@ def bar(task: str, show: bool | None = None) -> Iterator[None]:
     shown = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(20),
-        Percent(),
+        TaskProgressColumn(),
         TimeElapsedColumn(),
         Left(),
         TextColumn("{task.fields[note]}", markup=False),

@@ -257,7 +257,6 @@ def test_no_file_imports_our_own_by_a_string():
     ]
     assert calls == [
         "graftlib/cli/doctor.py: importlib.import_module(MODULES.get(distribution, distribution))",
-        "graftlib/cli/models.py: importlib.import_module(module)",
         "graftlib/disk.py: import_module('fcntl')",
         "graftlib/errors.py: importlib.import_module(module)",
         "graftlib/export/extras.py: importlib.import_module(name)",

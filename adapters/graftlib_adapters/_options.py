@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import msgspec
+
+from graftlib.arguments import Positive
 from graftlib.errors import GraftError, nearest
 
-__all__ = ["chosen", "flag", "whole_number"]
+__all__ = ["chosen", "flag", "must_be", "whole_number"]
+
+
+def must_be(kind: Any, name: str, value: object, otherwise: str, fix: str) -> None:
+    """GraftError, which says what `value` is `otherwise`, unless it is of `kind`: a type that msgspec knows."""
+    try:
+        msgspec.convert(_plain(value), kind)
+    except msgspec.ValidationError:
+        raise GraftError(f"{name}={value!r} {otherwise}", fix=fix, option=name) from None
+
+
+def _plain(value: object) -> object:
+    """NumPy's floats, which are floats, as Python's; those of a pair, too."""
+    if isinstance(value, (list, tuple)):
+        return [float(each) if isinstance(each, float) else each for each in value]
+    return float(value) if isinstance(value, float) else value
 
 
 def chosen(name: str, value: object, choices: Sequence[str]) -> None:
@@ -15,26 +34,17 @@ def chosen(name: str, value: object, choices: Sequence[str]) -> None:
         raise GraftError(
             f"{name}={value!r} is not a choice.",
             near=nearest(str(value), choices),
-            fix=f"{name} is one of " + ", ".join(repr(choice) for choice in choices),
+            fix=f"{name} is one of " + ", ".join(map(repr, choices)),
             option=name,
         )
 
 
 def whole_number(name: str, value: object) -> None:
     """GraftError unless `value` is an int of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise GraftError(
-            f"{name}={value!r} is not a whole number of at least 1.",
-            fix=f"give {name} an int from 1 on",
-            option=name,
-        )
+    otherwise = "is not a whole number of at least 1."
+    must_be(Positive, name, value, otherwise, f"give {name} an int from 1 on")
 
 
 def flag(name: str, value: object) -> None:
     """GraftError unless `value` is True or False."""
-    if not isinstance(value, bool):
-        raise GraftError(
-            f"{name}={value!r} is neither True nor False.",
-            fix=f"use {name}=True or {name}=False",
-            option=name,
-        )
+    must_be(bool, name, value, "is neither True nor False.", f"use {name}=True or {name}=False")

@@ -23,12 +23,7 @@ def kd(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -> Tensor:
         >>> float(kd(logits, logits + 3.0))         # a shift of all logits is no difference
         0.0
     """
-    teacher = teacher.detach()
-    soft = F.log_softmax(teacher / temperature, dim=1)
-    divergence = F.kl_div(
-        F.log_softmax(student / temperature, dim=1), soft, reduction="batchmean", log_target=True
-    )
-    return divergence * temperature**2
+    return _divergence(student / temperature, teacher.detach() / temperature) * temperature**2
 
 
 def rkd(student: Tensor, teacher: Tensor, *, distance: float = 25.0, angle: float = 50.0) -> Tensor:
@@ -67,12 +62,7 @@ def dkd(
     """
     student, teacher = student / temperature, teacher.detach() / temperature
     target = _binary_divergence(student, teacher, labels)
-    others = F.kl_div(
-        F.log_softmax(_without(student, labels), dim=1),
-        F.log_softmax(_without(teacher, labels), dim=1),
-        reduction="batchmean",
-        log_target=True,
-    )
+    others = _divergence(_without(student, labels), _without(teacher, labels))
     return (alpha * target + beta * others) * temperature**2
 
 
@@ -121,12 +111,7 @@ def tf_kd(
     classes = student.shape[1]
     teacher = torch.full_like(student, (1 - confidence) / (classes - 1), requires_grad=False)
     teacher = teacher.scatter(1, labels[:, None], confidence)
-    return F.kl_div(
-        F.log_softmax(student, dim=1),
-        F.log_softmax(teacher / temperature, dim=1),
-        reduction="batchmean",
-        log_target=True,
-    )
+    return _divergence(student, teacher / temperature)
 
 
 def uskd(
@@ -162,6 +147,12 @@ def uskd(
     others = -(_zipf(score) * F.log_softmax(rest, dim=1)).sum(1).mean()
     own = F.cross_entropy(weak, labels, label_smoothing=0.1)
     return alpha * target + beta * others + mu * own
+
+
+def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher || student) of the softmax of logits, mean over the batch."""
+    ours, theirs = (F.log_softmax(logits, dim=1) for logits in (student, teacher))
+    return F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
 
 
 def _zipf(score: Tensor) -> Tensor:

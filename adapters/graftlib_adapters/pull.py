@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from graftlib import Mapping
+from graftlib.arguments import Share
 from graftlib.errors import GraftError
 from graftlib.graft import Adapter, Link, LinkedMatrix
 from graftlib.match import Pair, matrix, unmatrix
 
-from ._options import chosen
+from ._options import chosen, must_be
 from .assembly import Alignment, align, problem
 from .assembly.transplanting import largest
 
@@ -57,12 +58,8 @@ class AlignedPull(Adapter):
                 why="which units belong together is read from the two models, not from single matrices",
                 fix="attach(AlignedPull(mapping), mapping)",
             )
-        if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share <= 1:
-            raise GraftError(
-                f"share={share!r} is no share of the way.",
-                fix="give a number above 0 and at most 1, for example share=0.5",
-                option="share",
-            )
+        fix = "give a number above 0 and at most 1, for example share=0.5"
+        must_be(Share, "share", share, "is no share of the way.", fix)
         chosen("units", units, ("largest", "matched"))
         self.mapping, self.share, self.units = mapping, float(share), units
 

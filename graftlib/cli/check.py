@@ -6,7 +6,7 @@ import typer
 
 from . import options
 from .console import say, say_json, working
-from .steps import load_options, plan, see
+from .steps import begin, see
 
 __all__ = ["check"]
 
@@ -23,10 +23,7 @@ def check(
 
     Example: graftlib check torchvision:resnet18
     """
-    asked = load_options(shared)
-    if shared.dry_run:
-        plan(shared, "check", [model])
-        return
+    asked = begin(shared, "check", [model])
     graph = see(model, **asked)
     with working(f"checking {model}"):
         from ..graph.axes import frozen_shares

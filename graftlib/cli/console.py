@@ -19,7 +19,7 @@ import typer
 
 from ..progress import bar
 
-__all__ = ["complain", "printable", "say", "say_json", "shown", "working"]
+__all__ = ["complain", "printable", "say", "say_json", "say_preview", "working"]
 
 _UNPRINTABLE = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -33,15 +33,6 @@ def printable(text: str) -> str:
     conv\x1b[31m
     """
     return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
-
-
-def shown(name: str, limit: int = 240) -> str:
-    """A name from outside as an error message quotes it: printable, quoted, at most `limit` characters.
-
-    >>> shown("x" * 100, limit=5)
-    "'xxxxx…'"
-    """
-    return ascii(name) if len(name) <= limit else f"'{ascii(name[:limit])[1:-1]}…'"
 
 
 def say(thing: object) -> None:
@@ -61,6 +52,23 @@ def say_json(thing: object) -> None:
     """
     value = json.loads(thing) if isinstance(thing, str) else thing
     typer.echo(json.dumps(_plain(value), indent=2, ensure_ascii=True, allow_nan=False))
+
+
+def say_preview(headline: str, facts: Mapping[str, Any], *, as_json: bool) -> None:
+    """Say what a command would do.
+
+    Args:
+        headline: in words.
+        facts: as JSON has them; in words are those under ``sources``, ``executes`` and ``writes``.
+        as_json: whether to print the facts.
+    """
+    if as_json:
+        say_json(facts)
+        return
+    say(headline)
+    for verb, key in (("read", "sources"), ("execute", "executes"), ("write", "writes")):
+        for path in facts.get(key, ()):
+            say(f"would {verb} {path}")
 
 
 def _plain(value: Any) -> Any:

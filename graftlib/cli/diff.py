@@ -10,7 +10,7 @@ import typer
 
 from . import options
 from .console import say, say_json, working
-from .steps import load_options, plan, see_both
+from .steps import begin, load_options, see_both
 
 __all__ = ["diff"]
 
@@ -42,11 +42,8 @@ def diff(
     """
     if show and output is None:
         raise typer.BadParameter("there is no page without --output", param_hint="--open")
-    asked = load_options(shared)
+    asked = begin(shared, "diff", [source, target], output)
     others = load_options(shared.other())
-    if shared.dry_run:
-        plan(shared, "diff", [source, target], output)
-        return
     left, right = see_both(source, target, asked, others)
     with working("comparing"):
         from ..view.compare import diff as compare

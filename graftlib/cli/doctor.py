@@ -34,12 +34,7 @@ def doctor(as_json: options.Json = False, debug: options.Debug = False) -> None:
     Example: graftlib doctor --json
     """
     with working("looking around"):
-        found: dict[str, Any] = {
-            "versions": _versions(),
-            "devices": _devices(),
-            "threads": _threads(),
-            "extras": extras(),
-        }
+        found: dict[str, Any] = {**_machine(), "extras": extras()}
     with working("smoke test"):
         found["smoke"] = {"trace": _timed(_trace)}
         if found["extras"].get("onnx", {}).get("ready"):
@@ -83,34 +78,31 @@ def _state(distribution: str) -> dict[str, str | None]:
     return {"state": "ready", "version": number}
 
 
-def _versions() -> dict[str, str]:
+def _machine() -> dict[str, Any]:
+    """Versions, devices and threads."""
     import torch
 
-    return {
-        "graftlib": version("graftlib"),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "executable": sys.executable,
-    }
-
-
-def _devices() -> list[dict[str, Any]]:
-    import torch
-
-    found: list[dict[str, Any]] = [
+    devices: list[dict[str, Any]] = [
         {"device": "cpu", "name": platform.machine(), "memory_bytes": None}
     ]
     for i in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(i)
-        found.append({"device": f"cuda:{i}", "name": card.name, "memory_bytes": card.total_memory})
-    return found
-
-
-def _threads() -> dict[str, int]:
-    import torch
-
-    return {"intra_op": torch.get_num_threads(), "inter_op": torch.get_num_interop_threads()}
+        facts = {"device": f"cuda:{i}", "name": card.name, "memory_bytes": card.total_memory}
+        devices.append(facts)
+    return {
+        "versions": {
+            "graftlib": version("graftlib"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "executable": sys.executable,
+        },
+        "devices": devices,
+        "threads": {
+            "intra_op": torch.get_num_threads(),
+            "inter_op": torch.get_num_interop_threads(),
+        },
+    }
 
 
 def _timed(step: Callable[[], str]) -> dict[str, Any]:
@@ -154,10 +146,8 @@ def _print(found: dict[str, Any]) -> None:
         say(f"{name:<12}{number}")
     for device in found["devices"]:
         memory = device["memory_bytes"]
-        say(
-            f"{device['device']:<12}{device['name']}"
-            + (f", {memory / 2**30:.0f} GiB" if memory else "")
-        )
+        size = f", {memory / 2**30:.0f} GiB" if memory else ""
+        say(f"{device['device']:<12}{device['name']}{size}")
     threads = found["threads"]
     say(f"{'threads':<12}{threads['intra_op']} within an op, {threads['inter_op']} between ops")
     for extra, facts in found["extras"].items():

@@ -10,7 +10,7 @@ import typer
 from . import options
 from .console import say, say_json, working
 from .names import find_model
-from .steps import load, load_options, plan
+from .steps import begin, load
 
 __all__ = ["export"]
 
@@ -44,10 +44,7 @@ def export(
         raise typer.BadParameter(
             "an export needs values, the meta device holds none", param_hint="--device"
         )
-    asked = load_options(shared)
-    if shared.dry_run:
-        plan(shared, "export", [model, *([source] if source else [])], output)
-        return
+    asked = begin(shared, "export", [model, *([source] if source else [])], output)
     if source is not None:
         find_model(source)
     loaded = load(model, values=True, **asked)

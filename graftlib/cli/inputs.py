@@ -99,11 +99,10 @@ def _given(main: str, accepted: list[str], request: InputRequest, device: str) -
     if not request.shapes:
         return {}
     tokens = request.dtype is None and main == "input_ids"
-    first = plain(
-        InputRequest(request.shapes[:1], torch.int64 if tokens else request.dtype), (), device
-    )
-    rest = [_tensor(shape, request.dtype, device) for shape in request.shapes[1:]]
-    return dict(zip([main, *accepted], [*first, *rest], strict=False))
+    first, *rest = request.shapes
+    tensors = [_tensor(first, torch.int64 if tokens else request.dtype, device)]
+    tensors += [_tensor(shape, request.dtype, device) for shape in rest]
+    return dict(zip([main, *accepted], tensors, strict=False))
 
 
 def _tokens(config: Any, device: str) -> Tensor:

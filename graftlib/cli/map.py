@@ -9,7 +9,7 @@ import typer
 
 from . import options
 from .console import say, say_json, working
-from .steps import load_options, plan, see_both
+from .steps import begin, load_options, see_both
 
 __all__ = ["map_models"]
 
@@ -41,11 +41,8 @@ def map_models(
     rules = [tuple(link.partition("=")[::2]) for link in links or ()]
     if not all(all(rule) for rule in rules):
         raise typer.BadParameter("write SOURCE=TARGET", param_hint="--link")
-    asked = load_options(shared)
+    asked = begin(shared, "map", [source, target], output)
     others = load_options(shared.other())
-    if shared.dry_run:
-        plan(shared, "map", [source, target], output)
-        return
     left, right = see_both(source, target, asked, others)
     with working("pairing"):
         from ..match import Mapping

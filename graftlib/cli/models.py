@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib
 import importlib.util
 import inspect
 import sys
@@ -24,13 +23,12 @@ import torch
 from torch import nn
 
 from .._torch_private import pytree
-from ..errors import CheckpointError, GraftError, MissingExtraError, ModelNameError
+from ..errors import CheckpointError, GraftError, ModelNameError, optional, shown
 from . import inputs
-from .console import shown
 from .names import ModelName, find_model
 from .weights import load_weights
 
-__all__ = ["Loaded", "execute", "folder_factory", "load_model", "require"]
+__all__ = ["Loaded", "execute", "folder_factory", "load_model", "pretrained", "require"]
 
 
 @dataclass(frozen=True)
@@ -52,16 +50,10 @@ class Loaded:
     device: str = "cpu"
 
 
-def require(module: str, extra: str) -> ModuleType:
+def require(module: str, extra: str) -> Any:
     """An optional library, or a `MissingExtraError` that names the extra it comes with."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise MissingExtraError(
-            f"this needs {module.partition('.')[0]}, which cannot be imported.",
-            why=str(error),
-            fix=f'pip install "graftlib[{extra}]"',
-        ) from error
+    library = module.partition(".")[0]
+    return optional(module, f"this needs {library}, which cannot be imported.", extra)
 
 
 # ----------------------------------------------------------------------------------------- loading
@@ -98,7 +90,8 @@ def load_model(
     found = find_model(name)
     if weights is not None and device == "auto":
         device = "cpu"
-    _check_device(device)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise GraftError("there is no CUDA device here.", fix="use --device cpu, or --device auto")
     torch.manual_seed(seed)
     with _quiet():
         loaded = _LOADERS[found.library](found, device, values, _request(shapes, dtype))
@@ -109,11 +102,6 @@ def load_model(
 
 def _request(shapes: Sequence[tuple[int, ...]], dtype: str | None) -> inputs.InputRequest:
     return inputs.InputRequest(tuple(shapes), getattr(torch, dtype) if dtype else None)
-
-
-def _check_device(device: str) -> None:
-    if device == "cuda" and not torch.cuda.is_available():
-        raise GraftError("there is no CUDA device here.", fix="use --device cpu, or --device auto")
 
 
 @contextlib.contextmanager
@@ -148,9 +136,8 @@ def _load_torchvision(
         options["weights_backbone"] = None  # the default would download it
     model = _build(lambda: models.get_model(found.rest, **options), device)
     default = models.get_model_weights(found.rest).DEFAULT
-    return Loaded(
-        found.rest, model, inputs.for_torchvision(family, default, request, device), {}, device
-    )
+    args = inputs.for_torchvision(family, default, request, device)
+    return Loaded(found.rest, model, args, {}, device)
 
 
 def _load_timm(found: ModelName, device: str, values: bool, request: inputs.InputRequest) -> Loaded:
@@ -173,13 +160,8 @@ def _load_folder(
         config.use_cache = False  # a cache object among the outputs is no tensor
     try:
         if has_weights and device != "meta":
-            model = kind.from_pretrained(
-                folder,
-                config=config,
-                use_safetensors=True,
-                local_files_only=True,
-                dtype=torch.float32,
-            ).to(device)
+            how = {"use_safetensors": True, "local_files_only": True, "dtype": torch.float32}
+            model = kind.from_pretrained(folder, config=config, **how).to(device)
         else:
             model = _build(lambda: kind(config), device)
     except Exception as error:
@@ -221,28 +203,28 @@ def folder_factory(
     return factory, kwargs
 
 
+def pretrained(kind: str, folder: Path) -> Any:
+    """What a class of transformers reads from a folder; nothing is fetched, no code of the folder runs."""
+    reader = getattr(require("transformers", "hf"), kind)
+    return reader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
 def _kind_of(folder: Path) -> tuple[Any, Any]:
     """The class of a folder's model, and its config."""
     transformers = require("transformers", "hf")
     try:
-        config = transformers.AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+        config = pretrained("AutoConfig", folder)
     except Exception as error:  # JSON, validation and unknown kinds each raise their own
         raise CheckpointError(
             f"{shown(str(folder / 'config.json'))} cannot be used.", why=str(error)
         ) from error
-    return _hf_class(transformers, config), config
-
-
-def _hf_class(transformers: ModuleType, config: Any) -> Any:
-    """The class that `config.architectures` names, if transformers has it as a model; else AutoModel's choice."""
+    # The class that the config names, if transformers has it as a model; else AutoModel's choice.
     named = (config.architectures or [None])[0]
     kind = getattr(transformers, named, None) if isinstance(named, str) else None
     if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel):
-        return kind
+        return kind, config
     try:
-        return transformers.AutoModel._model_mapping[type(config)]
+        return transformers.AutoModel._model_mapping[type(config)], config
     except KeyError:
         raise ModelNameError(
             f"transformers has no model class {shown(str(named))} for {shown(str(config.model_type))}.",

@@ -15,8 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import MissingExtraError, ModelNameError, nearest
-from .console import shown
+from ..errors import MissingExtraError, ModelNameError, nearest, shown
 
 __all__ = ["FORMS", "ModelName", "find_model", "parse_shape"]
 
@@ -67,17 +66,15 @@ def find_model(name: str) -> ModelName:
 
 
 def _find_torchvision(rest: str) -> ModelName:
-    return ModelName(
-        "torchvision", _known(rest, _registered("torchvision", "vision"), "torchvision")
-    )
+    names = _registered("torchvision", "vision")
+    return ModelName("torchvision", _known(rest, names, "torchvision"))
 
 
 def _find_timm(rest: str) -> ModelName:
     # A pretrained tag after the dot (resnet18.a1_in1k) chooses a configuration, which keeps its own input size.
     names = _registered("timm", "timm")
-    return ModelName(
-        "timm", rest if rest.partition(".")[0] in names else _known(rest, names, "timm")
-    )
+    known = rest if rest.partition(".")[0] in names else _known(rest, names, "timm")
+    return ModelName("timm", known)
 
 
 @functools.cache

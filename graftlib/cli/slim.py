@@ -11,7 +11,7 @@ from ..slim.names import BUDGETS, FROM_DATA, IMPORTANCES, RANKINGS
 from . import options
 from .console import complain, say, say_json, working
 from .names import find_model
-from .steps import load, load_options, plan
+from .steps import begin, load
 
 __all__ = ["slim"]
 
@@ -127,10 +127,7 @@ def slim(
                 param_hint=option,
             )
     limits = dict(map(_parsed, budget))
-    asked = load_options(shared)
-    if shared.dry_run:
-        plan(shared, "slim", [model], output)
-        return
+    asked = begin(shared, "slim", [model], output)
     chosen: dict[str, Any] = {
         "budget": limits,
         "keep": keep or (),

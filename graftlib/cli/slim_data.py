@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, GraftError, MissingExtraError
-from .console import shown
-from .models import Loaded, require
+from ..errors import CheckpointError, GraftError, MissingExtraError, shown
+from .models import Loaded, pretrained, require
 from .names import ModelName
 
 __all__ = ["batches_of"]
@@ -103,33 +102,23 @@ def _transform(name: ModelName, loaded: Loaded) -> Callable[[Any], Tensor]:
     """From an image to what the model takes, as its library does it before evaluation."""
     if name.library == "torchvision":
         models = require("torchvision.models", "vision")
-        transform: Callable[[Any], Tensor] = models.get_model_weights(
-            name.rest
-        ).DEFAULT.transforms()
+        weights = models.get_model_weights(name.rest).DEFAULT
+        transform: Callable[[Any], Tensor] = weights.transforms()
         return transform
     if name.library == "timm":
         timm = require("timm.data", "timm")
         transform = timm.create_transform(**timm.resolve_model_data_config(loaded.model))
         return transform
     if name.library == "hf":
-        try:
-            processor = require("transformers", "hf").AutoImageProcessor.from_pretrained(
-                name.path, local_files_only=True, trust_remote_code=False
-            )
-        except MissingExtraError:
-            raise
-        except Exception as error:  # JSON, validation and unknown kinds each raise their own
-            raise _no_processor(name, "image processor", error) from error
-        return lambda image: _first(processor, image)
+        processor = _processor(name, "AutoImageProcessor", "image processor")
+        first: Callable[[Any], Tensor] = lambda image: (  # noqa: E731
+            processor(image, return_tensors="pt")["pixel_values"][0]
+        )
+        return first
     raise GraftError(
         f"{shown(str(name))} does not say how images become its inputs.",
         fix="give the tensors that it takes: a .npz, .safetensors or .pt file of arrays, samples first",
     )
-
-
-def _first(processor: Any, image: Any) -> Tensor:
-    pixels: Tensor = processor(image, return_tensors="pt")["pixel_values"][0]
-    return pixels
 
 
 # Arrays ---------------------------------------------------------------------------------------------------------------
@@ -209,14 +198,7 @@ def _texts(files: Sequence[Path], name: ModelName, samples: int) -> Iterator[Bat
             f"{shown(str(name))} has no tokenizer.",
             fix="give its inputs as a .npz, .safetensors or .pt file, or a model as hf:FOLDER",
         )
-    try:
-        tokenizer = require("transformers", "hf").AutoTokenizer.from_pretrained(
-            name.path, local_files_only=True, trust_remote_code=False
-        )
-    except MissingExtraError:
-        raise
-    except Exception as error:  # JSON, validation and unknown kinds each raise their own
-        raise _no_processor(name, "tokenizer", error) from error
+    tokenizer = _processor(name, "AutoTokenizer", "tokenizer")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     try:
         lines = [line for path in files for line in path.read_text("utf-8").splitlines()]
@@ -232,12 +214,18 @@ def _texts(files: Sequence[Path], name: ModelName, samples: int) -> Iterator[Bat
         yield (), dict(batch)
 
 
-def _no_processor(name: ModelName, what: str, error: Exception) -> GraftError:
-    return CheckpointError(
-        f"{shown(str(name.path))} holds no {what} that can be used.",
-        why=f"{type(error).__name__}: {str(error)[:200]}",
-        fix="add its files to the folder, or give the inputs as a .npz, .safetensors or .pt file",
-    )
+def _processor(name: ModelName, kind: str, what: str) -> Any:
+    """What transformers reads from the model's folder beside the model."""
+    try:
+        return pretrained(kind, name.path or Path())
+    except MissingExtraError:
+        raise
+    except Exception as error:  # JSON, validation and unknown kinds each raise their own
+        raise CheckpointError(
+            f"{shown(str(name.path))} holds no {what} that can be used.",
+            why=f"{type(error).__name__}: {str(error)[:200]}",
+            fix="add its files to the folder, or give the inputs as a .npz, .safetensors or .pt file",
+        ) from error
 
 
 def _unreadable(path: Path, error: Exception) -> GraftError:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from .console import say, say_json, working
+from .console import say, say_json, say_preview, working
 from .names import find_model, parse_shape
 from .options import DTYPES, Device, ModelOptions, known
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..graph import LayerGraph
     from .models import Loaded
 
-__all__ = ["load", "load_options", "plan", "see", "see_both"]
+__all__ = ["begin", "load", "load_options", "see", "see_both"]
 
 
 def load_options(shared: ModelOptions) -> dict[str, Any]:
@@ -81,8 +81,17 @@ def see(name: str, **asked: Any) -> LayerGraph:
         return trace_model(loaded.model, loaded.args, loaded.kwargs)
 
 
-def plan(shared: ModelOptions, verb: str, names: list[str], output: Path | None = None) -> None:
-    """Check that the names exist and say what would be done; nothing is built, run or written."""
+def begin(
+    shared: ModelOptions, verb: str, names: list[str], output: Path | None = None
+) -> dict[str, Any]:
+    """See `load_options`. A dry run checks that the names exist, says what would be done, and ends here.
+
+    Raises:
+        typer.Exit: it was a dry run; nothing is built, run or written.
+    """
+    asked = load_options(shared)
+    if not shared.dry_run:
+        return asked
     found = [find_model(name) for name in names]
     would: dict[str, Any] = {
         "dry_run": True,
@@ -93,11 +102,11 @@ def plan(shared: ModelOptions, verb: str, names: list[str], output: Path | None 
         "writes": str(output) if output else None,
         "overwrites": output is not None and output.exists(),
     }
+    headline = f"would {verb} {' and '.join(map(str, found))} (device: {shared.device.value})"
     if shared.as_json:
         say_json(would)
-        return
-    say(f"would {verb} {' and '.join(map(str, found))} (device: {shared.device.value})")
-    for path in would["executes"]:
-        say(f"would execute {path}")
-    if output is not None:
-        say(f"would {'overwrite' if output.exists() else 'write'} {output}")
+    else:
+        say_preview(headline, {"executes": would["executes"]}, as_json=False)
+        if output is not None:
+            say(f"would {'overwrite' if output.exists() else 'write'} {output}")
+    raise typer.Exit

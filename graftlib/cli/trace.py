@@ -10,7 +10,7 @@ import typer
 from ..disk import write_whole
 from . import options
 from .console import say, say_json
-from .steps import load_options, plan, see
+from .steps import begin, see
 
 __all__ = ["trace"]
 
@@ -33,10 +33,7 @@ def trace(
     """
     if output is not None and output.suffix not in (".json", ".graphml"):
         raise typer.BadParameter("write to a .json or a .graphml file", param_hint="--output")
-    asked = load_options(shared)
-    if shared.dry_run:
-        plan(shared, "trace", [model], output)
-        return
+    asked = begin(shared, "trace", [model], output)
     graph = see(model, **asked)
     if output is not None:
         if output.suffix == ".json":

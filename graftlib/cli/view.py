@@ -10,7 +10,7 @@ import typer
 from ..errors import TraceError
 from . import options
 from .console import complain, say, say_json, working
-from .steps import load, load_options, plan, see, see_both
+from .steps import begin, load, load_options, see, see_both
 
 __all__ = ["view"]
 
@@ -51,11 +51,8 @@ def view(
         raise typer.BadParameter("give --mapping or --auto, not both", param_hint="--auto")
     if target is None and (mapping is not None or auto):
         raise typer.BadParameter("a mapping needs a second model", param_hint="TARGET")
-    asked = load_options(shared)
+    asked = begin(shared, "view", [source, *([target] if target else [])], output)
     others = load_options(shared.other())
-    if shared.dry_run:
-        plan(shared, "view", [source, *([target] if target else [])], output)
-        return
     try:
         if target is None:
             left, right = see(source, **asked), None

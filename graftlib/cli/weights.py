@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, nearest
-from .console import shown
+from ..errors import CheckpointError, nearest, shown
 
 __all__ = ["load_weights", "read_weights"]
 

@@ -18,7 +18,12 @@ def require_onnx() -> None:
     Raises:
         MissingExtraError: one of them is not installed; `.missing` names all that are not.
     """
-    missing = [name for name in LIBRARIES if not _importable(name)]
+    missing = []
+    for name in LIBRARIES:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            missing.append(name)
     if missing:
         raise MissingExtraError(
             f"exporting to ONNX needs {' and '.join(missing)}.",
@@ -31,11 +36,3 @@ def require_onnx() -> None:
 def onnx_library(name: str) -> Any:
     """One of the three, untyped: their stubs differ from release to release."""
     return importlib.import_module(name)
-
-
-def _importable(name: str) -> bool:
-    try:
-        importlib.import_module(name)
-    except ImportError:
-        return False
-    return True

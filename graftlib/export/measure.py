@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..errors import ExportError
 from ..graph.tensors import tensor_leaves
@@ -22,38 +23,30 @@ from .report import Measurement
 
 __all__ = ["measure"]
 
+SECONDS = "1.0"  # about how long to time, wall clock
+
 
 def measure(
-    path: Path,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    *,
-    name: str,
-    parameters: int,
-    size_bytes: int,
-    dynamic_batch: bool,
-    seconds: float = 1.0,
+    model: nn.Module, path: Path, example: Any, *, size_bytes: int, dynamic_batch: bool
 ) -> Measurement:
     """Time the file at batch 1 (at the example's own batch where it is fixed), one thread.
 
     Args:
+        model: that was exported; not run.
         path: the ONNX file; its folder takes a temporary file with the inputs.
-        args: example arguments.
-        kwargs: example keyword arguments.
-        name: of the model, for the report.
-        parameters: of the model, for the report.
-        size_bytes: of the file, for the report.
+        example: (args, kwargs).
+        size_bytes: of the file and its data.
         dynamic_batch: whether the file takes another batch than the example's.
-        seconds: about how long to time, wall clock.
 
     Raises:
         ExportError: the process failed; the reason is its last line.
     """
-    question = draw((args, kwargs), 1 if dynamic_batch else None, torch.Generator().manual_seed(0))
+    question = draw(example, 1 if dynamic_batch else None, torch.Generator().manual_seed(0))
     inputs = path.with_name(path.name + ".inputs.npz")
     np.savez(inputs, *(tensor.numpy() for tensor in tensor_leaves(question)))
     # -P: the script's own folder stays off sys.path, where its neighbours would hide libraries of their names.
-    command = [sys.executable, "-P", stopwatch.__file__, str(path), str(inputs), str(seconds)]
+    command = [sys.executable, "-P", stopwatch.__file__, str(path), str(inputs), SECONDS]
+    name = type(model).__name__
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     except subprocess.TimeoutExpired as error:
@@ -66,7 +59,7 @@ def measure(
         )
     return Measurement(
         name=name,
-        parameters=parameters,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
         size_bytes=size_bytes,
         batch=batch_of(question) or 0,
         threads=1,

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import ExportError
 from ..graph.tensors import output_tensors, replaced, tensor_leaves
@@ -26,7 +27,8 @@ from .report import Comparison
 __all__ = ["TOLERANCES", "compare", "prove", "session", "tolerance_for"]
 
 _Question = tuple[tuple[Any, ...], dict[str, Any]]
-_Ask = Callable[[_Question], list[np.ndarray[Any, Any]]]
+_Array = np.ndarray[Any, Any]
+_Ask = Callable[[_Question], list[_Array]]
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
@@ -75,11 +77,12 @@ def prove(
     """
     runtime = session(path)
     questions = [*_questions(args, kwargs, batch_sizes, seed)]
-    gaps = _gaps(lambda question: _ask_torch(model, question), runtime, questions)
+    gaps = _gaps(partial(_ask_torch, model), runtime, questions)
     comparison = _summary(gaps)
     if not comparison.max_rel <= tolerance:
         worst = max(gaps, key=lambda gap: gap.max_rel)
         name = runtime.get_outputs()[worst.output].name
+        roomy = f"{2 * worst.max_rel:.0e}" if math.isfinite(worst.max_rel) else "..."
         raise ExportError(
             f"onnxruntime answers differently from {type(model).__name__}; nothing was written.",
             where={
@@ -89,8 +92,7 @@ def prove(
             },
             why="the model draws random numbers in eval mode, depends on state the file does not carry, or an op "
             "is computed differently",
-            fix="make model.eval() deterministic, or accept it with "
-            f"export_onnx(..., tolerance={_roomy(worst.max_rel)})",
+            fix=f"make model.eval() deterministic, or accept it with export_onnx(..., tolerance={roomy})",
             comparison=comparison,
         )
     return comparison
@@ -111,11 +113,11 @@ def compare(
     Raises:
         ExportError: as `prove`, but for answers that differ.
     """
-    if isinstance(reference, nn.Module):
-        ask: _Ask = lambda question: _ask_torch(reference, question)  # noqa: E731
-    else:
-        other = session(reference)
-        ask = lambda question: _ask_runtime(other, question)  # noqa: E731
+    ask: _Ask = (
+        partial(_ask_torch, reference)
+        if isinstance(reference, nn.Module)
+        else partial(_ask_runtime, session(reference))
+    )
     asked = [*_questions(args, kwargs, batch_sizes, seed)] if calls is None else calls
     return _summary(_gaps(ask, session(path), asked))
 
@@ -128,7 +130,7 @@ def _gaps(ask: _Ask, runtime: Any, questions: Sequence[_Question]) -> list[_Gap]
     ]
 
 
-def session(path: Path, *, threads: int = 1) -> Any:
+def session(path: Path) -> Any:
     """An onnxruntime session on the CPU that keeps quiet.
 
     Raises:
@@ -136,8 +138,7 @@ def session(path: Path, *, threads: int = 1) -> Any:
     """
     runtime = onnx_library("onnxruntime")
     options = runtime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     try:
         return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -151,16 +152,14 @@ def session(path: Path, *, threads: int = 1) -> Any:
 
 def _questions(
     args: tuple[Any, ...], kwargs: dict[str, Any], batch_sizes: Sequence[int | None], seed: int
-) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+) -> Iterator[_Question]:
     generator = torch.Generator().manual_seed(seed)
     yield args, kwargs
     for batch in batch_sizes:
         yield draw((args, kwargs), batch, generator)
 
 
-def _ask_torch(
-    model: nn.Module, question: tuple[tuple[Any, ...], dict[str, Any]]
-) -> list[np.ndarray[Any, Any]]:
+def _ask_torch(model: nn.Module, question: _Question) -> list[_Array]:
     # Clones: a forward that writes into its inputs must not change what the runtime is asked.
     args, kwargs = replaced(question, [tensor.clone() for tensor in tensor_leaves(question)])
     try:
@@ -173,12 +172,11 @@ def _ask_torch(
             fix="export_onnx(..., dynamic_batch=False) if its batch is fixed, or batch_sizes=(...) that it takes",
             model=type(model).__name__,
         ) from error
-    return [_array(tensor) for tensor in output_tensors(answer)]
+    tensors = [tensor.detach() for tensor in output_tensors(answer)]
+    return [(t.float() if t.dtype == torch.bfloat16 else t).numpy() for t in tensors]
 
 
-def _ask_runtime(
-    runtime: Any, question: tuple[tuple[Any, ...], dict[str, Any]]
-) -> list[np.ndarray[Any, Any]]:
+def _ask_runtime(runtime: Any, question: _Question) -> list[_Array]:
     asked = [tensor.numpy() for tensor in tensor_leaves(question)]
     names = [entry.name for entry in runtime.get_inputs()]
     if len(asked) != len(names):
@@ -197,17 +195,7 @@ def _ask_runtime(
         ) from error
 
 
-def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
-    tensor = tensor.detach()
-    wide: np.ndarray[Any, Any] = (
-        tensor.float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
-    )
-    return wide
-
-
-def _compare(
-    wanted: list[np.ndarray[Any, Any]], given: list[np.ndarray[Any, Any]], batch: int
-) -> list[_Gap]:
+def _compare(wanted: list[_Array], given: list[_Array], batch: int) -> list[_Gap]:
     if len(wanted) != len(given):
         raise ExportError(
             f"the model answers with {len(wanted)} tensors, the exported one with {len(given)}.",
@@ -226,9 +214,7 @@ def _compare(
     return gaps
 
 
-def _difference(
-    ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any], index: int
-) -> tuple[float, float]:
+def _difference(ours: _Array, theirs: _Array, index: int) -> tuple[float, float]:
     """(absolute, relative to the largest finite magnitude); infinite where only one side is finite."""
     if ours.size == 0:
         return 0.0, 0.0
@@ -239,30 +225,27 @@ def _difference(
             f"output {index} of the model holds no finite number, so nothing can be compared.",
             fix="pass example inputs that the model answers with finite numbers",
         )
-    if (
-        not np.array_equal(a[~finite], b[~finite], equal_nan=True)
-        or not np.isfinite(b[finite]).all()
-    ):
+    alike = np.array_equal(a[~finite], b[~finite], equal_nan=True) and np.isfinite(b[finite]).all()
+    if not alike:
         return math.inf, math.inf
     largest = float(np.abs(a[finite] - b[finite]).max())
     scale = float(np.abs(a[finite]).max())
     return largest, (largest / scale if scale else (0.0 if largest == 0 else math.inf))
 
 
-def _cosine(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any]) -> float:
+def _cosine(ours: _Array, theirs: _Array) -> float:
     """Of all elements as one vector, what is not finite left out; 1.0 for two of zeros."""
     a, b = (np.nan_to_num(x.astype(np.float64).ravel(), posinf=0, neginf=0) for x in (ours, theirs))
     norms = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float(a @ b) / norms if norms else float(np.array_equal(a, b))
 
 
-def _same_top(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any]) -> tuple[int, int]:
+def _same_top(ours: _Array, theirs: _Array) -> tuple[int, int]:
     """(rows with the same largest class, rows); (0, 0) for what does not look like logits."""
     if ours.ndim < 2 or not np.issubdtype(ours.dtype, np.floating):
         return 0, 0
-    axis = (
-        1 if ours.ndim == 4 else -1
-    )  # a dense prediction keeps its classes where a picture keeps channels
+    # A dense prediction keeps its classes where a picture keeps channels.
+    axis = 1 if ours.ndim == 4 else -1
     if ours.shape[axis] < 2 or ours.size == 0:
         return 0, 0
     same = np.nan_to_num(ours).argmax(axis) == np.nan_to_num(theirs).argmax(axis)
@@ -281,7 +264,3 @@ def _summary(gaps: list[_Gap]) -> Comparison:
         rows=rows,
         batch_sizes=tuple(sorted({gap.batch for gap in gaps})),
     )
-
-
-def _roomy(difference: float) -> str:
-    return f"{2 * difference:.0e}" if math.isfinite(difference) else "..."

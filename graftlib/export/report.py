@@ -185,24 +185,18 @@ class ExportReport:
     def _proof(self) -> str:
         c = self.comparison
         sizes = ", ".join(map(str, c.batch_sizes))
-        text = (
+        return (
             f"largest difference {c.max_abs:.2e} absolute, {c.max_rel:.2e} relative "
             f"(allowed {self.tolerance:.0e}), batch sizes {sizes}"
-        )
-        if c.top1 is not None:
-            text += f"\ntop-1 agreement {100 * c.top1:.2f} % of {c.rows:,} rows"
-        return text
+        ) + (f"\n{_top(c)}" if c.rows else "")
 
     def _int8(self) -> str:
         assert self.quantized is not None
         pairs = (("PyTorch", self.quantized.torch), ("the floats", self.quantized.floats))
-        lines = [f"{_times(self.quantized.float_bytes, self.size_bytes)} smaller than in floats"]
+        times = f"{self.quantized.float_bytes / self.size_bytes:.2f}x"
+        lines = [f"{times} smaller than in floats"]
         for name, c in pairs:
-            top = (
-                ""
-                if c.top1 is None
-                else f", top-1 agreement {100 * c.top1:.2f} % of {c.rows:,} rows"
-            )
+            top = f", {_top(c)}" if c.rows else ""
             lines.append(f"against {name}: cosine {c.cosine:.4f}, {c.max_rel:.2e} relative{top}")
         return "\n".join(lines)
 
@@ -212,23 +206,14 @@ class ExportReport:
         name = f"target, {self.quantized.how}" if self.quantized else "target"
         files = [("source", self.source), ("target", floats), (name, self.target)]
         known = [(name, file) for name, file in files if file is not None]
-        head = [
-            "",
-            "parameters",
-            "file",
-            "median",
-            "p90",
-            "more memory",
-            "share of the file, of the time",
-        ]
-        lines, first = [head], known[0][1]
+        several, first = len(known) > 1, known[0][1]
+        head = ["", "parameters", "file", "median", "p90", "more memory"]
+        lines = [[*head, "share of the file, of the time" if several else ""]]
         for name, m in known:
             shares = f"{m.size_bytes / first.size_bytes:.3f}, {m.median_ms / first.median_ms:.3f}"
             times = [f"{m.median_ms:.3g} ms", f"{m.p90_ms:.3g} ms"]
             counts = [f"{m.parameters:,}", _bytes(m.size_bytes), *times, _bytes(m.memory_bytes)]
-            lines.append([name, *counts, shares if len(known) > 1 else ""])
-        if len(known) == 1:
-            head[-1] = ""
+            lines.append([name, *counts, shares if several else ""])
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         return "\n".join(
             "  ".join([line[0].ljust(widths[0]), *(map(str.rjust, line[1:], widths[1:]))]).rstrip()
@@ -249,8 +234,8 @@ def _specs(specs: tuple[TensorSpec, ...]) -> str:
     return shown if len(specs) <= 8 else f"{shown}\nand {len(specs) - 8} more"
 
 
-def _times(larger: float, smaller: float) -> str:
-    return f"{larger / smaller:.2f}x" if smaller else "infinitely"
+def _top(comparison: Comparison) -> str:
+    return f"top-1 agreement {100 * (comparison.top1 or 0):.2f} % of {comparison.rows:,} rows"
 
 
 def _bytes(size: float) -> str:

@@ -128,7 +128,8 @@ def export_onnx(
             fix="give data=[batch, ...], a few batches, or quantize='int8'",
         )
     require_onnx()
-    place, card_place = _places(path)
+    place = destination(path, error=ExportError)
+    card_place = destination(place.with_suffix(".card.json"), error=ExportError)
     path = Path(path)
     example = _example(args, kwargs)
     other = _example(
@@ -174,16 +175,6 @@ def export_onnx(
     return report
 
 
-def _places(path: str | os.PathLike[str]) -> tuple[Path, Path]:
-    """Where the model goes and where its card would go, links followed.
-
-    Raises:
-        ExportError: one of them names no regular file, or is in a folder that does not exist.
-    """
-    place = destination(path, error=ExportError)
-    return place, destination(place.with_suffix(".card.json"), error=ExportError)
-
-
 def _example(
     args: tuple[Any, ...] | torch.Tensor, kwargs: Mapping[str, Any] | None
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -227,16 +218,13 @@ def _build(
 ) -> Path:
     program = convert(twin, *example, dynamic_batch=dynamic_batch, opset=opset)
     program.model.metadata_props.update(metadata or {})
-    beside = _weight_bytes(twin) > ONE_FILE
-    _write_program(program, file, external_data=beside)
+    stored = [*twin.parameters(), *twin.buffers()]
+    beside = sum(t.numel() * t.element_size() for t in stored) > ONE_FILE
+    program.save(str(file), external_data=beside)
     if beside:
         _name_data(file)
     _check(file)
     return file
-
-
-def _write_program(program: Any, file: Path, *, external_data: bool) -> None:
-    program.save(str(file), external_data=external_data)
 
 
 def _name_data(file: Path) -> None:
@@ -295,14 +283,8 @@ def _small_file(file: Path, how: str, calls: Sequence[Any], folder: Path) -> Pat
 
 
 def _measured(twin: nn.Module, file: Path, example: Any, dynamic_batch: bool) -> Any:
-    return take_measurement(
-        file,
-        *example,
-        name=type(twin).__name__,
-        parameters=_parameter_count(twin),
-        size_bytes=sum(size for _, size in _files(file)),
-        dynamic_batch=dynamic_batch,
-    )
+    size = sum(size for _, size in _files(file))
+    return take_measurement(twin, file, example, size_bytes=size, dynamic_batch=dynamic_batch)
 
 
 def _report(
@@ -319,7 +301,7 @@ def _report(
         files=_files(file),
         sha256=_sha256(file),
         model=type(twin).__name__,
-        parameters=_parameter_count(twin),
+        parameters=sum(parameter.numel() for parameter in twin.parameters()),
         nodes=len(model.graph.node),
         opset=next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")),
         inputs=inputs,
@@ -363,14 +345,6 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _parameter_count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _weight_bytes(model: nn.Module) -> int:
-    return sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
-
-
 def _put_in_place(report: ExportReport, built: Path, place: Path, card_place: Path) -> None:
     """The rename of the model is what counts: its data have a name of their own, and no card stands beside it then.
 
@@ -378,11 +352,9 @@ def _put_in_place(report: ExportReport, built: Path, place: Path, card_place: Pa
     """
     data = _data_of(built)
     names = {file.name for file in data}
-    stale = [
-        file
-        for file in _data_of(place)
-        if file.name not in names and file.is_file() and _is_named_by_content(file)
-    ]
+    old = [file for file in _data_of(place) if file.name not in names and file.is_file()]
+    # Only what an export of ours wrote: the name holds the beginning of its own SHA-256.
+    stale = [file for file in old if file.name.split(".")[-2] == _sha256(file)[:DIGITS]]
     moves: list[tuple[Path | bytes | None, Path]] = [
         *((file, place.with_name(file.name)) for file in data),
         *([(None, card_place)] if report.card is not None or _is_card(card_place) else []),
@@ -401,11 +373,6 @@ def _is_card(file: Path) -> bool:
         return "sha256" in json.loads(file.read_text("utf-8"))
     except (OSError, ValueError, TypeError, RecursionError):
         return False
-
-
-def _is_named_by_content(file: Path) -> bool:
-    """Whether an export of ours wrote this data file: its name holds the beginning of its own SHA-256."""
-    return file.name.split(".")[-2] == _sha256(file)[:DIGITS]
 
 
 @contextlib.contextmanager

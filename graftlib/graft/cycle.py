@@ -45,15 +45,9 @@ class TransferCycle:
     stop: int | float | None = None
 
     def __post_init__(self) -> None:
-        values = {name: getattr(self, name) for name in _Values.__struct_fields__}
-        convert(
-            values,
-            _Values,
-            what="the TransferCycle",
-            error=AttachError,
-            fix="TransferCycle(every=4, offset=0, start=800, stop=0.8): steps are whole numbers, a float is a share "
-            "of training",
-        )
+        steps = "steps are whole numbers, a float is a share of training"
+        fix = f"TransferCycle(every=4, offset=0, start=800, stop=0.8): {steps}"
+        convert(vars(self), _Values, what="the TransferCycle", error=AttachError, fix=fix)
         if type(self.start) is type(self.stop) and self.stop is not None and self.stop < self.start:
             raise AttachError(
                 f"stop={self.stop} precedes start={self.start}: nothing would ever transfer.",

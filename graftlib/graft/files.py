@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
@@ -19,13 +18,12 @@ from torch import Tensor
 from ..disk import destination, make_folder, place_all, unwritable, write_whole
 from ..documents import Record, convert
 from ..errors import CheckpointError, shown
-from .plan import Plan
 from .ranks import fingerprint
+from .registry import Attached
 
 __all__ = [
     "CARD",
     "NAME",
-    "Saved",
     "bound",
     "load",
     "packed",
@@ -52,24 +50,6 @@ _DAMAGED = (
 HEADER = "graftlib"
 
 
-class Saved(Protocol):
-    """What is asked of a `Graft` here."""
-
-    plan: Plan
-
-    def settled(self) -> AbstractContextManager[Any]:
-        """See `Graft.settled`."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """See `Graft.state_dict`."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `Graft.load_state_dict`."""
-        ...
-
-
 class _Bound(Record):
     """A graft's state, and the fingerprints of the settled weights that it was taken beside."""
 
@@ -77,13 +57,13 @@ class _Bound(Record):
     weights: dict[str, int]
 
 
-def bound(graft: Saved) -> dict[str, Any]:
+def bound(graft: Attached) -> dict[str, Any]:
     """The graft's state, bound to the settled weights that it was taken beside. Every rank takes part."""
     with graft.settled():
         return {"graft": graft.state_dict(), "weights": _weights(graft)}
 
 
-def take_up(graft: Saved, state: dict[str, Any], *, where: str) -> None:
+def take_up(graft: Attached, state: dict[str, Any], *, where: str) -> None:
     """Go on from a `bound` state, once the models and optimizers are loaded.
 
     Raises:
@@ -115,7 +95,7 @@ def save(state: dict[str, Any], path: Path) -> None:
     write_whole(path, to_bytes(tensors, {HEADER: text}), error=CheckpointError)
 
 
-def save_folder(graft: Saved, folder: str | os.PathLike[str]) -> Path:
+def save_folder(graft: Attached, folder: str | os.PathLike[str]) -> Path:
     """Write `NAME` and a card that says what it is, together or not at all. See `Graft.save`."""
     text, tensors = packed(state := bound(graft))
     home = make_folder(folder, error=CheckpointError)
@@ -152,7 +132,7 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: there is no such file, or it is damaged or foreign.
     """
-    if not _is_file(path):
+    if not os.path.isfile(path):  # noqa: PTH113 - False, too, for what can be no path
         raise CheckpointError(
             f"the checkpoint has no state of the graft: {str(path)!r} does not exist.",
             why="the run was stopped while it saved, or it was saved without the graft",
@@ -172,13 +152,6 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise CheckpointError(f"{str(path)!r} holds no graft's state.", fix="save it again")
     return state
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
 
 
 def packed(state: Any) -> tuple[str, dict[str, Tensor]]:
@@ -229,14 +202,14 @@ def unpacked(text: str, tensors: dict[str, Tensor]) -> Any:
     return rich(json.loads(text))
 
 
-def pending(graft: Saved) -> bool:
+def pending(graft: Attached) -> bool:
     """Whether the models hold a write now that no optimizer step has consumed."""
     now = _weights(graft)
     with graft.settled():
         return now != _weights(graft)
 
 
-def _weights(graft: Saved) -> dict[str, int]:
+def _weights(graft: Attached) -> dict[str, int]:
     """Fingerprints of the linked tensors; a sharded one has none, since each process holds its part only."""
     linked = dict.fromkeys(graft.plan.tensors)
     return {t.name: int(fingerprint(t.local())) for t in linked if not t.sharded}

@@ -18,7 +18,7 @@ import math
 import os
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -34,6 +34,7 @@ from ..disk import write_whole
 from ..errors import AttachError, CheckpointError, GraftError, TransferError, optional
 from . import files, registry
 from .cycle import TransferCycle
+from .followed import Once, check_optimizers
 from .history import Transfer
 from .joined import JoinedGraph, joined, spliced
 from .linked import AbandonedWrites, LinkedTensor, TransferWarning, Write, in_place, owns
@@ -45,7 +46,7 @@ from .state import Counts, Resume, restored, state_of
 from .step_counter import StepCounter
 from .transfer import AdapterRunner, PendingTransfer
 
-__all__ = ["Graft", "TransferWarning", "check_optimizers"]
+__all__ = ["Graft", "TransferWarning"]
 
 
 class Graft:
@@ -82,7 +83,7 @@ class Graft:
         self._steps = StepCounter(plan.counted)
         self._verified = 0  # the step at which the ranks were compared last
         self._closures = False
-        self._once: _Once | None = None
+        self._once: Once | None = None
         self.fact_names = runner.fact_names()
         self._runner: AdapterRunner | None = runner
         self._pending: PendingTransfer | None = None
@@ -93,9 +94,8 @@ class Graft:
         self._handles: list[RemovableHandle] = []
         self._resume: Resume | None = None
         self._inside = False  # of `with graft.step():`
-        self._stepping: Optimizer | None = (
-            None  # between its two hooks; what it steps inside is its own affair
-        )
+        # Between its two hooks; what it steps inside is its own affair.
+        self._stepping: Optimizer | None = None
         self._missed = MissedSteps(plan)
         self._abandoned = AbandonedWrites()
         weakref.finalize(self, self._abandoned.settle).atexit = False
@@ -294,24 +294,18 @@ class Graft:
                 torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(),
                             "graft": graft.state_dict()}, path)
         """
-        runner, step = self._running(), self.step_count
+        runner = self._running()
         counts = Counts(
-            step=step,
+            step=self.step_count,
             decided=self._decided,
             updates=self._updates,
             skipped=self.skipped,
             skipped_in_a_row=self._skipped_in_a_row,
         )
         pending = self._pending if self.pending else None
-        return state_of(
-            self.plan,
-            runner,
-            counts,
-            self._steps.stepped,
-            self.history,
-            pending,
-            self._resume,
-        ).to_dict()
+        stepped = self._steps.stepped
+        state = state_of(self.plan, runner, counts, stepped, self.history, pending, self._resume)
+        return state.to_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken; load the models and optimizers first, and `follow` afterwards.
@@ -426,8 +420,11 @@ class Graft:
         """Perform the transfer before the coming step, unless that was decided already."""
         if self._resume is not None:
             self._redo(self._resume)
-        if not (self._steps.exact or self._may_be_due()):
-            return
+        if not self._steps.exact:
+            # Could a transfer be due if no unread step was skipped? Until then the device is not asked.
+            end = self._steps.at_most + 1
+            if not self.cycle.between(self._decided + 1, end, self.total_steps):
+                return
         step = self._steps.read()
         if self._decided == step:
             return
@@ -438,11 +435,6 @@ class Graft:
         if self.cycle.transfers(step, self.total_steps):
             self._finish()
             self._transfer()
-
-    def _may_be_due(self) -> bool:
-        """Whether a transfer could be due if no unread step was skipped; until then the device is not asked."""
-        end = self._steps.at_most + 1
-        return self.cycle.between(self._decided + 1, end, self.total_steps) > 0
 
     def _replicated(self) -> dict[str, Tensor]:
         """What must be the same on every rank: the linked tensors, unless sharded, and the adapter."""
@@ -495,15 +487,6 @@ class Graft:
             return None
         return self._before_step(optimizer, args, kwargs)
 
-    def _is_foreign(self, optimizer: Optimizer) -> bool:
-        """Whether a step of this optimizer should have been counted, if it steps what is written.
-
-        Before `follow`, and between two `step` blocks with nothing pending, anybody may train the target.
-        """
-        if self._stepping is not None or optimizer in self._followed:
-            return False
-        return bool(self._followed) or self.pending
-
     def _is_inner(self, optimizer: Optimizer) -> bool:
         """Whether this is the optimizer inside another one that is stepping now, for the same parameters."""
         outer = self._stepping
@@ -516,7 +499,10 @@ class Graft:
         if self._inside:
             if self._stepping is optimizer:
                 self._after_step(optimizer)
-        elif self._is_foreign(optimizer):
+            return
+        # Before `follow`, and between two `step` blocks with nothing pending, anybody may train the target.
+        watching = self._stepping is None and (bool(self._followed) or self.pending)
+        if watching and optimizer not in self._followed:
             self._missed.foreign_step(optimizer, list(self._followed))
 
     def _before_step(
@@ -538,7 +524,7 @@ class Graft:
                 fix="compute loss.backward() before optimizer.step(), or pass closure=True to follow() or step() where "
                 "the closure is evaluated once and before the update",
             )
-        self._once = once = _Once(lambda: self._before_update(optimizer))
+        self._once = once = Once(lambda: self._before_update(optimizer))
         return tuple(map(once.around, args)), {k: once.around(v) for k, v in kwargs.items()}
 
     def _before_update(self, optimizer: Optimizer) -> None:
@@ -646,75 +632,6 @@ class Graft:
                     why="the model's parameters were replaced after follow()",
                     fix="graft.detach(), make a new optimizer over model.parameters(), attach and follow that",
                 )
-
-
-def check_optimizers(optimizers: Iterable[Optimizer], plan: Plan) -> None:
-    """Refuse optimizers that a graft cannot live with, or that leave a written parameter unstepped.
-
-    Raises:
-        AttachError: see `Graft.follow`.
-    """
-    optimizers = list(optimizers)
-    if len({id(optimizer) for optimizer in optimizers}) < len(optimizers):
-        raise AttachError(
-            "follow() was passed one optimizer twice.",
-            why="each of its steps would be counted twice",
-            fix="graft.follow(optimizer)",
-        )
-    if not optimizers:
-        raise AttachError(
-            "follow() needs the optimizer that steps the target.", fix="graft.follow(optimizer)"
-        )
-    for optimizer in optimizers:
-        if not isinstance(optimizer, Optimizer):
-            raise AttachError(
-                f"follow() takes torch optimizers, not {type(optimizer).__name__}.",
-                fix="pass the torch.optim.Optimizer inside it, often `.optimizer`",
-            )
-        if isinstance(optimizer, LBFGS):
-            raise AttachError(
-                "LBFGS evaluates the loss inside its step, so a write cannot last one step.",
-                fix="use an optimizer without a closure, such as SGD or AdamW",
-            )
-        if not any(owns(optimizer, tensor) for tensor in plan.written):
-            raise AttachError(
-                f"this {type(optimizer).__name__} steps none of the parameters that the graft writes.",
-                where={"written": ", ".join(tensor.name for tensor in plan.written)},
-                fix="pass the optimizer made from the target's parameters, after any .to() that replaced them",
-            )
-    for tensor in plan.written:
-        if not any(owns(optimizer, tensor) for optimizer in optimizers):
-            raise AttachError(
-                f"no optimizer passed to follow() steps '{tensor.name}'.",
-                why="what the graft writes must be trained, or the adapter would never be updated from it",
-                fix="pass its optimizer too, unfreeze it, or link only in the other direction",
-            )
-
-
-class _Once:
-    """Does `then` after a closure, and lets it be evaluated once only."""
-
-    def __init__(self, then: Callable[[], None]) -> None:
-        self.then, self.calls = then, 0
-
-    def around(self, value: Any) -> Any:
-        """`value`, wrapped where it is a closure."""
-        if not callable(value):
-            return value
-
-        def evaluated(*args: Any, **kwargs: Any) -> Any:
-            self.calls += 1
-            if self.calls > 1:
-                raise TransferError(
-                    "the optimizer evaluated its closure twice in one step.",
-                    why="a write must last from one forward pass to one update",
-                    fix="use an optimizer that evaluates the loss once, such as SGD or AdamW",
-                )
-            answer = value(*args, **kwargs)
-            self.then()
-            return answer
-
-        return evaluated
 
 
 def _warn(text: str) -> None:

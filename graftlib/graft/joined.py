@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from ..graph import LayerGraph
-from ..match import unmatrix
 from .plan import Plan
 from .transfer import AdapterRunner, PendingTransfer, set_buffers
 
@@ -61,15 +60,10 @@ def joined(plan: Plan) -> JoinedGraph:
     for i, link in enumerate(plan.links):
         node = f"adapter:{i}"
         graph.add_node(node, link=link.name)
-        graph.add_edge(
-            _layer(plan, link.source), node, parameter=plan.parameters[link.source].address
-        )
-        graph.add_edge(
-            _layer(plan, link.target), node, parameter=plan.parameters[link.target].address
-        )
-        graph.add_edge(
-            node, _layer(plan, link.target), parameter=plan.parameters[link.target].address
-        )
+        for position in (link.source, link.target):
+            address = plan.parameters[position].address
+            graph.add_edge(_layer(plan, position), node, parameter=address)
+        graph.add_edge(node, _layer(plan, link.target), parameter=address)
     return JoinedGraph(source, target, graph)
 
 
@@ -117,22 +111,15 @@ class _Reading(nn.Module):
         target = plan.mapping.target.model
         self.names = [tensor.fqn for tensor in plan.written if tensor.model is target]
         device = plan.tensors[plan.targets[0]].read().device
-        self.adapter = (
-            deepcopy(runner.module).eval().to(device)
-        )  # it follows at its first transfer otherwise
+        # Of a graft that has not transferred yet it is on the CPU still.
+        self.adapter = deepcopy(runner.module).eval().to(device)
         if pending is not None and pending.pending:
             # The pending transfer was made from the state before it; so is this one.
             set_buffers(self.adapter, pending.buffers)
 
     def forward(self) -> tuple[Tensor, ...]:
         values = dict(zip(self.tensors, self.values, strict=True))
-        device = values[self.plan.tensors[self.plan.targets[0]]].device
-        inputs = [m.to(device, self.dtype) for m in self.plan.views(values)]
-        for i, output in zip(self.plan.targets, self.adapter(inputs), strict=True):
-            tensor = self.plan.tensors[i]
-            into = values[tensor]
-            values[tensor] = unmatrix(
-                self.plan.parameters[i], output.to(into.device, into.dtype), into=into
-            )
+        inputs = [m.to(self.plan.device(values), self.dtype) for m in self.plan.views(values)]
+        written = self.plan.rewritten(values, self.adapter(inputs))
         target = self.plan.mapping.target.model
-        return tuple(values[tensor] for tensor in self.plan.written if tensor.model is target)
+        return tuple(written[tensor] for tensor in self.plan.written if tensor.model is target)

@@ -132,16 +132,8 @@ class LinkedTensor:
             return part
         from torch.distributed.tensor import DTensor
 
-        spread = DTensor.from_local(
-            part,
-            live.device_mesh,
-            live.placements,
-            run_check=False,
-            shape=live.shape,
-            stride=live.stride(),
-        )
-        gathered: Tensor = spread.full_tensor()
-        return gathered
+        size: Any = {"run_check": False, "shape": live.shape, "stride": live.stride()}
+        return DTensor.from_local(part, live.device_mesh, live.placements, **size).full_tensor()
 
     def put(self, part: Tensor, *, versioned: bool = True) -> None:
         """Write this process's `part` in place, outside autograd; the parameter object stays the same.
@@ -235,11 +227,19 @@ class Write:
 
         A model that was cast or moved since gets them in its new dtype, on its new device.
         """
-        if not self.in_place():
-            self._warn_of_a_cast()
-            return False
-        self._put_settled(versioned=versioned)
-        return True
+        if self.in_place():
+            self._put_settled(versioned=versioned)
+            return True
+        live = self.tensor.local()
+        if live.dtype != self.settled.dtype:
+            warnings.warn(
+                f"'{self.tensor.name}' was cast from {self.settled.dtype} to {live.dtype} and changed while a "
+                "transfer that was not trained on was written to it: it stays as it is, the weights before the "
+                "transfer are lost",
+                TransferWarning,
+                stacklevel=3,
+            )
+        return False
 
     def _put_settled(self, *, versioned: bool = True) -> None:
         if self.changed:
@@ -263,17 +263,6 @@ class Write:
                 return True
         return False
 
-    def _warn_of_a_cast(self) -> None:
-        live = self.tensor.local()
-        if live.dtype == self.settled.dtype:
-            return
-        warnings.warn(
-            f"'{self.tensor.name}' was cast from {self.settled.dtype} to {live.dtype} and changed while a transfer "
-            "that was not trained on was written to it: it stays as it is, the weights before the transfer are lost",
-            TransferWarning,
-            stacklevel=4,
-        )
-
     def before_step(self, optimizer: Optimizer, *, in_place: bool) -> None:
         """Just before the optimizer steps: keep the gradient where it is the signal, take a probe back."""
         if self.by_gradient:
@@ -292,29 +281,24 @@ class Write:
             self._gradient = None
             self.write()
             return
-        if self.by_gradient:
-            self.signal = (
-                torch.zeros_like(self.settled) if self._gradient is None else self._gradient
-            )
+        if not self.by_gradient:
+            self.signal = (self.settled if self.probe else self.written) - self.tensor.local()
+        elif self._gradient is None:
+            self.signal = torch.zeros_like(self.settled)
         else:
-            stepped_from = self.settled if self.probe else self.written
-            self.signal = stepped_from - self.tensor.local()
+            self.signal = self._gradient
 
 
 def in_place(writes: Sequence[Write]) -> list[bool]:
     """For each write whether its tensor holds it now: one host read for all of them, more only where one does not."""
     locals_ = [write.tensor.local() for write in writes]
-    same = [
-        (live == write.written).all()
-        if (live.dtype, live.device, live.shape)
-        == (write.written.dtype, write.written.device, write.written.shape)
-        else torch.zeros(())
-        for live, write in zip(locals_, writes, strict=True)
-    ]
-    return [
-        bool(equal) or write.in_place()
-        for (equal,), write in zip(read_together(*same), writes, strict=True)
-    ]
+    same = [torch.zeros(()) for _ in writes]
+    for i, (live, write) in enumerate(zip(locals_, writes, strict=True)):
+        mine = write.written
+        if (live.dtype, live.device, live.shape) == (mine.dtype, mine.device, mine.shape):
+            same[i] = (live == mine).all()
+    answers = read_together(*same)
+    return [bool(a) or write.in_place() for (a,), write in zip(answers, writes, strict=True)]
 
 
 class AbandonedWrites:

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import TransferError
-from .linked import LinkedTensor, TransferWarning
+from .linked import LinkedTensor, TransferWarning, owns
 from .plan import Plan
 
 __all__ = ["MissedSteps", "warn_of_untrained"]
@@ -35,9 +35,8 @@ class MissedSteps:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._others: weakref.WeakSet[Optimizer] = (
-            weakref.WeakSet()
-        )  # step nothing that the graft writes
+        # Optimizers that step nothing that the graft writes.
+        self._others: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._warned = False  # of steps that are missed
         self._counted = False
         self._watch: _Watch | None = None
@@ -92,17 +91,16 @@ class MissedSteps:
         """An optimizer has stepped that the graft does not follow: warn where it steps what the graft writes."""
         if self._warned or optimizer in self._others:
             return
-        mine = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         stepped = []
         for tensor in self._plan.written:
             with suppress(TransferError):
-                stepped += [tensor.name] if id(tensor.live()) in mine else []
+                stepped += [tensor.name] if owns(optimizer, tensor) else []
         if not stepped:
             self._others.add(optimizer)
             return
         kind, names = type(optimizer).__name__, ", ".join(stepped)
+        others = ", ".join(type(one).__name__ for one in followed)
         if followed:
-            others = ", ".join(type(one).__name__ for one in followed)
             self._warn_once(
                 f"the steps of this {kind} on {names} are not counted: the graft follows another optimizer ({others}). "
                 "Transfers wait for steps of that one. Detach, attach again and follow the optimizer whose step() "

@@ -33,14 +33,8 @@ class AdapterOptimizer:
     clip: float = 50.0
 
     def __post_init__(self) -> None:
-        values = {"lr": self.lr, "weight_decay": self.weight_decay, "clip": self.clip}
-        convert(
-            values,
-            _Values,
-            what="the AdapterOptimizer",
-            error=AttachError,
-            fix="AdapterOptimizer(lr=1e-3, weight_decay=1e-2, clip=50.0)",
-        )
+        fix = "AdapterOptimizer(lr=1e-3, weight_decay=1e-2, clip=50.0)"
+        convert(vars(self), _Values, what="the AdapterOptimizer", error=AttachError, fix=fix)
 
 
 class _Values(Record):

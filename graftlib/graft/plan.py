@@ -6,14 +6,16 @@ two that are written share an element.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
 
+import torch
 from torch import Tensor
 
 from ..errors import AttachError
 from ..graph import Parameter
-from ..match import Mapping, matrix, matrix_shape
+from ..match import Mapping, matrix, matrix_shape, unmatrix
 from ..match.pairing import overlap
 from .adapter import Adapter, Link, LinkedMatrix
 from .linked import LinkedTensor
@@ -59,6 +61,22 @@ class Plan:
         """The 2-D view of each linked matrix, taken from the given values of whole tensors."""
         pairs = zip(self.parameters, self.tensors, strict=True)
         return [matrix(parameter, values[tensor]) for parameter, tensor in pairs]
+
+    def rewritten(
+        self, values: dict[LinkedTensor, Tensor], outputs: Iterable[Tensor]
+    ) -> dict[LinkedTensor, Tensor]:
+        """The written tensors whole, in their own dtype, from one new matrix for each that is written."""
+        written: dict[LinkedTensor, Tensor] = {}
+        for i, output in zip(self.targets, outputs, strict=True):
+            tensor = self.tensors[i]
+            into = written.get(tensor, values[tensor])
+            new = output.to(into.device, into.dtype)
+            written[tensor] = unmatrix(self.parameters[i], new, into=into)
+        return written
+
+    def device(self, values: dict[LinkedTensor, Tensor]) -> torch.device:
+        """Where the adapter runs: where the first written tensor is."""
+        return values[self.tensors[self.targets[0]]].device
 
 
 def plan(mapping: Mapping, adapter: Adapter) -> Plan:
@@ -129,9 +147,7 @@ class _Builder:
 
 def _rank(adapter: Adapter, values: Tensor, limit: int) -> int | None:
     rank: object = adapter.rank(values, limit)
-    if rank is None or (
-        isinstance(rank, int) and not isinstance(rank, bool) and 1 <= rank <= limit
-    ):
+    if rank is None or (type(rank) is int and 1 <= rank <= limit):
         return rank
     raise AttachError(
         f"{type(adapter).__name__}.rank returned {rank!r} for a matrix of rank {limit} at most.",

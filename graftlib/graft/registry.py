@@ -24,16 +24,22 @@ from torch.optim.optimizer import (
 from ..errors import TransferError
 from .plan import Plan
 
-__all__ = ["Registered", "grafts_of", "settled"]
+__all__ = ["Attached", "grafts_of", "settled"]
 
 
-class Registered(Protocol):
-    """What the registry needs of a graft."""
+class Attached(Protocol):
+    """What the registry and the files need of a `Graft`; see there."""
 
     plan: Plan
 
     def settled(self) -> AbstractContextManager[Any]:
         """See `Graft.settled`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Graft.state_dict`."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `Graft.load_state_dict`."""
 
     def before_any_step(
         self, optimizer: Optimizer, args: Any, kwargs: Any
@@ -46,23 +52,23 @@ class Registered(Protocol):
 
 # Collecting garbage inside the lock may end another graft, in this thread.
 _LOCK = threading.RLock()
-_registered: weakref.WeakSet[Registered] = weakref.WeakSet()
+_registered: weakref.WeakSet[Attached] = weakref.WeakSet()
 _hooked = False
 
 
-def register(graft: Registered) -> None:
+def register(graft: Attached) -> None:
     """`graft` is attached."""
     with _LOCK:
         _registered.add(graft)
 
 
-def unregister(graft: Registered) -> None:
+def unregister(graft: Attached) -> None:
     """It no longer is."""
     with _LOCK:
         _registered.discard(graft)
 
 
-def grafts() -> list[Registered]:
+def grafts() -> list[Attached]:
     """The attached grafts, in no particular order."""
     with _LOCK:
         return list(_registered)
@@ -92,13 +98,13 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         graft.after_any_step(optimizer)
 
 
-def grafts_of(model: nn.Module) -> list[Registered]:
+def grafts_of(model: nn.Module) -> list[Attached]:
     """The attached grafts that write to a parameter of `model` (wrapped or not)."""
     mine = {id(parameter) for parameter in model.parameters()}
     return [graft for graft in grafts() if any(id(p) in mine for p in _written(graft))]
 
 
-def _written(graft: Registered) -> Iterator[nn.Parameter]:
+def _written(graft: Attached) -> Iterator[nn.Parameter]:
     """The parameters that `graft` writes; those that the model still has."""
     for tensor in graft.plan.written:
         # A model that lost the parameter since is reported when that graft transfers.

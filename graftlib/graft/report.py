@@ -93,7 +93,8 @@ def page(graft: Reported) -> str:
         left=LEFT,
         bottom=BOTTOM,
     )
-    return _without_surrogates(html)
+    # Lone surrogates are legal in a Python name and in no file.
+    return html.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def chart(
@@ -161,14 +162,13 @@ def _ticks(
 
 def _facts(graft: Reported) -> list[tuple[str, str]]:
     cycle = graft.cycle
-    rows = [
+    return [
         ("links", str(len(graft.plan.links))),
         ("steps of the target", f"{graft.steps:,}"),
         ("transfers", f"{sum(not each.skipped for each in graft.history):,}"),
         ("skipped", f"{graft.skipped:,}"),
         ("cycle", f"every {cycle.every}, from {cycle.start}, to {cycle.stop or 'the end'}"),
     ]
-    return rows
 
 
 def _target(graft: Reported, i: int) -> dict[str, Any]:
@@ -177,31 +177,21 @@ def _target(graft: Reported, i: int) -> dict[str, Any]:
     mine = [(t.step, t.changes[matrix.name]) for t in history if matrix.name in t.changes]
     links = [link for link in graft.plan.links if link.target == i]
     signal = graft.plan.tensors[i].name
+    sizes: Points = [(step, change.size) for step, change in mine]
+    cosines: Points = [(step, change.cosine) for step, change in mine]
+    signals: Points = [(t.step, t.signal[signal]) for t in history if signal in t.signal]
     charts = [
-        chart(
-            "size of the change, relative to the weights",
-            "step",
-            {"size": [(step, change.size) for step, change in mine]},
-        ),
-        chart(
-            "cosine between the weights before and after",
-            "step",
-            {"cosine": [(step, change.cosine) for step, change in mine]},
-        ),
-        chart(
-            "norm of what the adapter was updated from",
-            "step",
-            {"signal": [(t.step, t.signal[signal]) for t in history if signal in t.signal]},
-        ),
+        chart("size of the change, relative to the weights", "step", {"size": sizes}),
+        chart("cosine between the weights before and after", "step", {"cosine": cosines}),
+        chart("norm of what the adapter was updated from", "step", {"signal": signals}),
         _spectra(mine),
     ]
-    recorded = any(change.spectrum for _, change in mine)
     return {
         "name": matrix.name,
         "shape": " × ".join(map(str, matrix.shape)),
         "rank": "whole" if matrix.rank is None else str(matrix.rank),
         "charts": [drawn for drawn in charts if drawn is not None],
-        "recorded": recorded,
+        "recorded": any(change.spectrum for _, change in mine),
         "links": [
             {
                 "name": link.name,
@@ -241,20 +231,18 @@ def _spectra(mine: Sequence[tuple[int, Change]]) -> Chart | None:
 
 def _rows(history: Sequence[Transfer]) -> list[dict[str, str]]:
     """The last transfers, one row a written matrix."""
-    rows = []
-    for transfer in history[-ROWS:]:
-        for name, change in transfer.changes.items():
-            rows.append(
-                {
-                    "transfer": str(transfer.number),
-                    "step": str(transfer.step),
-                    "matrix": name,
-                    "size": f"{change.size:.4g}",
-                    "cosine": f"{change.cosine:.6f}",
-                    "skipped": transfer.skipped or "",
-                }
-            )
-    return rows
+    return [
+        {
+            "transfer": str(transfer.number),
+            "step": str(transfer.step),
+            "matrix": name,
+            "size": f"{change.size:.4g}",
+            "cosine": f"{change.cosine:.6f}",
+            "skipped": transfer.skipped or "",
+        }
+        for transfer in history[-ROWS:]
+        for name, change in transfer.changes.items()
+    ]
 
 
 def _thin(points: Points) -> Points:
@@ -275,8 +263,3 @@ def _span(values: Sequence[float]) -> tuple[float, float]:
 
 def _asset(name: str) -> str:
     return files(__package__).joinpath(f"assets/{name}").read_text(encoding="utf-8")
-
-
-def _without_surrogates(html: str) -> str:
-    # Lone surrogates are legal in a Python name and in no file.
-    return html.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -172,12 +172,12 @@ def state_of(
 
 def _state_of_optimizer(optimizer: AdamW) -> Optimizer:
     state = optimizer.state_dict()
-    groups = [
-        {name: group[name] for name in Group.__struct_fields__} for group in state["param_groups"]
-    ]
     return Optimizer(
         state={i: Moments(**moments) for i, moments in state["state"].items()},
-        param_groups=[Group(**group) for group in groups],
+        param_groups=[
+            Group(**{name: group[name] for name in Group.__struct_fields__})
+            for group in state["param_groups"]
+        ],
     )
 
 

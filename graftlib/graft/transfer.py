@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import AdamW
 
 from ..errors import AttachError
-from ..match import matrix, unmatrix
+from ..match import matrix
 from ..random_state import preserved
 from .adapter import Adapter
 from .history import Change, Spectrum
@@ -61,10 +61,11 @@ class PendingTransfer:
         return [write for write in self.writes.values() if write.pending]
 
 
+@dataclass(eq=False)
 class AdapterRunner:
     """The adapter's module, its optimizer and its learning rate.
 
-    Args:
+    Attributes:
         options: of the adapter's own AdamW.
         seed: of the adapter's initial parameters; the global random state is not touched.
         transfers: of the whole training, for a cosine of the learning rate; None for a constant one.
@@ -72,22 +73,17 @@ class AdapterRunner:
         deterministic: attention by plain products, whose sums have one order.
     """
 
-    def __init__(
-        self,
-        adapter: Adapter,
-        plan: Plan,
-        options: AdapterOptimizer,
-        *,
-        seed: int,
-        transfers: int | None,
-        ranks: Ranks,
-        deterministic: bool,
-    ) -> None:
-        self.adapter, self.options, self.seed = adapter, options, seed
-        self.ranks, self.deterministic = ranks, deterministic
-        self.transfers = transfers
-        self.plan = plan
-        self.install(plan, *self.prepare(plan))
+    adapter: Adapter
+    plan: Plan
+    options: AdapterOptimizer
+    _: KW_ONLY
+    seed: int
+    transfers: int | None
+    ranks: Ranks
+    deterministic: bool
+
+    def __post_init__(self) -> None:
+        self.install(self.plan, *self.prepare(self.plan))
 
     def prepare(self, plan: Plan) -> tuple[nn.Module, AdamW | None]:
         """A new module for `plan`, on the CPU, and its optimizer (None: nothing to learn); nothing is changed.
@@ -141,14 +137,15 @@ class AdapterRunner:
             inputs: matrices to read instead of those in `values`, to redo a saved transfer.
             spectra: compute singular values before and after.
         """
-        device = values[self.plan.tensors[self.plan.targets[0]]].device
+        device = self.plan.device(values)
         inputs = self._inputs(values, device) if inputs is None else [m.to(device) for m in inputs]
         self._move_to(device)
         buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
         self.module.train()
         with _own_modes(device, deterministic=self.deterministic):
             outputs = self._outputs(inputs)
-        written = self._rewritten(values, outputs)
+        rewritten = self.plan.rewritten(values, [output.detach() for output in outputs])
+        written = {tensor: value.contiguous() for tensor, value in rewritten.items()}
         self.ranks.broadcast(written.values())
         writes = self._writes(values, written)
         finite, changes, facts = self._measured(inputs, outputs, written, writes, spectra)
@@ -168,18 +165,6 @@ class AdapterRunner:
         except LinAlgError:
             # A decomposition of what is not finite, or overflowed on the way: not finite, like any other answer.
             return [torch.full_like(inputs[i], math.nan) for i in self.plan.targets]
-
-    def _rewritten(
-        self, values: dict[LinkedTensor, Tensor], outputs: list[Tensor]
-    ) -> dict[LinkedTensor, Tensor]:
-        """The whole values to write, in each tensor's own dtype."""
-        written: dict[LinkedTensor, Tensor] = {}
-        for i, output in zip(self.plan.targets, outputs, strict=True):
-            tensor = self.plan.tensors[i]
-            into = written.get(tensor, values[tensor])
-            rewritten = output.detach().to(into.device, into.dtype)
-            written[tensor] = unmatrix(self.plan.parameters[i], rewritten, into=into)
-        return {tensor: value.contiguous() for tensor, value in written.items()}
 
     def _writes(
         self, values: dict[LinkedTensor, Tensor], written: dict[LinkedTensor, Tensor]
@@ -214,17 +199,17 @@ class AdapterRunner:
             else torch.tensor(values, dtype=torch.float64)
             for link, values in (report() if callable(report) else {}).items()
         }
-        (all_finite,), *rest = read_together(finite.all(), *changed, *sizes, *facts.values())
-        for write, (answer,) in zip(writes.values(), rest, strict=False):
-            write.changed = bool(answer)
-        rest = rest[len(writes) :]
+        numbers = iter(read_together(finite.all(), *changed, *sizes, *facts.values()))
+        (all_finite,) = next(numbers)
+        for write in writes.values():
+            write.changed = bool(next(numbers)[0])
         records = {}
-        for i, pair, (size, cosine) in zip(self.plan.targets, pairs, rest, strict=False):
+        for i, pair in zip(self.plan.targets, pairs, strict=True):
+            size, cosine = next(numbers)
             spectrum = _spectrum(*pair) if spectra and all_finite else None
-            records[self.plan.matrices[i].name] = Change(
-                size=size, cosine=cosine, spectrum=spectrum
-            )
-        return bool(all_finite), records, dict(zip(facts, rest[len(pairs) :], strict=True))
+            name = self.plan.matrices[i].name
+            records[name] = Change(size=size, cosine=cosine, spectrum=spectrum)
+        return bool(all_finite), records, dict(zip(facts, numbers, strict=True))
 
     def undo(self, transfer: PendingTransfer) -> None:
         """Forget that a transfer took place: the module's buffers are as before it."""

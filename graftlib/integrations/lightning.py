@@ -11,7 +11,8 @@ from typing import Any
 
 from ..errors import MissingExtraError
 from ..graft import Graft, files
-from ..graft.graft import check_optimizers
+from ..graft.followed import check_optimizers
+from ..graft.linked import owns
 from .callback_state import Steps
 
 try:
@@ -50,7 +51,8 @@ class GraftCallback(Callback):
             AttachError: the module's optimizers do not step what the graft writes.
             CheckpointError: the checkpoint has no state of the graft, or that of other weights.
         """
-        owning = [one for one in trainer.optimizers if _owns_any(one, self.graft)]
+        written = self.graft.plan.written
+        owning = [o for o in trainer.optimizers if any(owns(o, tensor) for tensor in written)]
         check_optimizers(owning or trainer.optimizers, self.graft.plan)
         loaded, self._loaded = self._loaded, None
         if loaded is not None or trainer.ckpt_path is not None:
@@ -92,8 +94,3 @@ class GraftCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep what Lightning found in a checkpoint until the optimizers are loaded too."""
         self._loaded = state_dict
-
-
-def _owns_any(optimizer: Any, graft: Graft) -> bool:
-    mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    return any(id(tensor.live()) in mine for tensor in graft.plan.written)

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import MissingExtraError
 from ..graft import Graft, files
-from ..graft.graft import check_optimizers
+from ..graft.followed import check_optimizers
 from .callback_state import Steps, unwrapped
 
 try:

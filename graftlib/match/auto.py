@@ -9,9 +9,8 @@ the largest that this allows, and the result depends on nothing but the graphs a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from ..errors import MatchError, nearest, shown
 from ..graph.parameter import Parameter
 from ..progress import part, track
-from .hits import listed, viewable
+from .hits import Filters, listed, viewable
 from .pairing import ARROWS, Pair, exclude, overlap
 from .report import Rule
 from .views import matrix, matrix_shape
@@ -62,13 +61,8 @@ class Options:
         words += [f"weights={self.weights!r}"] if self.weights else []
         return f"auto({', '.join(words)})"
 
-    @property
-    def measures(self) -> tuple[str, ...]:
-        """What is compared."""
-        return MEASURES if self.spectrum else MEASURES[:-1]
-
     def check(self) -> None:
-        """Raise MatchError where an argument is out of range."""
+        """Raise MatchError where the weights do not go with what is compared."""
         for name in self.weights:
             if name not in MEASURES:
                 raise MatchError(
@@ -80,20 +74,11 @@ class Options:
             raise MatchError(
                 "weights counts the spectrum, which is not compared.", fix="add spectrum=True"
             )
-        values = [self.weights.get(name, 1.0) for name in self.measures]
-        if not all(0 <= value < math.inf for value in values) or not sum(values) > 0:
+        measures = MEASURES if self.spectrum else MEASURES[:-1]
+        if not sum(self.weights.get(name, 1.0) for name in measures) > 0:
             raise MatchError(
                 f"weights={self.weights!r} cannot be averaged.",
                 fix="use finite weights of 0 and more, with one above 0",
-            )
-        if not 0 <= self.min_similarity <= 1:
-            raise MatchError(
-                f"min_similarity={self.min_similarity!r} is not a similarity.",
-                fix="use a number from 0 to 1, for example min_similarity=0.6",
-            )
-        if self.limit is not None and self.limit < 1:
-            raise MatchError(
-                f"limit={self.limit!r} leaves no pair.", fix="use limit=1 or more, or limit=None"
             )
 
 
@@ -110,13 +95,18 @@ def find(
         options: the arguments of `Mapping.auto`.
 
     Raises:
-        MatchError: an option is out of range, or no pair is similar enough.
+        MatchError: the weights do not go with what is compared, or no pair is similar enough.
     """
     options.check()
     sources, targets, notes = _candidates(source, target, linked, options)
     measured = _measure(source, target, sources, targets, options)
     similarity = _weighted(measured, options)
-    allowed = _compatible(sources, targets) & ~_same(source, target, sources, targets)
+    compatible = _equal(map(_compatibility, sources), map(_compatibility, targets))
+    tensors = [
+        [id(graph.tensor(each.fqn)) for each in side]
+        for graph, side in ((source, sources), (target, targets))
+    ]
+    allowed = compatible & ~_equal(*tensors)  # no tensor pairs with itself
     if not allowed.any():
         raise _nothing_compatible(source, target, sources, targets, options)
     worth = np.where(
@@ -182,16 +172,14 @@ def _candidates(
         # One model packs query, key and value and the other does not: they pair part by part.
         sources, targets = _unpacked(sources), _unpacked(targets)
     notes: list[str] = []
-    linked_already = {
-        "source": [pair.source for pair in linked],
-        "target": [pair.target for pair in linked],
-    }
     sides = []
-    for side, parameters in (("source", sources), ("target", targets)):
-        requested = [parameter for parameter in parameters if _requested(parameter, options)]
-        free = [
-            parameter for parameter in requested if not _is_linked(parameter, linked_already[side])
-        ]
+    for side, parameters, taken in (
+        ("source", sources, [pair.source for pair in linked]),
+        ("target", targets, [pair.target for pair in linked]),
+    ):
+        wanted = Filters(options.kind, options.role)
+        requested = [parameter for parameter in parameters if wanted.against(parameter) is None]
+        free = [parameter for parameter in requested if not _is_linked(parameter, taken)]
         read = [parameter for parameter in free if parameter.depth is not None]
         if len(free) < len(requested):
             notes.append(f"{side}: {len(requested) - len(free)} skipped: linked already")
@@ -200,11 +188,6 @@ def _candidates(
             notes.append(f"{side}: {len(unread)} skipped: never read ({listed(unread)})")
         sides.append(sorted(read, key=_place))
     return sides[0], sides[1], notes
-
-
-def _requested(parameter: Parameter, options: Options) -> bool:
-    right_kind = options.kind is None or parameter.kind == options.kind
-    return right_kind and (options.role is None or fnmatchcase(parameter.role, options.role))
 
 
 def _is_linked(parameter: Parameter, by: Sequence[Parameter]) -> bool:
@@ -233,12 +216,6 @@ def _place(parameter: Parameter) -> tuple[float, int]:
     return round(parameter.depth or 0.0, 9), rank
 
 
-def _compatible(sources: Sequence[Parameter], targets: Sequence[Parameter]) -> NDArray[np.bool_]:
-    return _equal(
-        [_compatibility(one) for one in sources], [_compatibility(other) for other in targets]
-    )
-
-
 def _compatibility(parameter: Parameter) -> tuple[object, ...]:
     """Two parameters are compatible where this is equal."""
     family = "conv" if parameter.kind in _CONVOLUTIONS else parameter.kind
@@ -251,23 +228,14 @@ def _compatibility(parameter: Parameter) -> tuple[object, ...]:
     return family, role, stem, reverse, tuple(parameter.parts)
 
 
-def _same(
-    source: LayerGraph,
-    target: LayerGraph,
-    sources: Sequence[Parameter],
-    targets: Sequence[Parameter],
-) -> NDArray[np.bool_]:
-    """Pairs of one and the same tensor."""
-    left = [id(source.tensor(parameter.fqn)) for parameter in sources]
-    right = [id(target.tensor(parameter.fqn)) for parameter in targets]
-    return _equal(left, right)
-
-
-def _equal(left: Sequence[object], right: Sequence[object]) -> NDArray[np.bool_]:
+def _equal(left: Iterable[object], right: Iterable[object]) -> NDArray[np.bool_]:
+    """(n, m) where both are equal; keys are compared once each, as numbers."""
     numbers: dict[object, int] = {}
-    one = np.array([numbers.setdefault(key, len(numbers)) for key in left], dtype=np.int64)
-    other = np.array([numbers.setdefault(key, len(numbers)) for key in right], dtype=np.int64)
-    equal: NDArray[np.bool_] = one[:, None] == other[None, :]
+    one, other = (
+        np.array([numbers.setdefault(key, len(numbers)) for key in side], dtype=np.int64)
+        for side in (left, right)
+    )
+    equal: NDArray[np.bool_] = one[:, None] == other
     return equal
 
 
@@ -281,8 +249,9 @@ def _measure(
     targets: Sequence[Parameter],
     options: Options,
 ) -> dict[str, _Matrix]:
+    same_kind = _equal([one.kind for one in sources], [other.kind for other in targets])
     measured = {
-        "kind": _kind_similarity(sources, targets),
+        "kind": np.where(same_kind, 1.0, _RELATED),
         "shape": _shape_similarity(sources, targets),
         "depth": _depth_similarity(sources, targets),
     }
@@ -295,17 +264,11 @@ def _measure(
     return measured
 
 
-def _kind_similarity(sources: Sequence[Parameter], targets: Sequence[Parameter]) -> _Matrix:
-    """1 for the same kind, 0.5 for two kinds of one family."""
-    same = _equal([one.kind for one in sources], [other.kind for other in targets])
-    return np.where(same, 1.0, _RELATED)
-
-
 def _shape_similarity(sources: Sequence[Parameter], targets: Sequence[Parameter]) -> _Matrix:
     """exp(-(|ln rows/rows'| + |ln columns/columns'|) / 2): the geometric mean of the two ratios."""
-    left = np.log(np.array([matrix_shape(one) for one in sources], dtype=np.float64).reshape(-1, 2))
-    right = np.log(
-        np.array([matrix_shape(one) for one in targets], dtype=np.float64).reshape(-1, 2)
+    left, right = (
+        np.log(np.array([matrix_shape(each) for each in side], dtype=np.float64).reshape(-1, 2))
+        for side in (sources, targets)
     )
     ratios: _Matrix = np.abs(left[:, None, :] - right[None, :, :])
     similarity: _Matrix = np.exp(-ratios.mean(axis=-1))
@@ -337,7 +300,13 @@ def _energy(graph: LayerGraph, parameter: Parameter, side: str) -> _Matrix:
             f"spectrum=True compares values, and {side} {shown(parameter.fqn)} is on the meta device.",
             fix="trace the model with real weights, or use spectrum=False",
         )
-    values = torch.linalg.svdvals(_finite(matrix(parameter, tensor), parameter, side)).square()
+    values = matrix(parameter, tensor).double()
+    if not bool(torch.isfinite(values).all()):
+        raise MatchError(
+            f"spectrum=True compares values, and {side} {shown(parameter.address)} is not finite.",
+            fix="mend the weights, or use spectrum=False",
+        )
+    values = torch.linalg.svdvals(values).square()
     total = float(values.sum())
     # A matrix of zeros has no direction to prefer: its energy counts as evenly spread.
     shares = values / total if total > 0 else torch.full_like(values, 1 / len(values))
@@ -346,20 +315,9 @@ def _energy(graph: LayerGraph, parameter: Parameter, side: str) -> _Matrix:
     return energy
 
 
-def _finite(values: torch.Tensor, parameter: Parameter, side: str) -> torch.Tensor:
-    values = values.double()
-    if not bool(torch.isfinite(values).all()):
-        raise MatchError(
-            f"spectrum=True compares values, and {side} {shown(parameter.address)} is not finite.",
-            fix="mend the weights, or use spectrum=False",
-        )
-    return values
-
-
 def _weighted(measured: dict[str, _Matrix], options: Options) -> _Matrix:
-    weights = {name: options.weights.get(name, 1.0) for name in measured}
-    stacked = np.stack([measured[name] for name in measured])
-    similarity: _Matrix = np.average(stacked, axis=0, weights=[weights[name] for name in measured])
+    weights = [options.weights.get(name, 1.0) for name in measured]
+    similarity: _Matrix = np.average(np.stack([*measured.values()]), axis=0, weights=weights)
     return similarity
 
 
@@ -416,14 +374,14 @@ def _nothing_compatible(
         sorted({f"{one.kind} ({one.role})" for one in parameters}) or ["nothing"]
         for parameters in (sources, targets)
     ]
+    first = [
+        next((repr(parameter.fqn) for parameter in viewable(graph)), "'...'")
+        for graph in (source, target)
+    ]
     return MatchError(
         f"{options.text} finds no two compatible parameters.",
         where={"source": ", ".join(kinds[0]), "target": ", ".join(kinds[1])},
         why="only one family of kinds pairs, with equal roles in attention; what is linked "
         "already takes no part",
-        fix=f"name them: mapping.link({_first(source)}, {_first(target)})",
+        fix=f"name them: mapping.link({first[0]}, {first[1]})",
     )
-
-
-def _first(graph: LayerGraph) -> str:
-    return next((repr(parameter.fqn) for parameter in viewable(graph)), "'...'")

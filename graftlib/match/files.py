@@ -152,11 +152,11 @@ def _differences(side: str, model: _Model, graph: LayerGraph) -> Iterator[str]:
             near = ", ".join(map(shown, alike(fqn, names)))
             yield f"{side}: there is no {shown(fqn)}; nearest {near}"
             continue
-        shape, kind = described.shape, described.kind
-        if shape != tuple(parameter.shape):
-            yield f"{side}: {shown(fqn)} is {tuple(parameter.shape)}, the file says {shape}"
-        if kind != parameter.kind:
-            yield f"{side}: the kind of {shown(fqn)} is {parameter.kind!r}, the file says {shown(kind)}"
+        said, mine = described, tuple(parameter.shape)
+        if said.shape != mine:
+            yield f"{side}: {shown(fqn)} is {mine}, the file says {said.shape}"
+        if said.kind != parameter.kind:
+            yield f"{side}: the kind of {shown(fqn)} is {parameter.kind!r}, the file says {shown(said.kind)}"
 
 
 def _pairs(

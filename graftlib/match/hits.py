@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -188,38 +189,32 @@ def _part_of(parameter: Parameter, part: str | None) -> Parameter:
 
 def viewable(graph: LayerGraph) -> list[Parameter]:
     """The parameters that a link may name: not tied to an earlier one, with a 2-D view, not empty."""
-    return [
-        parameter
-        for parameter in graph.parameters()
-        if parameter.tied_to is None and 0 not in parameter.shape and _has_view(parameter)
-    ]
+    found = []
+    for parameter in graph.parameters():
+        if parameter.tied_to is None and 0 not in parameter.shape:
+            with suppress(ViewError):
+                matrix_shape(parameter)
+                found.append(parameter)
+    return found
 
 
-def alike(name: str, names: Sequence[str], *, n: int = 3) -> list[str]:
+def alike(name: str, names: Sequence[str]) -> list[str]:
     """The names most like `name`, best first; some name always, where there is one."""
     plain = re.sub(r"re:|[*?\\^$(){}\[\]|+]", "", name)
-    return closest(plain, names, n=n) or list(names[:1])
+    return closest(plain, names) or list(names[:1])
 
 
-def listed(names: Iterable[str], *, most: int = 6) -> str:
-    """Names in a row, the first `most` of them, and how many more there are."""
+def listed(names: Iterable[str]) -> str:
+    """Names in a row, the first six of them, and how many more there are."""
     names = [shown(name) for name in names]
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return ", ".join(names[:6]) + more
 
 
 def skipped_text(skipped: Mapping[str, int]) -> str:
     """``4 skipped: 3 bias, 1 norm``."""
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
     return f"{sum(skipped.values())} skipped: {reasons}"
-
-
-def _has_view(parameter: Parameter) -> bool:
-    try:
-        matrix_shape(parameter)
-    except ViewError:
-        return False
-    return True
 
 
 def _kind_of(parameter: Parameter) -> str:

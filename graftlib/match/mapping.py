@@ -12,15 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping as Weights
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from ..arguments import check
+from msgspec import Meta
+
+from ..arguments import Positive, check
 from ..errors import GraftError, MatchError, nearest, shown
 from ..graph.parameter import KINDS
 from . import auto as _auto
 from . import files as _files
-from .hits import Filters, RuleFailure, hits_of, skipped_text
+from .hits import Filters, Hits, RuleFailure, hits_of, skipped_text
 from .pairing import ARROWS, DIRECTIONS, PAIRINGS, Direction, Pair, exclude, pair_up
 from .report import Rule, report
 
@@ -147,10 +150,10 @@ class Mapping:
         check(
             MatchError,
             role=(role, str | None),
-            limit=(limit, int | None),
-            min_similarity=(min_similarity, float),
+            limit=(limit, Positive | None),
+            min_similarity=(min_similarity, Annotated[float, Meta(ge=0, le=1)]),
             spectrum=(spectrum, bool),
-            weights=(weights, dict[str, float] | None),
+            weights=(weights, dict[str, Annotated[float, Meta(ge=0, le=1e300)]] | None),
         )
         options = _auto.Options(
             kind,
@@ -224,17 +227,16 @@ class Mapping:
             notes += [f"{side}: {skipped_text(hits.skipped)}"] if hits.skipped else []
         return Rule(call.rule, pairs, tuple(notes), (sources.count, targets.count))
 
-    def _both_sides(self, call: _LinkCall, filters: Filters) -> tuple[Any, Any]:
-        hits, failures = [], []
+    def _both_sides(self, call: _LinkCall, filters: Filters) -> tuple[Hits, Hits]:
+        hits: list[Hits] = []
+        failures: list[RuleFailure] = []
         for side, graph in (("source", self.source), ("target", self.target)):
             try:
                 hits.append(hits_of(graph, getattr(call, side), filters, side))
             except RuleFailure as failure:
                 failures.append(failure)
-        if len(failures) == 2:
-            raise _joined(*failures)
         if failures:
-            raise failures[0]
+            raise reduce(_joined, failures)
         return hits[0], hits[1]
 
     def _explained(self, failure: RuleFailure, call: _LinkCall) -> GraftError:
@@ -250,11 +252,9 @@ class Mapping:
 
     def _working(self, failure: RuleFailure, call: _LinkCall) -> str | None:
         changes = [replace(call, **repair) for repair in failure.repairs]  # type: ignore[arg-type]
-        tried = [
-            variant
-            for changed in changes
-            for variant in (changed, *([] if changed.pair else [replace(changed, pair="nearest")]))
-        ]
+        tried: list[_LinkCall] = []
+        for changed in changes:
+            tried += [changed] if changed.pair else [changed, replace(changed, pair="nearest")]
         for changed in (*tried, *self._with_one_source(changes)):
             try:
                 self._follow(changed)
@@ -290,23 +290,20 @@ class _LinkCall:
     @property
     def rule(self) -> str:
         """The call in one line, for people."""
-        words = [f"{self.source} {ARROWS.get(self.direction, '->')} {self.target}"]
-        for name in ("role", "kind", "depth", "pair"):
-            if getattr(self, name) is not None:
-                words.append(f"{name}={getattr(self, name)!r}")
-        return ", ".join(words)
+        arrow = ARROWS.get(self.direction, "->")
+        return ", ".join([f"{self.source} {arrow} {self.target}", *self._options()])
 
     @property
     def call(self) -> str:
         """The call as code."""
-        words = [repr(self.source), repr(self.target)]
-        for name in ("direction", "role", "kind", "depth", "pair"):
-            if getattr(self, name) != _UNSAID[name]:
-                words.append(f"{name}={getattr(self, name)!r}")
+        way = [] if self.direction == "forward" else [f"direction={self.direction!r}"]
+        words = [repr(self.source), repr(self.target), *way, *self._options()]
         return f"mapping.link({', '.join(words)})"
 
-
-_UNSAID = {"direction": "forward", "role": None, "kind": None, "depth": None, "pair": None}
+    def _options(self) -> list[str]:
+        """The filters and the pairing that were asked for."""
+        asked = {name: getattr(self, name) for name in ("role", "kind", "depth", "pair")}
+        return [f"{name}={value!r}" for name, value in asked.items() if value is not None]
 
 
 def _joined(one: RuleFailure, other: RuleFailure) -> RuleFailure:

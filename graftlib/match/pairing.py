@@ -161,16 +161,13 @@ def _globbed(pattern: str) -> str:
 
 
 def _only_answer(some: list[Match], others: list[Match], sources: Hits, targets: Hits) -> list[Two]:
-    if len(some) == 1:
-        return _every(some, others, sources, targets)
-    if len(some) == len(others):
-        return _in_order(some, others, sources, targets)
-    raise _uneven(some, others, sources, targets, ["nearest", "all"])
+    pair = _every if len(some) == 1 else _in_order
+    return pair(some, others, sources, targets)
 
 
 def _in_order(some: list[Match], others: list[Match], sources: Hits, targets: Hits) -> list[Two]:
     if len(some) != len(others):
-        raise _uneven(some, others, sources, targets, ["nearest", "all"])
+        raise _uneven(some, others, sources, targets)
     return [(one.parameter, other.parameter) for one, other in zip(some, others, strict=True)]
 
 
@@ -180,13 +177,12 @@ def _every(some: list[Match], others: list[Match], sources: Hits, targets: Hits)
 
 def _nearest(some: list[Match], others: list[Match], sources: Hits, targets: Hits) -> list[Two]:
     """Every target with the source nearest in relative depth; the first of several as near."""
-
-    def gap(one: Match, other: Match) -> float:
-        return abs((one.parameter.depth or 0.0) - (other.parameter.depth or 0.0))
-
-    return [
-        (min(some, key=lambda one: gap(one, other)).parameter, other.parameter) for other in others
-    ]
+    pairs = []
+    for other in others:
+        depth = other.parameter.depth or 0.0
+        near = min(some, key=lambda one: abs((one.parameter.depth or 0.0) - depth))
+        pairs.append((near.parameter, other.parameter))
+    return pairs
 
 
 _PAIR: dict[str | None, Callable[[list[Match], list[Match], Hits, Hits], list[Two]]] = {
@@ -197,9 +193,7 @@ _PAIR: dict[str | None, Callable[[list[Match], list[Match], Hits, Hits], list[Tw
 }
 
 
-def _uneven(
-    some: list[Match], others: list[Match], sources: Hits, targets: Hits, repairs: Iterable[str]
-) -> RuleFailure:
+def _uneven(some: list[Match], others: list[Match], sources: Hits, targets: Hits) -> RuleFailure:
     return RuleFailure(
         f"rule {sources.pattern!r} -> {targets.pattern!r} meets {len(some)} source and "
         f"{len(others)} target parameters, and nothing says who belongs to whom.",
@@ -209,7 +203,7 @@ def _uneven(
         },
         why="one source may serve many targets, and equal counts pair in order; anything else needs a word: "
         "pair='nearest' (in depth), pair='all', captures such as '{i}' on both sides, or narrower patterns",
-        repairs=[{"pair": how} for how in repairs],
+        repairs=[{"pair": "nearest"}, {"pair": "all"}],
         hint="narrow the patterns until both sides hit equally many",
     )
 

@@ -161,18 +161,13 @@ def _transposed_conv(parameter: Parameter, shape: tuple[int, ...]) -> _Layout:
 
 
 def _layout(parameter: Parameter) -> _Layout:
-    selection = parameter.selection
     rule = _RULES.get(parameter.kind)
     if rule is None or len(parameter.shape) < 2:
         raise _no_view(parameter)
-    return rule(parameter, _shape_of(parameter.shape, selection))
-
-
-def _shape_of(shape: tuple[int, ...], selection: Part | None) -> tuple[int, ...]:
-    if selection is None:
-        return shape
-    axis = selection.axis
-    return (*shape[:axis], len(selection.units), *shape[axis + 1 :])
+    sizes = [*parameter.shape]
+    if parameter.selection is not None:
+        sizes[parameter.selection.axis] = len(parameter.selection.units)
+    return rule(parameter, tuple(sizes))
 
 
 def _groups_taken(parameter: Parameter) -> int:
@@ -282,21 +277,15 @@ _WHY = {
 
 def _no_view(parameter: Parameter) -> ViewError:
     axes = len(parameter.shape)
-    if parameter.kind in _WHY:
-        why = _WHY[parameter.kind]
-    else:
-        why = (
-            f"it has {axes} {'axis' if axes == 1 else 'axes'}, and a matrix needs rows and columns"
-        )
+    count = f"{axes} {'axis' if axes == 1 else 'axes'}"
+    fix = "use a weight of a linear, conv, embedding or recurrent layer"
     if parameter.kind == "bias":
-        weight = parameter.fqn[::-1].replace("saib", "thgiew", 1)[::-1]
+        weight = "weight".join(parameter.fqn.rsplit("bias", 1))
         fix = f"use the weight of the same layer: {weight!r}"
-    else:
-        fix = "use a weight of a linear, conv, embedding or recurrent layer"
     return ViewError(
         f"{_name(parameter)} has no 2-D view.",
         where={"parameter": _described(parameter)},
-        why=why,
+        why=_WHY.get(parameter.kind, f"it has {count}, and a matrix needs rows and columns"),
         fix=fix,
         parameter=parameter,
     )

@@ -189,11 +189,11 @@ def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "m.onnx"
     path.write_bytes(b"old")
 
-    def full(program, file, **kwargs):
+    def full(file):
         file.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(ship, "_write_program", full)
+    monkeypatch.setattr(ship, "_check", full)
     with pytest.raises(ExportError, match="free some space") as caught:
         export_onnx(nn.Linear(3, 2), path, torch.randn(1, 3), **QUICK)
     assert caught.value.errno == errno.ENOSPC

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -48,16 +49,12 @@ class Alignment:
         self, source_state: Mapping[str, Tensor], *, only: Container[str] | None = None
     ) -> Iterator[tuple[str, Tensor]]:
         """The same, one base tensor at a time; with `only` those of these names."""
-        for fqn, pairs in self._by_base().items():
+        for fqn, pairs in self.problem.by_base().items():
             if only is not None and fqn not in only:
                 continue
-            moved: Tensor | None = None
-            for pair in pairs:
-                part = self._transport(pair, source_state[pair.source])
-                # Parts of one base tensor read disjoint places, and what they do not read is 0.
-                moved = part if moved is None else moved + part.to(moved)
-            if moved is not None:
-                yield fqn, moved
+            parts = (self._transport(pair, source_state[pair.source]) for pair in pairs)
+            # Parts of one base tensor read disjoint places, and what they do not read is 0.
+            yield fqn, reduce(lambda moved, part: moved + part.to(moved), parts)
 
     def reads(self, fqn: str, axis: int) -> Tensor:
         """(n,) int64: the source place that each place of a base axis reads, -1 for none.
@@ -86,30 +83,23 @@ class Alignment:
         return self._union(fqn, _covered)
 
     def _union(self, fqn: str, along: Callable[[TensorPair, int], Tensor]) -> Tensor:
-        whole: Tensor | None = None
-        for pair in self._pairs(fqn):
+        def of_one(pair: TensorPair) -> Tensor:
             part = torch.ones((), dtype=torch.bool, device="cpu")
             for axis, size in enumerate(pair.base_shape):
                 shape = [size if i == axis else 1 for i in range(len(pair.base_shape))]
                 part = part & along(pair, axis).view(shape)
-            whole = part if whole is None else whole | part
-        assert whole is not None
-        return whole
+            return part
+
+        return reduce(torch.logical_or, map(of_one, self._pairs(fqn)))
 
     def _pairs(self, fqn: str) -> list[TensorPair]:
-        pairs = self._by_base().get(fqn)
+        pairs = self.problem.by_base().get(fqn)
         if not pairs:
             raise AssemblyError(
                 f"base tensor '{fqn}' has no source tensor.",
                 fix="look at print(alignment.problem)",
             )
         return pairs
-
-    def _by_base(self) -> dict[str, list[TensorPair]]:
-        by_base: dict[str, list[TensorPair]] = {}
-        for pair in self.problem.pairs:
-            by_base.setdefault(pair.base, []).append(pair)
-        return by_base
 
     def _transport(self, pair: TensorPair, tensor: Tensor) -> Tensor:
         turned = tensor.permute([axis.source_axis for axis in pair.axes])

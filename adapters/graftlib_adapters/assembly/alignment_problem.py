@@ -202,6 +202,13 @@ class Problem:
     refused: tuple[tuple[str, str], ...]
     names: tuple[str, str] = ("base", "source")
 
+    def by_base(self) -> dict[str, list[TensorPair]]:
+        """FQN of a base tensor -> its pairs; several where it packs what the source holds apart."""
+        groups: dict[str, list[TensorPair]] = {}
+        for pair in self.pairs:
+            groups.setdefault(pair.base, []).append(pair)
+        return groups
+
     def __str__(self) -> str:
         base, source = self.names
         lines = [f"{base} <- {source}: {len(self.pairs)} tensors, {len(self.classes)} classes"]

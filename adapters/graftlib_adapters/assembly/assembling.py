@@ -12,17 +12,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from msgspec import Meta
+from msgspec import Meta, Struct
 from torch import nn
 
 from graftlib import progress
 from graftlib.arguments import Seed, Share, check
 from graftlib.disk import make_folder
+from graftlib.documents import convert
 from graftlib.errors import shown
 from graftlib.graph import LayerGraph, trace, unwrap
 
 from .errors import AssemblyError
-from .options import PADS, Pad, Pairing, Search, Settings, Solver
+from .options import Pad, Pairing, Search, Settings, Solver
 from .paired_source import Declared, pair_source
 from .plan import Plan, alignment_of
 from .scratch_model import Evaluate, ScratchModel
@@ -76,7 +77,8 @@ class Assembly:
         inputs = self._inputs
         if sources is not None:
             inputs = replace(inputs, sources=Sources(sources, *inputs.example))
-        return _replayed(self.record.without(steps), inputs)
+        plan = self.record.without(steps)
+        return _finished(_redone(plan, inputs), plan, inputs)
 
     def save(self, folder: str | Path) -> Path:
         """Write weights, config, model card, plan and report into `folder`, which is made where it is missing.
@@ -228,7 +230,7 @@ def replay(
     record = plan if isinstance(plan, Plan) else Plan.from_json(dict(plan))
     example = (args, kwargs)
     inputs = Inputs(base, trace(base, *example), Sources(sources, *example), mapping, example)
-    return _replayed(record, inputs)
+    return _finished(_redone(record, inputs), record, inputs)
 
 
 def _begin(folder: Path | None, new: Plan, resume: bool) -> Plan:
@@ -261,6 +263,13 @@ def _begin(folder: Path | None, new: Plan, resume: bool) -> Plan:
     return old
 
 
+class _Writing(Struct):
+    """Those settings of a plan that say what its steps wrote."""
+
+    pad: Pad
+    pairing: Pairing
+
+
 def _redone(plan: Plan, inputs: Inputs) -> ScratchModel:
     """A copy of the base after the accepted steps of a plan."""
     if plan.fingerprint != fingerprint(state_of(inputs.base)):
@@ -268,17 +277,12 @@ def _redone(plan: Plan, inputs: Inputs) -> ScratchModel:
             f"the plan was made for other weights of {shown(plan.base)}.",
             fix="replay it on the very base that it was made with",
         )
-    pad: Any = plan.settings.get("pad")
     # Plans of before blocks were kept together do not say how layers were paired.
-    pairing = plan.settings.get("pairing", "layers")
-    for name, value, choices in (
-        ("pad", pad, PADS),
-        ("pairing", pairing, ("blocks", "layers")),
-    ):
-        if value not in choices:
-            raise AssemblyError(
-                "the plan is damaged.", where={"settings": f"{name} is {shown(value)}"}
-            )
+    how = {"pairing": "layers", **plan.settings}
+    what = "the plan is damaged: what its 'settings' say"
+    writing = convert(
+        how, _Writing, what=what, error=AssemblyError, fix="use the plan as it was saved"
+    )
     scratch = ScratchModel(inputs.graph)
     for step in plan.accepted:
         source = inputs.sources.get(step.number)
@@ -287,7 +291,7 @@ def _redone(plan: Plan, inputs: Inputs) -> ScratchModel:
                 f"the plan merges source {step.number}, and there is none.",
                 fix="pass the sources that the plan names, in their order",
             )
-        paired = pair_source(inputs.graph, source, inputs.mapping, pairing)
+        paired = pair_source(inputs.graph, source, inputs.mapping, writing.pairing)
         if fingerprint(paired.state) != step.fingerprint:
             raise AssemblyError(
                 f"source {step.number}, {shown(step.source)}, has other weights than the plan was made with.",
@@ -295,12 +299,8 @@ def _redone(plan: Plan, inputs: Inputs) -> ScratchModel:
                 fix="pass the sources in the order and state that they had",
             )
         alignment = alignment_of(paired.problem, step)
-        scratch.commit(write_step(scratch, alignment, paired, step, pad))
+        scratch.commit(write_step(scratch, alignment, paired, step, writing.pad))
     return scratch
-
-
-def _replayed(plan: Plan, inputs: Inputs) -> Assembly:
-    return _finished(_redone(plan, inputs), plan, inputs)
 
 
 def _finished(scratch: ScratchModel, plan: Plan, inputs: Inputs) -> Assembly:

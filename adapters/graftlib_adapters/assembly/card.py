@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import platform
 import re
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -125,20 +126,10 @@ def card(plan: Plan) -> str:
 
 def _row(number: int, step: Step) -> str:
     modules = "all that are paired" if step.layers is None else str(len(step.layers))
-    cells = (
-        str(number),
-        _plain(step.source),
-        f"`{_hex(step.fingerprint)[:16]}`",
-        f"{step.factor:g}",
-        modules,
-        _number(step.before),
-        _number(step.after),
-    )
+    metrics = ("" if each is None else f"{each:.6g}" for each in (step.before, step.after))
+    digest = f"`{_hex(step.fingerprint)[:16]}`"
+    cells = (str(number), _plain(step.source), digest, f"{step.factor:g}", modules, *metrics)
     return "| " + " | ".join(cells) + " |"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.6g}"
 
 
 def _plain(text: str) -> str:
@@ -179,10 +170,8 @@ def _untied(model: nn.Module) -> dict[str, Tensor]:
 def _versions() -> dict[str, str]:
     versions = {}
     for name in _LIBRARIES:
-        try:
+        with suppress(PackageNotFoundError):
             versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return versions
 
 

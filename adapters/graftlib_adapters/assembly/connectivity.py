@@ -94,8 +94,8 @@ def lmc(
         frame=(frame, Literal["base", "union"]),
         pad=(pad, Pad),
     )
-    walk = _Walk(base, source, evaluate, args, kwargs, factors, layers, mapping, seed,
-                 _Data(batches, match_on, repair))  # fmt: skip
+    data = _Data(batches, match_on, repair)
+    walk = _Walk(base, source, evaluate, args, kwargs, factors, layers, mapping, seed, data)
     if frame == "union":
         if layers is not None or solver.method == "shrink":
             raise AssemblyError(
@@ -132,21 +132,8 @@ def controls(
 
     Without shrink and random one cannot tell a transfer from a base that tolerates small factors of anything.
 
-    Args:
-        base: as for `lmc`, and so are those not named here.
-        source: as for `lmc`.
-        evaluate: as for `lmc`.
-        args: as for `lmc`.
-        kwargs: as for `lmc`.
-        factors: as for `lmc`.
-        which: of `CONTROLS`: ``matched``, ``identity``, ``random`` and ``shrink``, each with ``zero`` and ``keep``.
-        solver: of ``matched``.
-        layers: as for `lmc`.
-        mapping: as for `lmc`.
-        seed: as for `lmc`.
-        batches: as for `lmc`.
-        match_on: as for `lmc`, of ``matched`` and ``shrink``.
-        repair: as for `lmc`, of all.
+    Of ``matched`` alone is `solver`, of ``matched`` and ``shrink`` `match_on`, and `repair` of all. `which` are some of
+    `CONTROLS`: ``matched``, ``identity``, ``random`` and ``shrink``, each with ``zero`` and ``keep``.
 
     Returns:
         name -> curve, in the order of `which`.
@@ -159,8 +146,8 @@ def controls(
     for name in which:
         if name not in CONTROLS:
             raise AssemblyError(f"{shown(name)} is no control.", fix=f"use some of {CONTROLS}")
-    walk = _Walk(base, source, evaluate, args, kwargs, factors, layers, mapping, seed,
-                 _Data(batches, match_on, repair))  # fmt: skip
+    data = _Data(batches, match_on, repair)
+    walk = _Walk(base, source, evaluate, args, kwargs, factors, layers, mapping, seed, data)
     alignments: dict[str, Alignment] = {}
     curves: dict[str, Curve] = {}
     for name in track(which):
@@ -174,36 +161,36 @@ def controls(
     return curves
 
 
+@dataclass
 class _Walk:
     """A base and a source between which one walks; arguments as for `lmc`."""
 
-    def __init__(
-        self,
-        base: nn.Module,
-        source: Any,
-        evaluate: Evaluate,
-        args: Args,
-        kwargs: Mapping[str, Any] | None,
-        factors: Sequence[float] | None,
-        layers: Sequence[str] | None,
-        mapping: Declared,
-        seed: int,
-        data: _Data,
-    ) -> None:
+    base: nn.Module
+    given: Any
+    evaluate: Evaluate
+    args: Args
+    kwargs: Mapping[str, Any] | None
+    given_factors: Sequence[float] | None
+    layers: Sequence[str] | None
+    mapping: Declared
+    seed: int
+    data: _Data
+
+    def __post_init__(self) -> None:
         check(
             AssemblyError,
-            base=(base, (nn.Module,)),
-            evaluate=(evaluate, (Callable,)),
-            factors=(factors, list[float] | None),
-            layers=(layers, list[str] | None),
-            seed=(seed, Seed),
+            base=(self.base, (nn.Module,)),
+            evaluate=(self.evaluate, (Callable,)),
+            factors=(self.given_factors, list[float] | None),
+            layers=(self.layers, list[str] | None),
+            seed=(self.seed, Seed),
         )
-        self.factors = grid() if factors is None else tuple(map(float, factors))
+        given = self.given_factors
+        self.factors = grid() if given is None else tuple(map(float, given))
         Curve(self.factors, self.factors)  # refuses what no curve has
-        self.evaluate, self.layers, self.mapping = evaluate, layers, mapping
-        self.seed, self.data = int(seed), data
-        self.source = _one(source, args, kwargs)
-        self.graph = trace(base, args, kwargs)
+        self.seed = int(self.seed)
+        self.source = _one(self.given, self.args, self.kwargs)
+        self.graph = trace(self.base, self.args, self.kwargs)
 
     # --- in the base frame ----------------------------------------------------------------------------------------
 
@@ -290,10 +277,11 @@ class _Data:
 
     def __post_init__(self) -> None:
         check(AssemblyError, repair=(self.repair, bool))
-        if not isinstance(self.match_on, str) or self.match_on not in ("weights", "activations"):
-            raise AssemblyError(
-                f"match_on={shown(self.match_on)} is none.", fix="use 'weights' or 'activations'"
-            )
+        check(
+            AssemblyError,
+            fix="use 'weights' or 'activations'",
+            match_on=(self.match_on, MatchOn),
+        )
         if self.uses and (self.batches is None or iter(self.batches) is self.batches):
             raise AssemblyError(
                 f"{' and '.join(self.uses)} go through data, several times.",

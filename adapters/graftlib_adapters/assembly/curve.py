@@ -54,13 +54,8 @@ class Curve:
     data: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        rising = all(a < b for a, b in pairwise(self.factors))
-        if (
-            len(self.factors) != len(self.scores)
-            or not self.factors
-            or self.factors[0] != 0
-            or not rising
-        ):
+        rising = [*self.factors[:1]] == [0] and all(a < b for a, b in pairwise(self.factors))
+        if len(self.factors) != len(self.scores) or not rising:
             raise AssemblyError(
                 "a curve has one score for each factor, and factors that rise from 0.",
                 where={"factors": self.factors, "scores": len(self.scores)},
@@ -79,16 +74,13 @@ class Curve:
         """
         first, last = self.losses[0], self.losses[-1]
         end = self.factors[-1]
+        if not math.isfinite(last):
+            return math.inf  # the line is endless, too: no height can be said
         heights = [
             loss - ((1 - factor / end) * first + factor / end * last) if end and factor else 0.0
             for factor, loss in zip(self.factors, self.losses, strict=True)
         ]
-        # An endless loss at the end makes the line endless: no height can be said.
-        return (
-            max((h for h in heights if not math.isnan(h)), default=math.inf)
-            if math.isfinite(last)
-            else math.inf
-        )
+        return max((h for h in heights if not math.isnan(h)), default=math.inf)
 
     @property
     def excess(self) -> float:

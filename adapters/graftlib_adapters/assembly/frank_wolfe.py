@@ -22,7 +22,7 @@ _LITTLE = 1e-4  # a relative rise that ends the search, as in C2M3
 
 
 def frank_wolfe(
-    objective: Objective, start: Mapping[int, Permutation], *, keep: set[int], steps: int = _STEPS
+    objective: Objective, start: Mapping[int, Permutation], *, keep: set[int]
 ) -> dict[int, Permutation]:
     """Move the classes that are not kept towards a maximum of the objective.
 
@@ -30,7 +30,6 @@ def frank_wolfe(
         objective: what is maximised.
         start: of every class pair.
         keep: class pairs that stay as they are.
-        steps: at most so many.
 
     Returns:
         a permutation of every class pair, the nearest to where the search ended.
@@ -40,7 +39,7 @@ def frank_wolfe(
         i: start[i].reads if i in keep else _middle(start[i]).to(objective.dtype) for i in start
     }
     value = objective.value(reads)
-    for _ in range(steps):
+    for _ in range(_STEPS):
         gains = {i: objective.gain(i, reads) for i in free}
         towards = {i: assign(gains[i]).matrix().to(objective.dtype) for i in free}
         step, reached = _search(objective, reads, towards, value)

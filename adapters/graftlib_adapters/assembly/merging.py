@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from graftlib.surgery.blocks import inside
+
 from .alignment import Alignment
 from .errors import AssemblyError
 from .options import PADS, Pad
@@ -83,11 +85,11 @@ def selected(alignment: Alignment, layers: Iterable[str] | None) -> set[str]:
         return {pair.base for pair in pairs}
     names: set[str] = set()
     for layer in layers:
-        inside = {p.base for p in pairs if p.layer == layer or p.layer.startswith(f"{layer}.")}
-        if not inside and layer:
+        part = {pair.base for pair in pairs if not layer or inside(pair.layer, layer)}
+        if not part:
             raise AssemblyError(
                 f"no tensor of the base's '{layer}' is paired with one of the source.",
                 fix="name modules of tensors in print(alignment.problem)",
             )
-        names |= inside if layer else {pair.base for pair in pairs}
+        names |= part
     return names

@@ -40,11 +40,6 @@ class PairedSource:
     state: Mapping[str, Tensor]
 
     @property
-    def base_names(self) -> list[str]:
-        """FQNs of the base's tensors that take part."""
-        return list(dict.fromkeys(pair.base for pair in self.problem.pairs))
-
-    @property
     def module_groups(self) -> list[list[str]]:
         """The base modules that take part, in order: each one with a weight matrix, with the norms behind it."""
         groups: list[list[str]] = []

@@ -99,9 +99,7 @@ class _Candidate:
 
 class _Pairing:
     def __init__(self, base: Side, source: Side, links: Links) -> None:
-        self.base = base
-        self.source = source
-        self.links = links
+        self.base, self.source, self.links = base, source, links
         self.refused: list[tuple[str, str]] = []
 
     def run(self, mapping: Mapping | None) -> Problem:
@@ -246,11 +244,8 @@ class _Pairing:
             one, other = sides
             if one is None or other is None:
                 self._refuse(pair.target, pair.source, "its axes are in no class as a whole")
-                continue
-            try:
-                candidates.append(self._candidate(one, other))
-            except Incompatible as reason:
-                self._refuse(one, other, str(reason))
+            else:
+                candidates += self._compatible(one, other)
         return candidates
 
     # --- what goes along ------------------------------------------------------------------------------------------
@@ -266,14 +261,9 @@ class _Pairing:
             done.add(one.address)
             if other is None:
                 self.refused.append((one.address, f"'{weight.source.layer}' has no bias"))
-                continue
-            try:
-                candidate = self._candidate(one, other)
-            except Incompatible as reason:
-                self._refuse(one, other, str(reason))
-                continue
-            if self._agrees(candidate, classes):
-                candidates.append(candidate)
+            else:
+                both = self._compatible(one, other)
+                candidates += [each for each in both if self._agrees(each, classes)]
         return candidates
 
     def _norms(self, weights: Sequence[_Candidate], classes: Map[int, int]) -> list[_Candidate]:
@@ -351,6 +341,14 @@ class _Pairing:
 
     # --- two tensors ----------------------------------------------------------------------------------------------
 
+    def _compatible(self, one: TensorView, other: TensorView) -> list[_Candidate]:
+        """The one candidate, or none: then it is refused."""
+        try:
+            return [self._candidate(one, other)]
+        except Incompatible as reason:
+            self._refuse(one, other, str(reason))
+            return []
+
     def _candidate(self, one: TensorView, other: TensorView) -> _Candidate:
         if _compatibility(one) != _compatibility(other):
             raise Incompatible("another kind or role")
@@ -359,14 +357,12 @@ class _Pairing:
         pairing = AxisPairing(self.base.numbers, self.source.numbers)
         axes = []
         for i, turn in enumerate(_turns(one, other)):
-            kernel = one.names[i] in KERNEL
-            blocks = (
-                centred(one.shape[i], other.shape[turn])
-                if kernel
-                else tuple(pairing.blocks(one.axes[i], other.axes[turn]))
-            )
+            if one.names[i] in KERNEL:
+                axes.append(AxisPair(turn, centred(one.shape[i], other.shape[turn])))
+                continue
+            blocks = tuple(pairing.blocks(one.axes[i], other.axes[turn]))
             covered = sum(term.size for _, term in one.axes[i])
-            axes.append(AxisPair(turn, blocks, not kernel and covered < one.shape[i]))
+            axes.append(AxisPair(turn, blocks, covered < one.shape[i]))
         pairs = tuple(pairing.free)
         if any(len({pair[k] for pair in pairs}) < len(pairs) for k in (0, 1)):
             raise Incompatible("one class would be paired twice in this tensor alone")
@@ -416,10 +412,8 @@ def _reason(tensor: TensorView, sources: Sequence[TensorView], why: Map[int, str
     if not same:
         return f"the source has no {tensor.kind} weight with the role '{tensor.role}'"
     near = min(same, key=lambda j: (abs(sources[j].depth - tensor.depth), j))
-    answer = why.get(
-        near, "others that keep the order of depth and the blocks together are more alike"
-    )
-    return f"nearest is '{sources[near].address}': {answer}"
+    alike = "others that keep the order of depth and the blocks together are more alike"
+    return f"nearest is '{sources[near].address}': {why.get(near, alike)}"
 
 
 def _mean(values: Sequence[int]) -> int:

@@ -207,8 +207,7 @@ def reads_of(alignment: Alignment) -> tuple[Reads, ...]:
     """An alignment as it stands in a plan."""
     return tuple(
         Reads(
-            _key(alignment.problem.classes[number], "base"),
-            _key(alignment.problem.classes[number], "source"),
+            *_key(alignment.problem.classes[number]),
             permutation.sources,
             tuple(permutation.reads.tolist()),
         )
@@ -230,9 +229,9 @@ def alignment_of(problem: Problem, step: Step) -> Alignment:
     permutations: dict[int, Permutation] = {}
     wrong: dict[str, object] = {}
     for number, pair in enumerate(problem.classes):
-        each = reads.pop((_key(pair, "base"), _key(pair, "source")), None)
+        each = reads.pop(_key(pair), None)
         if each is None or len(each.units) != pair.bases or each.sources != pair.sources:
-            wrong["class"] = f"{_key(pair, 'base')} ({pair.bases} units)"
+            wrong["class"] = f"{_key(pair)[0]} ({pair.bases} units)"
             break
         units = torch.tensor(each.units, dtype=torch.int64, device="cpu")
         permutations[number] = Permutation(units, each.sources)
@@ -247,6 +246,6 @@ def alignment_of(problem: Problem, step: Step) -> Alignment:
     return Alignment(problem, permutations, step.objective or 0.0, ())
 
 
-def _key(pair: ClassPair, side: str) -> str:
-    each = pair.base if side == "base" else pair.source
-    return str(each.members[0])
+def _key(pair: ClassPair) -> tuple[str, str]:
+    """The first members of both classes, in words."""
+    return str(pair.base.members[0]), str(pair.source.members[0])

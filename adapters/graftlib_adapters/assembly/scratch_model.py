@@ -16,6 +16,7 @@ from .alignment import Alignment
 from .errors import AssemblyError
 from .merging import merged
 from .options import Pad
+from .zoo import state_of
 
 __all__ = ["Evaluate", "ScratchModel", "measured"]
 
@@ -39,8 +40,7 @@ class ScratchModel:
     @property
     def state(self) -> dict[str, Tensor]:
         """The committed tensors."""
-        now = {n: t.detach() for n, t in self.model.state_dict(keep_vars=True).items()}
-        return {**now, **self._committed}
+        return {**state_of(self.model), **self._committed}
 
     @torch.no_grad()
     def show(self, tensors: Mapping[str, Tensor]) -> nn.Module:

@@ -27,10 +27,8 @@ _BLOCK = 2**16  # entries that are looked at together: they stay in the cache
 _FIRST = 16  # entries of every unit to begin with
 _MORE = 40  # entries of a unit that are added at most
 _ROUNDS = 12
-_CROWDED = (
-    64,
-    256,
-)  # entries of a unit, at first and at last: more are nearly equal, and sparse matching is slow
+# Entries of a unit, at first and at last: more are nearly equal, and sparse matching is slow.
+_CROWDED = (64, 256)
 _TINY = 1e-11  # of the largest cost: less is rounding
 
 Floats = npt.NDArray[np.float64]
@@ -78,7 +76,7 @@ def priced(cost: Tensor, prices: Tensor | None = None) -> tuple[Permutation, Ten
         keys.append(costs.of_columns(_FIRST))
     keys.append(np.arange(m) * (p + 1))  # so that there is one assignment at least
     for turn in range(_ROUNDS):
-        chosen = _sorted(np.concatenate(keys))
+        chosen = np.unique(np.concatenate(keys))
         if len(chosen) > _CROWDED[turn > 0] * m:
             return None
         values = costs.at(chosen)
@@ -156,12 +154,6 @@ class _Costs:
         step = max(_BLOCK // self.shape[1], 1)
         for start in range(0, self.shape[0], step):
             yield start, self._cost[start : start + step].to(dtype, copy=True)
-
-
-def _sorted(keys: Numbers) -> Numbers:
-    """Each once."""
-    keys = np.sort(keys)
-    return keys[np.concatenate(([True], keys[1:] != keys[:-1]))]
 
 
 def _sparse(keys: Numbers, costs: Floats, shape: tuple[int, int]) -> Numbers:

@@ -157,14 +157,9 @@ class Run:
         paired = [self._paired(number, source) for number, source in batch]
         no_data = self.evaluate is None and self.settings.merge_factor is None
         state = self.scratch.state
+        how = (self.settings.solver, self.settings.seed, no_data)
         work = [
-            (
-                one,
-                {name: state[name] for name in one.paired.base_names},
-                self.settings.solver,
-                self.settings.seed,
-                no_data,
-            )
+            (one, {name: state[name] for name in one.paired.problem.by_base()}, *how)
             for one in paired
             if one.paired is not None
         ]
@@ -270,25 +265,23 @@ def _solved(
     """Align, and test where no data will; runs in a worker."""
     assert one.paired is not None
     alignment = one.paired.align(base, solver, seed=seed)
-    significance = (
-        permutation_test(one.paired, alignment, base, solver, seed=seed) if no_data else None
-    )
-    return replace(one, alignment=alignment, significance=significance)
+    aligned = replace(one, alignment=alignment)
+    if not no_data:
+        return aligned
+    result = permutation_test(one.paired, alignment, base, solver, seed=seed)
+    return replace(aligned, significance=result)
 
 
 def _highest(
     candidates: Sequence[_Candidate], now: float, search: Search, tried: int
 ) -> _Candidate:
     """The highest metric; of equal ones the first, which has more modules and the smaller factor."""
-    best = max(
-        candidates, key=lambda c: float("-inf") if c.metric is None else c.metric, default=None
-    )
-    if best is None or best.metric is None or not best.metric > now + search.tolerance:
-        metric = None if best is None else best.metric
+    best = max(candidates, key=lambda c: c.metric or 0.0)
+    assert best.metric is not None  # as of all candidates here
+    if not best.metric > now + search.tolerance:
         over = f" by more than {search.tolerance:g}" if search.tolerance else ""
-        figure = "none" if metric is None else f"{metric:.6g}"
-        why = f"the best of {tried} candidates scores {figure}, not above {now:.6g}{over}"
-        return _Candidate(None, 0.0, metric, why)
+        why = f"the best of {tried} candidates scores {best.metric:.6g}, not above {now:.6g}{over}"
+        return _Candidate(None, 0.0, best.metric, why)
     return replace(best, reason=f"the best of {tried} candidates: {now:.6g} -> {best.metric:.6g}")
 
 
@@ -300,10 +293,8 @@ def _largest(
     if best is None:
         why = f"no factor of {tried} tried keeps the score within {search.tolerance:g} of {now:.6g}"
         return _Candidate(None, 0.0, None, why)
-    why = (
-        f"the largest factor within {search.tolerance:g} of {now:.6g}: it scores {best.metric:.6g}"
-    )
-    return replace(best, reason=why)
+    kept = f"the largest factor within {search.tolerance:g} of {now:.6g}"
+    return replace(best, reason=f"{kept}: it scores {best.metric:.6g}")
 
 
 def _module_sets(paired: PairedSource, parts: Sequence[str]) -> Iterator[tuple[str, ...] | None]:

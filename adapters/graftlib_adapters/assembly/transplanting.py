@@ -170,10 +170,7 @@ def _written(
 ) -> tuple[tuple[Written, ...], list[str]]:
     """What took values, and what is paired with a source tensor but reads none of its entries."""
     written, empty = [], []
-    by_target: dict[str, list[str]] = {}
-    for pair in task.pairs:
-        by_target.setdefault(pair.base, []).append(pair.source)
-    for name, sources in by_target.items():
+    for name, pairs in task.by_base().items():
         tensor = tensor_of(model, name)
         mask = alignment.mask(name).to(tensor.device)
         share = float(mask.double().mean()) if mask.numel() else 0.0
@@ -181,7 +178,7 @@ def _written(
             empty.append(name)
             continue
         tensor.copy_(torch.where(mask, moved[name].to(tensor), tensor))
-        written.append(Written(name, tuple(dict.fromkeys(sources)), share))
+        written.append(Written(name, tuple(dict.fromkeys(p.source for p in pairs)), share))
     return tuple(written), empty
 
 

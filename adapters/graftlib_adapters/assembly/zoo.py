@@ -149,9 +149,8 @@ class ZooEntry:
     def _build(self) -> tuple[nn.Module, Args, Mapping[str, Any] | None]:
         with torch.device("meta"):
             built = self.factory()
-        model, args, kwargs = (
-            (*built, None, None)[:3] if isinstance(built, tuple) else (built, None, None)
-        )
+        parts = built if isinstance(built, tuple) else (built,)
+        model, args, kwargs = (*parts, None, None)[:3]
         if not isinstance(model, nn.Module):
             raise AssemblyError(
                 f"the factory of {self.name!a} gives a {type(model).__name__}, not a model.",
@@ -225,20 +224,18 @@ def _source(source: Any, number: int, args: Args, kwargs: Mapping[str, Any] | No
     if isinstance(source, (ZooEntry, LoadedModel)):
         known = isinstance(source.args, Tensor) or bool(source.args) or bool(source.kwargs)
         return source if known else replace(source, args=args, kwargs=kwargs)
-    if isinstance(source, nn.Module):
-        source = with_values(unwrap(source, AssemblyError))
-        return LoadedModel(source, args, kwargs, f"{type(source).__name__} {number}")
-    if isinstance(source, tuple) and 1 <= len(source) <= 3 and isinstance(source[0], nn.Module):
-        model, own, by_name = (*source, None, None)[:3]
-        model = with_values(unwrap(model, AssemblyError))
-        if own is None and by_name is None:
-            own, by_name = args, kwargs
-        return LoadedModel(
-            model, () if own is None else own, by_name, f"{type(model).__name__} {number}"
+    parts = source if isinstance(source, tuple) else (source,)
+    if not (1 <= len(parts) <= 3 and isinstance(parts[0], nn.Module)):
+        raise AssemblyError(
+            f"source {number} is a {type(source).__name__}.",
+            fix="give a model, (model, args, kwargs) or ZooEntry(factory, checkpoint)",
         )
-    raise AssemblyError(
-        f"source {number} is a {type(source).__name__}.",
-        fix="give a model, (model, args, kwargs) or ZooEntry(factory, checkpoint)",
+    model, own, by_name = (*parts, None, None)[:3]
+    model = with_values(unwrap(model, AssemblyError))
+    if own is None and by_name is None:
+        own, by_name = args, kwargs
+    return LoadedModel(
+        model, () if own is None else own, by_name, f"{type(model).__name__} {number}"
     )
 
 
@@ -287,28 +284,27 @@ class _Reader:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._stack = ExitStack()
         self._home: dict[str, Any] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
 
     def __enter__(self) -> _Reader:
-        try:
-            for file in self._files():
-                require_file(file, error=CheckpointError)
-                opened = self._stack.enter_context(safe_open(file, framework="pt", device="cpu"))
-                for name in opened.keys():  # noqa: SIM118 - not a mapping
-                    self._home[name] = opened
-                    self.shapes[name] = tuple(opened.get_slice(name).get_shape())
-        except GraftError:
-            self._stack.close()
-            raise
-        except Exception as error:  # safetensors has errors of its own for each damage
-            self._stack.close()
-            raise CheckpointError(
-                f"{named(self._path)} cannot be read as safetensors.",
-                why=str(error).partition("\n")[0] or type(error).__name__,
-                fix="save it with safetensors.torch.save_file(model.state_dict(), path)",
-            ) from error
+        with ExitStack() as opening:
+            try:
+                for file in self._files():
+                    require_file(file, error=CheckpointError)
+                    opened = opening.enter_context(safe_open(file, framework="pt", device="cpu"))
+                    for name in opened.keys():  # noqa: SIM118 - not a mapping
+                        self._home[name] = opened
+                        self.shapes[name] = tuple(opened.get_slice(name).get_shape())
+            except GraftError:
+                raise
+            except Exception as error:  # safetensors has errors of its own for each damage
+                raise CheckpointError(
+                    f"{named(self._path)} cannot be read as safetensors.",
+                    why=str(error).partition("\n")[0] or type(error).__name__,
+                    fix="save it with safetensors.torch.save_file(model.state_dict(), path)",
+                ) from error
+            self._stack = opening.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -348,23 +344,23 @@ def _aliases(model: nn.Module, saved: Mapping[str, object]) -> dict[str, str]:
 
 def _compare(model: nn.Module, saved: Mapping[str, tuple[int, ...]], path: Path) -> None:
     own, aliases = _shapes(model), _aliases(model, saved)
-    missing = [name for name in own if name not in aliases]
-    other = [name for name in own if name in aliases and saved[aliases[name]] != own[name]]
-    unknown = [name for name in saved if name not in own]
-    if not (missing or other or unknown):
+    wrong = [(name, "is missing from the file") for name in own if name not in aliases]
+    wrong += [
+        (name, f"{own[name]} in the model, {saved[alias]} in the file")
+        for name, alias in aliases.items()
+        if saved[alias] != own[name]
+    ]
+    wrong += [(name, "is unknown to the model") for name in saved if name not in own]
+    if not wrong:
         return
-    rows: dict[str, object] = {}
-    for name in missing[:_MOST]:
-        rows[shown(name)] = "is missing from the file"
-    for name in other[:_MOST]:
-        rows[shown(name)] = f"{own[name]} in the model, {saved[aliases[name]]} in the file"
-    for name in unknown[:_MOST]:
-        near = nearest(name, list(own), n=1)
-        rows[shown(name)] = "is unknown to the model" + (f"; nearest {near[0]}" if near else "")
+    rows = {}
+    for name, why in wrong[:_MOST]:
+        near = nearest(name, list(own), n=1) if name not in own else ()
+        rows[shown(name)] = why + "".join(f"; nearest {each}" for each in near)
     raise CheckpointError(
         f"{named(path)} is not a checkpoint of this {type(model).__name__}.",
-        where=dict(list(rows.items())[:_MOST]),
-        why=f"{len(missing) + len(other) + len(unknown)} entries differ",
+        where=rows,
+        why=f"{len(wrong)} entries differ",
         fix="give the factory of the model that was saved",
     )
 

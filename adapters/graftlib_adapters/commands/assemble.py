@@ -9,11 +9,11 @@ from __future__ import annotations
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from graftlib.cli.console import say, say_json
+from graftlib.cli.console import say, say_json, say_preview
 from graftlib.cli.options import Debug, DryRun, Json
 
 __all__ = ["register"]
@@ -59,7 +59,9 @@ def assemble(
 
     steps = read(recipe)
     if dry_run:
-        _say_preview(steps.facts(output), as_json)
+        facts = steps.facts(output)
+        headline = f"would merge {len(facts['sources'])} sources into {facts['base']}"
+        say_preview(headline, facts, as_json=as_json)
         return
     with redirect_stdout(sys.stderr):  # what factories print is no result
         assembly = steps.run(output, resume=resume, jobs=jobs)
@@ -70,16 +72,3 @@ def assemble(
         return
     say(assembly)
     say(f"wrote {output}")
-
-
-def _say_preview(facts: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        say_json(facts)
-        return
-    say(f"would merge {len(facts['sources'])} sources into {facts['base']}")
-    for source in facts["sources"]:
-        say(f"would read {source}")
-    for path in facts["executes"]:
-        say(f"would execute {path}")
-    for path in facts["writes"]:
-        say(f"would write {path}")

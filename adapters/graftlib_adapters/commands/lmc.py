@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graftlib.cli.console import say, say_json, working
+from graftlib.cli.console import say, say_json, say_preview, working
 from graftlib.cli.names import find_model
-from graftlib.cli.options import Debug, Device, DryRun, Inputs, Json, ModelOptions, Seed
+from graftlib.cli.options import Debug, Device, DryRun, Inputs, Json, ModelOptions, Seed, one_of
 from graftlib.cli.steps import load_options
+
+from ..assembly.options import METHODS, PADS
 
 if TYPE_CHECKING:
     from ..assembly.curve import Curve
@@ -23,23 +24,6 @@ HELP = (
     "torchvision:NAME, timm:NAME, hf:FOLDER, or FILE.py:FACTORY, which is executed: name only files "
     "that you trust."
 )
-
-
-class Pad(StrEnum):
-    """What entries of the base do that read nothing."""
-
-    zero = "zero"
-    keep = "keep"
-
-
-class Method(StrEnum):
-    """How units are aligned."""
-
-    coordinate = "coordinate"
-    frank_wolfe = "frank-wolfe"
-    identity = "identity"
-    random = "random"
-    shrink = "shrink"
 
 
 def register(app: typer.Typer) -> None:
@@ -69,8 +53,13 @@ def lmc(
     inputs: Inputs = None,
     points: Annotated[int, typer.Option("--points", min=2, help="Merging factors, 0 to 1.")] = 21,
     pad: Annotated[
-        Pad, typer.Option("--pad", help="zero shrinks what reads nothing, keep leaves it.")
-    ] = Pad.zero,
+        str,
+        typer.Option(
+            "--pad",
+            callback=one_of(PADS),
+            help="zero shrinks what reads nothing, keep leaves it.",
+        ),
+    ] = "zero",
     tolerance: Annotated[
         float, typer.Option("--tolerance", min=0.0, help="Of the threshold, in the metric's unit.")
     ] = 0.01,
@@ -82,8 +71,13 @@ def lmc(
         typer.Option("-o", "--output", metavar="FILE.png", help="Draw the curves; JSON beside it."),
     ] = None,
     method: Annotated[
-        Method, typer.Option("--method", help="How units are aligned, or a control.")
-    ] = Method.coordinate,
+        str,
+        typer.Option(
+            "--method",
+            callback=one_of(METHODS),
+            help="How units are aligned: coordinate or frank-wolfe; or a control: identity, random, shrink.",
+        ),
+    ] = "coordinate",
     restarts: Annotated[
         int, typer.Option("--restarts", min=0, help="Random starts of the solver.")
     ] = 0,
@@ -107,14 +101,21 @@ def lmc(
         for weights in (base_weights, source_weights)
     ]
     if dry_run:
-        _say_preview([base, source, evaluate], output, as_json)
+        found = [find_model(name) for name in (base, source, evaluate)]
+        facts = {
+            "dry_run": True,
+            "models": [base, source],
+            "executes": list(dict.fromkeys(str(f.path) for f in found if f.library == "file")),
+            "writes": [str(output), str(output.with_suffix(".json"))] if output else [],
+        }
+        say_preview(f"would walk from {base} to {source}", facts, as_json=as_json)
         return
     with working(f"walking from {base} to {source}"):
         curves = _walked(
             list(zip((base, source), asked, strict=True)),
             evaluate,
-            {"points": points, "pad": pad.value, "seed": seed, "controls": controls},
-            {"method": method.value, "restarts": restarts},
+            {"points": points, "pad": pad, "seed": seed, "controls": controls},
+            {"method": method, "restarts": restarts},
         )
     figures = {
         name: {**curve.to_json(), "threshold": curve.threshold(tolerance)}
@@ -181,17 +182,3 @@ def _table(curves: dict[str, Curve], tolerance: float) -> str:
         for name, c in curves.items()
     ]
     return "\n".join([head, *rows])
-
-
-def _say_preview(names: list[str], output: Path | None, as_json: bool) -> None:
-    models = [find_model(name) for name in names]
-    files = list(dict.fromkeys(str(f.path) for f in models if f.library == "file"))
-    writes = [str(output), str(output.with_suffix(".json"))] if output else []
-    if as_json:
-        say_json({"dry_run": True, "models": names[:2], "executes": files, "writes": writes})
-        return
-    say(f"would walk from {names[0]} to {names[1]}")
-    for path in files:
-        say(f"would execute {path}")
-    for path in writes:
-        say(f"would write {path}")

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
+from msgspec import Meta
 from torch import Tensor
 
+from graftlib.arguments import Positive
 from graftlib.errors import GraftError
 from graftlib.graft import Adapter, Link, LinkedMatrix
 
-from .._options import chosen, flag, whole_number
+from .._options import chosen, flag, must_be, whole_number
 from .encoding import energy_rank
 from .lpka import LPKA, PAIRINGS, IdentityLPKA, PaperLPKA
 from .transfer import Transfer
 
 __all__ = ["MergeNet"]
+
+_Rank = Positive | Annotated[float, Meta(gt=0, lt=1)] | None
+_RANK_FIX = (
+    "give an int from 1 on, None for the whole matrix, or a share of the energy between 0 and 1"
+)
+_Trust = Literal["host"] | Annotated[float, Meta(gt=0)] | None
+_TRUST_FIX = "use trust='host', a number above 0, for example trust=0.005, or None for no bound"
+_Share = Annotated[float, Meta(gt=0, le=1.7976931348623157e308)]
+_SHARE_FIX = "give a number above 0, for example host_share=0.1"
+_Dropout = tuple[Annotated[float, Meta(ge=0, lt=1)], Annotated[float, Meta(ge=0, lt=1)]]
+_DROPOUT_FIX = (
+    "give one for the attention weights and one for the attention's output, each from 0 to below 1, for "
+    "example dropout=(0.1, 0.2)"
+)
 
 
 class MergeNet(Adapter):
@@ -85,17 +100,14 @@ class MergeNet(Adapter):
         re_encode: Literal["svd", "learned"] = "svd",
         deterministic: bool = False,
     ) -> None:
-        for name, number in {
-            "layers": layers,
-            "heads": heads,
-            "max_rank": max_rank,
-            "width": width,
-        }.items():
-            whole_number(name, number)
-        _check_rank(rank)
-        _check_trust(trust)
-        _check_host_share(host_share)
-        _check_dropout(dropout)
+        whole_number("layers", layers)
+        whole_number("heads", heads)
+        whole_number("max_rank", max_rank)
+        whole_number("width", width)
+        must_be(_Rank, "rank", rank, "is no rank.", _RANK_FIX)
+        must_be(_Trust, "trust", trust, "is no share of a norm.", _TRUST_FIX)
+        must_be(_Share, "host_share", host_share, "is no share.", _SHARE_FIX)
+        must_be(_Dropout, "dropout", dropout, "is not a pair of probabilities.", _DROPOUT_FIX)
         flag("residual", residual)
         flag("deterministic", deterministic)
         chosen("compress", compress, ("longer", "rows"))
@@ -176,58 +188,6 @@ class MergeNet(Adapter):
             "signal": self.signal,
         }
         return f"MergeNet({', '.join(f'{name}={value!r}' for name, value in options.items())})"
-
-
-def _check_rank(rank: object) -> None:
-    if rank is None:
-        return
-    if isinstance(rank, float) and 0 < rank < 1:
-        return
-    if isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1:
-        return
-    raise GraftError(
-        f"rank={rank!r} is no rank.",
-        fix="give an int from 1 on, None for the whole matrix, or a share of the energy between 0 and 1",
-        option="rank",
-    )
-
-
-def _check_trust(trust: object) -> None:
-    if trust in (None, "host") or (
-        isinstance(trust, int | float) and not isinstance(trust, bool) and trust > 0
-    ):
-        return
-    raise GraftError(
-        f"trust={trust!r} is no share of a norm.",
-        fix="use trust='host', a number above 0, for example trust=0.005, or None for no bound",
-        option="trust",
-    )
-
-
-def _check_host_share(share: object) -> None:
-    if isinstance(share, int | float) and not isinstance(share, bool) and 0 < share < math.inf:
-        return
-    raise GraftError(
-        f"host_share={share!r} is no share.",
-        fix="give a number above 0, for example host_share=0.1",
-        option="host_share",
-    )
-
-
-def _check_dropout(dropout: object) -> None:
-    if (
-        isinstance(dropout, Sequence)
-        and len(dropout) == 2
-        and all(isinstance(p, int | float) and not isinstance(p, bool) for p in dropout)
-        and all(0 <= p < 1 for p in dropout)
-    ):
-        return
-    raise GraftError(
-        f"dropout={dropout!r} is not a pair of probabilities.",
-        fix="give one for the attention weights and one for the attention's output, each from 0 to below 1, for "
-        "example dropout=(0.1, 0.2)",
-        option="dropout",
-    )
 
 
 def _check_pairings(pairings: object) -> None:
