@@ -31,6 +31,7 @@ from ..graph.capture import device_of
 from ..graph.macs import macs, short_name
 from ..graph.ops import named_arguments
 from ..graph.tensors import replaced, tensor_leaves
+from ..reports import Report
 from ..surgery import SurgeryError
 from ..surgery.fit import plan
 from ..surgery.recording import Twin
@@ -55,7 +56,7 @@ _COPIES = (
 
 
 @dataclass(frozen=True)
-class Latency:
+class Latency(Report):
     """What a pass takes.
 
     Attributes:

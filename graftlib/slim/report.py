@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..graph.tensors import tensor_leaves
 from ..progress import track
+from ..reports import Report
 from ..surgery.holdout import Holdout
 from ..surgery.recording import Batch, Twin, alone
 from .widths import Widths, in_words
@@ -57,7 +58,7 @@ class Fidelity:
 
 
 @dataclass(frozen=True)
-class SlimReport:
+class SlimReport(Report):
     """Before and after.
 
     Attributes:

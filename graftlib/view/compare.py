@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..graph.axes.tree import Sum
+from ..reports import Report
 
 if TYPE_CHECKING:
     from ..graph.axes import AxisClass, Member
@@ -54,7 +55,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Diff:
+class Diff(Report):
     """How a second model differs from a first. ``print`` it.
 
     Attributes:

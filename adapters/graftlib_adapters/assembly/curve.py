@@ -14,6 +14,7 @@ from typing import Any
 from msgspec import Struct
 
 from graftlib.documents import Finite, convert
+from graftlib.reports import Report
 
 from .errors import AssemblyError
 
@@ -30,7 +31,7 @@ def grid(points: int = 21) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True)
-class Curve:
+class Curve(Report):
     """Metrics along merging factors.
 
     Attributes:

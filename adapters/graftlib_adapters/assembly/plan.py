@@ -21,6 +21,7 @@ from graftlib.arguments import check
 from graftlib.disk import write_whole
 from graftlib.documents import Count, Finite, Record, convert, read_json
 from graftlib.errors import shown
+from graftlib.reports import Report
 
 from .alignment import Alignment
 from .alignment_problem import ClassPair, Problem
@@ -92,7 +93,7 @@ class Step(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Report):
     """All steps of an assembly.
 
     Attributes:
