@@ -50,7 +50,17 @@ def made():
 
 @pytest.mark.parametrize(
     "name",
-    "AxisClass CheckResult Costs Curve Diff Latency Preview SlimReport Transplanted".split(),
+    [
+        "AxisClass",
+        "CheckResult",
+        "Costs",
+        "Curve",
+        "Diff",
+        "Latency",
+        "Preview",
+        "SlimReport",
+        "Transplanted",
+    ],
 )
 def test_a_report_shows_its_print_and_no_markup(made, name):
     shown = made[name]._repr_html_()
