@@ -1,6 +1,7 @@
 """In a notebook a report is what is printed, and names in it are text."""
 
 import html
+import sys
 
 import pytest
 import torch
@@ -8,9 +9,10 @@ from torch import nn
 
 import graftlib
 from graftlib import Mapping, surgery, trace
+from graftlib.errors import MissingExtraError
 from graftlib.slim import costs_of, latency_of
 from graftlib.view import diff
-from graftlib_adapters import lmc, transplant
+from graftlib_adapters import assemble, lmc, transplant
 
 NAME = "<img src=x onerror=alert(1)>&amp;"
 
@@ -66,6 +68,33 @@ def test_a_report_shows_its_print_and_no_markup(made, name):
     shown = made[name]._repr_html_()
     assert html.unescape(shown.removeprefix("<pre>").removesuffix("</pre>")) == str(made[name])
     assert shown.count("<") == shown.count(">") == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [("Curve", "factors"), ("Diff", "changes"), ("Latency", "ops"), ("SlimReport", "rows")],
+)
+def test_a_report_with_rows_is_a_table(made, name, rows):
+    pytest.importorskip("pandas", reason="pandas is not installed")
+    table = made[name].to_dataframe()
+    assert len(table) == len(getattr(made[name], rows)) > 0
+    columns, expected = made[name].table()
+    assert tuple(table.columns) == columns
+    assert [*map(tuple, table.astype(object).to_numpy()[:, :1])] == [each[:1] for each in expected]
+
+
+def test_a_plan_is_a_table_of_its_steps():
+    pytest.importorskip("pandas", reason="pandas is not installed")
+    assembly = assemble(hostile(), [hostile()], args=(X,), evaluate=lambda model: 0.0)
+    table = assembly.record.to_dataframe()
+    assert [*table["reason"]] == [step.reason for step in assembly.record.steps]
+    assert len(table) == 1
+
+
+def test_without_pandas_the_extra_is_named(made, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(MissingExtraError, match=r"graftlib\[dataframe\]"):
+        made["Diff"].to_dataframe()
 
 
 def test_the_names_are_in_what_is_printed(made):
