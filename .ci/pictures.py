@@ -13,7 +13,7 @@ from playwright.sync_api import sync_playwright
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from graftlib import Mapping, attach, surgery, trace, view
+from graftlib import Mapping, attach, slim, surgery, trace, view
 from graftlib.graft import AdapterOptimizer
 from graftlib_adapters import MergeNet
 from graftlib_adapters.assembly import align, problem
@@ -47,12 +47,15 @@ class Net(nn.Module):
         return self.head(self.blocks(self.stem(x)).mean((2, 3)))
 
 
-def page(name: str, address: str, hovered: str | None = None) -> None:
-    """A picture of the page of `Net`, with the axis `hovered` in the panel."""
+def page(name: str, address: str, hovered: str | None = None, *, pruned: bool = False) -> None:
+    """A picture of the page of `Net`, with the axis `hovered` in the panel, or with what half of it would keep."""
+    torch.manual_seed(0)
     graph = trace(Net(), torch.zeros(1, 3, 12, 12))
+    half = slim(graph, budget={"params": 0.5}) if pruned else None
+    plan = {"edit": half.edit, "importance": half.importances} if half else {}
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as running:
         path = Path(folder) / "page.html"
-        view(graph, depth=3).save(path)
+        view(graph, depth=3, **plan).save(path)
         browser = running.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         window = browser.new_page(viewport={"width": 1100, "height": 620})
         window.goto(path.as_uri() + address)
@@ -125,5 +128,6 @@ def transfers(name: str) -> None:
 if __name__ == "__main__":
     page("layer-graph", "#source:blocks")
     page("axis-class", "#source:blocks.0.conv1", "out 24")
+    page("pruning", "", pruned=True)
     alignment("alignment")
     transfers("graft")

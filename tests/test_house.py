@@ -128,6 +128,7 @@ PUBLIC = {
     *(
         "graftlib.progress",
         "graftlib.random_state",
+        "graftlib.reports",
         "graftlib.graph",
         "graftlib.match",
         "graftlib.graft",

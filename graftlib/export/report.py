@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..reports import Report
+
 __all__ = ["Comparison", "ExportReport", "Measurement", "Quantized", "TensorSpec"]
 
 
@@ -90,7 +92,7 @@ class Measurement:
 
 
 @dataclass(frozen=True)
-class ExportReport:
+class ExportReport(Report):
     """An export that held. `print` it, or take `to_dict()`.
 
     Attributes:

@@ -24,6 +24,7 @@ from .plan import Plan
 __all__ = ["Reported", "chart", "page"]
 
 POINTS = 500
+ROUNDING = 1e-5  # values of float32 that differ by no more, relatively, are drawn as equal
 ROWS = 200
 WIDTH, HEIGHT, LEFT, BOTTOM = 460, 190, 64, 24
 
@@ -120,7 +121,9 @@ def chart(
     if not thinned:
         return None
     x_low, x_high = _span([x for points in thinned.values() for x, _ in points])
-    y_low, y_high = _span([y for points in thinned.values() for _, y in points])
+    heights = [y for points in thinned.values() for _, y in points]
+    largest = 1.0 if logarithmic else max(map(abs, heights))
+    y_low, y_high = _span(heights, ROUNDING * largest)
 
     def at(x: float, y: float) -> tuple[float, float]:
         across_ = LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - 10)
@@ -252,12 +255,12 @@ def _thin(points: Points) -> Points:
     return [points[round(i * (len(points) - 1) / (POINTS - 1))] for i in range(POINTS)]
 
 
-def _span(values: Sequence[float]) -> tuple[float, float]:
-    """The least and the largest value, apart even where they coincide."""
+def _span(values: Sequence[float], rounding: float = 0.0) -> tuple[float, float]:
+    """The least and the largest value, apart even where they coincide but for `rounding`."""
     low, high = min(values), max(values)
-    if high > low:
+    if high - low > rounding:
         return low, high
-    room = abs(low) * 0.01 or 1.0
+    room = max(abs(low) * 0.01, 1000 * rounding) or 1.0
     return low - room, high + room
 
 

@@ -209,11 +209,16 @@ def _shapes(nodes: Any) -> Shapes:
 
 
 def _kind(nodes: Sequence[fx.Node]) -> str:
-    """``softmax+matmul``: the ops that compute, or, where none does, those that move elements."""
+    """``softmax+matmul``: the ops that compute or join tensors, or, where none does, those that move elements."""
     ops = [node for node in nodes if node.target is not operator.getitem]
-    computing = [node for node in ops if does(node) != "moves"] or ops
+    computing = [node for node in ops if does(node) != "moves" or _joins(node)] or ops
     names = list(dict.fromkeys(map(name_of, computing))) or ["getitem"]
     return "+".join(names[:3]) + ("+..." if len(names) > 3 else "")
+
+
+def _joins(node: fx.Node) -> bool:
+    """Whether it reads several tensors: where a skip comes back is seen."""
+    return sum(each.op != "get_attr" for each in node.all_input_nodes) > 1
 
 
 def flow_between(layers: Sequence[Layer], home: Mapping[fx.Node, Run]) -> nx.MultiDiGraph[str]:

@@ -73,6 +73,11 @@ class Outline:
     def __str__(self) -> str:
         return "\n".join([f"{self.name}, not traced", *self.lines])
 
+    def _repr_html_(self) -> str:
+        from ..view import view
+
+        return view(self)._repr_html_()
+
 
 def outline(
     model: nn.Module, args: Sequence[Any] | Tensor = (), kwargs: Mapping[str, Any] | None = None

@@ -21,6 +21,7 @@ from ..graph.axes import AxisClass
 from ..graph.axes.algebra import Atom, Expr, Prod, resolve
 from ..graph.axes.values import Axes, Stack
 from ..graph.macs import macs, short_name
+from ..reports import Report
 from ..surgery.scratch import Reference, reference_of
 from .names import COSTS
 
@@ -98,8 +99,8 @@ def _sum(values: Iterable[Polynomial]) -> Polynomial:
 
 
 @dataclass(frozen=True)
-class Costs:
-    """What a model costs at the traced inputs (their batch size included).
+class Costs(Report):
+    """What a model costs at the traced inputs (their batch size included). ``print`` it for the sizes that it has.
 
     Attributes:
         classes: of the graph, in its order: ``c3`` of a polynomial is the size of ``classes[3]``.
@@ -124,6 +125,9 @@ class Costs:
         known = {name: getattr(self, name) for name in COSTS}
         return {name: each(numbers) for name, each in known.items() if each is not None}
 
+    def __str__(self) -> str:
+        return "\n".join(f"{name:<12}{round(value, 3):>20,}" for name, value in self.at().items())
+
 
 def costs_of(graph: LayerGraph) -> Costs:
     """The costs of the traced model.
@@ -132,8 +136,14 @@ def costs_of(graph: LayerGraph) -> Costs:
     >>> from torch import nn
     >>> from graftlib import trace
     >>> graph = trace(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(1, 3))
-    >>> print(costs_of(graph).params, "|", costs_of(graph).macs)
+    >>> costs = costs_of(graph)
+    >>> print(costs.params, "|", costs.macs)
     6 c0 + 2 | 5 c0
+    >>> print(costs)
+    params                        50
+    macs                          40
+    bytes                        200
+    activations                   72
     """
     reader = Reader(graph)
     held = [t for t in graph.model.state_dict(keep_vars=True).items() if isinstance(t[1], Tensor)]

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from ..graph.capture import device_of
 from ..graph.macs import macs, short_name
 from ..graph.ops import named_arguments
 from ..graph.tensors import replaced, tensor_leaves
+from ..reports import Table
 from ..surgery import SurgeryError
 from ..surgery.fit import plan
 from ..surgery.recording import Twin
@@ -55,7 +56,7 @@ _COPIES = (
 
 
 @dataclass(frozen=True)
-class Latency:
+class Latency(Table):
     """What a pass takes.
 
     Attributes:
@@ -80,6 +81,10 @@ class Latency:
             if layer:
                 spent[layer] = spent.get(layer, 0.0) + ms
         return {"latency in ms": spent} if spent else {}
+
+    def table(self) -> tuple[tuple[str, ...], Iterable[tuple[Any, ...]]]:
+        """A row for each op, as in `ops`."""
+        return ("layer", "op", "shape", "ms"), self.ops
 
     def __str__(self) -> str:
         whole = self.constant + sum(ms for *_, ms in self.ops)

@@ -6,7 +6,7 @@ In: costs, widths, both models, batches. Out: records that print themselves.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..graph.tensors import tensor_leaves
 from ..progress import track
+from ..reports import Table
 from ..surgery.holdout import Holdout
 from ..surgery.recording import Batch, Twin, alone
 from .widths import Widths, in_words
@@ -57,7 +58,7 @@ class Fidelity:
 
 
 @dataclass(frozen=True)
-class SlimReport:
+class SlimReport(Table):
     """Before and after.
 
     Attributes:
@@ -92,6 +93,10 @@ class SlimReport:
             "dropped": list(self.dropped),
             "fidelity": None if self.fidelity is None else asdict(self.fidelity),
         }
+
+    def table(self) -> tuple[tuple[str, ...], Iterable[tuple[Any, ...]]]:
+        """A row for each layer, as in `rows`."""
+        return ("layer", "before", "after"), self.rows
 
     def __str__(self) -> str:
         after, limits = self.widths.costs, self.widths.limits

@@ -20,6 +20,7 @@ from ..graph.axes import AxisClass, axes_of, axis_classes
 from ..graph.axes.classes import constant_sizes
 from ..graph.caches import copy_to_edit
 from ..graph.structure import own, unwrap
+from ..reports import Report
 from .refusal import SurgeryError
 
 __all__ = [
@@ -47,7 +48,7 @@ Rows = dict[tuple[str, int], Tensor]
 
 
 @dataclass(frozen=True)
-class Preview:
+class Preview(Report):
     """What each request of an edit hits.
 
     Attributes:

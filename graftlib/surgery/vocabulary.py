@@ -32,6 +32,7 @@ from ..graph.reads import find_reads
 from ..graph.structure import unwrap
 from ..graph.tensors import replaced, tensor_leaves
 from ..graph.walk import inputs, reach
+from ..reports import Report
 from .config import config_state, refresh_config
 from .edits import Rows, tensor_of
 from .proof import TOLERANCE, fill, run_trial, trial_of, unproven
@@ -48,7 +49,7 @@ _UNKNOWN = ("forced_decoder_ids", "bad_words_ids", "force_words_ids", "sequence_
 
 
 @dataclass(frozen=True)
-class VocabularyReport:
+class VocabularyReport(Report):
     """What became of a vocabulary.
 
     Attributes:
@@ -78,7 +79,7 @@ class VocabularyReport:
 
 
 @dataclass(frozen=True, eq=False)
-class PrunedVocabulary:
+class PrunedVocabulary(Report):
     """A model and its tokenizer after `prune_vocabulary`.
 
     Attributes:

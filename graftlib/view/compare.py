@@ -11,7 +11,7 @@ Always true: neither model is changed or run; weights on the meta device are com
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..graph.axes.tree import Sum
+from ..reports import Table
 
 if TYPE_CHECKING:
     from ..graph.axes import AxisClass, Member
@@ -54,7 +55,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Diff:
+class Diff(Table):
     """How a second model differs from a first. ``print`` it.
 
     Attributes:
@@ -112,6 +113,11 @@ class Diff:
             if moved
             else {}
         )
+
+    def table(self) -> tuple[tuple[str, ...], Iterable[tuple[Any, ...]]]:
+        """A row for each parameter, as in `Change`."""
+        columns = ("fqn", "structure", "source_shape", "target_shape", "change")
+        return columns, (tuple(getattr(each, name) for name in columns) for each in self.changes)
 
     def __str__(self) -> str:
         return "\n".join(self.lines)

@@ -145,6 +145,19 @@ def test_ticks_tell_close_values_apart():
     assert [text for _, text in drawn.y_ticks] == ["0.99996", "0.99998", "1"]
 
 
+@pytest.mark.parametrize("logarithmic", [False, True])
+def test_rounding_is_drawn_flat_and_a_change_is_not(logarithmic):
+    def rise(values):
+        (line,) = chart("y", "x", {"a": list(enumerate(values))}, logarithmic=logarithmic).lines
+        heights = [float(point.split(",")[1]) for point in line.points.split()]
+        return max(heights) - min(heights)
+
+    assert rise([1.0, 1.0 - 3e-7, 1.0 + 2e-7]) < 1
+    assert rise([2e-3, 2e-3 * (1 + 1e-6)]) < 1
+    assert rise([1.0, 1.0 - 1e-4]) > 100
+    assert rise([2e-3, 3e-3]) > 100
+
+
 def test_higher_values_are_drawn_higher():
     """SVG counts downwards."""
     (line,) = chart("y", "x", {"a": [(0, 1.0), (1, 3.0)]}).lines
@@ -203,7 +216,10 @@ def test_a_browser_draws_it_offline_and_without_complaint(chromium, hostile, tmp
         assert box["width"] > 50, "every line is drawn across the picture"
     colour = opened.locator("polyline.c0").first.evaluate("e => getComputedStyle(e).stroke")
     assert colour == ("rgb(47, 111, 222)" if scheme == "light" else "rgb(110, 162, 255)")
-    opened.locator("summary").click()
+    for summary in opened.locator("summary").all():
+        summary.click()
+    words = opened.locator("details dt").all_text_contents()
+    assert {*opened.locator("thead th").all_text_contents()} - {"before step", "matrix"} <= {*words}
     assert opened.locator("tbody tr").count() == len(hostile.history) * 2
     wide = opened.evaluate("document.documentElement.scrollWidth - innerWidth")
     assert wide <= 0, "nothing sticks out"
@@ -216,7 +232,8 @@ def test_axe_finds_nothing(chromium, hostile, tmp_path, scheme):
     axe = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is missing")
     opened = chromium.new_page(color_scheme=scheme)
     opened.goto(hostile.report(tmp_path / "x.html").as_uri())
-    opened.locator("summary").click()
+    for summary in opened.locator("summary").all():
+        summary.click()
     opened.evaluate((files(axe.__name__) / "axe.min.js").read_text(encoding="utf-8"))
     tags = "'wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice', 'experimental'"
     run = f"axe.run({{runOnly: {{type: 'tag', values: [{tags}]}}}})"

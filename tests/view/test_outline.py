@@ -64,6 +64,11 @@ def test_a_model_that_runs_did_not_stop():
     assert all(layer.calls == 1 for layer in seen.layers)
 
 
+def test_an_outline_shows_itself_in_a_notebook():
+    seen = outline(EndsInTheMiddle(), torch.zeros(2, 4))
+    assert seen._repr_html_() == view(seen)._repr_html_()
+
+
 def test_inputs_that_do_not_fit_end_it_in_the_model_itself():
     assert outline(EndsInTheMiddle(), ()).stopped == ""
 

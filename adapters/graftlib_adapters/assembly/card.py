@@ -23,7 +23,7 @@ from graftlib.errors import shown
 from .errors import AssemblyError
 from .plan import Plan, Step
 
-__all__ = ["card", "config", "report", "write"]
+__all__ = ["card", "config", "report", "weights", "write"]
 
 _LIBRARIES = ("torch", "safetensors", "scipy", "graftlib")
 _MARKUP = re.compile(r"[\\`*_{}\[\]()<>#+!|~&$@:/-]")
@@ -39,7 +39,7 @@ def write(folder: str | Path, model: nn.Module, plan: Plan) -> Path:
         AssemblyError: the folder cannot be written, or a tensor has a name that no file can hold.
     """
     contents = {
-        "model.safetensors": _weights(model),
+        "model.safetensors": weights(model),
         "config.json": _json(config(model)).encode(),
         "plan.json": plan.text.encode(),
         "report.json": _json(report(plan)).encode(),
@@ -144,7 +144,12 @@ def _hex(text: str) -> str:
     return text if re.fullmatch(r"[0-9a-f]{64}", text) else "unknown"
 
 
-def _weights(model: nn.Module) -> bytes:
+def weights(model: nn.Module) -> bytes:
+    """The state dict as safetensors, tied tensors once.
+
+    Raises:
+        AssemblyError: a tensor has a name that no file can hold.
+    """
     tensors = _untied(model)
     for name in tensors:
         if name.encode("utf-8", "replace").decode() != name:

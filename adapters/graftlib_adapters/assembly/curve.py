@@ -6,7 +6,7 @@ Losses here are metrics with the sign turned, whatever the metric is, so all fig
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from msgspec import Struct
 
 from graftlib.documents import Finite, convert
+from graftlib.reports import Table
 
 from .errors import AssemblyError
 
@@ -30,7 +31,7 @@ def grid(points: int = 21) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True)
-class Curve:
+class Curve(Table):
     """Metrics along merging factors.
 
     Attributes:
@@ -154,6 +155,10 @@ class Curve:
         record = convert(values, _Record, what="the curve", error=AssemblyError)
         scores = tuple(math.nan if score is None else score for score in record.scores)
         return cls(record.factors, scores, record.method, record.frame, record.pad, record.data)
+
+    def table(self) -> tuple[tuple[str, ...], Iterable[tuple[Any, ...]]]:
+        """A row for each merging factor."""
+        return ("factor", "score"), zip(self.factors, self.scores, strict=True)
 
     def __str__(self) -> str:
         head = f"{self.method or 'walk'}, {self.frame} frame, pad {self.pad}"

@@ -8,7 +8,7 @@ field is checked, nothing in it is executed or opened.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,6 +21,7 @@ from graftlib.arguments import check
 from graftlib.disk import write_whole
 from graftlib.documents import Count, Finite, Record, convert, read_json
 from graftlib.errors import shown
+from graftlib.reports import Table
 
 from .alignment import Alignment
 from .alignment_problem import ClassPair, Problem
@@ -92,7 +93,7 @@ class Step(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Table):
     """All steps of an assembly.
 
     Attributes:
@@ -177,6 +178,20 @@ class Plan:
     def _of(cls, file: _File) -> Plan:
         settings = {_RENAMED.get(name, name): value for name, value in file.settings.items()}
         return cls(file.base, file.fingerprint, settings, file.steps, file.stopped)
+
+    def table(self) -> tuple[tuple[str, ...], Iterable[tuple[Any, ...]]]:
+        """A row for each source that was looked at, as in `Step`."""
+        columns = (
+            "source",
+            "accepted",
+            "factor",
+            "before",
+            "after",
+            "tried",
+            "objective",
+            "reason",
+        )
+        return columns, (tuple(getattr(each, name) for name in columns) for each in self.steps)
 
     def __str__(self) -> str:
         head = f"{len(self.accepted)} of {len(self.steps)} steps merged into {self.base}"

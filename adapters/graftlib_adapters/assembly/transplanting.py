@@ -18,6 +18,7 @@ from graftlib.arguments import check
 from graftlib.errors import shown
 from graftlib.graph import LayerGraph, copy_to_edit, drop_caches
 from graftlib.match import Mapping
+from graftlib.reports import Report
 from graftlib.surgery import IMPORTANCES, Importance, Ranking, ranking
 from graftlib.surgery.edits import tensor_of
 
@@ -47,7 +48,7 @@ class Written:
 
 
 @dataclass(frozen=True)
-class Transplanted:
+class Transplanted(Report):
     """The target with the source's weights in it, and a report when printed.
 
     Attributes:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...errors import GraftError, TraceError
 from ...progress import part
+from ...reports import Report
 from ..traced import TracedGraph
 from .classes import AxisClass, Member, axis_classes, freedom
 from .trial import Example, Trial, compared, difference, without_numbers
@@ -28,7 +29,7 @@ TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
-class CheckResult:
+class CheckResult(Report):
     """What the permutation check says.
 
     Attributes:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ...errors import MatchError, nearest
+from ...reports import Report
 from ..traced import TracedGraph
 from .algebra import Atom, Expr, Prod, Sum, leaves, resolve
 from .blind import blind_parts
@@ -108,7 +109,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class AxisClass:
+class AxisClass(Report):
     """Parts of parameters whose units must be renamed together to keep the function.
 
     Attributes:

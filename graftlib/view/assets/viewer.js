@@ -1324,7 +1324,7 @@
     panel.replaceChildren(html("h2", node.label), name);
     const value = overlay && overlay.values.get(node.id);
     panel.append(table([
-      ["kind", node.kind], [overlay ? overlay.name : "", value === undefined || value === null ? "" : value],
+      ["kind", node.kind], [overlay ? overlay.name : "", value === undefined || value === null ? "" : +value.toPrecision(6)],
       ["in", node.in_shapes.slice(0, 8).join(", ")], ["out", node.out_shapes.slice(0, 8).join(", ")],
       ["parameters", node.elements ? number(node.elements) : ""], ["depth", node.depth === null ? "" : node.depth.toFixed(3)],
       ["calls", node.calls > 1 ? number(node.calls) : ""], ["repeats", node.repeats > 1 ? node.repeats : ""], ["holds", node.children.length ? plural(node.children.length, "part") : ""],
@@ -1648,7 +1648,7 @@
 
   legend();
   overlays();
-  panel.hidden = innerWidth < NARROW;
+  panel.hidden = innerWidth < NARROW + (graphs.length > 1 ? panel.offsetWidth : 0);
   $("side").setAttribute("aria-expanded", String(!panel.hidden));
   resize();
   showOverview();
