@@ -192,3 +192,27 @@ def test_one_file_replaces_shards_and_what_the_model_has_not_is_left_out(tmp_pat
     assert not (out / "model.safetensors.index.json").exists()
     small = graftlib.slim(graftlib.trace(model, x), **BUDGET)
     assert torch.equal(graftlib.load(out, nets.Packed).eval()(x), small.model(x))
+
+
+def test_a_tensor_in_two_files_is_the_one_that_the_index_names(tmp_path):
+    model, x = nets.made(nets.Packed)
+    small = graftlib.slim(graftlib.trace(model, x), **BUDGET)
+    small.save(tmp_path / "out")
+    home, good = tmp_path / "out", tensors(tmp_path / "out")
+    with safe_open(home / "model.safetensors", framework="pt") as file:
+        header = file.metadata()
+    (home / "model.safetensors").unlink()
+    zero = {name: torch.zeros_like(tensor) for name, tensor in good.items()}
+    names = list(good)
+    save_file(good | {names[0]: zero[names[0]]}, home / "a.safetensors", header)
+    save_file(zero | {names[0]: good[names[0]]}, home / "b.safetensors", header)
+    for first in ("b.safetensors", "a.safetensors"):  # whichever is opened first
+        mapped = {names[0]: "b.safetensors"} | dict.fromkeys(names[1:], "a.safetensors")
+        mapped = dict(sorted(mapped.items(), key=lambda item: item[1] != first))
+        (home / "model.safetensors.index.json").write_text(json.dumps({"weight_map": mapped}))
+        again = graftlib.load(home, nets.Packed).state_dict()
+        assert all(torch.equal(again[name], tensor) for name, tensor in good.items())
+    del mapped[names[1]]
+    (home / "model.safetensors.index.json").write_text(json.dumps({"weight_map": mapped}))
+    with pytest.raises(CheckpointError, match="does not say which of 1 tensors"):
+        graftlib.load(home, nets.Packed)
