@@ -85,10 +85,10 @@ def write_folder(
     """
     files = {INDEX: index, CONFIG: config} | ({WEIGHTS: None} if WEIGHTS not in weights else {})
     places = {n: destination(home / n, error=SurgeryError) for n in (*weights, *files, EDIT, CARD)}
-    gone = [(None, places[name]) for name in (EDIT, INDEX) if places[name].exists()]
-    rest = [(new, places[n]) for n, new in files.items() if new is not None or places[n].exists()]
     new = [(data, places[name]) for name, data in weights.items()]
     try:
+        gone = [(None, places[name]) for name in (EDIT, INDEX) if places[name].exists()]
+        rest = [(each, places[n]) for n, each in files.items() if each or places[n].exists()]
         if not places[CARD].exists() or _is_ours(places[CARD]):
             rest.append((_card(edit, report), places[CARD]))
         place_all([*gone, *new, *rest, (edit.to_json().encode(), places[EDIT])])
