@@ -23,11 +23,11 @@ from ..disk import destination, make_folder, named, place_all, unwritable
 from ..errors import CheckpointError, shown
 from ..graph.capture import mute
 from ..surgery import SurgeryError
-from .edit import Edit
+from .edit import Edit, raw
 from .report import SlimReport
 from .weight_files import INDEX, WEIGHTS, WeightFiles
 
-__all__ = ["CONFIG", "EDIT", "config_of", "load", "metadata_of", "save", "write_folder"]
+__all__ = ["CONFIG", "EDIT", "config_of", "kind_of", "load", "metadata_of", "save", "write_folder"]
 
 EDIT, CONFIG, CARD = "edit.json", "config.json", "README.md"
 _OURS = "graftlib_edit_sha256: "
@@ -202,13 +202,17 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     faults = {name: "is none of the model's" for name in tensors if name not in state}
     given = {id(state[name]) for name in tensors if name in state}
     faults |= {name: "is missing" for name, tensor in state.items() if id(tensor) not in given}
+    first: dict[int, str] = {}
     for name, tensor in tensors.items():
         if name not in state:
             continue
         if state[name].shape != tensor.shape:
             faults[name] = f"{tuple(tensor.shape)}, and {tuple(state[name].shape)} in the model"
-        elif _kind_of(state[name]) != _kind_of(tensor):
+        elif kind_of(state[name]) != kind_of(tensor):
             faults[name] = f"{tensor.dtype}, and {state[name].dtype} in the model"
+        earlier = first.setdefault(id(state[name]), name)
+        if earlier != name and not _equal(tensors[earlier], tensor):
+            faults[name] = f"differs from {shown(earlier)}, which is the same tensor in the model"
     if faults:
         raise CheckpointError(
             f"the weights do not fit what the factory makes: {len(faults)} tensors differ.",
@@ -223,7 +227,11 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         held.copy_(tensor)
 
 
-def _kind_of(tensor: Tensor) -> str | torch.dtype:
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and bytes(raw(one)) == bytes(raw(other))
+
+
+def kind_of(tensor: Tensor) -> str | torch.dtype:
     """What a tensor's numbers are: floating-point ones may have another precision, all else is what it is."""
     return "floats" if tensor.is_floating_point() else tensor.dtype
 
