@@ -61,7 +61,9 @@ class Cache:
         text = json.dumps([*facts, [[each.size, *map(str, each.members)] for each in classes]])
         key = hashlib.sha256(text.encode()).hexdigest()
         known = self._read()
-        there = {each: known[f"{key}.{i}"] for i, each in enumerate(classes) if f"{key}.{i}" in known}
+        there = {
+            each: known[f"{key}.{i}"] for i, each in enumerate(classes) if f"{key}.{i}" in known
+        }
         if key in known and all(_sound(tensor, each) for each, tensor in there.items()):
             self.used += 1
             return there

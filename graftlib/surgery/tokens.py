@@ -28,9 +28,7 @@ __all__ = ["backend_of", "encoded", "first_difference", "needed", "rebuilt"]
 
 _BATCH = 256  # texts
 # Attributes of tokenizers that are ids.
-_OF_TOKENS = re.compile(
-    r"(.*_)?(token_(ids?|index)|(prefix|suffix)_tokens|cur_lang(_code)?(_id)?)"
-)
+_OF_TOKENS = re.compile(r"(.*_)?(token_(ids?|index)|(prefix|suffix)_tokens|cur_lang(_code)?(_id)?)")
 
 
 def backend_of(tokenizer: Any) -> Any:

@@ -87,7 +87,9 @@ def test_a_damaged_file_is_none(graph, tmp_path, monkeypatch):
     assert cache.used == 1
 
 
-@pytest.mark.parametrize("spoil", [lambda t: t * float("nan"), lambda t: t[1:], lambda t: t.float()])
+@pytest.mark.parametrize(
+    "spoil", [lambda t: t * float("nan"), lambda t: t[1:], lambda t: t.float()]
+)
 def test_numbers_that_are_no_importances_are_measured_again(graph, tmp_path, monkeypatch, spoil):
     stopped(graph, Cache(tmp_path / "x"), monkeypatch)
     known = load_file(tmp_path / "x")

@@ -417,7 +417,9 @@ def test_values_of_another_kind_are_refused(tmp_path):
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         header, tensors = file.metadata(), {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
     for kind in (torch.float64, torch.bfloat16):
-        save_file({n: t.to(kind) for n, t in tensors.items()}, tmp_path / "model.safetensors", header)
+        save_file(
+            {n: t.to(kind) for n, t in tensors.items()}, tmp_path / "model.safetensors", header
+        )
         assert graftlib.load(tmp_path, nets.Packed).head.weight.dtype == kind
     for kind in (torch.int32, torch.bool, torch.complex64):
         wrong = tensors | {"head.bias": tensors["head.bias"].to(kind)}
@@ -427,11 +429,11 @@ def test_values_of_another_kind_are_refused(tmp_path):
         assert [*error.value.faults] == ["head.bias"]
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
 def test_a_card_that_is_no_file_is_left_and_nothing_is_written(tmp_path, make):
     _, _, small = standard(nets.Packed)
     make(tmp_path / "README.md")
-    with pytest.raises(SurgeryError, match="README.md"):
+    with pytest.raises(SurgeryError, match=r"README\.md"):
         small.save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
 
