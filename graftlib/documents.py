@@ -33,6 +33,7 @@ __all__ = [
     "Record",
     "convert",
     "faults_of",
+    "parse_json",
     "read_json",
     "read_yaml",
     "to_plain",
@@ -102,7 +103,7 @@ def read_json(
     fix: str = "write it again with save",
 ) -> R:
     """Read a JSON file as a record; as `read_yaml`."""
-    return _read(path, kind, "JSON", _from_json, what, error, fix)
+    return _read(path, kind, "JSON", parse_json, what, error, fix)
 
 
 def convert(
@@ -292,8 +293,15 @@ def _sentence(text: str, value: Any) -> str:
 # --- JSON -----------------------------------------------------------------------------------------------------------
 
 
-def _from_json(data: bytes) -> Any:
-    """Not msgspec's own reader: names in a model may hold lone surrogates, which it does not take."""
+def parse_json(data: str | bytes) -> Any:
+    """JSON as plain values: no name twice in an object, no number that JSON has not.
+
+    Not msgspec's own reader: names in a model may hold lone surrogates, which it does not take.
+
+    Raises:
+        ValueError: it is no such JSON.
+        RecursionError: it is too deep.
+    """
 
     def refuse(word: str) -> Any:
         raise ValueError(f"{word} is no number of JSON")
@@ -303,7 +311,8 @@ def _from_json(data: bytes) -> Any:
             raise ValueError("an object holds a name twice")
         return values
 
-    return json.loads(data.decode("utf-8"), parse_constant=refuse, object_pairs_hook=mapping)
+    text = data if isinstance(data, str) else data.decode("utf-8")
+    return json.loads(text, parse_constant=refuse, object_pairs_hook=mapping)
 
 
 # --- YAML -----------------------------------------------------------------------------------------------------------

@@ -116,6 +116,8 @@ def _find_folder(rest: str) -> ModelName:
 
 def _find_factory(file: Path, factory: str) -> ModelName:
     try:
+        if file.exists() and not file.is_file():  # a FIFO or a device might have no end
+            raise OSError("it is no regular file")
         text = file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelNameError(

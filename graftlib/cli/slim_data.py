@@ -46,8 +46,9 @@ def batches_of(data: Path, name: ModelName, loaded: Loaded, samples: int) -> lis
             not say how images or texts become its inputs.
         MissingExtraError: the library that reads them is not installed.
     """
-    if not data.exists():
-        raise GraftError(f"{shown(str(data))} does not exist.", fix="give --data a folder or file")
+    if not (data.is_dir() or data.is_file()):
+        what = "is neither a folder nor a regular file" if data.exists() else "does not exist"
+        raise GraftError(f"{shown(str(data))} {what}.", fix="give --data a folder or file")
     files = sorted(p for p in data.rglob("*") if p.is_file()) if data.is_dir() else [data]
     kinds = {
         kind: [p for p in files if p.suffix.lower() in kind]

@@ -50,6 +50,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         CheckpointError: the file is missing, truncated, or holds anything but named tensors.
     """
     try:
+        if path.exists() and not path.is_file():  # a FIFO or a device might have no end
+            raise OSError("it is no regular file")
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 

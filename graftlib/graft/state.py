@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 from msgspec.structs import replace as replace_fields
-from torch import Tensor, dtype, nn, strided
+from torch import Tensor, bfloat16, dtype, float16, float32, float64, nn, strided
 from torch.optim import AdamW
 
 from ..documents import Count, FrozenRecord, convert, to_plain
@@ -28,6 +28,7 @@ from .transfer import AdapterRunner, PendingTransfer
 __all__ = ["FORMAT", "Counts", "Matrix", "Restored", "Resume", "State", "restored", "state_of"]
 
 FORMAT: Literal[3] = 3
+_FLOATS = (float16, bfloat16, float32, float64)
 FIX = "resume from the checkpoint before it"
 Beta = Annotated[float, Meta(ge=0, lt=1)]
 
@@ -326,13 +327,13 @@ def _resume(plan: Plan, saved: Resume | None, kind: dtype) -> Resume | None:
 def _tensor(
     place: str, value: Tensor, shape: Iterable[int], kind: dtype | None, *, finite: bool = True
 ) -> Tensor:
-    """A copy of a dense tensor of this shape and dtype (None: any floating one), every value of it finite."""
+    """A copy of a dense tensor of this shape and dtype (None: any that computes), every value of it finite."""
     shape = tuple(shape)
     if (
         value.layout is not strided
         or value.device.type == "meta"
         or tuple(value.shape) != shape
-        or (value.dtype != kind if kind is not None else not value.is_floating_point())
+        or (value.dtype != kind if kind is not None else value.dtype not in _FLOATS)
     ):
         raise _refusal(place, value, f"a tensor of shape {shape} and dtype {kind or 'of floats'}")
     if finite and not bool(value.isfinite().all()):

@@ -218,7 +218,7 @@ def _tensors(value: Any, depth: int = _DEPTH, seen: set[int] | None = None) -> I
 
 
 def _items(container: Any) -> Iterable[Any]:
-    return container.values() if isinstance(container, dict) else container
+    return [*container, *container.values()] if isinstance(container, dict) else container
 
 
 def _holds(value: Any) -> bool:
@@ -227,7 +227,7 @@ def _holds(value: Any) -> bool:
 
 def _inside(value: Any) -> list[Any]:
     if isinstance(value, Mapping):
-        return list(value.values())
+        return [*value.keys(), *value.values()]
     if isinstance(value, (list, tuple, deque)):
         return list(value)
     return list(_fields(value).values())
@@ -250,8 +250,8 @@ def _drop(fields: dict[str, Any], name: str, way: _Drop, depth: int = _DEPTH) ->
         else:
             fields[name] = _emptied(value, way.attribute)
     elif isinstance(value, MutableMapping):
-        for key in [key for key, item in value.items() if _holds(item)]:
-            if way.entry == "delete":
+        for key in [key for key, item in value.items() if _holds(key) or _holds(item)]:
+            if way.entry == "delete" or _holds(key):
                 del value[key]
             else:
                 value[key] = _emptied(value[key], way.entry)

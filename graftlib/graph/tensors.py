@@ -54,6 +54,15 @@ _BARE = (
     torch.SymBool,
     torch.Generator,
 )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Key:
+    """A key of a mapping that holds a tensor: nothing can take its place."""
+
+    key: Any
+
+
 _WORD = struct.calcsize("P")
 _CACHES = {("transformers.cache_utils", "Cache")}
 
@@ -102,7 +111,7 @@ def replaced(value: Any, tensors: Iterable[Tensor]) -> Any:
 def _filled(leaf: Any, source: Iterator[Tensor]) -> Any:
     if isinstance(leaf, Tensor):
         return next(source)
-    if isinstance(leaf, _BARE):
+    if isinstance(leaf, _BARE) and not _is_bound(leaf):
         return leaf
     inner = tensor_leaves(leaf)
     memo = dict(zip(map(id, inner), itertools.islice(source, len(inner)), strict=True))
@@ -129,7 +138,11 @@ def _walk(
         seen: what was met inside the object that is no pytree; None outside of one.
         owner: the type of that object.
     """
-    if isinstance(value, _BARE):
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, _BARE) and tensor_leaves(key):
+                yield path, _Key(key), type(value)
+    if isinstance(value, _BARE) and not _is_bound(value):
         yield path, value, owner
         return
     if seen is None and not isinstance(value, Tensor):
@@ -164,7 +177,7 @@ def _children(value: Any) -> list[tuple[str, Any]] | None:
         children += [(f"[{key!r}]", child) for key, child in value.items()]
     elif isinstance(value, Sequence):
         children += [(f"[{i}]", child) for i, child in enumerate(value)]
-    elif isinstance(value, types.MethodType):
+    elif isinstance(value, types.MethodType) or _is_bound(value):
         children += [(".__self__", value.__self__)]
     elif not _names(value) and not hasattr(value, "__dict__"):
         return None
@@ -186,12 +199,17 @@ def _slots(kind: type) -> Sequence[str]:
 
 def _holds_more(value: Any) -> bool:
     """Whether an object written in C, such as a `functools.partial`, has a part that no attribute shows."""
-    if isinstance(value, (Tensor, Mapping, Sequence, types.MethodType)):
+    if isinstance(value, (Tensor, Mapping, Sequence, types.MethodType)) or _is_bound(value):
         return False
     slots = sum(len(_slots(kind)) for kind in type(value).__mro__)
     return type(value).__basicsize__ > object.__basicsize__ + _WORD * (
         slots + 2
     )  # attributes, weak references
+
+
+def _is_bound(value: Any) -> bool:
+    """Whether it is a method of a tensor, such as ``y.add``."""
+    return isinstance(value, types.BuiltinFunctionType) and isinstance(value.__self__, Tensor)
 
 
 def _is_cache(value: Any) -> bool:
@@ -209,6 +227,8 @@ def _unseen(path: str, value: Any, owner: type | None) -> TraceError:
     why = "what leaves the model fixes the order of its units, so all of it has to be seen"
     if isinstance(value, Iterator):
         why = "it computes only when it is read"
+    if isinstance(value, _Key):
+        name = f"{owner.__name__ if owner else 'mapping'} with a tensor in a key"
     return TraceError(
         f"the forward pass gives out a '{name}', whose tensors cannot be seen.",
         where={"output": path or "the whole"},

@@ -61,11 +61,12 @@ class Cache:
         text = json.dumps([*facts, [[each.size, *map(str, each.members)] for each in classes]])
         key = hashlib.sha256(text.encode()).hexdigest()
         known = self._read()
-        if key in known:
+        there = {
+            each: known[f"{key}.{i}"] for i, each in enumerate(classes) if f"{key}.{i}" in known
+        }
+        if key in known and all(_sound(tensor, each) for each, tensor in there.items()):
             self.used += 1
-            return {
-                each: known[f"{key}.{i}"] for i, each in enumerate(classes) if f"{key}.{i}" in known
-            }
+            return there
         found = work()
         known |= {f"{key}.{i}": found[each] for i, each in enumerate(classes) if each in found}
         known[key] = torch.zeros(0)  # all of its classes are there
@@ -73,11 +74,22 @@ class Cache:
         return found
 
     def _read(self) -> dict[str, Tensor]:
+        if not self.path.is_file():
+            return {}
         try:
             with safe_open(self.path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError):
             return {}
+
+
+def _sound(importance: Tensor, each: AxisClass) -> bool:
+    """Whether it may be the importance of these units: another program may have written the file."""
+    return (
+        importance.dtype == torch.float64
+        and importance.shape == (each.size,)
+        and bool(importance.isfinite().all())
+    )
 
 
 def digest_of_data(batches: Sequence[Batch]) -> str:

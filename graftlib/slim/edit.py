@@ -8,6 +8,7 @@ model that the edit was made of. An edit only selects; weights that were fitted 
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import json
@@ -23,8 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from ..arguments import check
 from ..disk import write_whole
-from ..documents import Count, Record, convert, read_json
+from ..documents import Count, Record, convert, parse_json, read_json
 from ..errors import shown
 from ..graph import LayerGraph, structure
 from ..graph.axes import AxisClass, Member
@@ -34,6 +36,7 @@ from ..surgery.blocks import inside
 from ..surgery.edits import alike, resize, tensor_of
 from ..surgery.fields import Path as Way
 from ..surgery.fields import lists, numbers, set_field
+from ..surgery.fields import shown as shown_way
 from ..surgery.order import Order, new_names, rearrange
 from ..surgery.stale import refresh_layers
 from ..surgery.tagged import Place, put
@@ -344,12 +347,13 @@ class Edit:
     def _check(self, tensors: Mapping[str, Tensor]) -> None:
         faults = {}
         for fqn, due in self.tensors.items():
-            if fqn not in tensors:
-                names = [a for a, first in self.aliases.items() if first == fqn and a in tensors]
-                if not names:
-                    faults[fqn] = "is missing"
-            elif tuple(tensors[fqn].shape) != due.shape:
-                faults[fqn] = f"{tuple(tensors[fqn].shape)}, not {due.shape}"
+            names = [fqn, *(name for name, first in self.aliases.items() if first == fqn)]
+            there = [name for name in names if name in tensors]
+            if not there:
+                faults[fqn] = "is missing"
+            for name in there:
+                if tuple(tensors[name].shape) != due.shape:
+                    faults[name] = f"{tuple(tensors[name].shape)}, not {due.shape}"
         if faults:
             raise _unlike(self.model, faults)
 
@@ -369,18 +373,38 @@ class Edit:
         buffers = self._left(dict(model.named_buffers()))
         faults = {}
         for (fqn, axis), size in self.constants.items():
-            if fqn not in buffers or size > (*buffers[fqn].shape, *[0] * (axis + 1))[axis]:
+            shape = buffers[fqn].shape if fqn in buffers else ()
+            if axis >= len(shape) or size > shape[axis]:
                 faults[f"axis {axis} of the buffer '{fqn}'"] = f"has no {size} units"
         for (fqn, way), _ in self.attributes.items():
             if type(_at(vars(modules[fqn]) if fqn in modules else {}, way)) is not int:
                 faults[f"'{fqn}' {'.'.join(map(str, way))}"] = "is no whole number"
-        for (fqn, way), value in self.config.items():
-            config = vars(modules[fqn]).get("config") if fqn in modules else None
-            there = hasattr(config, "to_dict") and _at(vars(config), way[:1]) is not _NOTHING
-            if not there and not _may_add(config, way, value):
-                faults[f"the config of '{fqn}'"] = f"has no {'.'.join(map(str, way))}"
+        faults |= self._config_faults(modules)
         if faults:
             raise _unlike(self.model, faults)
+
+    def _config_faults(self, modules: Mapping[str, nn.Module]) -> dict[str, str]:
+        """What the configs have not, or do not take: a class may check what it is set to, so copies are set first."""
+        copies: dict[int, Any] = {}
+        faults = {}
+        for (fqn, way), value in self.config.items():
+            config = vars(modules[fqn]).get("config") if fqn in modules else None
+            at = f"{shown_way(way)} of the config of '{fqn}'"
+            if not hasattr(config, "to_dict"):
+                faults[at] = "there is no config"
+                continue
+            try:
+                if id(config) not in copies:
+                    copies[id(config)] = copy.deepcopy(config)
+                tried = copies[id(config)]
+                old = _at(vars(tried), way)
+                if not (_may_add(tried, way, value) if old is _NOTHING else _follows(old, value)):
+                    faults[at] = f"is not to be set to {shown(value, 80)}"
+                    continue
+                set_field(tried, way, value)
+            except Exception as refusal:  # whatever a config's class raises
+                faults[at] = f"takes no {shown(value, 80)}: {str(refusal)[:200]}"
+        return faults
 
     # As a document ------------------------------------------------------------------------------------------------
 
@@ -458,8 +482,9 @@ class Edit:
         Raises:
             SurgeryError: the text is no edit; all faults at once.
         """
+        check(SurgeryError, text=(text, (str,)))
         try:
-            values = json.loads(text)
+            values = parse_json(text)
         except (ValueError, RecursionError) as refusal:
             raise SurgeryError("the edit cannot be read as JSON.", why=str(refusal)) from None
         return cls._of_document(convert(values, _File, what="the edit", error=SurgeryError))
@@ -555,6 +580,25 @@ def _may_add(config: object, way: Way, value: object) -> bool:
         and not hasattr(config, name)
         and type(value) in (int, float)
     )
+
+
+def _follows(old: object, new: object) -> bool:
+    """Whether a config may say `new` for `old`: other numbers, entries of lists that were there, no other text."""
+    if isinstance(old, str) or isinstance(new, str):
+        return old == new
+    if isinstance(old, bool) or isinstance(new, bool):
+        return type(old) is type(new)
+    if isinstance(new, (int, float)):
+        return old is None or isinstance(old, (int, float))
+    if isinstance(new, list):
+        if old is None:
+            old = [0]
+        return isinstance(old, (list, tuple)) and all(
+            any(_follows(each, one) for each in old) for one in new
+        )
+    if isinstance(new, dict) and (old is None or isinstance(old, dict)):
+        return all(_follows((old or {}).get(name), one) for name, one in new.items())
+    return old is None and new is None
 
 
 def _plain(value: object) -> bool:
@@ -670,6 +714,8 @@ class _File(Record):
 def _contradictions(content: _File) -> Iterator[tuple[str, str]]:
     for number, each in enumerate(content.classes):
         at = f"classes[{number}]"
+        if not each.members:
+            yield at, "has no members"
         if sorted(set(each.keep)) != each.keep or not each.keep or each.keep[-1] >= each.size:
             yield f"{at}.keep", f"is no ascending list of units of {each.size}"
         for m in each.members:

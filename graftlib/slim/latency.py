@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from ..disk import write_whole
+from ..disk import read_whole, write_whole
 from ..errors import GraftError
 from ..graph import LayerGraph
 from ..graph.capture import device_of
@@ -45,6 +46,7 @@ __all__ = ["Latency", "latency_of", "measured_ms", "without_values"]
 _SHARES = (1.0, 0.7, 0.45, 0.25)  # of all classes of an op together
 _ALONE = 0.4  # of one of them
 _SECONDS = 0.02  # for each shape of an op
+_MOST_BYTES = 64_000_000  # of the file of times
 _KEEP = 5.0  # what was measured is saved every so many seconds, for a run that is stopped
 _LEAST = 0.7  # an op in the pass takes no less than this of what it takes alone
 _WHOLE = 0.3  # for the whole pass
@@ -279,13 +281,15 @@ class _Table:
 
     def _read(self) -> dict[str, float | None]:
         try:
-            content = json.loads(self.path.read_text("utf-8"))
+            content = json.loads(read_whole(self.path, limit=_MOST_BYTES))
             if content["machine"] != self.machine:
                 return {}
             return {
-                str(call): None if ms is None else float(ms) for call, ms in content["ms"].items()
+                str(call): ms
+                for call, ms in content["ms"].items()
+                if ms is None or (type(ms) in (int, float) and 0 <= ms < math.inf)
             }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (GraftError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return {}
 
     def save(self) -> None:

@@ -23,11 +23,11 @@ from ..disk import destination, make_folder, named, place_all, unwritable
 from ..errors import CheckpointError, shown
 from ..graph.capture import mute
 from ..surgery import SurgeryError
-from .edit import Edit
+from .edit import Edit, raw
 from .report import SlimReport
 from .weight_files import INDEX, WEIGHTS, WeightFiles
 
-__all__ = ["CONFIG", "EDIT", "config_of", "load", "metadata_of", "save", "write_folder"]
+__all__ = ["CONFIG", "EDIT", "config_of", "kind_of", "load", "metadata_of", "save", "write_folder"]
 
 EDIT, CONFIG, CARD = "edit.json", "config.json", "README.md"
 _OURS = "graftlib_edit_sha256: "
@@ -84,16 +84,21 @@ def write_folder(
         SurgeryError: it cannot be written.
     """
     files = {INDEX: index, CONFIG: config} | ({WEIGHTS: None} if WEIGHTS not in weights else {})
-    if not (home / CARD).exists() or _OURS in (home / CARD).read_text("utf-8", "replace"):
-        files[CARD] = _card(edit, report)
-    places = {n: destination(home / n, error=SurgeryError) for n in (*weights, *files, EDIT)}
-    gone = [(None, places[name]) for name in (EDIT, INDEX) if places[name].exists()]
-    rest = [(new, places[n]) for n, new in files.items() if new is not None or places[n].exists()]
+    places = {n: destination(home / n, error=SurgeryError) for n in (*weights, *files, EDIT, CARD)}
     new = [(data, places[name]) for name, data in weights.items()]
     try:
+        gone = [(None, places[name]) for name in (EDIT, INDEX) if places[name].exists()]
+        rest = [(each, places[n]) for n, each in files.items() if each or places[n].exists()]
+        if not places[CARD].exists() or _is_ours(places[CARD]):
+            rest.append((_card(edit, report), places[CARD]))
         place_all([*gone, *new, *rest, (edit.to_json().encode(), places[EDIT])])
     except OSError as refusal:
         raise unwritable(home, refusal, SurgeryError) from refusal
+
+
+def _is_ours(card: Path) -> bool:
+    with card.open("rb") as file:
+        return _OURS.encode() in file.read(4096)  # its head, as a card has it
 
 
 def _card(edit: Edit, report: SlimReport) -> bytes:
@@ -149,6 +154,11 @@ def load(folder: str | os.PathLike[str], factory: Callable[[], nn.Module]) -> nn
     (16, True)
     """
     check(CheckpointError, folder=(folder, (str, os.PathLike)), factory=(factory, (Callable,)))
+    if isinstance(factory, nn.Module):
+        raise CheckpointError(
+            "the factory is a model, and no function that makes one.",
+            fix="pass a function, such as lambda: Model(…): it makes a model of the original's sizes",
+        )
     home = Path(folder)
     edit = Edit.load(home / EDIT)
     files = WeightFiles.of(home)
@@ -192,9 +202,17 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     faults = {name: "is none of the model's" for name in tensors if name not in state}
     given = {id(state[name]) for name in tensors if name in state}
     faults |= {name: "is missing" for name, tensor in state.items() if id(tensor) not in given}
+    first: dict[int, str] = {}
     for name, tensor in tensors.items():
-        if name in state and state[name].shape != tensor.shape:
+        if name not in state:
+            continue
+        if state[name].shape != tensor.shape:
             faults[name] = f"{tuple(tensor.shape)}, and {tuple(state[name].shape)} in the model"
+        elif kind_of(state[name]) != kind_of(tensor):
+            faults[name] = f"{tensor.dtype}, and {state[name].dtype} in the model"
+        earlier = first.setdefault(id(state[name]), name)
+        if earlier != name and not _equal(tensors[earlier], tensor):
+            faults[name] = f"differs from {shown(earlier)}, which is the same tensor in the model"
     if faults:
         raise CheckpointError(
             f"the weights do not fit what the factory makes: {len(faults)} tensors differ.",
@@ -207,6 +225,15 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         if held.dtype != tensor.dtype:
             held.data = held.data.to(tensor.dtype)
         held.copy_(tensor)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and bytes(raw(one)) == bytes(raw(other))
+
+
+def kind_of(tensor: Tensor) -> str | torch.dtype:
+    """What a tensor's numbers are: floating-point ones may have another precision, all else is what it is."""
+    return "floats" if tensor.is_floating_point() else tensor.dtype
 
 
 def config_of(model: nn.Module) -> bytes | None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ..arguments import check
 from ..disk import destination, make_folder, named, scratch_folder, unwritable
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
 from ..graph import trace
 from ..graph.structure import duplicate, like_meta, own
 from ..progress import part, track
@@ -33,7 +33,7 @@ from ..surgery.importance import magnitude
 from ..surgery.search import EmptyOnMeta
 from ..surgery.squares import Squares
 from .edit import Edit, digest_of, raw
-from .saving import EDIT, config_of, metadata_of, write_folder
+from .saving import EDIT, config_of, kind_of, metadata_of, write_folder
 from .slimming import Slim
 from .verb import slim
 from .weight_files import Entry, WeightFiles, write_file
@@ -41,6 +41,7 @@ from .weight_files import Entry, WeightFiles, write_file
 __all__ = ["slim_folder"]
 
 _THREADS = 8
+_INDICES = 1 << 24  # elements
 
 
 def slim_folder(
@@ -101,7 +102,7 @@ def slim_folder(
         )
     files = WeightFiles.of(Path(folder))
     model, names = _on_disk(factory, files)
-    bare = duplicate(model, lambda t: like_meta(t) if id(t) in names else own(t))
+    bare = duplicate(model, lambda t: like_meta(t) if id(t) in names and _large(t) else own(t))
     graph = trace(bare, args, kwargs)
     with part(0.0, 0.4):
         squares, source = _surveyed(files, names)
@@ -148,13 +149,7 @@ def _on_disk(
         elif entry.shape != tensors[key].shape:
             faults[its[0]] = f"{entry.shape}, and {tuple(tensors[key].shape)} in the model"
     if faults:
-        raise CheckpointError(
-            f"{named(files.home)} does not hold what the factory makes: {len(faults)} tensors differ.",
-            where=dict(list(faults.items())[:8]),
-            fix="give the class and sizes of the checkpoint; where only names differ, load it with "
-            "from_pretrained and write it anew with save_pretrained",
-            faults=faults,
-        )
+        raise _unlike(files, faults)
     known = {name for its in names.values() for name in its}
     unknown = [name for name in files.entries if name not in known]
     if unknown:
@@ -166,8 +161,30 @@ def _on_disk(
         )
 
     stored = {key: _stored(files, its[0], tensors[key]) for key, its in names.items()}
+    faults = {
+        names[key][0]: f"{tensor.dtype}, and {tensors[key].dtype} in the model"
+        for key, tensor in stored.items()
+        if kind_of(tensor) != kind_of(tensors[key])
+    }
+    if faults:
+        raise _unlike(files, faults)
     twin = duplicate(model, lambda t: stored[id(t)] if id(t) in stored else own(t))
     return twin, {id(stored[key]): its for key, its in names.items()}
+
+
+def _unlike(files: WeightFiles, faults: Mapping[str, str]) -> CheckpointError:
+    return CheckpointError(
+        f"{named(files.home)} does not hold what the factory makes: {len(faults)} tensors differ.",
+        where=dict(list(faults.items())[:8]),
+        fix="give the class and sizes of the checkpoint; where only names differ, load it with "
+        "from_pretrained and write it anew with save_pretrained",
+        faults=dict(faults),
+    )
+
+
+def _large(tensor: Tensor) -> bool:
+    """Whether a trace goes without its values: indices and masks say what goes together."""
+    return tensor.is_floating_point() or tensor.numel() > _INDICES
 
 
 def _stored(files: WeightFiles, name: str, like: Tensor) -> Tensor:
@@ -190,6 +207,15 @@ def _surveyed(files: WeightFiles, names: Mapping[int, Sequence[str]]) -> tuple[S
                 dtypes.add(str(block.dtype))
                 yield block
 
+        for other in its[1:]:
+            if other in files.entries and not _same(files, name, other):
+                raise CheckpointError(
+                    f"{named(files.home)} holds two values for one tensor of the model.",
+                    where={"names": f"{shown(name)}, {shown(other)}"},
+                    why="these are one tensor in the model, and differ in the files",
+                    fix="load it with from_pretrained and write it anew with save_pretrained, or make a model "
+                    "in which they are not tied",
+                )
         entry = files.entries[name]
         if entry.shape and all(entry.shape) and entry.floating:
             squares.read(its, entry.shape, hashed())
@@ -203,6 +229,15 @@ def _surveyed(files: WeightFiles, names: Mapping[int, Sequence[str]]) -> tuple[S
     with ThreadPoolExecutor(min(os.cpu_count() or 1, _THREADS)) as pool:
         rows = [row for its in track(pool.map(read, order), len(order)) for row in its]
     return squares, digest_of(rows)
+
+
+def _same(files: WeightFiles, one: str, other: str) -> bool:
+    """Whether two tensors in the files are the same bits."""
+    entries = files.entries[one], files.entries[other]
+    if entries[0].dtype != entries[1].dtype or entries[0].shape != entries[1].shape:
+        return False
+    pairs = zip(files.blocks(one), files.blocks(other), strict=True)
+    return all(bytes(raw(a)) == bytes(raw(b)) for a, b in pairs)
 
 
 def _write(

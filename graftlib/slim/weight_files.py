@@ -73,17 +73,27 @@ class WeightFiles:
             CheckpointError: a file is missing or damaged, or the index does not fit its files.
         """
         index = None if (home / WEIGHTS).exists() else _index(home)
-        names = [WEIGHTS] if index is None else dict.fromkeys(index["weight_map"].values())
+        mapped = {} if index is None else index["weight_map"]
         entries: dict[str, Entry] = {}
         metadata: dict[str, dict[str, str]] = {}
-        for name in names:
+        twice: dict[str, str] = {}
+        for name in dict.fromkeys(mapped.values()) if index is not None else [WEIGHTS]:
             with _opened(home / name) as file:
                 metadata[name] = file.metadata() or {}
                 for key in file.keys():  # noqa: SIM118, not a mapping
+                    if mapped.get(key, name) != name:
+                        continue  # the index says which of two is meant
+                    if key in entries:
+                        twice[key] = f"in {shown(entries[key].file)} and in {shown(name)}"
                     part = file.get_slice(key)
                     entries[key] = Entry(name, part.get_dtype(), tuple(part.get_shape()))
-        mapped = {} if index is None else index["weight_map"]
-        wrong = [n for n, file in mapped.items() if n not in entries or entries[n].file != file]
+        if twice:
+            raise CheckpointError(
+                f"{named(home / INDEX)} does not say which of {len(twice)} tensors is meant.",
+                where=dict(list(twice.items())[:8]),
+                fix="name the file of each tensor in its weight_map",
+            )
+        wrong = [name for name in mapped if name not in entries]
         if wrong:
             raise CheckpointError(
                 f"{named(home / INDEX)} names {len(wrong)} tensors that are not in its files.",

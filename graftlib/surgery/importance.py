@@ -10,11 +10,12 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..errors import MatchError, nearest
 from ..graph import LayerGraph
 from ..graph.axes import AxisClass, Member
+from ..graph.ops import does, name_of
 from ..graph.parameter import Parameter
 from .edits import tensor_of
 from .flow import Flows, flows_of
@@ -37,6 +38,7 @@ Importance = Callable[[LayerGraph, nn.Module, AxisClass], Tensor]
 """(graph, model, class) -> (size,): a number for each unit of the class; larger is kept."""
 Ranking = Callable[[AxisClass], Tensor]
 """An importance bound to a graph and a model: class -> (size,)."""
+_SUMS = frozenset(("add", "sub"))
 _CANDIDATES = frozenset(("cell", "new"))  # parts of a recurrent weight
 
 
@@ -123,7 +125,9 @@ def _norms(graph: LayerGraph, model: nn.Module, each: AxisClass, squares: Square
     for reading in (False, True):
         side = [m for m in each.members if reads(graph, m) is reading]
         if side:
-            product = product * norm_of(model, side, squares)
+            norm = norm_of(model, side, squares)
+            added = 0 if reading else _added(graph, model, side, squares)
+            product = product * (norm.square() + added).sqrt()
     made = [m for m in each.members if not reads(graph, m)]
     return torch.where(_never_on(graph, model, made, squares), 0.0, product)
 
@@ -133,8 +137,9 @@ def _never_on(
 ) -> Tensor:
     """(units,) bool: all that makes them is 0; of an LSTM or a GRU the candidate, as gates only scale it.
 
-    What no parameter makes, as the features of an input, is on.
+    What no parameter makes, as the features of an input, is on, and so is what an added buffer makes.
     """
+    added = _added(graph, model, members, squares)
     weights = [(m, tensor_of(model, m.fqn)) for m in members]
     weights = [(m, tensor) for m, tensor in weights if isinstance(tensor, nn.Parameter)]
     total = torch.zeros((), dtype=torch.float64, device="cpu")
@@ -144,7 +149,28 @@ def _never_on(
         if len(gates) == rows[0].numel() and not _CANDIDATES.isdisjoint(gates):
             rows = rows.reshape(len(rows), -1)[:, [g in _CANDIDATES for g in gates]]
         total = total + rows.reshape(len(rows), -1).sum(1)
-    return total == 0 if weights else total > 0
+    return total + added == 0 if weights else total > 0
+
+
+def _added(
+    graph: LayerGraph, model: nn.Module, members: Sequence[Member], squares: Squares
+) -> Tensor:
+    """(units,) doubles, or a zero: the squares of buffers that are added to the units, such as positions."""
+    sums = {n.target for n in graph.fx.nodes if n.op == "get_attr" and _is_added(n)}
+    total = torch.zeros((), dtype=torch.float64, device="cpu")
+    for member in members:
+        tensor = tensor_of(model, member.fqn)
+        if member.fqn in sums and not isinstance(tensor, nn.Parameter) and not tensor.is_meta:
+            along = squares.along(member.fqn, tensor, member.axis)
+            total = total + _per_unit(along, member)
+    return total
+
+
+def _is_added(node: fx.Node) -> bool:
+    """Whether a sum takes a value, maybe in another shape or a part of it."""
+    return any(
+        name_of(user) in _SUMS or (does(user) == "moves" and _is_added(user)) for user in node.users
+    )
 
 
 def norm_of(model: nn.Module, members: Sequence[Member], squares: Squares | None = None) -> Tensor:

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice, pairwise, zip_longest
 from typing import Any
 
@@ -26,6 +27,8 @@ from .refusal import SurgeryError
 __all__ = ["backend_of", "encoded", "first_difference", "needed", "rebuilt"]
 
 _BATCH = 256  # texts
+# Attributes of tokenizers that are ids.
+_OF_TOKENS = re.compile(r"(.*_)?(token_(ids?|index)|(prefix|suffix)_tokens|cur_lang(_code)?(_id)?)")
 
 
 def backend_of(tokenizer: Any) -> Any:
@@ -141,10 +144,42 @@ def rebuilt(tokenizer: Any, ids: Sequence[int]) -> Any:
         return new
     twin = copy.deepcopy(tokenizer)
     twin._tokenizer = new
+    _follow(twin, old.token_to_id, place)
     for name, value in (("_vocab", model["vocab"]), ("_merges", model.get("merges"))):
         if name in vars(twin):  # what some classes keep for their slow forms
             setattr(twin, name, value)
     return twin
+
+
+def _follow(
+    tokenizer: Any, number_of: Callable[[str], int | None], place: Mapping[int, int]
+) -> None:
+    """New ids in the attributes of a tokenizer, in place: ``lang_code_to_id``, ``cur_lang_code``, ``prefix_tokens``.
+
+    Of a dict the pairs of a token and its id, either way; those of tokens that go are left out.
+    """
+    fields = vars(tokenizer)
+    for name, value in [*fields.items()]:
+        if type(value) is dict:
+            pairs = [_followed(*pair, number_of, place) for pair in value.items()]
+            fields[name] = dict(pair for pair in pairs if pair is not None)
+        elif _OF_TOKENS.fullmatch(name):
+            every = value if isinstance(value, (list, tuple)) else [value]
+            if all(type(number) is int and number in place for number in every):
+                news = [place[number] for number in every]
+                fields[name] = type(value)(news) if every is value else news[0]
+
+
+def _followed(
+    key: Any, value: Any, number_of: Callable[[str], int | None], place: Mapping[int, int]
+) -> tuple[Any, Any] | None:
+    """An entry of a dict with the new id, where it is a token and its id; None where the token goes."""
+    token, number = (value, key) if isinstance(value, str) else (key, value)
+    if type(token) is not str or type(number) is not int or number_of(token) != number:
+        return key, value
+    if number not in place:
+        return None
+    return (place[number], token) if token is value else (token, place[number])
 
 
 # --- the JSON ---------------------------------------------------------------------------------------------------------

@@ -44,7 +44,9 @@ __all__ = ["PrunedVocabulary", "VocabularyReport", "prune_vocabulary"]
 
 # Fields and attributes that hold ids: of tokens that the model works with, and lists of tokens that it never gives.
 _IDS = re.compile(r"(.*_)?token_(ids?|index)|padding_idx")
+_HALF = re.compile("[\ud800-\udfff]")
 _LISTS = ("suppress_tokens", "begin_suppress_tokens")
+_MAPS = re.compile(r"(text_decoder_)?(lang|task)_to_(code_)?id")  # of Whisper, SeamlessM4T
 _UNKNOWN = ("forced_decoder_ids", "bad_words_ids", "force_words_ids", "sequence_bias")
 
 
@@ -217,6 +219,12 @@ def _as_texts(texts: Iterable[str] | None) -> list[str]:
     every = [] if texts is None else list(texts)
     if other := next((each for each in every if not isinstance(each, str)), None):
         raise SurgeryError(f"{shown(other)} is no text.", fix="give strings")
+    if other := next((each for each in every if _HALF.search(each)), None):
+        raise SurgeryError(
+            f"{shown(other)} is no text.",
+            why="it holds half of a surrogate pair, which no tokenizer takes",
+            fix="read the file with errors='replace'",
+        )
     return every
 
 
@@ -349,13 +357,21 @@ def _holders(model: nn.Module, size: int) -> Iterator[dict[str, Any]]:
 
 def _id_fields(fields: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, value in fields.items():
-        every = value if isinstance(value, (list, tuple)) else [value]
+        known = _MAPS if isinstance(value, dict) else _IDS
+        every = _every(value)
         if (
-            (_IDS.fullmatch(name) or name in _LISTS)
+            (known.fullmatch(name) or name in _LISTS)
             and every
             and all(type(n) is int for n in every)
         ):
             yield name, value
+
+
+def _every(value: Any) -> list[Any]:
+    """The numbers that a field holds: one, those of a list, those that a dict maps names to."""
+    if isinstance(value, dict):
+        return [*value.values()]
+    return [*value] if isinstance(value, (list, tuple)) else [value]
 
 
 def _ids_of(model: nn.Module, size: int) -> set[int]:
@@ -370,7 +386,7 @@ def _ids_of(model: nn.Module, size: int) -> set[int]:
                 )
         for name, value in _id_fields(fields):
             if name not in _LISTS:
-                ids |= {*(value if isinstance(value, (list, tuple)) else [value])}
+                ids |= {*_every(value)}
     return {number for number in ids if 0 <= number < size}
 
 
@@ -380,6 +396,8 @@ def _follow_ids(model: nn.Module, place: Mapping[int, int], size: int) -> None:
         for name, value in [*_id_fields(fields)]:
             if name in _LISTS:
                 fields[name] = [place[number] for number in value if number in place]
+            elif isinstance(value, dict):
+                fields[name] = {word: place.get(number, number) for word, number in value.items()}
             elif isinstance(value, (list, tuple)):
                 fields[name] = type(value)(place.get(number, number) for number in value)
             else:

@@ -96,6 +96,23 @@ def test_a_sharded_checkpoint_is_one(tmp_path):
     assert fingerprint(entry.state()) == fingerprint(state)
 
 
+def test_a_tensor_in_two_files_is_the_one_that_the_index_names(tmp_path):
+    model = net()
+    state = model.state_dict()
+    zero = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    one, *rest = state
+    save_file(state | {one: zero[one]}, tmp_path / "a.safetensors")
+    save_file(zero | {one: state[one]}, tmp_path / "b.safetensors")
+    index = {one: "b.safetensors"} | dict.fromkeys(rest, "a.safetensors")
+    path = tmp_path / "m.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": index}))
+    assert fingerprint(ZooEntry(net, path, EXAMPLE).state()) == fingerprint(state)
+    del index[rest[0]]
+    path.write_text(json.dumps({"weight_map": index}))
+    with pytest.raises(CheckpointError, match="in two files"):
+        ZooEntry(net, path, EXAMPLE).state()
+
+
 def test_a_foreign_checkpoint_is_refused_with_all_that_differs(saved):
     with pytest.raises(CheckpointError) as error:
         ZooEntry(lambda: net(6), saved[1], EXAMPLE).graph()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -364,6 +365,12 @@ def test_what_is_not_bound_at_the_top_is_no_factory(tmp_path: Path, text: str):
     (tmp_path / "bound.py").write_text(text)
     with pytest.raises(ModelNameError, match="has no model 'f'"):
         find_model(f"{tmp_path}/bound.py:f")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe.py")
+    with pytest.raises(ModelNameError, match="no regular file"):
+        find_model(f"{tmp_path}/pipe.py:f")
 
 
 @pytest.mark.parametrize(

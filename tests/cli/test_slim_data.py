@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
@@ -144,6 +145,11 @@ def test_a_folder_of_no_kind_or_of_several_is_refused(tmp_path):
         batches_of(tmp_path / "none", FILE, loaded(), 9)
     with pytest.raises(GraftError, match="no files that can be read"):
         batches_of(tmp_path, FILE, loaded(), 9)
+    os.mkfifo(tmp_path / "pipe.pt")
+    with pytest.raises(GraftError, match="no files that can be read"):
+        batches_of(tmp_path, FILE, loaded(), 9)
+    with pytest.raises(GraftError, match="neither a folder nor a regular file"):
+        batches_of(tmp_path / "pipe.pt", FILE, loaded(), 9)
     torch.save(torch.zeros(2), tmp_path / "x.pt")
     (tmp_path / "x.txt").write_text("text")
     with pytest.raises(GraftError, match="several kinds"):

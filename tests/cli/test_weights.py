@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
@@ -81,6 +82,13 @@ def test_a_truncated_file_is_named_as_such(tmp_path: Path, suffix: str, share: f
 def test_a_missing_file_is_a_checkpoint_error(tmp_path: Path):
     with pytest.raises(CheckpointError, match="missing"):
         load_weights(nn.Linear(2, 3), tmp_path / "absent.safetensors")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, suffix: str):
+    os.mkfifo(tmp_path / f"x{suffix}")
+    with pytest.raises(CheckpointError, match="no regular file"):
+        load_weights(nn.Linear(2, 3), tmp_path / f"x{suffix}")
 
 
 def test_all_offenders_are_named_and_nothing_is_written(tmp_path: Path):

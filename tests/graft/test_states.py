@@ -152,6 +152,10 @@ SPOILT = {
     "a moment has another shape": (("optimizer", "state", 0, "exp_avg"), spoil(torch.ones(3, 3))),
     "a moment is missing": (("optimizer", "state", 0, "exp_avg_sq"), drop),
     "a variance is negative": (("optimizer", "state", 0, "exp_avg_sq"), lambda o, k: o[k].sub_(1)),
+    "a count of the optimizer has no arithmetic": (
+        ("optimizer", "state", 0, "step"),
+        lambda o, k: o.__setitem__(k, o[k].to(torch.float8_e4m3fn)),
+    ),
     "a tensor is half": (("resume", "inputs", 0), lambda o, k: o.__setitem__(k, o[k].half())),
     "the history is gone": (("history",), spoil(None)),
     "an unknown tensor was stepped": (("stepped",), spoil(["target:elsewhere"])),

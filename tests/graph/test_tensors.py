@@ -181,6 +181,7 @@ UNSEEN = {
     "list_iterator": lambda y: iter([y]),
     "set": lambda y: {y},
     "function": lambda y: lambda: y,
+    "dict with a tensor in a key": lambda y: {"scores": {y: "best"}},
     "lock": lambda y: (y, threading.Lock()),
 }
 
@@ -189,6 +190,15 @@ UNSEEN = {
 def test_what_cannot_be_opened_is_refused_by_its_type(name):
     with pytest.raises(TraceError, match=name):
         trace(Net(UNSEEN[name]), torch.randn(2, 6))
+
+
+def test_a_bound_method_gives_out_its_tensor():
+    """``y.add`` holds y as a method of Python's holds its object; keys without tensors are none of these."""
+    graph = trace(Net(lambda y: y.add), torch.randn(2, 6))
+    assert graph.axis_class("b", "out").frozen_by == "the output"
+    graph = trace(Net(lambda y: {("a", 1): y, frozenset("b"): 2}), torch.randn(2, 6))
+    assert graph.axis_class("b", "out").frozen_by == "the output"
+    assert graph.axis_class("a", "out").free
 
 
 def test_an_array_is_refused_by_its_type():

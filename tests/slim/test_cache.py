@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from graftlib import slim, trace
 from graftlib.slim import Cache, slimming
@@ -84,3 +85,16 @@ def test_a_damaged_file_is_none(graph, tmp_path, monkeypatch):
     assert cache.used == 0
     stopped(graph, cache, monkeypatch)
     assert cache.used == 1
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda t: t * float("nan"), lambda t: t[1:], lambda t: t.float()]
+)
+def test_numbers_that_are_no_importances_are_measured_again(graph, tmp_path, monkeypatch, spoil):
+    stopped(graph, Cache(tmp_path / "x"), monkeypatch)
+    known = load_file(tmp_path / "x")
+    save_file({n: spoil(t) if t.numel() else t for n, t in known.items()}, tmp_path / "x")
+    for used in (0, 1):  # the second finds what the first has written
+        cache = Cache(tmp_path / "x")
+        stopped(graph, cache, monkeypatch)
+        assert cache.used == used

@@ -6,11 +6,14 @@ import copy
 import dataclasses
 import functools
 import json
+import os
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -187,6 +190,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written():
         (lambda e: e["classes"][0].update(keep=[10**6]), "ascending"),
         (lambda e: e["classes"][0]["members"][0].update(axis=7), "holds no such units"),
         (lambda e: e["classes"][0]["members"][0].update(fqn="nowhere"), "holds no such units"),
+        (lambda e: e["classes"].append({"size": 10**13, "keep": [0], "members": []}), "no members"),
         (lambda e: e.update(version=2), "version"),
         (lambda e: e.update(more=1), "unknown"),
         (lambda e: e["attributes"].append({"module": "", "way": [], "value": 1}), "no steps"),
@@ -198,6 +202,22 @@ def test_an_untrusted_document_is_read_with_care(change, words):
     change(content)
     with pytest.raises(SurgeryError, match=words):
         Edit.from_json(json.dumps(content))
+
+
+def test_sizes_in_a_document_are_those_of_the_model():
+    """Nothing is allocated for what a document says alone: 10^13 units under a name that no tensor has."""
+    model, _, small = standard(nets.Packed)
+    content = json.loads(small.edit.to_json())
+    ghost = {"fqn": "ghost", "axis": 0, "start": 0, "factors": [10**13], "position": 0}
+    content["classes"].append({"size": 10**13, "keep": [0], "members": [ghost]})
+    content["tensors"]["ghost"] = {"shape": [10**13], "axes": ["out"]}
+    content["aliases"]["head.bias"] = "ghost"
+    with pytest.raises(SurgeryError, match="not \\(10000000000000,\\)"):
+        Edit.from_json(json.dumps(content)).apply(model)
+    content = json.loads(small.edit.to_json())
+    content["constants"].append({"fqn": "head.weight", "axis": 2**53, "size": 1})
+    with pytest.raises(SurgeryError, match="has no 1 units"):
+        Edit.from_json(json.dumps(content)).apply(model)
 
 
 @pytest.mark.parametrize("way", [["__class__"], ["forward"], ["_modules"], ["training"], ["nope"]])
@@ -332,6 +352,97 @@ def test_a_config_gets_numbers_that_it_had_not_and_nothing_else(name, value, fit
     else:
         with pytest.raises(SurgeryError, match="settings differ"):
             edit.apply(model)
+
+
+class Checked:
+    """A config whose class refuses what is no whole number, as strict dataclasses do."""
+
+    def __init__(self) -> None:
+        self.width, self.kind, self.left = 8, "gelu", None
+        self.layers, self.scaling = ["full", "sliding", "full"], {"type": "linear", "factor": 2.0}
+        self.inner = Checked.__new__(Checked)
+
+    def __setattr__(self, name, value):
+        if name == "width" and type(value) is not int:
+            raise TypeError(f"{name} is no whole number")
+        object.__setattr__(self, name, value)
+
+    def to_dict(self):
+        return vars(self)
+
+
+@pytest.mark.parametrize(
+    ("way", "value", "fits"),
+    [
+        (["width"], 4, True),
+        (["width"], 4.5, False),
+        (["width"], "4", False),
+        (["width"], None, False),
+        (["width", 0], 4, False),
+        (["left"], 4, True),
+        (["left"], "a name", False),
+        (["kind"], "relu", False),
+        (["layers"], ["full", "full"], True),
+        (["layers"], ["other"], False),
+        (["layers", 9], "full", False),
+        (["scaling"], {"type": "linear", "factor": 4.0}, True),
+        (["scaling"], {"type": "other"}, False),
+        (["scaling", "factor"], 4.0, True),
+        (["scaling", "nothing"], 4.0, False),
+        (["inner", "__class__"], 3, False),
+        (["inner", "__dict__"], {}, False),
+    ],
+)
+def test_a_config_says_other_numbers_and_what_was_there(way, value, fits):
+    """No text, no field and no kind that it had not; what its class refuses is refused before the model changes."""
+    model, _, small = standard(nets.Packed)
+    model = copy.deepcopy(model)
+    model.config = Checked()
+    content = json.loads(small.edit.to_json())
+    content["config"] = [{"module": "", "way": way, "value": value}]
+    edit, before = Edit.from_json(json.dumps(content)), digest(model.state_dict())
+    if fits:
+        assert edit.apply(model).config is not model.config
+        return
+    with pytest.raises(SurgeryError, match="settings differ"):
+        edit.apply(model, inplace=True)
+    assert digest(model.state_dict()) == before
+    assert model.config.width == 8
+
+
+def test_values_of_another_kind_are_refused(tmp_path):
+    """Other precisions are those of the file; whole numbers in the place of floats are none of the model's."""
+    _, _, small = standard(nets.Packed)
+    small.save(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        header, tensors = file.metadata(), {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
+    for kind in (torch.float64, torch.bfloat16):
+        save_file(
+            {n: t.to(kind) for n, t in tensors.items()}, tmp_path / "model.safetensors", header
+        )
+        assert graftlib.load(tmp_path, nets.Packed).head.weight.dtype == kind
+    for kind in (torch.int32, torch.bool, torch.complex64):
+        wrong = tensors | {"head.bias": tensors["head.bias"].to(kind)}
+        save_file(wrong, tmp_path / "model.safetensors", header)
+        with pytest.raises(CheckpointError, match="weights do not fit") as error:
+            graftlib.load(tmp_path, nets.Packed)
+        assert [*error.value.faults] == ["head.bias"]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_a_card_that_is_no_file_is_left_and_nothing_is_written(tmp_path, make):
+    _, _, small = standard(nets.Packed)
+    make(tmp_path / "README.md")
+    with pytest.raises(SurgeryError, match=r"README\.md"):
+        small.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
+def test_a_model_is_no_factory(tmp_path):
+    model, _, small = standard(nets.Packed)
+    small.save(tmp_path)
+    with pytest.raises(CheckpointError, match="no function that makes one"):
+        graftlib.load(tmp_path, model)
 
 
 def test_the_edit_goes_into_an_onnx_file(tmp_path):

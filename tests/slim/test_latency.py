@@ -87,10 +87,14 @@ def test_what_is_known_is_not_measured_again(cache, monkeypatch):
     again = latency_of(graph)
     assert again.ops == first.ops
     assert not runs
-    for damage in ("{", '{"machine": 3, "ms": []}', "[]"):
+    known = json.loads(file.read_text())
+    wrong = [float("nan"), -1.0, "1.0", True]
+    spoilt = {"machine": first.machine, "ms": {c: wrong[i % 4] for i, c in enumerate(known["ms"])}}
+    for damage in ("{", '{"machine": 3, "ms": []}', "[]", json.dumps(spoilt)):
+        runs.clear()
         file.write_text(damage)
-        latency_of(graph)
-    assert len(runs) > 10
+        assert [ms for *_, ms in latency_of(graph).ops] == pytest.approx([1.0] * len(first.ops))
+        assert len(runs) > 3
 
 
 def test_a_cache_that_cannot_be_written_is_none(cache):

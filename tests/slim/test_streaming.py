@@ -192,3 +192,109 @@ def test_one_file_replaces_shards_and_what_the_model_has_not_is_left_out(tmp_pat
     assert not (out / "model.safetensors.index.json").exists()
     small = graftlib.slim(graftlib.trace(model, x), **BUDGET)
     assert torch.equal(graftlib.load(out, nets.Packed).eval()(x), small.model(x))
+
+
+def test_a_tensor_in_two_files_is_the_one_that_the_index_names(tmp_path):
+    model, x = nets.made(nets.Packed)
+    small = graftlib.slim(graftlib.trace(model, x), **BUDGET)
+    small.save(tmp_path / "out")
+    home, good = tmp_path / "out", tensors(tmp_path / "out")
+    with safe_open(home / "model.safetensors", framework="pt") as file:
+        header = file.metadata()
+    (home / "model.safetensors").unlink()
+    zero = {name: torch.zeros_like(tensor) for name, tensor in good.items()}
+    names = list(good)
+    save_file(good | {names[0]: zero[names[0]]}, home / "a.safetensors", header)
+    save_file(zero | {names[0]: good[names[0]]}, home / "b.safetensors", header)
+    for first in ("b.safetensors", "a.safetensors"):  # whichever is opened first
+        mapped = {names[0]: "b.safetensors"} | dict.fromkeys(names[1:], "a.safetensors")
+        mapped = dict(sorted(mapped.items(), key=lambda item: item[1] != first))
+        (home / "model.safetensors.index.json").write_text(json.dumps({"weight_map": mapped}))
+        again = graftlib.load(home, nets.Packed).state_dict()
+        assert all(torch.equal(again[name], tensor) for name, tensor in good.items())
+    del mapped[names[1]]
+    (home / "model.safetensors.index.json").write_text(json.dumps({"weight_map": mapped}))
+    with pytest.raises(CheckpointError, match="does not say which of 1 tensors"):
+        graftlib.load(home, nets.Packed)
+
+
+class Masked(torch.nn.Module):
+    """Buffers of all kinds in the files: a mask over units, counts without axes, none at all, indices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.m, self.b = (torch.nn.Linear(n, k) for n, k in ((6, 16), (16, 24), (24, 3)))
+        self.register_buffer("mask", torch.ones(24, dtype=torch.bool))
+        self.register_buffer("count", torch.tensor(3))
+        self.register_buffer("none", torch.zeros(0, 4))
+        self.register_buffer("codes", torch.arange(4, dtype=torch.int8))
+        self.register_buffer("gain", torch.ones(16))
+
+    def forward(self, x):
+        h = self.m((self.a(x) * self.gain).relu())
+        return self.b(torch.where(self.mask, h, torch.zeros_like(h)).relu())
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_masks_in_the_files_go_with_their_units(tmp_path, count):
+    """What a mask says of units is read before the classes are: without its values they would be frozen."""
+    torch.manual_seed(0)
+    model, x = Masked().eval(), torch.randn(2, 6)
+    due = graftlib.slim(graftlib.trace(model, x), **BUDGET)
+    source = sharded(model, tmp_path / "large", count)
+    small = graftlib.slim_folder(source, tmp_path / "out", Masked, x, **BUDGET)
+    assert small.edit == due.edit
+    assert len(due.model.mask) < 24
+    again = graftlib.load(tmp_path / "out", Masked).eval()
+    assert torch.equal(again(x), due.model(x))
+    assert all(torch.equal(again.state_dict()[n], t) for n, t in due.model.state_dict().items())
+
+
+class Tied(torch.nn.Module):
+    """One table under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.mid = torch.nn.Embedding(9, 16), torch.nn.Linear(16, 16)
+        self.out = torch.nn.Linear(16, 9, bias=False)
+        self.out.weight = self.table.weight
+
+    def forward(self, ids):
+        return self.out(self.table(ids) + self.mid(self.table(ids)).relu())
+
+
+def test_a_tied_tensor_has_one_value(tmp_path):
+    torch.manual_seed(0)
+    model, ids = Tied().eval(), torch.randint(0, 9, (2, 4))
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    folder, out = tmp_path / "large", tmp_path / "out"
+    folder.mkdir()
+
+    def slim():
+        save_file(state, folder / "model.safetensors")
+        return graftlib.slim_folder(folder, out, Tied, ids, **BUDGET)
+
+    assert torch.equal(slim().edit.apply(model)(ids), graftlib.load(out, Tied).eval()(ids))
+    with safe_open(out / "model.safetensors", framework="pt") as file:
+        header, weights = file.metadata(), {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
+    weights["out.weight"] = weights["table.weight"] + 1
+    save_file(weights, out / "model.safetensors", header)
+    with pytest.raises(CheckpointError, match="the weights do not fit") as error:
+        graftlib.load(out, Tied)
+    assert "same tensor" in error.value.faults["table.weight"]
+    state["out.weight"][0, 0] += 1
+    with pytest.raises(CheckpointError, match="two values for one tensor"):
+        slim()
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.bool, torch.complex64])
+def test_values_of_another_kind_are_refused_before_anything_is_written(tmp_path, kind):
+    model, x = nets.made(nets.Packed)
+    state = model.state_dict()
+    state["out.weight"] = state["out.weight"].to(kind)
+    (tmp_path / "large").mkdir()
+    save_file(state, tmp_path / "large/model.safetensors")
+    with pytest.raises(CheckpointError, match="1 tensors differ") as error:
+        graftlib.slim_folder(tmp_path / "large", tmp_path / "out", nets.Packed, x, **BUDGET)
+    assert [*error.value.faults] == ["out.weight"]
+    assert not (tmp_path / "out").exists()

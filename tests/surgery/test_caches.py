@@ -65,6 +65,18 @@ class ByShape(Keeps):
         return self.cache[key][0]
 
 
+class InAKey(Keeps):
+    """A tensor is the key, and its value a word."""
+
+    def start(self):
+        self.cache = {}
+
+    def biases(self, x):
+        if not self.cache:
+            self.cache[self.make()] = "made"
+        return next(iter(self.cache))
+
+
 class AttributeOrNone(Keeps):
     """An attribute that is None at first; made without gradients."""
 
@@ -146,6 +158,7 @@ class Merged(nn.Module):
 WAYS = [
     ByDevice,
     ByShape,
+    InAKey,
     AttributeOrNone,
     AttributeOrMissing,
     CachedProperty,

@@ -466,6 +466,37 @@ def test_recurrent_units_without_a_candidate_are_off(kind):
     assert torch.allclose(prune(graph, {each: UNITS // 2})(x), model(x), atol=1e-6)
 
 
+class Placed(nn.Module):
+    """Positions are a buffer; what reads the units is known to no flow."""
+
+    def __init__(self, kind, rows):
+        super().__init__()
+        self.a, self.r = nn.Linear(3, UNITS), kind(UNITS, 5, batch_first=True)
+        self.out = nn.Linear(5, 2)
+        self.register_buffer("places", torch.randn(rows, UNITS) if rows else torch.randn(UNITS))
+
+    def forward(self, x):
+        places = self.places[: x.shape[1]] if self.places.ndim == 2 else self.places
+        return self.out(self.r(self.a(x) + places)[0])
+
+
+@pytest.mark.parametrize("rows", [0, 9])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_units_that_positions_alone_make_are_on(kind, rows):
+    """Units 0 and 1 are made by positions, 2 and 3 by nothing: these go, and the function stays."""
+    torch.manual_seed(0)
+    model, x = Placed(kind, rows).eval(), torch.randn(2, 4, 3)
+    with torch.no_grad():
+        model.a.weight[:4], model.a.bias[:4] = 0, 0
+        model.places[..., 2:4] = 0
+        model.r.weight_ih_l0[:, 2:4] *= 9
+    graph = trace(model, (x,))
+    each = graph.axis_class("a", "out")
+    assert torch.allclose(prune(graph, {each: 4})(x), model(x), atol=1e-6)
+    gone = prune(graph, {each: [2, 3, 4, 5]})  # the control
+    assert not torch.allclose(gone(x), model(x), atol=1e-3)
+
+
 def test_units_without_values_cannot_be_ranked():
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(4, UNITS), nn.ReLU(), nn.Linear(UNITS, 2))

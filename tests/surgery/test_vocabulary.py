@@ -380,6 +380,37 @@ def scored(tokenizer):
     return tokenizer
 
 
+class Languages(PreTrainedTokenizerFast):
+    """Ids in attributes, as tokenizers of many languages have them."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        codes = ["<en>", "<ro>"]
+        self.add_special_tokens({"additional_special_tokens": codes})
+        self.lang_code_to_id = {code: self.convert_tokens_to_ids(code) for code in codes}
+        self.id_to_lang_code = {number: code for code, number in self.lang_code_to_id.items()}
+        self.cur_lang_code = self.lang_code_to_id["<ro>"]
+        self.prefix_tokens = [self.cur_lang_code]
+        self.own_words = {"zebras": self.convert_tokens_to_ids("zebras"), "other": 3}
+
+
+def test_ids_in_attributes_of_a_tokenizer_follow():
+    """What generation is forced to begin with is read there: the token of a language, and no other one."""
+    tokenizer = Languages(tokenizer_object=word_level(), unk_token="<unk>", pad_token="<pad>")
+    model = gpt2(len(tokenizer))
+    model.generation_config.lang_to_id = dict(tokenizer.lang_code_to_id)
+    pruned = prune_vocabulary(model, tokenizer, texts=TEXTS)
+    new = pruned.tokenizer
+    due = {code: new.convert_tokens_to_ids(code) for code in ("<en>", "<ro>")}
+    assert due != tokenizer.lang_code_to_id
+    assert new.lang_code_to_id == due == pruned.model.generation_config.lang_to_id
+    assert new.id_to_lang_code == {number: code for code, number in due.items()}
+    assert new.prefix_tokens == [new.cur_lang_code] == [due["<ro>"]]
+    assert new.own_words == {"other": 3}
+    assert new.pad_token_type_id == tokenizer.pad_token_type_id
+    assert tokenizer.lang_code_to_id["<ro>"] == tokenizer.cur_lang_code > due["<ro>"]
+
+
 def test_named_tokens_are_kept_and_unknown_ones_refused():
     tokenizer = fast(word_level())
     model = gpt2(len(tokenizer))
@@ -509,6 +540,7 @@ def test_a_model_without_values():
     [
         ("one text", (), "texts is one text"),
         ([3], (), "3 is no text"),
+        (["half \ud800"], (), "is no text"),
         ([], (), "nothing says which tokens"),
         (None, [True], "no token True"),
     ],

@@ -290,10 +290,17 @@ class _Reader:
     def __enter__(self) -> _Reader:
         with ExitStack() as opening:
             try:
-                for file in self._files():
+                index = self._index()
+                for file in self._files(index):
                     require_file(file, error=CheckpointError)
                     opened = opening.enter_context(safe_open(file, framework="pt", device="cpu"))
                     for name in opened.keys():  # noqa: SIM118 - not a mapping
+                        if index.get(name, file.name) != file.name:
+                            continue  # a tensor that stands in two files is read where the index says
+                        if name in self._home:
+                            raise ValueError(
+                                f"{shown(name)} is in two files, and the index names none"
+                            )
                         self._home[name] = opened
                         self.shapes[name] = tuple(opened.get_slice(name).get_shape())
             except GraftError:
@@ -314,14 +321,18 @@ class _Reader:
         tensor: Tensor = self._home[name].get_tensor(name)
         return tensor
 
-    def _files(self) -> list[Path]:
+    def _index(self) -> dict[str, str]:
+        """Name of a tensor -> name of its file; empty where the path is no index."""
+        if self._path.suffix != ".json":
+            return {}
+        index = read_json(self._path, _Index, what="index of a checkpoint", error=CheckpointError)
+        # Never outside of the folder.
+        return {name: Path(shard).name for name, shard in index.weight_map.items()}
+
+    def _files(self, index: Mapping[str, str]) -> list[Path]:
         if self._path.suffix != ".json":
             return [self._path]
-        index = read_json(self._path, _Index, what="index of a checkpoint", error=CheckpointError)
-        beside = {
-            Path(shard).name for shard in index.weight_map.values()
-        }  # never outside of the folder
-        return [self._path.with_name(name) for name in sorted(beside)]
+        return [self._path.with_name(name) for name in sorted(set(index.values()))]
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
