@@ -9,7 +9,7 @@ import typer
 
 from graftlib.cli import options
 from graftlib.cli.console import say, say_json, working
-from graftlib.cli.steps import load_options, plan, see_both
+from graftlib.cli.steps import begin, load_options, see_both
 
 __all__ = ["register"]
 
@@ -73,11 +73,9 @@ def transplant(
         raise typer.BadParameter("write TARGET=SOURCE", param_hint="--block")
     if pairs and mapping is not None:
         raise typer.BadParameter("give --mapping or --block, not both", param_hint="--block")
-    asked = {**load_options(shared), "device": _with_values(shared.device)}
-    others = {**load_options(shared.other()), "device": _with_values(shared.device)}
-    if shared.dry_run:
-        plan(shared, "transplant", [source, target], output)
-        return
+    device = "cpu" if shared.device is options.Device.auto else shared.device.value
+    asked = begin(shared, "transplant", [source, target], output) | {"device": device}
+    others = load_options(shared.other()) | {"device": device}
     left, right = see_both(source, target, asked, others)
     with working(f"writing {source} into {target}"):
         from graftlib.disk import write_whole
@@ -103,7 +101,3 @@ def transplant(
         return
     say(done)
     say(f"wrote {output}")
-
-
-def _with_values(device: options.Device) -> str:
-    return "cpu" if device is options.Device.auto else device.value
