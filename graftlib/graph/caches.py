@@ -24,6 +24,7 @@ from . import structure
 from .capture import TURN, device_of, undisturbed
 from .recorder import record, to_device
 from .shapes import known_result
+from .skeleton import modules_of
 from .tensors import tensor_leaves
 
 __all__ = [
@@ -191,7 +192,7 @@ def kept_tensors(model: nn.Module) -> list[Place]:
     """The attributes that hold tensors, themselves or inside of them, which are no parameters or buffers."""
     held = [
         ((fqn, name), list(_tensors(value)))
-        for fqn, module in model.named_modules()
+        for fqn, module in modules_of(model)
         for name, value in module.__dict__.items()
         if (kind := type(value)) not in _PLAIN
         and (kind not in _CONTAINERS or (value and not _PLAIN.issuperset(map(type, _items(value)))))

@@ -160,7 +160,7 @@ class LayerGraph(TracedGraph):
         return as_table(self)
 
     def __repr__(self) -> str:
-        count = len(self._records)
+        count = len(self._skeleton.parameters)
         return f"<LayerGraph of {self.name}: {len(self.layers)} layers, {count} parameters>"
 
     def _repr_html_(self) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 
 from .._torch_private import DisableTorchFunction
 from .call_stack import Call
+from .skeleton import modules_of
 from .tensors import tensor_leaves
 
 __all__ = ["Builder", "first_names", "graph_root", "input_names", "named_tensors", "snapshot"]
@@ -28,7 +29,7 @@ __all__ = ["Builder", "first_names", "graph_root", "input_names", "named_tensors
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """FQN -> tensor of each parameter, then of each buffer, under its first name alone."""
-    modules = list(model.named_modules())
+    modules = list(modules_of(model))
     seen: set[int] = set()
     named: dict[str, Tensor] = {}
     for kind in ("_parameters", "_buffers"):

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import GraftError, TraceError
 from .normal import named_tensors
+from .skeleton import modules_of
 from .tensors import replaced, tensor_leaves
 
 __all__ = [
@@ -70,7 +71,7 @@ def unwrap(model: nn.Module, error: type[GraftError] = TraceError) -> nn.Module:
             model = inner
         else:
             break
-    scripted = [fqn for fqn, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+    scripted = [fqn for fqn, m in modules_of(model) if isinstance(m, torch.jit.ScriptModule)]
     if scripted:
         name = f"'{scripted[0]}'" if scripted[0] else "the model"
         raise error(

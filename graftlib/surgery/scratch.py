@@ -129,7 +129,7 @@ class Reference:
 def reference_of(graph: LayerGraph) -> Reference:
     """The traced pass itself."""
     found, classes, number = reading(graph)
-    return Reference(graph.fx, found, classes, number)
+    return Reference(graph.ops, found, classes, number)
 
 
 def grouped_rows(reference: Reference) -> Iterator[tuple[fx.Node, Expr, int]]:
