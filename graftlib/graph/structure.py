@@ -115,8 +115,22 @@ def _is_quantised(module: nn.Module) -> bool:
 def rebuild(model: nn.Module, change: Change) -> nn.Module:
     """`model` again, in eval mode; otherwise as `duplicate`."""
     twin = duplicate(model, change)
-    twin.eval()  # its result is the module by convention, which not all modules keep
+    if not all(_is_in_eval(module) for _, module in modules_of(twin)):
+        twin.eval()  # its result is the module by convention, which not all modules keep
     return twin
+
+
+def _is_in_eval(module: nn.Module) -> bool:
+    """Whether `eval` would change nothing: the flag is set, and setting flags is all that it does."""
+    fields = module.__dict__
+    own = "eval" in fields or "train" in fields
+    return not own and fields.get("training") is False and _evals_plainly(type(module))
+
+
+@functools.cache
+def _evals_plainly(kind: type[nn.Module]) -> bool:
+    """Whether `eval` of a module of this class sets its flag and those of its children, and no more."""
+    return kind.eval is nn.Module.eval and kind.train is nn.Module.train
 
 
 def shell(model: nn.Module) -> nn.Module:
@@ -148,11 +162,11 @@ def _copy_plain_modules(model: nn.Module, memo: dict[int, Any]) -> None:
 
     `deepcopy` comes to the same, at ten times the cost, and copies all others.
     """
-    for module in reversed(list(model.modules())):  # children first
+    for _, module in reversed(list(modules_of(model))):  # children first
         kind: Any = type(module)
         if not _copied_by_fields(kind):
             continue
-        fields = dict(_fields_of(module))
+        fields = _fields_of(module)
         try:
             for name, value in fields.items():
                 held = type(value)
@@ -294,7 +308,8 @@ def _copy_module(model: nn.Module, change: Change, memo: dict[int, Any]) -> nn.M
     try:
         with _on_copy(change):
             copied: nn.Module = copy.deepcopy(model, memo)
-        if {*map(id, copied.modules())}.isdisjoint(map(id, model.modules())):
+        own = {id(module) for _, module in modules_of(copied)}
+        if own.isdisjoint(id(module) for _, module in modules_of(model)):
             return copied
     except Exception:
         pass
@@ -308,14 +323,16 @@ def _copy_attributes(model: nn.Module, change: Change, memo: dict[int, Any]) -> 
         memo[id(module)] = module.__class__.__new__(module.__class__)
     for module in modules:
         twin = memo[id(module)].__dict__
-        twin.update((k, _copy_or_share(v, change, memo)) for k, v in _fields_of(module))
+        twin.update((k, _copy_or_share(v, change, memo)) for k, v in _fields_of(module).items())
     copied: nn.Module = memo[id(model)]
     return copied
 
 
-def _fields_of(module: nn.Module) -> Iterator[tuple[str, Any]]:
+def _fields_of(module: nn.Module) -> dict[str, Any]:
     """The attributes that its copy has, too: not that of `module.compile()`, which would run the original."""
-    return ((k, v) for k, v in module.__dict__.items() if k != "_compiled_call_impl")
+    fields = module.__dict__.copy()
+    fields.pop("_compiled_call_impl", None)
+    return fields
 
 
 def _copy_or_share(value: Any, change: Change, memo: dict[int, Any]) -> Any:

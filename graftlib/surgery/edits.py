@@ -19,6 +19,7 @@ from ..graph import LayerGraph
 from ..graph.axes import AxisClass, axes_of, axis_classes
 from ..graph.axes.classes import constant_sizes
 from ..graph.caches import copy_to_edit
+from ..graph.skeleton import modules_of
 from ..graph.structure import own, unwrap
 from .refusal import SurgeryError
 
@@ -260,7 +261,7 @@ def tensor_of(model: nn.Module, fqn: str) -> Tensor:
 def owners_of(model: nn.Module) -> dict[int, list[tuple[nn.Module, str, bool]]]:
     """`id` of a tensor -> (module, name, whether it is a parameter) of every place that holds it."""
     owners: dict[int, list[tuple[nn.Module, str, bool]]] = {}
-    for module in model.modules():
+    for _, module in modules_of(model):
         for name, parameter in module._parameters.items():
             owners.setdefault(id(parameter), []).append((module, name, True))
         for name, buffer in module._buffers.items():
