@@ -14,7 +14,7 @@ from torch import Tensor
 __all__ = ["Squares", "rows_at_once", "sums_of_squares"]
 
 # So many numbers stay in the fast memory of a core: in doubles a whole weight would be twice as large as it is.
-_BLOCK = 1 << 16
+_BLOCK = 1 << 18
 
 
 def sums_of_squares(weight: Tensor, groups: int = 1) -> tuple[Tensor, Tensor]:
@@ -30,7 +30,8 @@ def sums_of_squares(weight: Tensor, groups: int = 1) -> tuple[Tensor, Tensor]:
     size, inner = weight.shape[0], weight.shape[1] if weight.ndim > 1 else 1
     flat = weight.detach().reshape(size, -1)
     if groups > 1 or flat.numel() <= _BLOCK:
-        squares = flat.to("cpu", torch.float64).square()
+        squares = flat.to("cpu", torch.float64, copy=True)
+        squares.mul_(squares)
         rows, columns = squares.sum(1), squares.view(groups, size // groups, -1).sum(1)
     else:
         rows, columns = _of_parts([flat], size, flat.shape[1])

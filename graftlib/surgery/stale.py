@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .._torch_private import Conv, Norm
 from ..graph.axes import AxisClass, Member
 from ..graph.ops import words
+from ..graph.skeleton import modules_of
 from .edits import Rows, owners_of, resize, tensor_of
 from .refusal import SurgeryError
 from .tagged import Place
@@ -177,7 +178,7 @@ def labels(
         sizes: class -> how many units it will have.
         classes: all of the model's.
     """
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = dict(modules_of(model, every_name=True))
     said: dict[Place, int] = {}
 
     @functools.cache
