@@ -27,9 +27,11 @@ from .tensors import tensor_leaves
 __all__ = ["Builder", "first_names", "graph_root", "input_names", "named_tensors", "snapshot"]
 
 
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """FQN -> tensor of each parameter, then of each buffer, under its first name alone."""
-    modules = list(modules_of(model))
+def named_tensors(
+    model: nn.Module, modules: Sequence[tuple[str, nn.Module]] | None = None
+) -> dict[str, Tensor]:
+    """FQN -> tensor of each parameter, then of each buffer, under its first name alone; `modules` if known already."""
+    modules = list(modules_of(model)) if modules is None else modules
     seen: set[int] = set()
     named: dict[str, Tensor] = {}
     for kind in ("_parameters", "_buffers"):

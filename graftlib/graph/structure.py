@@ -11,7 +11,7 @@ import copy
 import copyreg
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import BuiltinFunctionType, FunctionType
 from typing import Any, TypeVar
 
@@ -145,7 +145,8 @@ def duplicate(model: nn.Module, change: Change) -> nn.Module:
         TraceError: a parameter is not initialised yet (a lazy module that has never run).
     """
     memo: dict[int, Any] = {}
-    for fqn, tensor in named_tensors(model).items():
+    modules = list(modules_of(model))
+    for fqn, tensor in named_tensors(model, modules).items():
         if nn.parameter.is_lazy(tensor):
             raise TraceError(
                 f"'{fqn}' is not initialised yet.",
@@ -153,16 +154,17 @@ def duplicate(model: nn.Module, change: Change) -> nn.Module:
                 fix="run the model once first",
             )
         memo[id(tensor)] = change(tensor)
-    _copy_plain_modules(model, memo)
-    return _copy_module(model, change, memo)
+    _copy_plain_modules((module for _, module in reversed(modules)), memo)
+    copied: nn.Module | None = memo.get(id(model))
+    return copied if copied is not None else _copy_module(model, change, memo)
 
 
-def _copy_plain_modules(model: nn.Module, memo: dict[int, Any]) -> None:
+def _copy_plain_modules(modules: Iterable[nn.Module], memo: dict[int, Any]) -> None:
     """Note in `memo` the copy of each module that holds tensors, modules and plain values alone.
 
-    `deepcopy` comes to the same, at ten times the cost, and copies all others.
+    `deepcopy` comes to the same, at ten times the cost, and copies all others. Children come before their parents.
     """
-    for _, module in reversed(list(modules_of(model))):  # children first
+    for module in modules:
         kind: Any = type(module)
         if not _copied_by_fields(kind):
             continue

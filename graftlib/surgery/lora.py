@@ -50,9 +50,9 @@ def refresh_ranks(model: nn.Module) -> None:
                 layer.r[adapter] = rank
                 changed = True
             settings.setdefault(adapter, {})[fqn] = rank, layer.lora_alpha[adapter]
-    for fqn, module in modules_of(model):
+    for fqn, module in modules_of(model) if changed else ():
         configs = vars(module).get("peft_config")
-        if changed and configs:  # of the outermost, which the modules inside share
+        if configs:  # of the outermost, which the modules inside share
             for adapter, config in configs.items():
                 _say(config, fqn, settings.get(adapter, {}))
             return
