@@ -275,7 +275,8 @@ def rows_of(graph: LayerGraph, units: Mapping[AxisClass, Tensor]) -> Rows:
     Buffers that are the same everywhere along an axis, and are not saved, follow.
     """
     keys = dict.fromkeys((m.fqn, m.axis) for each in units for m in each.members)
-    rows = {(fqn, axis): axes_of(graph, fqn)[axis].positions(units) for fqn, axis in keys}
+    trees = {fqn: axes_of(graph, fqn) for fqn in dict.fromkeys(fqn for fqn, _ in keys)}
+    rows = {(fqn, axis): trees[fqn][axis].positions(units) for fqn, axis in keys}
     followers = constant_sizes(graph, {each: len(places) for each, places in units.items()})
     return rows | {key: alike(size) for key, size in followers.items()}
 
