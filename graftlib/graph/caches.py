@@ -60,6 +60,7 @@ _PLAIN = frozenset((str, int, float, bool, bytes, type(None), torch.dtype, torch
 _CONTAINERS = frozenset(
     (dict, OrderedDict, set, list, tuple)
 )  # most of those in a module are empty, or hold numbers
+_REGISTRIES = frozenset(("_parameters", "_buffers", "_modules"))
 
 
 @dataclass(frozen=True)
@@ -195,8 +196,8 @@ def kept_tensors(model: nn.Module) -> list[Place]:
         for fqn, module in modules_of(model)
         for name, value in module.__dict__.items()
         if (kind := type(value)) not in _PLAIN
+        and name not in _REGISTRIES
         and (kind not in _CONTAINERS or (value and not _PLAIN.issuperset(map(type, _items(value)))))
-        and name not in ("_parameters", "_buffers", "_modules")
     ]
     if not any(tensors for _, tensors in held):
         return []

@@ -32,6 +32,7 @@ class LayerGraph(TracedGraph):
             ``get_attr`` nodes read parameters and buffers by FQN; ``node.meta["val"]`` holds meta tensors,
             ``node.meta["layer"]`` the name of the layer, ``node.meta["module"]`` the FQN of the module. It
             is for reading: sizes are baked into it.
+        ops: the same graph; its nodes say their layers once somebody asked for `fx` or `layers`.
         nx: `networkx.MultiDiGraph`; nodes are layer names with attribute ``layer``, edges are tensors with
             attributes ``shape`` and ``dtype``.
         layers: in execution order.

@@ -24,7 +24,19 @@ from .call_stack import Call
 from .skeleton import modules_of
 from .tensors import tensor_leaves
 
-__all__ = ["Builder", "first_names", "graph_root", "input_names", "named_tensors", "snapshot"]
+__all__ = [
+    "PLAIN_TENSORS",
+    "Builder",
+    "first_names",
+    "graph_root",
+    "input_names",
+    "named_tensors",
+    "snapshot",
+]
+
+
+# Tensors whose class says nothing of how they compute.
+PLAIN_TENSORS = frozenset((Tensor, nn.Parameter, nn.Buffer))
 
 
 def named_tensors(
@@ -59,7 +71,7 @@ def snapshot(value: Any) -> Any:
 
 def _meta(tensor: Tensor) -> Tensor:
     with DisableTorchFunction():
-        if tensor.is_meta and type(tensor) in (Tensor, nn.Parameter, nn.Buffer):
+        if tensor.is_meta and type(tensor) in PLAIN_TENSORS:
             return tensor.detach()
         if tensor.layout is not torch.strided:
             return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")

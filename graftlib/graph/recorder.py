@@ -201,7 +201,7 @@ class _Writer:
         self._seen: dict[int, tuple[Callable[[], Tensor | None], int, fx.Node]] = {}
         # The same by memory, for what `tensor.data` gives, another object that no op made: storage -> (what keeps its
         # address from being used again, (offset, node) of all that lies in it).
-        self._memory: dict[int, tuple[StorageWeakRef, list[tuple[int, fx.Node]]]] = {}
+        self._memory: dict[int, tuple[object, list[tuple[int, fx.Node]]]] = {}
 
     def __call__(
         self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], compute: Callable[[], Any]
@@ -249,7 +249,9 @@ class _Writer:
             self._seen[id(tensor)] = (TensorWeakRef(tensor), address, node)
             if storage is not None and tensor.layout is torch.strided:
                 if address not in self._memory:
-                    self._memory[address] = (StorageWeakRef(storage), [])  # type: ignore[no-untyped-call]
+                    # On the meta device there is no memory to hold, and the storage itself costs less than its ref.
+                    held = storage if tensor.is_meta else StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+                    self._memory[address] = (held, [])
                 self._memory[address][1].append((int(tensor.storage_offset()), node))
 
     def made(self) -> list[Tensor]:

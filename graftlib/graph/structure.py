@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import GraftError, TraceError
-from .normal import named_tensors
+from .normal import PLAIN_TENSORS, named_tensors
 from .skeleton import modules_of
 from .tensors import replaced, tensor_leaves
 
@@ -123,14 +123,10 @@ def rebuild(model: nn.Module, change: Change) -> nn.Module:
 def _is_in_eval(module: nn.Module) -> bool:
     """Whether `eval` would change nothing: the flag is set, and setting flags is all that it does."""
     fields = module.__dict__
+    kind = type(module)
     own = "eval" in fields or "train" in fields
-    return not own and fields.get("training") is False and _evals_plainly(type(module))
-
-
-@functools.cache
-def _evals_plainly(kind: type[nn.Module]) -> bool:
-    """Whether `eval` of a module of this class sets its flag and those of its children, and no more."""
-    return kind.eval is nn.Module.eval and kind.train is nn.Module.train
+    plain = kind.eval is nn.Module.eval and kind.train is nn.Module.train
+    return plain and not own and fields.get("training") is False
 
 
 def shell(model: nn.Module) -> nn.Module:
@@ -224,7 +220,7 @@ def copy_value(value: T, change: Change) -> T:
 
 def like_meta(tensor: Tensor) -> Tensor:
     """A meta tensor of the same shape, strides, dtype, gradient flag; a Parameter stays one."""
-    if type(tensor) in (Tensor, nn.Parameter, nn.Buffer) and tensor.layout is torch.strided:
+    if type(tensor) in PLAIN_TENSORS and tensor.layout is torch.strided:
         size, stride = tensor.shape, tensor.stride()
         meta = torch.empty_strided(size, stride, dtype=tensor.dtype, device=_META)
     else:
@@ -245,7 +241,7 @@ def alias(tensor: Tensor) -> Tensor:
 
 def own(tensor: Tensor) -> Tensor:
     """A tensor of its own with the same values, without history; a Parameter stays one."""
-    if type(tensor) in (Tensor, nn.Parameter, nn.Buffer) or not tensor.is_leaf:
+    if type(tensor) in PLAIN_TENSORS or not tensor.is_leaf:
         return _keep_kind(tensor, tensor.detach().clone())
     copied: Tensor = copy.deepcopy(tensor)  # a subclass knows best what it is made of
     return copied
@@ -257,7 +253,7 @@ def of_size(tensor: Tensor, shape: Sequence[int], *, meta: bool) -> Tensor:
     With `meta` it has no values.
     """
     if meta:
-        return _keep_kind(tensor, torch.empty(tuple(shape), dtype=tensor.dtype, device="meta"))
+        return _keep_kind(tensor, torch.empty(tuple(shape), dtype=tensor.dtype, device=_META))
     values = tensor.detach()
     for axis, size in enumerate(shape):
         if size != values.shape[axis]:
@@ -267,7 +263,8 @@ def of_size(tensor: Tensor, shape: Sequence[int], *, meta: bool) -> Tensor:
 
 
 def _keep_kind(like: Tensor, tensor: Tensor) -> Tensor:
-    if isinstance(like, nn.Parameter):
+    kind = type(like)  # `isinstance` of a parameter runs as Python code of torch
+    if kind is nn.Parameter or (kind is not Tensor and isinstance(like, nn.Parameter)):
         # A view of what was made in inference mode can have no gradient.
         tensor = nn.Parameter(tensor, like.requires_grad and not tensor.is_inference())
     tensor.__dict__.update(like.__dict__)

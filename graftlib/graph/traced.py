@@ -7,7 +7,8 @@ from functools import cached_property
 from typing import Any
 
 import networkx as nx
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.fx import Graph, Node
 
 from ..arguments import check
 from ..errors import MatchError, TraceError, ViewError, nearest, shown
@@ -40,7 +41,7 @@ class TracedGraph:
         constants: Iterable[Place] = (),
     ) -> None:
         self.model = model
-        self.ops: fx.Graph = capture.graph
+        self.ops: Graph = capture.graph
         self.tracer: str = capture.tracer
         self.real: bool = capture.real
         self.answers: dict[str, str] = dict(capture.answers)
@@ -51,7 +52,7 @@ class TracedGraph:
         self._calls, self._skeleton = capture.calls, Skeleton.of(model)
 
     @property
-    def fx(self) -> fx.Graph:
+    def fx(self) -> Graph:
         """The captured graph, each node with the name of its layer; `ops` is the same before it is asked for names."""
         _ = self._contracted
         return self.ops
@@ -62,7 +63,7 @@ class TracedGraph:
         return self._contracted[0]
 
     @cached_property
-    def _contracted(self) -> tuple[tuple[Layer, ...], dict[fx.Node, Run]]:
+    def _contracted(self) -> tuple[tuple[Layer, ...], dict[Node, Run]]:
         return contract(self._skeleton, self.ops, self._calls, self._depths)
 
     @cached_property
@@ -70,7 +71,7 @@ class TracedGraph:
         return find_reads(self.ops, self._skeleton.parameters)
 
     @cached_property
-    def _depths(self) -> dict[fx.Node, float]:
+    def _depths(self) -> dict[Node, float]:
         return relative_depths(self.ops, self._reads)
 
     @cached_property
@@ -164,7 +165,7 @@ class TracedGraph:
         """
         return self.model.get_parameter(self.parameter(split_address(fqn, self._parameters)[0]).fqn)
 
-    def _runnable(self) -> fx.Graph:
+    def _runnable(self) -> Graph:
         """The graph with the real value of every constant: run it with ``GraphModule(graph._root(), …)``.
 
         Raises:
@@ -183,7 +184,7 @@ class TracedGraph:
             )
         return graph
 
-    def _root(self, graph: fx.Graph | None = None) -> dict[str, Tensor]:
+    def _root(self, graph: Graph | None = None) -> dict[str, Tensor]:
         """What the ``get_attr`` nodes of a graph read: the model's own tensors, and the graph's constants."""
         return graph_root(self.model, graph if graph is not None else self.ops)
 

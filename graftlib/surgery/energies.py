@@ -211,12 +211,15 @@ def _zero_or_none(zero: Tensor) -> Tensor:
 
 
 def _doubles(given: Any) -> Tensor:
-    tensor = given.tensor if isinstance(given, Weight) else torch.as_tensor(given, device=_CPU)
-    return tensor.detach().to(_CPU, torch.float64)
+    if isinstance(given, Weight):
+        return given.tensor.detach().to(_CPU, torch.float64)
+    return torch.as_tensor(given, device=_CPU).detach().to(_CPU, torch.float64)
 
 
 def _whole(tensor: Tensor, shape: tuple[int, ...], dim: int) -> Tensor:
     """With the full size along one dimension."""
+    if tensor.shape[dim] == shape[dim]:
+        return tensor
     sizes = list(tensor.shape)
     sizes[dim] = shape[dim]
     return tensor.expand(sizes)
@@ -771,8 +774,8 @@ def _contracted(
     out_axis, in_axis = axes
     inputs = _whole(x.energy, x.shape, dim)
     if dim == 1:
-        places = inputs.flatten(2)
-        inputs = places.mean(2) if places.shape[2] > 1 else places.squeeze(2)
+        alone = inputs.shape[2:].numel() == 1
+        inputs = inputs.flatten(1) if alone else inputs.flatten(2).mean(2)
     inputs = _fewer(inputs)
     if groups > 1 and weight.tensor.shape[in_axis] == (1 if in_axis else groups):
         made = op.sums(weight, groups)[out_axis]
@@ -789,7 +792,9 @@ def _contracted(
         if dim == 1:
             shift, added = (t.reshape(*t.shape, *lie[2:]) for t in (shift, added))
         energy = energy + added
-    lost = None if bool(made_here.all()) else _doubles(torch.where(made_here == 0, shift, torch.nan))
+    lost = (
+        None if bool(made_here.all()) else _doubles(torch.where(made_here == 0, shift, torch.nan))
+    )
     value = op.value(energy, lost)
     return _tapped(op, value, weight, out_axis, dim)
 

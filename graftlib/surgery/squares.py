@@ -14,7 +14,7 @@ from torch import Tensor
 __all__ = ["Squares", "rows_at_once", "sums_of_squares"]
 
 # So many numbers stay in the fast memory of a core: in doubles a whole weight would be twice as large as it is.
-_BLOCK = 1 << 18
+_BLOCK = 1 << 16
 
 
 def sums_of_squares(weight: Tensor, groups: int = 1) -> tuple[Tensor, Tensor]:

@@ -178,7 +178,9 @@ def labels(
         sizes: class -> how many units it will have.
         classes: all of the model's.
     """
-    known: dict[str, list[tuple[str, int]]] = {}  # of most models no module says a size under such a name
+    known: dict[
+        str, list[tuple[str, int]]
+    ] = {}  # of most models no module says a size under such a name
     for path, module in modules_of(model, every_name=True):
         fields = module.__dict__
         if not _NAMES.keys().isdisjoint(fields):
