@@ -24,6 +24,7 @@ from . import structure
 from .capture import TURN, device_of, undisturbed
 from .recorder import record, to_device
 from .shapes import known_result
+from .skeleton import modules_of
 from .tensors import tensor_leaves
 
 __all__ = [
@@ -59,6 +60,7 @@ _PLAIN = frozenset((str, int, float, bool, bytes, type(None), torch.dtype, torch
 _CONTAINERS = frozenset(
     (dict, OrderedDict, set, list, tuple)
 )  # most of those in a module are empty, or hold numbers
+_REGISTRIES = frozenset(("_parameters", "_buffers", "_modules"))
 
 
 @dataclass(frozen=True)
@@ -191,11 +193,11 @@ def kept_tensors(model: nn.Module) -> list[Place]:
     """The attributes that hold tensors, themselves or inside of them, which are no parameters or buffers."""
     held = [
         ((fqn, name), list(_tensors(value)))
-        for fqn, module in model.named_modules()
+        for fqn, module in modules_of(model)
         for name, value in module.__dict__.items()
         if (kind := type(value)) not in _PLAIN
+        and name not in _REGISTRIES
         and (kind not in _CONTAINERS or (value and not _PLAIN.issuperset(map(type, _items(value)))))
-        and name not in ("_parameters", "_buffers", "_modules")
     ]
     if not any(tensors for _, tensors in held):
         return []

@@ -13,6 +13,8 @@ from typing import Any
 from torch import nn
 from torch.nn.modules import module as hooks
 
+from .skeleton import modules_of
+
 __all__ = ["Call", "CallStack"]
 
 
@@ -47,7 +49,7 @@ class CallStack:
 
     def __init__(self, *models: nn.Module, moved: Callable[[Call], None] | None = None) -> None:
         self._fqns = {
-            id(module): fqn for model in reversed(models) for fqn, module in model.named_modules()
+            id(module): fqn for model in reversed(models) for fqn, module in modules_of(model)
         }
         self._moved = moved or (lambda call: None)
         self.calls = [Call(0, "", None)]

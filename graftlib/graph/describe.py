@@ -5,39 +5,37 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from torch import fx, nn
+from torch import fx
 
 from .kinds import meaning_by_module, meaning_by_read
 from .parameter import Parameter
 from .reads import Read
 from .roles import Projection
+from .skeleton import Skeleton
 
 __all__ = ["describe", "with_projections"]
 
 
 def describe(
-    model: nn.Module,
+    model: Skeleton,
     reads: Mapping[str, Sequence[Read]],
     depths: Mapping[fx.Node, float],
 ) -> tuple[Parameter, ...]:
     """A record for each name of each parameter of `model`."""
-    first: dict[int, str] = {}
     records = []
-    for fqn, tensor in model.named_parameters(remove_duplicate=False):
-        origin = first.setdefault(id(tensor), fqn)
+    for fqn, (origin, shape, dtype) in model.parameters.items():
         layer, _, leaf = fqn.rpartition(".")
-        shape = tuple(tensor.shape)
         own = _own_reads(reads.get(origin, ()), layer)
         if own:
             meaning = meaning_by_read(own[0], leaf)
             depth = depths.get(own[0].node, 0.0)
         else:
-            meaning, depth = meaning_by_module(model.get_submodule(layer), leaf, shape), None
+            meaning, depth = meaning_by_module(model.modules[layer], leaf, shape), None
         records.append(
             Parameter(
                 fqn=fqn,
                 shape=shape,
-                dtype=tensor.dtype,
+                dtype=dtype,
                 kind=meaning.kind,
                 role=meaning.role,
                 layer=layer,

@@ -15,6 +15,7 @@ from .._torch_private import Conv, Norm
 from .ops import GATES, arguments, does, name_of, spec, words
 from .parameter import Part
 from .reads import Read
+from .skeleton import ModuleFacts
 from .walk import reach
 
 __all__ = ["Meaning", "meaning_by_module", "meaning_by_read"]
@@ -67,25 +68,25 @@ def meaning_by_read(read: Read, leaf: str) -> Meaning:
     return _other(shape, "weight")
 
 
-def meaning_by_module(module: nn.Module, leaf: str, shape: tuple[int, ...]) -> Meaning:
+def meaning_by_module(module: ModuleFacts, leaf: str, shape: tuple[int, ...]) -> Meaning:
     """By the type of the module that owns it, for a parameter that no op reads."""
     bias = leaf.startswith("bias") or leaf.endswith("bias")
-    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
-        mode = getattr(module, "mode", type(module).__name__.removesuffix("Cell")).lower()
+    if issubclass(module.kind, nn.RNNBase | nn.RNNCellBase):
+        mode = (module.mode or module.kind.__name__.removesuffix("Cell")).lower()
         return _recurrent(mode, leaf, shape)
-    if _is_norm(module):
+    if issubclass(module.kind, Norm | nn.LayerNorm | nn.GroupNorm | nn.RMSNorm):
         return Meaning("norm", "shift" if bias else "gain", _plain_or(shape, ("unit",)))
     if bias and len(shape) == 1:
         return Meaning("bias", "bias", ("out",))
-    if isinstance(module, Conv) and leaf == "weight":
+    if issubclass(module.kind, Conv) and leaf == "weight":
         return _conv(shape, module.groups, module.transposed)
     if leaf != "weight":
         return _other(shape, "weight" if len(shape) > 1 else "gain")
-    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+    if issubclass(module.kind, nn.Embedding | nn.EmbeddingBag):
         return Meaning("embedding", "weight", ("entry", "dim"))
-    if isinstance(module, nn.Linear) and len(shape) == 2:
+    if issubclass(module.kind, nn.Linear) and len(shape) == 2:
         return Meaning("linear", "weight", ("out", "in"))
-    if type(module).__name__ == "Conv1D" and len(shape) == 2:
+    if module.kind.__name__ == "Conv1D" and len(shape) == 2:
         return Meaning("linear", "weight", ("in", "out"))
     return _other(shape, "weight" if len(shape) > 1 else "gain")
 
@@ -157,10 +158,6 @@ def _recurrent(mode: str, leaf: str, shape: tuple[int, ...]) -> Meaning:
     if len(shape) == 1:
         return Meaning("bias", "bias", ("out",), parts=parts)
     return Meaning("recurrent", "weight", ("out", "in"), parts=parts)
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, Norm | nn.LayerNorm | nn.GroupNorm | nn.RMSNorm)
 
 
 def _other(shape: tuple[int, ...], role: str) -> Meaning:

@@ -32,6 +32,7 @@ class LayerGraph(TracedGraph):
             ``get_attr`` nodes read parameters and buffers by FQN; ``node.meta["val"]`` holds meta tensors,
             ``node.meta["layer"]`` the name of the layer, ``node.meta["module"]`` the FQN of the module. It
             is for reading: sizes are baked into it.
+        ops: the same graph; its nodes say their layers once somebody asked for `fx` or `layers`.
         nx: `networkx.MultiDiGraph`; nodes are layer names with attribute ``layer``, edges are tensors with
             attributes ``shape`` and ``dtype``.
         layers: in execution order.
@@ -160,7 +161,7 @@ class LayerGraph(TracedGraph):
         return as_table(self)
 
     def __repr__(self) -> str:
-        count = len(self._records)
+        count = len(self._skeleton.parameters)
         return f"<LayerGraph of {self.name}: {len(self.layers)} layers, {count} parameters>"
 
     def _repr_html_(self) -> str:

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import networkx as nx
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from .call_stack import Call
 from .ops import does, name_of
+from .skeleton import Skeleton
 from .tensors import tensor_leaves
 
 __all__ = ["ROOT", "Layer", "Run", "contract", "flow_between"]
@@ -61,8 +62,7 @@ class Run:
 
 
 def contract(
-    model: nn.Module,
-    parameters: Mapping[str, nn.Parameter],
+    model: Skeleton,
     graph: fx.Graph,
     calls: Sequence[Call],
     depths: Mapping[fx.Node, float],
@@ -70,8 +70,7 @@ def contract(
     """Contract ops to layers; writes ``node.meta["layer"]`` (None for the inputs and the output).
 
     Args:
-        model: the traced model.
-        parameters: of it, by their first FQNs.
+        model: the traced one.
         graph: in the normal form.
         calls: that ``node.meta["call"]`` counts.
         depths: relative depth of each op.
@@ -79,13 +78,12 @@ def contract(
     Returns:
         the layers, and the run that each op is in.
     """
-    modules = dict(model.named_modules())
     runs = [
         part
         for run in _runs(graph, calls)
-        for part in ([run] if _is_one_layer(run.call, modules) else _parts(run))
+        for part in ([run] if _is_one_layer(run.call, model) else _parts(run))
     ]
-    _name(runs, modules)
+    _name(runs, model)
     home = {node: run for run in runs for node in run.nodes}
     for node in graph.nodes:
         node.meta["layer"] = home[node].layer if node in home else None
@@ -95,9 +93,7 @@ def contract(
     grouped: dict[str, list[Run]] = {}
     for run in runs:
         grouped.setdefault(run.layer, []).append(run)
-    layers = tuple(
-        _layer(name, group, modules, parameters, depths) for name, group in grouped.items()
-    )
+    layers = tuple(_layer(name, group, model, depths) for name, group in grouped.items())
     return layers, home
 
 
@@ -129,36 +125,26 @@ def _parts(run: Run) -> Iterator[Run]:
     yield part
 
 
-def _name(runs: Sequence[Run], modules: Mapping[str, nn.Module]) -> None:
+def _name(runs: Sequence[Run], model: Skeleton) -> None:
     counts: dict[str, int] = {}
     for run in runs:
         fqn = run.call.fqn
         own = fqn or ROOT
-        if _is_one_layer(run.call, modules):
+        if _is_one_layer(run.call, model):
             run.layer = own
             continue
         counts[own] = counts.get(own, 0) + 1
         run.layer = own if counts[own] == 1 else f"{own}#{counts[own]}"
 
 
-def _is_one_layer(call: Call, modules: Mapping[str, nn.Module]) -> bool:
-    if not call.leaf or not call.fqn:
-        return False
-    return bool(_held(modules[call.fqn]))
-
-
-def _held(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of a module, and of the modules in it, under all names that they have there."""
-    if module._modules:
-        return dict(module.named_parameters(remove_duplicate=False))
-    return {name: each for name, each in module._parameters.items() if each is not None}
+def _is_one_layer(call: Call, model: Skeleton) -> bool:
+    return call.leaf and bool(call.fqn) and bool(model.within(call.fqn))
 
 
 def _layer(
     name: str,
     runs: Sequence[Run],
-    modules: Mapping[str, nn.Module],
-    parameters: Mapping[str, nn.Parameter],
+    model: Skeleton,
     depths: Mapping[fx.Node, float],
 ) -> Layer:
     call = runs[0].call
@@ -167,16 +153,12 @@ def _layer(
         str(source.target)
         for node in nodes
         for source in node.all_input_nodes
-        if source.op == "get_attr" and source.target in parameters
+        if source.op == "get_attr" and source.target in model.parameters
     ]
     leaf = call.leaf and bool(call.fqn)
-    module = modules.get(call.fqn)
-    own: list[str] = []
-    if leaf and module is not None:
-        held = _held(module)
-        own = [f"{call.fqn}.{n}" for n in held]
-        mine = {id(p) for p in held.values()}
-        read = [fqn for fqn in read if id(parameters[fqn]) not in mine]
+    module = model.modules.get(call.fqn) if leaf else None
+    own = [] if module is None else model.within(call.fqn)
+    mine = {model.parameters[fqn].origin for fqn in own}
     first = {*runs[0].nodes}
     entering = dict.fromkeys(
         source
@@ -193,8 +175,8 @@ def _layer(
     return Layer(
         name=name,
         fqn=call.fqn,
-        kind=type(module).__name__ if leaf and module is not None else _kind(nodes),
-        parameters=tuple(dict.fromkeys([*own, *read])),
+        kind=_kind(nodes) if module is None else module.kind.__name__,
+        parameters=tuple(dict.fromkeys([*own, *(fqn for fqn in read if fqn not in mine)])),
         in_shapes=_shapes(entering),
         out_shapes=_shapes(leaving),
         calls=len({run.call.id for run in runs}) if leaf else 1,

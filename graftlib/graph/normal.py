@@ -21,14 +21,29 @@ from torch import Tensor, fx, nn
 
 from .._torch_private import DisableTorchFunction
 from .call_stack import Call
+from .skeleton import modules_of
 from .tensors import tensor_leaves
 
-__all__ = ["Builder", "first_names", "graph_root", "input_names", "named_tensors", "snapshot"]
+__all__ = [
+    "PLAIN_TENSORS",
+    "Builder",
+    "first_names",
+    "graph_root",
+    "input_names",
+    "named_tensors",
+    "snapshot",
+]
 
 
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """FQN -> tensor of each parameter, then of each buffer, under its first name alone."""
-    modules = list(model.named_modules())
+# Tensors whose class says nothing of how they compute.
+PLAIN_TENSORS = frozenset((Tensor, nn.Parameter, nn.Buffer))
+
+
+def named_tensors(
+    model: nn.Module, modules: Sequence[tuple[str, nn.Module]] | None = None
+) -> dict[str, Tensor]:
+    """FQN -> tensor of each parameter, then of each buffer, under its first name alone; `modules` if known already."""
+    modules = list(modules_of(model)) if modules is None else modules
     seen: set[int] = set()
     named: dict[str, Tensor] = {}
     for kind in ("_parameters", "_buffers"):
@@ -56,7 +71,7 @@ def snapshot(value: Any) -> Any:
 
 def _meta(tensor: Tensor) -> Tensor:
     with DisableTorchFunction():
-        if tensor.is_meta and type(tensor) in (Tensor, nn.Parameter, nn.Buffer):
+        if tensor.is_meta and type(tensor) in PLAIN_TENSORS:
             return tensor.detach()
         if tensor.layout is not torch.strided:
             return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")

@@ -108,6 +108,7 @@ def record_scratch(
     meta: bool,
     original: nn.Module | None = None,
     left: Leftovers | None = None,
+    modules: bool = True,
 ) -> tuple[fx.Graph, list[Call]]:
     """Record a scratch model.
 
@@ -120,13 +121,16 @@ def record_scratch(
         meta: whether the model and the pass are without values.
         original: the user's model: a module that could not be copied still computes with its own tensors.
         left: is told what the ops made.
+        modules: whether it is noted which module runs an op; otherwise all are the root's.
 
     Raises:
         RuntimeError: the forward pass writes into a parameter that has values.
     """
-    original, stack = original or twin, CallStack(original or twin, twin)
+    originals = () if original is None else (original,)
+    stack = CallStack(*((*originals, twin) if modules else ()))
     builder = Builder(lambda: stack.current)
-    writer = _Writer(builder, {**first_names(original), **first_names(twin)}, watch or Watch())
+    names = {k: name for each in (*originals, twin) for k, name in first_names(each).items()}
+    writer = _Writer(builder, names, watch or Watch())
     value = (tuple(args), dict(kwargs))
     if meta:
         args, kwargs = structure.copy_value(value, structure.like_meta)
@@ -143,7 +147,7 @@ def record_scratch(
             writer.learn(tensor, builder.placeholder(name, tensor))
         args, kwargs = replaced((args, kwargs), tensors)
         try:
-            with stack, writer.watch:
+            with stack if modules else contextlib.nullcontext(), writer.watch:
                 out = record(twin, args, kwargs, writer)
             outputs = [writer.node(tensor) for tensor in output_tensors(out)]
             return builder.output(outputs), stack.calls
@@ -197,7 +201,7 @@ class _Writer:
         self._seen: dict[int, tuple[Callable[[], Tensor | None], int, fx.Node]] = {}
         # The same by memory, for what `tensor.data` gives, another object that no op made: storage -> (what keeps its
         # address from being used again, (offset, node) of all that lies in it).
-        self._memory: dict[int, tuple[StorageWeakRef, list[tuple[int, fx.Node]]]] = {}
+        self._memory: dict[int, tuple[object, list[tuple[int, fx.Node]]]] = {}
 
     def __call__(
         self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], compute: Callable[[], Any]
@@ -239,13 +243,15 @@ class _Writer:
 
     def learn(self, tensor: Tensor, node: fx.Node) -> None:
         """From here on `tensor` is what `node` gives."""
-        storage = _storage(tensor)
-        address = 0 if storage is None else storage._cdata
-        self._seen[id(tensor)] = (TensorWeakRef(tensor), address, node)
         with DisableTorchFunction():
+            storage = _storage(tensor)
+            address = 0 if storage is None else storage._cdata
+            self._seen[id(tensor)] = (TensorWeakRef(tensor), address, node)
             if storage is not None and tensor.layout is torch.strided:
                 if address not in self._memory:
-                    self._memory[address] = (StorageWeakRef(storage), [])  # type: ignore[no-untyped-call]
+                    # On the meta device there is no memory to hold, and the storage itself costs less than its ref.
+                    held = storage if tensor.is_meta else StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+                    self._memory[address] = (held, [])
                 self._memory[address][1].append((int(tensor.storage_offset()), node))
 
     def made(self) -> list[Tensor]:

@@ -124,6 +124,11 @@ def _mean(x: Tensor, dim: Any, keepdim: bool = False, *, dtype: Any = None) -> T
     )
 
 
+def _adaptive_pool(x: Tensor, size: Sequence[int]) -> Tensor | None:
+    fits = _plain(x) and x.ndim in (3, 4) and len(size) == 2 and min(*size, *x.shape[1:]) > 0
+    return _empty(x, (*x.shape[:-2], *size)) if fits else None
+
+
 def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor | None:
     first = tensors[0]
     fits = all(x.ndim == first.ndim and _alike(first, x) and _row_major(x) for x in tensors)
@@ -260,6 +265,7 @@ _KNOWN: dict[Any, Callable[..., Tensor | None]] = {
     aten.div.Tensor: _pairwise,
     aten.pow.Tensor_Scalar: _pairwise,
     aten.mean.dim: _mean,
+    aten.adaptive_avg_pool2d.default: _adaptive_pool,
     aten.cat.default: _cat,
     aten.scaled_dot_product_attention.default: _attention,
     aten.roll.default: _roll,

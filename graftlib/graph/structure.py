@@ -11,7 +11,7 @@ import copy
 import copyreg
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import BuiltinFunctionType, FunctionType
 from typing import Any, TypeVar
 
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import GraftError, TraceError
-from .normal import named_tensors
+from .normal import PLAIN_TENSORS, named_tensors
+from .skeleton import modules_of
 from .tensors import replaced, tensor_leaves
 
 __all__ = [
@@ -70,7 +71,7 @@ def unwrap(model: nn.Module, error: type[GraftError] = TraceError) -> nn.Module:
             model = inner
         else:
             break
-    scripted = [fqn for fqn, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+    scripted = [fqn for fqn, m in modules_of(model) if isinstance(m, torch.jit.ScriptModule)]
     if scripted:
         name = f"'{scripted[0]}'" if scripted[0] else "the model"
         raise error(
@@ -114,8 +115,18 @@ def _is_quantised(module: nn.Module) -> bool:
 def rebuild(model: nn.Module, change: Change) -> nn.Module:
     """`model` again, in eval mode; otherwise as `duplicate`."""
     twin = duplicate(model, change)
-    twin.eval()  # its result is the module by convention, which not all modules keep
+    if not all(_is_in_eval(module) for _, module in modules_of(twin)):
+        twin.eval()  # its result is the module by convention, which not all modules keep
     return twin
+
+
+def _is_in_eval(module: nn.Module) -> bool:
+    """Whether `eval` would change nothing: the flag is set, and setting flags is all that it does."""
+    fields = module.__dict__
+    kind = type(module)
+    own = "eval" in fields or "train" in fields
+    plain = kind.eval is nn.Module.eval and kind.train is nn.Module.train
+    return plain and not own and fields.get("training") is False
 
 
 def shell(model: nn.Module) -> nn.Module:
@@ -130,7 +141,8 @@ def duplicate(model: nn.Module, change: Change) -> nn.Module:
         TraceError: a parameter is not initialised yet (a lazy module that has never run).
     """
     memo: dict[int, Any] = {}
-    for fqn, tensor in named_tensors(model).items():
+    modules = list(modules_of(model))
+    for fqn, tensor in named_tensors(model, modules).items():
         if nn.parameter.is_lazy(tensor):
             raise TraceError(
                 f"'{fqn}' is not initialised yet.",
@@ -138,20 +150,21 @@ def duplicate(model: nn.Module, change: Change) -> nn.Module:
                 fix="run the model once first",
             )
         memo[id(tensor)] = change(tensor)
-    _copy_plain_modules(model, memo)
-    return _copy_module(model, change, memo)
+    _copy_plain_modules((module for _, module in reversed(modules)), memo)
+    copied: nn.Module | None = memo.get(id(model))
+    return copied if copied is not None else _copy_module(model, change, memo)
 
 
-def _copy_plain_modules(model: nn.Module, memo: dict[int, Any]) -> None:
+def _copy_plain_modules(modules: Iterable[nn.Module], memo: dict[int, Any]) -> None:
     """Note in `memo` the copy of each module that holds tensors, modules and plain values alone.
 
-    `deepcopy` comes to the same, at ten times the cost, and copies all others.
+    `deepcopy` comes to the same, at ten times the cost, and copies all others. Children come before their parents.
     """
-    for module in reversed(list(model.modules())):  # children first
+    for module in modules:
         kind: Any = type(module)
         if not _copied_by_fields(kind):
             continue
-        fields = dict(_fields_of(module))
+        fields = _fields_of(module)
         try:
             for name, value in fields.items():
                 held = type(value)
@@ -207,7 +220,7 @@ def copy_value(value: T, change: Change) -> T:
 
 def like_meta(tensor: Tensor) -> Tensor:
     """A meta tensor of the same shape, strides, dtype, gradient flag; a Parameter stays one."""
-    if type(tensor) in (Tensor, nn.Parameter, nn.Buffer) and tensor.layout is torch.strided:
+    if type(tensor) in PLAIN_TENSORS and tensor.layout is torch.strided:
         size, stride = tensor.shape, tensor.stride()
         meta = torch.empty_strided(size, stride, dtype=tensor.dtype, device=_META)
     else:
@@ -228,7 +241,7 @@ def alias(tensor: Tensor) -> Tensor:
 
 def own(tensor: Tensor) -> Tensor:
     """A tensor of its own with the same values, without history; a Parameter stays one."""
-    if type(tensor) in (Tensor, nn.Parameter, nn.Buffer) or not tensor.is_leaf:
+    if type(tensor) in PLAIN_TENSORS or not tensor.is_leaf:
         return _keep_kind(tensor, tensor.detach().clone())
     copied: Tensor = copy.deepcopy(tensor)  # a subclass knows best what it is made of
     return copied
@@ -240,7 +253,7 @@ def of_size(tensor: Tensor, shape: Sequence[int], *, meta: bool) -> Tensor:
     With `meta` it has no values.
     """
     if meta:
-        return _keep_kind(tensor, torch.empty(tuple(shape), dtype=tensor.dtype, device="meta"))
+        return _keep_kind(tensor, torch.empty(tuple(shape), dtype=tensor.dtype, device=_META))
     values = tensor.detach()
     for axis, size in enumerate(shape):
         if size != values.shape[axis]:
@@ -250,7 +263,8 @@ def of_size(tensor: Tensor, shape: Sequence[int], *, meta: bool) -> Tensor:
 
 
 def _keep_kind(like: Tensor, tensor: Tensor) -> Tensor:
-    if isinstance(like, nn.Parameter):
+    kind = type(like)  # `isinstance` of a parameter runs as Python code of torch
+    if kind is nn.Parameter or (kind is not Tensor and isinstance(like, nn.Parameter)):
         # A view of what was made in inference mode can have no gradient.
         tensor = nn.Parameter(tensor, like.requires_grad and not tensor.is_inference())
     tensor.__dict__.update(like.__dict__)
@@ -293,7 +307,8 @@ def _copy_module(model: nn.Module, change: Change, memo: dict[int, Any]) -> nn.M
     try:
         with _on_copy(change):
             copied: nn.Module = copy.deepcopy(model, memo)
-        if {*map(id, copied.modules())}.isdisjoint(map(id, model.modules())):
+        own = {id(module) for _, module in modules_of(copied)}
+        if own.isdisjoint(id(module) for _, module in modules_of(model)):
             return copied
     except Exception:
         pass
@@ -307,14 +322,16 @@ def _copy_attributes(model: nn.Module, change: Change, memo: dict[int, Any]) -> 
         memo[id(module)] = module.__class__.__new__(module.__class__)
     for module in modules:
         twin = memo[id(module)].__dict__
-        twin.update((k, _copy_or_share(v, change, memo)) for k, v in _fields_of(module))
+        twin.update((k, _copy_or_share(v, change, memo)) for k, v in _fields_of(module).items())
     copied: nn.Module = memo[id(model)]
     return copied
 
 
-def _fields_of(module: nn.Module) -> Iterator[tuple[str, Any]]:
+def _fields_of(module: nn.Module) -> dict[str, Any]:
     """The attributes that its copy has, too: not that of `module.compile()`, which would run the original."""
-    return ((k, v) for k, v in module.__dict__.items() if k != "_compiled_call_impl")
+    fields = module.__dict__.copy()
+    fields.pop("_compiled_call_impl", None)
+    return fields
 
 
 def _copy_or_share(value: Any, change: Change, memo: dict[int, Any]) -> Any:

@@ -7,7 +7,8 @@ from functools import cached_property
 from typing import Any
 
 import networkx as nx
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.fx import Graph, Node
 
 from ..arguments import check
 from ..errors import MatchError, TraceError, ViewError, nearest, shown
@@ -16,12 +17,13 @@ from .capture import Capture, capture
 from .depth import relative_depths
 from .describe import describe, with_projections
 from .evidence import Evidence
-from .layers import Layer, Shapes, contract, flow_between
+from .layers import Layer, Run, Shapes, contract, flow_between
 from .normal import graph_root
 from .parameter import Parameter, split_address
-from .reads import find_reads
+from .reads import Read, find_reads
 from .roles import find_projections
 from .select import select, split_pattern
+from .skeleton import Skeleton
 
 __all__ = ["TracedGraph"]
 
@@ -39,31 +41,50 @@ class TracedGraph:
         constants: Iterable[Place] = (),
     ) -> None:
         self.model = model
-        self.fx: fx.Graph = capture.graph
+        self.ops: Graph = capture.graph
         self.tracer: str = capture.tracer
         self.real: bool = capture.real
         self.answers: dict[str, str] = dict(capture.answers)
         self.evidence = Evidence.of(args, kwargs)
         # Attributes whose tensors were taken for what they are.
         self._constants = frozenset(constants)
-        names = dict(model.named_parameters())
-        reads = find_reads(self.fx, names)
-        depths = relative_depths(self.fx, reads)
-        self.layers: tuple[Layer, ...]
-        self.layers, self._runs = contract(model, names, self.fx, capture.calls, depths)
-        self._reads = reads
-        self._records = describe(model, reads, depths)
+        # Records are made when they are asked for, of the model as it is now.
+        self._calls, self._skeleton = capture.calls, Skeleton.of(model)
+
+    @property
+    def fx(self) -> Graph:
+        """The captured graph, each node with the name of its layer; `ops` is the same before it is asked for names."""
+        _ = self._contracted
+        return self.ops
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """In execution order."""
+        return self._contracted[0]
+
+    @cached_property
+    def _contracted(self) -> tuple[tuple[Layer, ...], dict[Node, Run]]:
+        return contract(self._skeleton, self.ops, self._calls, self._depths)
+
+    @cached_property
+    def _reads(self) -> dict[str, list[Read]]:
+        return find_reads(self.ops, self._skeleton.parameters)
+
+    @cached_property
+    def _depths(self) -> dict[Node, float]:
+        return relative_depths(self.ops, self._reads)
 
     @cached_property
     def nx(self) -> nx.MultiDiGraph[str]:
         """Nodes are layer names with attribute ``layer``, edges tensors with attributes ``shape`` and ``dtype``."""
-        return flow_between(self.layers, self._runs)
+        return flow_between(*self._contracted)
 
     @cached_property
     def _parameters(self) -> dict[str, Parameter]:
         # Which weights are whose projections is the dearest question about a graph, and many never ask it.
-        projections = find_projections(self.fx, self._reads)
-        return {each.fqn: each for each in with_projections(self._records, projections)}
+        projections = find_projections(self.ops, self._reads)
+        records = describe(self._skeleton, self._reads, self._depths)
+        return {each.fqn: each for each in with_projections(records, projections)}
 
     @property
     def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -82,13 +103,13 @@ class TracedGraph:
     @property
     def inputs(self) -> dict[str, tuple[int, ...]]:
         """Input name -> shape, in flattened order."""
-        heads = [node for node in self.fx.nodes if node.op == "placeholder"]
+        heads = [node for node in self.ops.nodes if node.op == "placeholder"]
         return {str(node.target): tuple(node.meta["val"].shape) for node in heads}
 
     @property
     def outputs(self) -> Shapes:
         """Shapes of the output tensors, in flattened order."""
-        return tuple(tuple(val.shape) for val in self.fx.output_node().meta["val"])
+        return tuple(tuple(val.shape) for val in self.ops.output_node().meta["val"])
 
     def parameters(
         self, pattern: str = "*", *, kind: str | None = None, role: str | None = None
@@ -144,13 +165,13 @@ class TracedGraph:
         """
         return self.model.get_parameter(self.parameter(split_address(fqn, self._parameters)[0]).fqn)
 
-    def _runnable(self) -> fx.Graph:
+    def _runnable(self) -> Graph:
         """The graph with the real value of every constant: run it with ``GraphModule(graph._root(), …)``.
 
         Raises:
             TraceError: the model has no values, cannot run, or switches autocast on by itself.
         """
-        graph = self.fx
+        graph = self.ops
         if not self.real:
             args, kwargs = self.example
             fresh = without_caches(self.model, args, kwargs)
@@ -163,9 +184,9 @@ class TracedGraph:
             )
         return graph
 
-    def _root(self, graph: fx.Graph | None = None) -> dict[str, Tensor]:
+    def _root(self, graph: Graph | None = None) -> dict[str, Tensor]:
         """What the ``get_attr`` nodes of a graph read: the model's own tensors, and the graph's constants."""
-        return graph_root(self.model, graph if graph is not None else self.fx)
+        return graph_root(self.model, graph if graph is not None else self.ops)
 
 
 def _of_role(parameter: Parameter, role: str) -> list[Parameter]:

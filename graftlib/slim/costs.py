@@ -149,7 +149,7 @@ def costs_of(graph: LayerGraph) -> Costs:
     held = [t for t in graph.model.state_dict(keep_vars=True).items() if isinstance(t[1], Tensor)]
     state = {id(tensor): (fqn, tensor) for fqn, tensor in reversed(held)}
     parameters = {id(p): (fqn, p) for fqn, p in graph.model.named_parameters()}
-    ops = [node for node in graph.fx.nodes if node.op == "call_function"]
+    ops = [node for node in graph.ops.nodes if node.op == "call_function"]
     return Costs(
         reader.reference.classes,
         _sum(reader.tensor(fqn, tensor) for fqn, tensor in parameters.values()),

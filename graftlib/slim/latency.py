@@ -121,7 +121,7 @@ def latency_of(graph: LayerGraph, model: nn.Module | None = None) -> Latency:
     reader, table = Reader(graph), _Table(device_of(model))
     sizes = [each.size for each in reader.reference.classes]
     total, ops, fixed = Polynomial({}), list[tuple[str, str, tuple[int, ...], float]](), list[str]()
-    for node in graph.fx.nodes:
+    for node in graph.ops.nodes:
         if node.op != "call_function" or not _takes_time(node):
             continue
         fitted = _fitted(node, reader, table, sizes)

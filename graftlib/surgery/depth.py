@@ -263,7 +263,7 @@ def _run_edited(trial: Trial, graph: LayerGraph, names: Sequence[str]) -> list[T
 
 def _makers(graph: LayerGraph) -> list[str]:
     """For each output the module that made it."""
-    nodes: Any = graph.fx.output_node().args[0]
+    nodes: Any = graph.ops.output_node().args[0]
     return [node.meta.get("module") or "" for node in nodes]
 
 

@@ -19,6 +19,7 @@ from ..graph import LayerGraph
 from ..graph.axes import AxisClass, axes_of, axis_classes
 from ..graph.axes.classes import constant_sizes
 from ..graph.caches import copy_to_edit
+from ..graph.skeleton import modules_of
 from ..graph.structure import own, unwrap
 from ..reports import Report
 from .refusal import SurgeryError
@@ -261,7 +262,7 @@ def tensor_of(model: nn.Module, fqn: str) -> Tensor:
 def owners_of(model: nn.Module) -> dict[int, list[tuple[nn.Module, str, bool]]]:
     """`id` of a tensor -> (module, name, whether it is a parameter) of every place that holds it."""
     owners: dict[int, list[tuple[nn.Module, str, bool]]] = {}
-    for module in model.modules():
+    for _, module in modules_of(model):
         for name, parameter in module._parameters.items():
             owners.setdefault(id(parameter), []).append((module, name, True))
         for name, buffer in module._buffers.items():
@@ -275,7 +276,8 @@ def rows_of(graph: LayerGraph, units: Mapping[AxisClass, Tensor]) -> Rows:
     Buffers that are the same everywhere along an axis, and are not saved, follow.
     """
     keys = dict.fromkeys((m.fqn, m.axis) for each in units for m in each.members)
-    rows = {(fqn, axis): axes_of(graph, fqn)[axis].positions(units) for fqn, axis in keys}
+    trees = {fqn: axes_of(graph, fqn) for fqn in dict.fromkeys(fqn for fqn, _ in keys)}
+    rows = {(fqn, axis): trees[fqn][axis].positions(units) for fqn, axis in keys}
     followers = constant_sizes(graph, {each: len(places) for each, places in units.items()})
     return rows | {key: alike(size) for key, size in followers.items()}
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from ..graph.ops import overload, words
+from ..graph.ops import schema_name, words
 
 __all__ = ["MOVES", "SAME", "Op", "Value", "Weight", "anything", "leaves", "plain", "rule_of"]
 
@@ -45,7 +45,7 @@ SAME = words(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)
 class Weight:
     """A tensor that no input has a part in, and the parameters and buffers that it was made of."""
 
@@ -53,7 +53,7 @@ class Weight:
     names: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)
 class Value:
     """An activation: its energy, and its value where that is the same for every input (NaN where it is not).
 
@@ -72,25 +72,19 @@ class Op:
         function: the ATen overload.
         overload: ``"aten.view.dtype"``.
         name: ``"view"``, without the underscore of one that writes.
+        writes: whether it writes into an argument.
         record: takes (weight, axis, flow through its positions).
         sums: (weight, groups) -> sums of squares along its first and its second axis.
     """
 
     def __init__(self, node: fx.Node, record: Any = None, sums: Any = None) -> None:
         self.function: Any = node.target
-        self.overload = overload(node)
-        self.name = self.overload.rpartition(".")[0].removeprefix("aten.").rstrip("_")
+        self.overload, self.name, self.writes = _names(node.target)
         self.record: Callable[[Weight, int, Tensor], None] = record
         self.sums: Callable[[Weight, int], tuple[Tensor, Tensor]] = sums
         self._node = node
 
-    @property
-    def writes(self) -> bool:
-        """Whether it writes into an argument."""
-        schema = getattr(self.function, "_schema", None)
-        return schema is not None and schema.is_mutable
-
-    @property
+    @functools.cached_property
     def shape(self) -> tuple[int, ...]:
         """Of its result."""
         return tuple(self._node.meta["val"].shape)
@@ -98,6 +92,15 @@ class Op:
     def value(self, energy: Tensor, constant: Tensor | None = None) -> Value:
         """Its result: the energy is the square of what is constant, and above 0 where nothing is known."""
         return _settled(energy, constant, self.shape)
+
+
+@functools.lru_cache(maxsize=1024)
+def _names(target: Any) -> tuple[str, str, bool]:
+    """The overload, the name, and whether it writes, of what a node calls."""
+    overload = schema_name(target)
+    name = overload.rpartition(".")[0].removeprefix("aten.").rstrip("_")
+    schema = getattr(target, "_schema", None)
+    return overload, name, schema is not None and schema.is_mutable
 
 
 Rule = Callable[..., Any]
@@ -208,12 +211,15 @@ def _zero_or_none(zero: Tensor) -> Tensor:
 
 
 def _doubles(given: Any) -> Tensor:
-    tensor = given.tensor if isinstance(given, Weight) else torch.as_tensor(given, device=_CPU)
-    return tensor.detach().to(_CPU, torch.float64)
+    if isinstance(given, Weight):
+        return given.tensor.detach().to(_CPU, torch.float64)
+    return torch.as_tensor(given, device=_CPU).detach().to(_CPU, torch.float64)
 
 
 def _whole(tensor: Tensor, shape: tuple[int, ...], dim: int) -> Tensor:
     """With the full size along one dimension."""
+    if tensor.shape[dim] == shape[dim]:
+        return tensor
     sizes = list(tensor.shape)
     sizes[dim] = shape[dim]
     return tensor.expand(sizes)
@@ -370,6 +376,8 @@ def _pad(op: Op, x: Value, pads: list[int], *args: Any, **kwargs: Any) -> Value:
 def _unary(op: Op, x: Value, *args: Any, **kwargs: Any) -> Value:
     """e(f(x)) = e(x) + f(0)^2, c(f(x)) = f(c(x))."""
     rest = _at_zero(op.function, args, tuple(kwargs.items()))
+    if not rest and _is_nothing(x.constant):
+        return Value(x.energy, x.constant, op.shape)
     constant = None if _is_nothing(x.constant) else op.function(x.constant.clone(), *args, **kwargs)
     return op.value(x.energy + rest**2 if rest else x.energy, constant)
 
@@ -766,8 +774,8 @@ def _contracted(
     out_axis, in_axis = axes
     inputs = _whole(x.energy, x.shape, dim)
     if dim == 1:
-        places = inputs.flatten(2)
-        inputs = places.mean(2) if places.shape[2] > 1 else places.squeeze(2)
+        alone = inputs.shape[2:].numel() == 1
+        inputs = inputs.flatten(1) if alone else inputs.flatten(2).mean(2)
     inputs = _fewer(inputs)
     if groups > 1 and weight.tensor.shape[in_axis] == (1 if in_axis else groups):
         made = op.sums(weight, groups)[out_axis]
@@ -777,14 +785,16 @@ def _contracted(
     lie = [*energy.shape, *[1] * (rank - 2)] if dim == 1 else [*energy.shape]
     energy = energy.view(lie)
     made_here = energy.detach()
-    shift = torch.zeros((), dtype=torch.float64, device="cpu")
+    shift: Tensor | float = 0.0
     if bias is not None:
         shift = bias.constant if isinstance(bias, Value) else _doubles(bias)
         added = bias.energy if isinstance(bias, Value) else shift.square()
         if dim == 1:
             shift, added = (t.reshape(*t.shape, *lie[2:]) for t in (shift, added))
         energy = energy + added
-    lost = None if bool(made_here.all()) else torch.where(made_here == 0, shift, torch.nan)
+    lost = (
+        None if bool(made_here.all()) else _doubles(torch.where(made_here == 0, shift, torch.nan))
+    )
     value = op.value(energy, lost)
     return _tapped(op, value, weight, out_axis, dim)
 

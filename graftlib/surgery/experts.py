@@ -76,7 +76,7 @@ def experts(graph: LayerGraph) -> tuple[Experts, ...]:
     """
     layers: dict[str, Experts] = {}
     known = dict(graph.model.named_parameters())
-    for node in graph.fx.nodes:
+    for node in graph.ops.nodes:
         if node.op != "call_function" or name_of(node) not in ("topk", "argmax"):
             continue
         count = int(node.all_input_nodes[0].meta["val"].shape[-1])

@@ -336,7 +336,8 @@ def _tried(
     if outputs != graph.outputs:
         words = f"{graph.outputs} would become {outputs}"
         return _Failure(_OUTPUTS, (Misfit((), words),))
-    found = infer(model, seen, real=graph.tracer == "real")
+    real, saved = graph.tracer == "real", learned.reference.found.saved
+    found = infer(model, seen, real=real, saved=saved)
     lost = _lost(learned.reference.classes, classes_of(found), sizes)
     return _Failure(_CLASSES, (Misfit(tuple(lost), _CLASSES),)) if lost is not None else None
 

@@ -52,8 +52,8 @@ def flows_of(graph: LayerGraph, model: nn.Module, squares: Squares | None = None
         squares: where sums over the model's weights are kept for others.
     """
     reader = _Reader(model, squares or Squares())
-    reader.left.update(node for user in graph.fx.nodes for node in user.all_input_nodes)
-    for node in graph.fx.nodes:
+    reader.left.update(node for user in graph.ops.nodes for node in user.all_input_nodes)
+    for node in graph.ops.nodes:
         reader.read(node)
         for used in node.all_input_nodes:
             reader.left[used] -= 1

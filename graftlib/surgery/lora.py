@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from ..graph.axes import AxisClass
+from ..graph.skeleton import modules_of
 
 __all__ = ["ranks", "refresh_ranks"]
 
@@ -22,7 +23,7 @@ def ranks(model: nn.Module, classes: Iterable[AxisClass]) -> set[AxisClass]:
     """The classes that lie within adapters alone."""
     inside = tuple(
         f"{fqn}.{name}." if fqn else f"{name}."
-        for fqn, layer in model.named_modules()
+        for fqn, layer in modules_of(model)
         if "base_layer" in layer._modules
         for name in getattr(type(layer), "adapter_layer_names", ())
     )
@@ -36,7 +37,7 @@ def refresh_ranks(model: nn.Module) -> None:
     settings: dict[str, dict[str, tuple[int, float]]] = {}
     changed = False
     layer: Any
-    for fqn, layer in model.named_modules():
+    for fqn, layer in modules_of(model):
         if "base_layer" not in layer._modules or not hasattr(layer, "lora_alpha"):
             continue
         for adapter, old in layer.r.items():
@@ -49,9 +50,9 @@ def refresh_ranks(model: nn.Module) -> None:
                 layer.r[adapter] = rank
                 changed = True
             settings.setdefault(adapter, {})[fqn] = rank, layer.lora_alpha[adapter]
-    for fqn, module in model.named_modules():
+    for fqn, module in modules_of(model) if changed else ():
         configs = vars(module).get("peft_config")
-        if changed and configs:  # of the outermost, which the modules inside share
+        if configs:  # of the outermost, which the modules inside share
             for adapter, config in configs.items():
                 _say(config, fqn, settings.get(adapter, {}))
             return

@@ -224,5 +224,5 @@ class _Seen:
 
     def __init__(self, graph: LayerGraph, model: nn.Module) -> None:
         self.model: nn.Module = model
-        self.fx: fx.Graph = graph.fx
+        self.ops: fx.Graph = graph.ops
         self.evidence: Evidence = graph.evidence

@@ -129,7 +129,7 @@ class Reference:
 def reference_of(graph: LayerGraph) -> Reference:
     """The traced pass itself."""
     found, classes, number = reading(graph)
-    return Reference(graph.fx, found, classes, number)
+    return Reference(graph.ops, found, classes, number)
 
 
 def grouped_rows(reference: Reference) -> Iterator[tuple[fx.Node, Expr, int]]:
@@ -220,7 +220,8 @@ def passage(
     # A pass without values needs none drawn.
     args, kwargs = (graph.evidence.args, graph.evidence.kwargs) if meta else graph.example
     try:
-        found, _ = record_scratch(twin, args, kwargs, _home(graph), guide, meta=meta)
+        home = _home(graph)
+        found, _ = record_scratch(twin, args, kwargs, home, guide, meta=meta, modules=False)
     except Exception as error:
         words = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:200]
         return Passage(None, (*guide.misfits, Misfit(guide.nearby(), words)))

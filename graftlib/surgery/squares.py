@@ -30,7 +30,8 @@ def sums_of_squares(weight: Tensor, groups: int = 1) -> tuple[Tensor, Tensor]:
     size, inner = weight.shape[0], weight.shape[1] if weight.ndim > 1 else 1
     flat = weight.detach().reshape(size, -1)
     if groups > 1 or flat.numel() <= _BLOCK:
-        squares = flat.to("cpu", torch.float64).square()
+        squares = flat.to("cpu", torch.float64, copy=True)
+        squares.mul_(squares)
         rows, columns = squares.sum(1), squares.view(groups, size // groups, -1).sum(1)
     else:
         rows, columns = _of_parts([flat], size, flat.shape[1])

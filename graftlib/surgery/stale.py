@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .._torch_private import Conv, Norm
 from ..graph.axes import AxisClass, Member
 from ..graph.ops import words
+from ..graph.skeleton import modules_of
 from .edits import Rows, owners_of, resize, tensor_of
 from .refusal import SurgeryError
 from .tagged import Place
@@ -177,19 +178,22 @@ def labels(
         sizes: class -> how many units it will have.
         classes: all of the model's.
     """
-    modules = dict(model.named_modules(remove_duplicate=False))
+    known: dict[
+        str, list[tuple[str, int]]
+    ] = {}  # of most models no module says a size under such a name
+    for path, module in modules_of(model, every_name=True):
+        fields = module.__dict__
+        if not _NAMES.keys().isdisjoint(fields):
+            known[path] = [(name, fields[name]) for name in _NAMES if type(fields.get(name)) is int]
+    if not known:
+        return {}
     said: dict[Place, int] = {}
-
-    @functools.cache
-    def known(module: str) -> list[tuple[str, int]]:
-        fields = vars(modules[module])
-        return [(name, fields[name]) for name in _NAMES if type(fields.get(name)) is int]
 
     def say(fqn: str, names: Container[str], old: int, new: int) -> None:
         path = fqn.split(".")[:-1]
         for end in range(len(path), max(len(path) - _REACH, -1), -1):
             module = ".".join(path[:end])
-            for name, value in known(module):
+            for name, value in known.get(module, ()):
                 if value == old and name in names:
                     said.setdefault((module, (name,)), new)
 
@@ -217,13 +221,20 @@ def refresh_layers(model: nn.Module, sizes: Mapping[AxisClass, int]) -> None:
         SurgeryError: layers of a recurrent module disagree; ``module`` is its name.
     """
     owners = owners_of(model)
+
+    @functools.cache
+    def modules_with(tensor: str) -> tuple[str, list[nn.Module]]:
+        fqn, parametrized, _ = tensor.partition(".parametrizations.")
+        if parametrized:
+            return fqn, [model.get_submodule(fqn)]
+        held = owners[id(tensor_of(model, tensor))]
+        return fqn.rpartition(".")[0], [module for module, _, _ in held]
+
     layers: dict[nn.Module, tuple[str, int | None]] = {}
     for each, size in sizes.items():
         for member in each.members:
-            fqn, parametrized, _ = member.fqn.partition(".parametrizations.")
-            fqn = fqn if parametrized else fqn.rpartition(".")[0]
-            modules = [module for module, _, _ in owners[id(tensor_of(model, member.fqn))]]
-            for module in [model.get_submodule(fqn)] if parametrized else modules:
+            fqn, modules = modules_with(member.fqn)
+            for module in modules:
                 name, groups = layers.get(module, (fqn, None))
                 layers[module] = name, _groups(module, member, size) or groups
     for module, (name, groups) in layers.items():

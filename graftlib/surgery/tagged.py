@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..graph.skeleton import modules_of
+
 __all__ = ["Log", "Place", "Shapes", "Tagged", "Term", "numbers", "places", "put", "tag"]
 
 # A module's FQN, and the way from there: names of attributes, the last maybe followed by an index.
@@ -174,7 +176,7 @@ def places(model: nn.Module) -> dict[Place, int]:
 
 def put(model: nn.Module, attributes: dict[Place, int]) -> None:
     """Set attributes, in place."""
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = dict(modules_of(model, every_name=True)) if attributes else {}
     for (path, way), value in attributes.items():
         _set(modules[path], way, value)
 

@@ -282,7 +282,7 @@ def _table(graph: LayerGraph, least: int) -> _Table:
     every: set[str] = set()
     sizes: dict[str, int] = {}
     dims = 0
-    for node in graph.fx.nodes:
+    for node in graph.ops.nodes:
         if node.op != "call_function" or spec(node).kind != "embedding":
             continue
         table, index = arguments(node).get("weight"), arguments(node).get("indices")
@@ -321,7 +321,7 @@ def _gives(graph: LayerGraph, each: AxisClass, dims: int) -> bool:
     """Whether a class is what output layers give for each token, and nothing reads it."""
     known = {p.fqn: p.axes for p in graph.parameters()}
     mine = [m for m in each.members if m.fqn in known]
-    reads = find_reads(graph.fx, {m.fqn for m in mine})
+    reads = find_reads(graph.ops, {m.fqn for m in mine})
     shapes = [tuple(one.node.meta["val"].shape) for every in reads.values() for one in every]
     tokens = any(len(shape) == dims + 1 and shape[-1] == each.size for shape in shapes)
     made = all(known[m.fqn][m.axis] == "out" for m in mine)
@@ -424,7 +424,7 @@ def _prove(
     """How far the outputs on kept tokens move; raises where they do, or where that would not show."""
     example = graph.example
     leaves = tensor_leaves(example)
-    inputs_of = [str(node.target) for node in graph.fx.nodes if node.op == "placeholder"]
+    inputs_of = [str(node.target) for node in graph.ops.nodes if node.op == "placeholder"]
     ids = {i for i, name in enumerate(inputs_of) if name in named}
     new = [_kept(leaf, index) if i in ids else leaf for i, leaf in enumerate(leaves)]
 

@@ -166,8 +166,8 @@ _read: weakref.WeakKeyDictionary[TracedGraph, Reading] = weakref.WeakKeyDictiona
 def reading(graph: TracedGraph) -> Reading:
     """The reading of a graph, made at the first use."""
     if graph not in _read:
-        inference = infer(graph.model, graph.fx, real=graph.real)
-        classes = classes_of(inference, blind_parts(graph.fx))
+        inference = infer(graph.model, graph.ops, real=graph.real)
+        classes = classes_of(inference, blind_parts(graph.ops))
         _read[graph] = Reading(inference, classes, numbers_of_atoms(inference, classes))
     return _read[graph]
 

@@ -69,6 +69,7 @@ class Inference:
         frozen_ops: op -> how often it froze something for want of a rule.
         ties: the op behind every tie of two free atoms, by the tie's number.
         values: node -> its axes, a `Stack`, or a list of them.
+        saved: the parameters and buffers that the state dict carries.
     """
 
     axes: Mapping[str, Axes]
@@ -76,10 +77,16 @@ class Inference:
     frozen_ops: dict[str, int]
     ties: tuple[str, ...]
     values: Mapping[fx.Node, Any]
+    saved: frozenset[str]
 
 
 def infer(
-    model: nn.Module, graph: fx.Graph, *, real: bool = False, skip: int | None = None
+    model: nn.Module,
+    graph: fx.Graph,
+    *,
+    real: bool = False,
+    skip: int | None = None,
+    saved: frozenset[str] | None = None,
 ) -> Inference:
     """Read `graph`.
 
@@ -88,31 +95,38 @@ def infer(
         graph: in the normal form.
         real: the graph is what happened on one input, and may have taken another way on another input.
         skip: number of a tie to leave out; None for none.
+        saved: of another reading of a model of the same structure; None asks the state dict.
     """
     with Journal(skip) as journal:
-        reader = _Reader(model, journal)
+        reader = _Reader(model, journal, saved)
         for node in graph.nodes:
             reader.read(node)
         if real:
             _freeze_beside_unread(model, reader.states)
     ties = tuple(journal.ties)
-    return Inference(reader.states, reader.constants, dict(reader.unruled), ties, reader.values)
+    return Inference(
+        reader.states, reader.constants, dict(reader.unruled), ties, reader.values, reader.saved
+    )
 
 
 class _Reader:
-    def __init__(self, model: nn.Module, journal: Journal) -> None:
+    def __init__(
+        self, model: nn.Module, journal: Journal, saved: frozenset[str] | None = None
+    ) -> None:
         self.journal = journal
         self.values: dict[fx.Node, Any] = {}
         self.states: dict[str, Axes] = {}
         self.constants: dict[str, Axes] = {}
         self.unruled: Counter[str] = Counter()
         self.tensors = named_tensors(model)
-        kept = model.state_dict(keep_vars=True).keys()
-        self.state = {
-            fqn
-            for fqn, tensor in self.tensors.items()
-            if fqn in kept or isinstance(tensor, nn.Parameter)
-        }
+        if saved is None:
+            kept = model.state_dict(keep_vars=True).keys()
+            saved = frozenset(
+                fqn
+                for fqn, tensor in self.tensors.items()
+                if fqn in kept or isinstance(tensor, nn.Parameter)
+            )
+        self.saved = saved
 
     def read(self, node: fx.Node) -> None:
         value = node.meta.get("val")
@@ -130,7 +144,7 @@ class _Reader:
 
     def attribute(self, node: fx.Node, value: Tensor) -> Axes:
         fqn = str(node.target)
-        if fqn in self.state and value.is_floating_point():
+        if fqn in self.saved and value.is_floating_point():
             self.states[fqn] = Axes(ONE if size == 1 else Atom(size) for size in value.shape)
             return self.states[fqn]
         self.journal.by = f"the constant '{fqn}'"

@@ -44,7 +44,7 @@ class Seen(Protocol):
     """What a trial needs of a layer graph."""
 
     model: nn.Module
-    fx: fx.Graph
+    ops: fx.Graph
     evidence: Evidence
 
 
@@ -83,7 +83,7 @@ class Trial:
             self._draw_weights()
         if example is None:
             example = graph.evidence.drawn(self._random)
-        self.args, self.kwargs = self._inputs(example, graph.fx)
+        self.args, self.kwargs = self._inputs(example, graph.ops)
         if drawn and _has_statistics(self.model):
             self._run(_setting_statistics(self._random))
 
