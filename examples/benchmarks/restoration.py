@@ -13,8 +13,6 @@ weights. `data` are drawn anew for each seed. Finished rows stay in the file: a 
 
 from __future__ import annotations
 
-import gzip
-import itertools
 import json
 import time
 import warnings
@@ -30,6 +28,7 @@ from torch.nn import functional as F
 from graftlib import surgery, trace
 
 from ..common import command, results
+from ..common.datasets import reviews
 
 # A model, held-out inputs, and all inputs that data may be drawn from (each with its samples along the first axis).
 Case = tuple[nn.Module, Any, Any]
@@ -203,10 +202,12 @@ def texts(name: str) -> Callable[[Path, Path], Case]:
         model = AutoModel.from_pretrained(
             models / name, dtype=torch.float32, add_pooling_layer=False
         )
-        with gzip.open(root / "imdb" / "test.jsonl.gz", "rt") as file:
-            lines = [json.loads(line)["text"] for line in itertools.islice(file, 0, 25000, 200)]
         batch = words(
-            lines, padding="max_length", truncation=True, max_length=64, return_tensors="pt"
+            reviews(root, "test")[0][::200],
+            padding="max_length",
+            truncation=True,
+            max_length=64,
+            return_tensors="pt",
         )
         inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
         return model.eval(), _rows(inputs, slice(0, 32)), _rows(inputs, slice(32, None))

@@ -1,7 +1,7 @@
 """Do slimmed models come back from their files? To the bit, uneven, with a block fewer, through the original's class.
 
-    python -m examples.benchmarks.round_trip -o docs/benchmarks/round_trip.json
-    python -m examples.benchmarks.round_trip --family hf --only bert gpt2 -o some.json
+    python -m examples.benchmarks.round_trip -o rows.json --brief docs/benchmarks/round_trip.json
+    python -m examples.benchmarks.round_trip --family hf --only bert gpt2 -o rows.json
 
 All Hugging Face types of `coverage`, the classifiers of torchvision, and 100 architectures of timm, with random weights
 and tiny inputs. A block of each goes where one can, and the rest is slimmed to 70 % of its parameters by random
@@ -14,7 +14,7 @@ Not looked at: times, whether a config can say the widths (`coverage` with `--pr
 the others.
 
 A run that was stopped goes on where it was, and tries again what failed; a model that takes longer than `--limit`
-processor seconds is noted.
+processor seconds is noted. `--brief` is given counts, and the rows that are not equal, alone.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -112,13 +113,13 @@ class Quick(TorchDispatchMode):
 def slimmed(graph: Any, *, prove: bool) -> Any:
     """A `Slim` with a block fewer, where one can go and the widths of the rest can change; else of all blocks."""
     from graftlib import trace
-    from graftlib.surgery import SurgeryError
+    from graftlib.errors import GraftError
 
     args, kwargs = graph.example
     for order, shallow in with_a_block_fewer(graph, prove=prove):
         try:
             small = narrowed(trace(shallow, args, kwargs))
-        except (SurgeryError, RuntimeError, TypeError, ValueError, IndexError):
+        except (GraftError, RuntimeError, TypeError, ValueError, IndexError):
             continue  # the code knows its blocks, or holds all that is left
         edit = small.edit.without(graph.model, order).with_config(graph.model, small.model)
         return replace(small, edit=edit)
@@ -129,11 +130,11 @@ def with_a_block_fewer(graph: Any, *, prove: bool) -> Iterator[tuple[Any, nn.Mod
     """(Order, model): without one of three blocks."""
     from graftlib.graph.structure import duplicate, own
     from graftlib.surgery import SurgeryError, blocks, drop_blocks
-    from graftlib.surgery.depth import order_without, rearrange
+    from graftlib.surgery.order import order_of, rearrange
 
     known = [each for each in blocks(graph) if len(graph.model.get_submodule(each.container)) > 1]
     for block in {each.fqn: each for each in (known[len(known) // 2 :] + known)[:3]}.values():
-        order = order_without(graph, [block])
+        order = order_of(graph.model, {block.fqn: 0})
         try:
             if prove:
                 shallow = drop_blocks(graph, [block])
@@ -217,12 +218,27 @@ def summary(rows: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def brief(report: dict[str, Any]) -> dict[str, Any]:
+    """Counts, and the rows that are not equal in everything."""
+    odd = {
+        family: {
+            name: row
+            for name, row in report[family].items()
+            if not (row.get("same") and row.get("answers") is True)
+        }
+        for family in report["summary"]
+    }
+    counts = {f: {"of": len(names_of(f))} | each for f, each in report["summary"].items()}
+    return {"summary": counts, "versions": report["versions"], "odd": odd}
+
+
 def main() -> None:
     families = ["hf", "torchvision", "timm"]
     parser = command.parser(__doc__, "round_trip.json")
     parser.add_argument("--family", nargs="+", default=families, choices=families)
     parser.add_argument("--only", nargs="+", help="names, in place of all")
     parser.add_argument("--limit", type=int, default=300, help="processor seconds for one model")
+    parser.add_argument("--brief", type=Path, help="a short report to write at the end")
     given = parser.parse_args()
     torch.set_num_threads(1)
     report = results.load(given.out) if given.out.exists() else {"summary": {}}
@@ -238,6 +254,8 @@ def main() -> None:
             report["summary"][family] = summary(rows)
             results.save(given.out, report)
         print(family, summary(rows), flush=True)
+    if given.brief:
+        results.save(given.brief, brief(report))
 
 
 if __name__ == "__main__":

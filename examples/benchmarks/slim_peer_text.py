@@ -14,7 +14,6 @@ Finished rows stay in the file: a killed benchmark goes on.
 from __future__ import annotations
 
 import copy
-import gzip
 import itertools
 import json
 import time
@@ -30,6 +29,7 @@ from torch.nn import functional as F
 import graftlib
 
 from ..common import command, results
+from ..common.datasets import reviews
 from ..common.models import macs
 from .slim_peer import Ours, Peer, nearest
 
@@ -59,8 +59,7 @@ def texts(root: Path, models: Path, count: int, seed: int) -> tuple[list[Inputs]
     words = AutoTokenizer.from_pretrained(models / "minilm-l6")
 
     def read(half: str, every: int) -> Inputs:
-        with gzip.open(root / "imdb" / f"{half}.jsonl.gz", "rt") as file:
-            lines = [json.loads(line)["text"] for line in itertools.islice(file, 0, None, every)]
+        lines = reviews(root, half)[0][::every]
         if half == "train":
             order = torch.randperm(len(lines), generator=torch.Generator().manual_seed(seed))
             lines = [lines[i] for i in order[:count].tolist()]

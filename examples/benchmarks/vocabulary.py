@@ -11,8 +11,6 @@ whose tokens are all kept, in float32.
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -24,14 +22,10 @@ from torch import Tensor, nn
 from graftlib.surgery import PrunedVocabulary, prune_vocabulary
 
 from ..common import command, results
+from ..common.datasets import reviews
 
 COUNTS = (200, 500, 2000, 10000, 25000)
 LEFT = 0.6
-
-
-def reviews(root: Path, half: str) -> list[str]:
-    with gzip.open(root / "imdb" / f"{half}.jsonl.gz", "rt") as file:
-        return [json.loads(line)["text"] for line in file]
 
 
 @torch.no_grad()
@@ -103,7 +97,7 @@ def main() -> None:
     home = asked.models / "minilm-l6"
     tokenizer = AutoTokenizer.from_pretrained(home)
     model = AutoModel.from_pretrained(home, dtype=torch.float32).eval()
-    train, held = reviews(asked.root, "train"), reviews(asked.root, "test")[::50]
+    train, held = reviews(asked.root, "train")[0], reviews(asked.root, "test")[0][::50]
     before = embedded(model, tokenizer, held[:100])
     rows: dict[str, Any] = {}
 

@@ -1,17 +1,19 @@
-"""Real images as plain tensors: scikit-learn's digits, and what lies in a folder. Nothing is downloaded.
+"""Real images as plain tensors, and reviews: scikit-learn's digits, and what lies in a folder. Nothing is downloaded.
 
 In: the name of a data set and the folder that holds it. Out: images (n, channels, height, width) float32, 0.0 to 1.0,
-and labels (n,) int64.
+or texts; and labels (n,) int64.
 """
 
 from __future__ import annotations
 
+import gzip
+import json
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-__all__ = ["NAMES", "halves", "normalised", "read", "split", "stratified"]
+__all__ = ["NAMES", "halves", "normalised", "read", "reviews", "split", "stratified"]
 
 NAMES = ("digits", "cifar10", "fashion-mnist", "mnist")
 FILES = {
@@ -49,6 +51,13 @@ def halves(name: str, root: Path | str | None) -> Halves:
         for half in (kind(root, train=train) for train in (True, False))
     )
     return x, y, test_x, test_y
+
+
+def reviews(root: Path, half: str) -> tuple[list[str], Tensor]:
+    """IMDb: the 25,000 texts of a half, ``train`` or ``test``, sorted by label; labels, 1 for a positive one."""
+    with gzip.open(root / "imdb" / f"{half}.jsonl.gz", "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    return [row["text"] for row in rows], torch.tensor([row["label"] for row in rows])
 
 
 def split(name: str, root: Path | str | None = None) -> tuple[str, Halves]:

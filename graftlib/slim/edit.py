@@ -229,7 +229,7 @@ class Edit:
             self._of_model(averaged.module, inplace=True)
             return averaged
         model = structure.unwrap(model, SurgeryError)
-        if any("base_layer" in module._modules for module in model.modules()):
+        if any(hasattr(type(each), "adapter_layer_names") for each in model.modules()):
             raise SurgeryError(
                 "an edit does not apply to a model with adapters in it.",
                 fix="apply it to the base model, and to get_peft_model_state_dict(model)",
@@ -398,6 +398,8 @@ class Edit:
                     copies[id(config)] = copy.deepcopy(config)
                 tried = copies[id(config)]
                 old = _at(vars(tried), way)
+                if old is _NOTHING:
+                    old = _private_list(tried, way)
                 if not (_may_add(tried, way, value) if old is _NOTHING else _follows(old, value)):
                     faults[at] = f"is not to be set to {shown(value, 80)}"
                     continue
@@ -567,6 +569,12 @@ def _at(holder: Any, way: Sequence[str | int]) -> Any:
         if isinstance(word, str) and word.startswith("_"):
             return _NOTHING
     return holder
+
+
+def _private_list(config: object, way: Way) -> Any:
+    """A list under a private name: a backbone of transformers has its stages there; `_NOTHING` where there is none."""
+    values = vars(config).get(str(way[0])) if len(way) == 1 else None
+    return values if isinstance(values, list) else _NOTHING
 
 
 def _may_add(config: object, way: Way, value: object) -> bool:

@@ -236,11 +236,15 @@ def _widths(
     rules: Mapping[str, Any],
     solved: Callable[[list[Group]], Widths],
 ) -> tuple[Widths, dict[Place, int]]:
-    """Sizes that meet the budget and go together, and what modules say then; what the code ties is held in turn."""
+    """Sizes that meet the budget and go together, and what modules say then; what the code ties is held in turn.
+
+    Where torch's kernels for grouped experts want whole multiples, only these are considered.
+    """
+    coarse: set[AxisClass] = set()
     for _ in range(_ROUNDS):
         tied = [group for group in tied if all(each in worth for each in group)]
         free = {each: worth[each] for group in tied for each in group}
-        widths = solved(groups_of(model, graph, tied, free, **rules))
+        widths = solved(groups_of(model, graph, tied, free, coarse=coarse, **rules))
         sizes = {each: n for each, n in widths.sizes.items() if n < each.size}
         if not sizes:
             return widths, {}
@@ -248,7 +252,9 @@ def _widths(
         wrong = {each for each, n in feasible.sizes.items() if n != sizes[each]}
         if not wrong:
             return widths, feasible.attributes
-        tied = [group for group in tied if wrong.isdisjoint(group)]
+        rounded = wrong - coarse - feasible.refused.keys()
+        coarse |= rounded
+        tied = [group for group in tied if (wrong - rounded).isdisjoint(group)]
     raise SurgeryError(
         "no sizes were found that meet the budget and go together.",
         fix="keep= the layers whose code ties their sizes, or give a larger budget",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import combinations, islice
 from typing import Annotated, Any
 
 import torch
@@ -34,6 +35,7 @@ from .scratch import GROUPED
 __all__ = ["deepen", "drop_blocks"]
 
 _EXACT = 1e-12
+_CHOICES = 64  # of which outputs are gone with a block
 _NUMBERED = "the code around the blocks knows them by number"
 
 
@@ -187,25 +189,44 @@ def _edited(
 def _dropped(
     graph: LayerGraph, gone: Sequence[str], before: Trial, after: Trial
 ) -> SurgeryError | None:
-    """The edited model gives what the old one gives in which the dropped blocks hand on what they take."""
-    owned = [any(inside(module, fqn) for fqn in gone) for module in _makers(graph)]
+    """The edited model gives what the old one gives in which the dropped blocks hand on what they take.
+
+    What a dropped block gives besides is gone. Its stream is as well where all are given (``hidden_states``), and not
+    where it was the last.
+    """
+    makers, ends = _makers(graph), {_end(graph, fqn) for fqn in gone}
+    nodes: Any = graph.fx.output_node().args[0]
+    mine = [any(inside(module, fqn) for fqn in gone) for module in makers]
+    left = [i for i, own in enumerate(mine) if not own or nodes[i] in ends]
     random = torch.Generator().manual_seed(0)
 
     def outputs(change: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
         for fqn in gone:
             hooked(before.model, fqn, change)
-        results = run_trial(before, graph)
-        return [each for each, own in zip(results, owned, strict=True) if not own]
+        return run_trial(before, graph)
 
     def noise(start: Tensor, end: Tensor) -> Tensor:
         return start * torch.rand(start.shape, dtype=start.dtype, generator=random, device="cpu")
 
-    due = outputs(lambda start, end: start)
-    error = difference(due, _run_edited(after, graph, gone))
+    due, results = outputs(lambda start, end: start), _run_edited(after, graph, gone)
+    streams = [i for i in left if mine[i]]
+    fewer = len(left) - len(results)
+    error, kept = float("inf"), left
+    for without in islice(combinations(streams, fewer), _CHOICES) if fewer >= 0 else ():
+        some = [i for i in left if i not in without]
+        error, kept = min((error, kept), (difference([due[i] for i in some], results), some))
     if error > TOLERANCE:
         what = f"without {_named(gone)} the model is not the one in which they do nothing."
         raise _other(what, error, "drop other blocks")
-    return _doubt(graph, due, difference(due, outputs(noise)), gone)
+    wrong = outputs(noise)
+    control = difference([due[i] for i in kept], [wrong[i] for i in kept])
+    return _doubt(graph, [due[i] for i in kept], control, gone)
+
+
+def _end(graph: LayerGraph, fqn: str) -> fx.Node | None:
+    """Where the stream leaves a block."""
+    stream = stream_of(subgraph(graph, fqn))
+    return None if stream is None else stream[1]
 
 
 def _deepened(
@@ -215,7 +236,8 @@ def _deepened(
     outputs = run_trial(before, graph)
     more = sum(n for module in _makers(graph) for fqn, n in number.items() if inside(module, fqn))
     results = _run_edited(after, graph, [*number])
-    error = _missing(outputs, results) if len(results) == len(outputs) + more else float("inf")
+    counted = len(outputs) <= len(results) <= len(outputs) + more
+    error = _missing(outputs, results) if counted else float("inf")
     if error > _EXACT:
         what = f"copies of {_named([*number])} that should do nothing change what the model gives."
         raise _other(what, error, "copy other blocks")

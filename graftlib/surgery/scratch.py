@@ -489,13 +489,20 @@ class _Reader:
             yield one, other
 
     def square(self, model: nn.Module) -> Iterator[tuple[Term, Term]]:
-        """`nn.MultiheadAttention` asks, where nothing is written down, that its heads are as wide as its stream."""
+        """`nn.MultiheadAttention` asks, where nothing is written down, that queries, heads and results are as wide."""
+        known, number = self.reference.found.axes, self.reference.number
         for name, module in model.named_modules():
             if isinstance(module, nn.MultiheadAttention):
-                axes = self.reference.found.axes.get(f"{name}.out_proj.weight".lstrip("."), ())
-                terms = [polynomial(axis, self.reference.number) for axis in axes]
-                if len(terms) == 2 and terms[0] is not None and terms[1] is not None:
-                    yield terms[0], terms[1]
+                inner = f"{name}." if name else ""
+                packed = "q_proj_weight" if module.in_proj_weight is None else "in_proj_weight"
+                axes = [
+                    *known.get(f"{inner}out_proj.weight", ()),
+                    *known.get(inner + packed, ())[1:],
+                ]
+                first, *others = [polynomial(axis, number) for axis in axes] or [None]
+                for each in others:
+                    if first is not None and each is not None:
+                        yield first, each
 
     def term(self, term: Term) -> Term | None:
         """With sizes of tensors as sizes of classes."""

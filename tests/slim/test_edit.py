@@ -18,10 +18,11 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import graftlib
-from graftlib import Edit
+from graftlib import Edit, surgery
 from graftlib.errors import CheckpointError
 from graftlib.slim.edit import digest
 from graftlib.surgery import SurgeryError, SurgeryWarning
+from graftlib.surgery.order import order_of
 
 from . import nets
 from .test_slim import KINDS, slim
@@ -443,6 +444,67 @@ def test_a_model_is_no_factory(tmp_path):
     small.save(tmp_path)
     with pytest.raises(CheckpointError, match="no function that makes one"):
         graftlib.load(tmp_path, model)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "fits"),
+    [("_stages", [1], True), ("_stages", 1, False), ("_kind", [1], False), ("_others", [1], False)],
+)
+def test_a_list_of_a_config_is_set_under_a_private_name_too(name, value, fits):
+    """A backbone of transformers has its stages in `_out_indices`; other private names stay closed."""
+
+    class Config:
+        def __init__(self):
+            self._stages, self._kind = [3], "eager"
+
+        def to_dict(self):
+            return vars(self)
+
+    model, _, small = standard(nets.Packed)
+    model = copy.deepcopy(model)
+    model.config = Config()
+    edit = dataclasses.replace(small.edit, config={("", (name,)): value})
+    edit = Edit.from_json(edit.to_json())
+    if fits:
+        assert getattr(edit.apply(model).config, name) == value
+    else:
+        with pytest.raises(SurgeryError, match="settings differ"):
+            edit.apply(model)
+
+
+def test_a_layer_may_be_called_as_adapters_call_theirs(tmp_path):
+    """DLA of timm has a `base_layer`."""
+
+    class Based(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.base_layer, self.head = torch.nn.Linear(5, 16), torch.nn.Linear(16, 3)
+
+        def forward(self, x):
+            return self.head(self.base_layer(x).relu())
+
+    x = torch.randn(2, 5)
+    small = graftlib.slim(graftlib.trace(Based(), x), budget={"params": 0.6}, multiple_of=1)
+    small.save(tmp_path)
+    assert torch.equal(graftlib.load(tmp_path, Based)(x), small.model(x))
+
+
+def test_an_edit_of_a_backbone_applies_to_what_it_was_made_of():
+    transformers = pytest.importorskip("transformers")
+
+    def make():
+        config = transformers.Dinov2Config(
+            hidden_size=16, num_hidden_layers=3, num_attention_heads=2, image_size=8, patch_size=4
+        )
+        return transformers.Dinov2Model(config).eval()
+
+    torch.manual_seed(0)
+    model, x = make(), torch.randn(1, 3, 8, 8)
+    graph = graftlib.trace(model, (), {"pixel_values": x})
+    shallow = surgery.drop_blocks(graph, ["encoder.layer.1"])
+    edit = Edit.of(model, graph, {}, {}).without(model, order_of(model, {"encoder.layer.1": 0}))
+    again = edit.with_config(model, shallow).apply(model)
+    assert again.config.to_dict() == shallow.config.to_dict() != model.config.to_dict()
 
 
 def test_the_edit_goes_into_an_onnx_file(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graftlib import trace
+from graftlib import slim, trace
 from graftlib.slim.costs import costs_of
 from graftlib.slim.names import RANKINGS
 from graftlib.slim.widths import groups_of, limits_of, solve
@@ -177,3 +177,32 @@ def test_heads_of_torch_s_attention_change_with_their_stream():
     graph = trace(model, torch.rand(2, 7, 5))
     groups = ties(model, graph, outer_classes(graph))
     assert sorted(sorted(each.size for each in group) for group in groups) == [[4, 16], [24]]
+
+
+class Pooled(torch.nn.Module):
+    """A learnt query over a sequence, as in SigLIP: what attention gives is added to nothing."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.embed = torch.nn.Linear(5, width)
+        self.probe = torch.nn.Parameter(torch.randn(1, 1, 16))
+        sizes = {"kdim": width, "vdim": width}  # other ones than 16 have weights apart
+        self.attention = torch.nn.MultiheadAttention(16, 4, batch_first=True, **sizes)
+        self.head = torch.nn.Linear(16, 3)
+
+    def forward(self, x):
+        x = self.embed(x)
+        query = self.probe.expand(len(x), -1, -1)
+        return self.head(self.attention(query, x, x, need_weights=False)[0])
+
+
+@pytest.mark.parametrize(
+    ("width", "tied"), [(16, [[4, 16, 16]]), (12, [[4, 16, 16], [12]])], ids=["packed", "apart"]
+)
+def test_what_asks_torch_s_attention_changes_with_what_it_gives(width, tied):
+    torch.manual_seed(0)
+    graph = trace(Pooled(width).eval(), torch.rand(2, 7, 5))
+    groups = ties(graph.model, graph, outer_classes(graph))
+    assert sorted(sorted(each.size for each in group) for group in groups) == tied
+    small = slim(graph, budget={"params": 0.7}, multiple_of=1, ranking="global").model
+    assert small(torch.rand(2, 7, 5)).shape == (2, 1, 3)

@@ -159,6 +159,23 @@ class KeepsEveryState(Stack):
         return self.head(x), states
 
 
+class GivesItsStream(Stack):
+    """A bare encoder: what the last block gives is the output."""
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class GivesItsStreamAndEveryState(GivesItsStream):
+    def forward(self, x):
+        states = [x]
+        for layer in self.layers:
+            states.append(layer(states[-1]))
+        return states[-1], states
+
+
 class Forgets(Stack):
     """The blocks run and do not count."""
 
@@ -424,6 +441,22 @@ def test_results_of_single_blocks_go_and_come_with_them():
     assert all(map(torch.equal, fewer, states[:3]))
     _, more = deepen(graph, {"layers.1": 1})(x)
     torch.testing.assert_close(more, [states[0], states[1], states[1], *states[2:]])
+
+
+@pytest.mark.parametrize("kind", [GivesItsStream, GivesItsStreamAndEveryState])
+@pytest.mark.parametrize("gone", [(3,), (0, 3), (1, 2)])
+def test_the_last_block_of_an_encoder_goes_and_comes(kind, gone):
+    model, graph = built(kind)
+    x = torch.randn(2, 5, 6)
+    slim = drop_blocks(graph, [f"layers.{i}" for i in gone])
+    due = x
+    for layer in (layer for i, layer in enumerate(model.layers) if i not in gone):
+        due = layer(due)
+    one, other = (out if isinstance(out, torch.Tensor) else out[0] for out in (slim(x), model(x)))
+    assert torch.equal(one, due)
+    assert not torch.allclose(one, other)
+    deep = deepen(graph, {f"layers.{i}": 1 for i in gone})(x)
+    torch.testing.assert_close(deep if isinstance(deep, torch.Tensor) else deep[0], other)
 
 
 @pytest.mark.parametrize("kind", [KnowsItsBlocksByNumber, TakesTheThirdTwice])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from graftlib import surgery, trace
+from graftlib import slim, surgery, trace
 from graftlib.surgery import SurgeryError, SurgeryWarning
 
 
@@ -47,6 +47,13 @@ def test_a_share_takes_the_next_width_that_runs(graph):
     with pytest.warns(SurgeryWarning, match="other sizes"):
         small = surgery.prune(graph, 13 / 32)
     assert small.into.shape == (2, 16, 8)
+    small(torch.randn(4, 8))
+
+
+@pytest.mark.parametrize("multiple_of", [1, 2, 3])
+def test_a_budget_takes_widths_that_run(graph, multiple_of):
+    small = slim(graph, budget={"params": 0.6}, multiple_of=multiple_of).model
+    assert 0 < small.into.shape[1] <= 0.6 * 32
     small(torch.randn(4, 8))
 
 
