@@ -1,7 +1,6 @@
 """The report page: what it says, that names stay text, and what a browser makes of it."""
 
 import re
-import shutil
 import xml.dom.minidom
 from importlib.resources import files
 
@@ -178,20 +177,6 @@ def test_hostile_names_are_escaped(hostile):
     xml.dom.minidom.parseString(
         re.sub(r"(?s)^.*?</head>|<style>.*?</style>", "<html>", html, count=1)
     )
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-    path = next(filter(None, map(shutil.which, names)), None)
-    if path is None:
-        pytest.skip("no chromium on PATH")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=path, args=flags)
-        yield browser
-        browser.close()
 
 
 @pytest.mark.browser
