@@ -1,10 +1,10 @@
 """What `coverage --all` found of edits, in few columns, for `docs/benchmarks`.
 
-    python -m examples.benchmarks.coverage_brief --family hf --found FOLDER --later FOLDER --set "which models"
+    python -m examples.benchmarks.coverage_brief --family hf --found FOLDER --set "which models"
 
-In: the results of a walk over every architecture of a family, and results of some of them on later code. Out:
-``coverage_FAMILY_all.json`` (a row for each model that runs by itself, the names of the others by what keeps them)
-and ``coverage_FAMILY_all.md`` (totals, how much was left, and by name whatever did not go as it should).
+In: the results of a walk over every architecture of a family, and of some of them on later code with ``--later``. Out:
+``coverage_FAMILY_all.json`` (totals, a row for whatever did not go as it should, the names of models that do not run by
+themselves by what keeps them) and the same for reading, ``coverage_FAMILY_all.md``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ..common import command, results
 from .coverage import Row, _versions
 
 STEPS = (0.3, 0.4, 0.5, 0.6, 0.8, 1.01)
+SAID = "no, said"
 
 
 def shortened(row: Row) -> Row:
@@ -37,9 +38,15 @@ def shortened(row: Row) -> Row:
         "cpu_s": round(edit["cpu_s"], 1),
     }
     if "saved" in edit:
-        said = "no, said" if edit.get("config_warned") else "no"
+        said = SAID if edit.get("config_warned") else "no"
         short["saved"] = "yes" if edit["saved"] else said
     return short
+
+
+def is_odd(row: Row) -> bool:
+    """Whether a model did not go as it should: not halved, not loaded again, much or some classes left."""
+    failed = row["outcome"] != "ran" or row.get("saved") == "no"
+    return failed or row["left"] > 0.8 or bool(row["classes_left"])
 
 
 def unbuilt(rows: list[Row]) -> dict[str, list[str]]:
@@ -88,21 +95,21 @@ def page(document: Row) -> str:
     rows, later = document["rows"], document["later"]
     lines = [f"# Half of every class: {document['family']}", "", document["set"], ""]
     lines += [f"- {key}: {_said(value)}" for key, value in document["totals"].items()]
-    lines += [
-        f"- code of the rows: {document['code']}, of the later ones: {document['later code']}"
-    ]
+    code = document["code"]
+    if later:
+        code += f", of the later ones: {document['later code']}"
+    lines.append(f"- code of the rows: {code}")
     lines += [f"- {key}: {value}" for key, value in document["facts"].items()]
     lines += ["", "## Not as it should be", ""]
     lines += ["| model | outcome | share left | classes left | saved | share left on later code |"]
     lines += ["|" + " --- |" * 6]
     for name, row in rows.items():
-        failed = row["outcome"] != "ran" or row.get("saved") == "no"
-        if failed or row["left"] > 0.8 or row["classes_left"] or name in later:
+        if is_odd(row) or name in later:
             new = later.get(name, {})
             cells = [name, row["outcome"], row.get("left", "–"), row.get("classes_left", "–")]
             cells += [row.get("saved", "–"), new.get("left", "–")]
             lines.append("| " + " | ".join(map(str, cells)) + " |")
-    said = [name for name, row in rows.items() if row.get("saved") == "no, said"]
+    said = [name for name, row in rows.items() if row.get("saved") == SAID]
     if said:
         lines += [
             "",
@@ -132,12 +139,13 @@ def main() -> None:
     parser = command.parser(__doc__, "docs/benchmarks")
     parser.add_argument("--family", choices=("hf", "timm"), required=True)
     parser.add_argument("--found", type=Path, required=True, help="folder that coverage wrote")
-    parser.add_argument("--later", type=Path, required=True, help="likewise, of later code")
+    parser.add_argument("--later", type=Path, help="likewise, of some models on later code")
     parser.add_argument("--set", required=True, help="which models they are, in words")
     options = parser.parse_args()
     name = f"coverage_{options.family}_all"
     found, later = (
-        results.load(folder / f"{name}.json")["rows"] for folder in (options.found, options.later)
+        results.load(folder / f"{name}.json")["rows"] if folder else []
+        for folder in (options.found, options.later)
     )
     rows = {row["name"]: shortened(row) for row in found if "unbuilt" not in row}
     document = {
@@ -151,7 +159,7 @@ def main() -> None:
         "code": _codes(found),
         "later code": _codes(later),
         "totals": totals(rows),
-        "rows": rows,
+        "rows": {n: row for n, row in rows.items() if is_odd(row) or row.get("saved") == SAID},
         "later": {row["name"]: shortened(row) for row in later},
         "unbuilt": unbuilt(found),
     }

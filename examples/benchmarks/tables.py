@@ -214,45 +214,48 @@ CPU seconds of one thread, median and quartiles; the share of the parameters tha
 
 
 def breaks(found: dict) -> str:
-    rows = []
+    words = {"left_out": "left out", "undone": "ties undone"}
+    words |= {"widened": "widened", "ranked": "ranked"}
+    kinds = {kind: words[kind] for kind in words if all(kind in row for row in found["rows"])}
+    rows, total = [], {kind: [0, 0, 0] for kind in kinds}
     for row in found["rows"]:
         cells = [f"`{row['model']}`", str(row["classes"])]
-        for kind in ("left_out", "undone"):
+        for kind in kinds:
             one = row[kind]
-            open_eyed = one["breaks"] - one["blind"]
-            share = one["seen"] / open_eyed if open_eyed else 1.0
-            cells += [str(one["breaks"]), str(one["blind"]), f"{share:.1%}"]
+            counts = one["breaks"] - one["blind"], one["seen"], one["blind"]
+            total[kind] = [a + b for a, b in zip(total[kind], counts, strict=True)]
+            cells.append(_seen(*counts))
         seen = [row[k]["smallest_seen"] for k in ("left_out", "undone") if row[k]["seen"]]
         rows.append([*cells, f"{min(seen):.0e}" if seen else ""])
-    total = found["total"]
-    cells = ["all", str(sum(row["classes"] for row in found["rows"]))]
-    for kind in ("left_out", "undone"):
-        one = total[kind]
-        blind = f"{one['blind_share']:.1%}"
-        cells += [str(one["breaks"]), blind, f"{one['seen_share']:.2%}"]
-    rows.append([*cells, ""])
-    head = [
-        "model",
-        "classes",
-        "left out",
-        "blind",
-        "seen",
-        "bridging ties",
-        "blind",
-        "seen",
-        "smallest",
+    classes = sum(row["classes"] for row in found["rows"])
+    rows.append(["all", str(classes), *(_seen(*total[kind]) for kind in kinds), ""])
+    flags = " --widen" * ("widened" in kinds) + " --importance" * ("ranked" in kinds)
+    unseen = [
+        f"`{row['model']}`, {kinds[kind]}, such as {row[kind]['unseen'][0]}"
+        for row in found["rows"]
+        for kind in kinds
+        if row[kind]["unseen"]
     ]
+    more = "Not seen: " + "; ".join(unseen) + ".\n" if unseen else ""
     return f"""## Does the check see what is wrong?
 
-Every member of every free class left out in turn, and every tie that bridges two parts of a class undone in turn: the
-permutation check must fail. `blind` members are those on which the function provably does not depend (a bias of keys
-under softmax); `seen` is of the others; `smallest` is the smallest relative change of an output that a seen break made
-(the check fails from 1e-9 on). Random weights, seed {found["seed"]}, no sample: all single breaks.
+Each cell: breaks that were seen, of how many; and how many more the function provably does not depend on (a bias of
+keys under softmax). Every member of every free class left out in turn, and every tie that bridges two parts of a class
+undone in turn: the permutation check must fail. Every member of a widened class broken in turn: the proof of `widen`
+must fail. Half of every class switched off, and pruned by an importance that does not see it: the function must change,
+as it does not by the library's own. `smallest` is the smallest relative change of an output that one of the first two
+made (a check fails from 1e-9 on). Random weights, seed {found["seed"]}, no sample: all single breaks. "Settled" has
+the running statistics of its inputs; with fresh ones the deepest layers of that model hardly move its outputs.
 
-    python -m examples.benchmarks.breaks --out docs/benchmarks/breaks.json
+    python -m examples.benchmarks.breaks{flags} --out docs/benchmarks/breaks.json
 
-{table(head, rows)}
-"""
+{table(["model", "classes", *kinds.values(), "smallest"], rows)}
+
+{more}"""
+
+
+def _seen(breaks: int, seen: int, blind: int) -> str:
+    return f"{seen} of {breaks}" + (f" + {blind}" if blind else "")
 
 
 def trace_cost(found: dict) -> str:
@@ -505,15 +508,14 @@ these every class got smaller, the median share of the parameters that is left, 
 them, CPU seconds of the edit (median, 95 %, most), and whether what was saved gave the same answers once loaded
 ("no, said": a warning names what the configuration cannot say). Where no class is left and much remains, the
 inputs reach a part of the model (a text alone), or the model gives out its hidden states, whose order is fixed.
-Faults that the walk found were mended afterwards: what those models give since is in the last column of
-`docs/benchmarks/coverage_FAMILY_all.md`, which names whatever did not go as it should; the counts here are
-those of the code before.
+`docs/benchmarks/coverage_FAMILY_all.md` names whatever did not go as it should. Where what a walk found was mended
+behind it, its last column says what those models give since; the counts here are those of the code before.
 
 {table(head, rows)}
 
 {sets}
     python -m examples.benchmarks.coverage --family FAMILY --all --no-check --out FOLDER
-    python -m examples.benchmarks.coverage_brief --family FAMILY --found FOLDER --later FOLDER --set WORDS
+    python -m examples.benchmarks.coverage_brief --family FAMILY --found FOLDER --set WORDS
 """
 
 
