@@ -591,9 +591,11 @@ def _may_add(config: object, way: Way, value: object) -> bool:
 
 
 def _follows(old: object, new: object) -> bool:
-    """Whether a config may say `new` for `old`: other numbers, entries of lists that were there, no other text."""
+    """Whether a config may say `new` for `old`: other numbers, in a name too, entries of lists that were there."""
+    if isinstance(old, str) and isinstance(new, str):
+        return re.sub(r"\d+", "0", old) == re.sub(r"\d+", "0", new)
     if isinstance(old, str) or isinstance(new, str):
-        return old == new
+        return False
     if isinstance(old, bool) or isinstance(new, bool):
         return type(old) is type(new)
     if isinstance(new, (int, float)):

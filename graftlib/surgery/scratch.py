@@ -291,6 +291,23 @@ class _Guide(Watch):
                 for axis in axes:
                     yield from self.reference.changed(axis, self.sizes)
 
+    def _unexpected(self, node: fx.Node) -> Iterator[AxisClass]:
+        """The classes that change a weight of the op along an axis that this pass takes for fixed.
+
+        A pass over values may take another way through the code than an exported one, and read less of its axes.
+        """
+        for value in node.all_input_nodes:
+            axes = (
+                self.reference.found.axes.get(str(value.target)) if value.op == "get_attr" else None
+            )
+            if axes is None:
+                continue
+            for each, size in zip(self.reference.classes, self.sizes, strict=True):
+                places = [m.axis for m in each.members if m.fqn == value.target]
+                known = (self.reference.changed(axes[axis], self.sizes) for axis in places)
+                if size != each.size and not all(each in classes for classes in known):
+                    yield each
+
     def _misfit(
         self,
         node: fx.Node,
@@ -299,7 +316,7 @@ class _Guide(Watch):
         args: Sequence[Any],
         words: str,
     ) -> None:
-        """Blames the classes of the dimensions that differ, or else all that meet in the op."""
+        """Blames the classes of the dimensions that differ, or of weights of unlooked-for sizes, or all in the op."""
         given = shapes or [tuple(n for n in numbers(args))[-len(due[0]) :]] if due else []
         axes = list(_results(self.reference.found.values.get(node)))
         blamed = [
@@ -310,6 +327,7 @@ class _Guide(Watch):
             if size not in (None, n) and n != -1
             for each in self.reference.changed(axis, self.sizes)
         ]
+        blamed = blamed or [*self._unexpected(node)]
         classes = tuple(dict.fromkeys(blamed or self._classes(node)))
         self.misfits.append(Misfit(classes, f"{call_in_words(node)}: {words}"[:240]))
 

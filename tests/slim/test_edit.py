@@ -359,7 +359,7 @@ class Checked:
     """A config whose class refuses what is no whole number, as strict dataclasses do."""
 
     def __init__(self) -> None:
-        self.width, self.kind, self.left = 8, "gelu", None
+        self.width, self.kind, self.left, self.stage = 8, "gelu", None, "stage3"
         self.layers, self.scaling = ["full", "sliding", "full"], {"type": "linear", "factor": 2.0}
         self.inner = Checked.__new__(Checked)
 
@@ -383,6 +383,9 @@ class Checked:
         (["left"], 4, True),
         (["left"], "a name", False),
         (["kind"], "relu", False),
+        (["stage"], "stage2", True),
+        (["stage"], "stages2", False),
+        (["stage"], 2, False),
         (["layers"], ["full", "full"], True),
         (["layers"], ["other"], False),
         (["layers", 9], "full", False),

@@ -14,10 +14,11 @@ from torch import nn
 
 from graftlib.graph import trace
 from graftlib.graph.axes import AxisClass, Member
+from graftlib.graph.axes.infer import infer
 from graftlib.slim import Edit
 from graftlib.surgery import SurgeryError, SurgeryWarning, fit, prune, widen
 from graftlib.surgery.equations import Equations
-from graftlib.surgery.scratch import equations_of
+from graftlib.surgery.scratch import Reference, equations_of, passage, scratch
 from graftlib.surgery.tagged import Log, Tagged, put
 from graftlib.surgery.whole_model import largest_feasible, outer_classes
 
@@ -411,3 +412,37 @@ def test_attributes_are_put_where_they_were():
     model = OddlyNamed()
     put(model, {("", ("prongs",)): 2, ("", ("rest", 1)): 5})
     assert (model.prongs, model.rest) == (2, [7, 5])
+
+
+class Prongs(nn.Module):
+    """Three heads of four, each with a gain."""
+
+    def __init__(self):
+        super().__init__()
+        self.start, self.mixed, self.end = nn.Linear(5, 8), nn.Linear(8, 12), nn.Linear(12, 2)
+        self.gain = nn.Parameter(torch.ones(3, 1))
+
+    def forward(self, x):
+        return self.end(self.scaled(self.mixed(self.start(x))))
+
+    def scaled(self, y):
+        return (y.unflatten(-1, (-1, 4)) * self.gain).flatten(-2)
+
+
+class Whole(Prongs):
+    """The same function by an op without a rule: values may go another way through the code than an export."""
+
+    def scaled(self, y):
+        return torch.ldexp(*torch.frexp(y))
+
+
+def test_a_weight_of_a_size_that_a_pass_does_not_expect_is_blamed_for_it():
+    """And not the stream that the op reads beside it, which is free."""
+    x, whole = (torch.randn(3, 5),), Whole().eval()
+    graph, other = trace(Prongs().eval(), x), trace(whole, x)
+    stream, heads = graph.axis_class("start"), graph.axis_class("gain", 0)
+    reference = Reference(other.ops, infer(whole, other.ops), graph.axis_classes)
+    for sizes, blamed in (({stream: 4, heads: 2}, {heads}), ({stream: 4}, set())):
+        twin = scratch(whole, graph, sizes, {}, kind="meta")
+        misfits = passage(twin, graph, reference, sizes, meta=True).misfits
+        assert {each for misfit in misfits[:1] for each in misfit.classes} == blamed
