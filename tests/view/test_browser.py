@@ -321,7 +321,7 @@ def test_details_leave_room_for_both_models(chromium, standin, until, width, bes
     page.set_content(linked(standin)._repr_html_())
     frame = page.frame_locator("iframe")
     frame.locator("html[data-ready]").wait_for()
-    assert frame.locator("[role=tree]").count() == 2
+    until(page.frames[1], "document.querySelectorAll('[role=tree]').length === 2")
     assert frame.locator("#panel").is_visible() == beside
     if not beside:
         frame.locator("#side").click()
