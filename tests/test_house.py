@@ -387,3 +387,9 @@ def test_the_wheel_is_complete(wheel: set[str]):
     assert any(name.endswith("entry_points.txt") for name in wheel)
     assert not [name for name in wheel if name.startswith(("tests", "examples", "docs"))]
     assert not [name for name in wheel if name.endswith("README.md")]
+
+
+def test_the_readme_names_the_commands_of_a_newcomer():
+    goals = set(re.findall(r"`make (\w+)`", (ROOT / "README.md").read_text("utf-8")))
+    assert goals >= {"demo", "test"}
+    assert goals <= set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
