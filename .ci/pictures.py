@@ -17,6 +17,7 @@ from graftlib import Mapping, attach, slim, surgery, trace, view
 from graftlib.graft import AdapterOptimizer
 from graftlib_adapters import MergeNet
 from graftlib_adapters.assembly import align, problem
+from graftlib_adapters.assembly.union_frame import union
 
 HERE = Path(__file__).parent.parent / "docs" / "pictures"
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
@@ -92,6 +93,69 @@ def alignment(name: str) -> None:
     figure.savefig(HERE / f"{name}.png", dpi=110)
 
 
+def union_frame(name: str) -> None:
+    """A base of 16 neurons and a source of 24 that grew out of it, both in a frame of 24, and half of the way."""
+    draw = torch.Generator().manual_seed(0)
+    base, source = (nn.Sequential(nn.Linear(12, n), nn.ReLU(), nn.Linear(n, 4)) for n in (16, 24))
+    with torch.no_grad():
+        for parameter in (*base.parameters(), *source.parameters()):
+            parameter.copy_(torch.randn(parameter.shape, generator=draw))
+        order = torch.randperm(24, generator=draw)[:16]
+        source[0].weight[order] = base[0].weight + 0.1 * torch.randn(16, 12, generator=draw)
+        source[2].weight[:, order] = base[2].weight
+    x = torch.zeros(1, 12)
+    left, right = trace(base.eval(), x), trace(source.eval(), x)
+    found = align(problem(left, right), base.state_dict(), source.state_dict())
+    frame = union(left, right, found)
+    shown = {
+        "base (16)": base[0].weight,
+        "source (24)": source[0].weight,
+        "base, in the frame": frame.base[0].weight,
+        "source, in the frame": frame.source[0].weight,
+        "half of the way": frame.merged(0.5)["0.weight"],
+    }
+    figure, axes = plt.subplots(1, 5, figsize=(9, 3.4), layout="constrained", sharey=True)
+    for axis, (title, weight) in zip(axes, shown.items(), strict=True):
+        axis.imshow(weight.detach(), cmap="RdBu", vmin=-3, vmax=3, aspect="auto")
+        axis.set(ylim=(23.5, -0.5), xlabel="in", xticks=[], yticks=[])
+        axis.set_title(title, fontsize=9)
+    axes[0].set_ylabel("neurons")
+    figure.savefig(HERE / f"{name}.png", dpi=110)
+
+
+def proofs(name: str) -> None:
+    """How far the outputs are off after a widening, and after one with a fault in one of the tensors."""
+    torch.manual_seed(0)
+    model, x = Net().double().eval(), torch.rand(4, 3, 12, 12, dtype=torch.float64)
+    graph = trace(model, x)
+
+    def off(edited: nn.Module) -> float:
+        with torch.no_grad():
+            return float((edited(x) - model(x)).abs().max() / model(x).abs().max())
+
+    figure, axis = plt.subplots(figsize=(8, 2.6), layout="constrained")
+    names = ["stem", "blocks.0.conv1", "blocks.1.conv1"]
+    for row, layer in enumerate(names):
+        wide = surgery.widen(graph, {layer: 32})
+        broken = []
+        for member in graph.axis_class(layer).members:
+            faulty = surgery.widen(graph, {layer: 32})
+            tensor = faulty.get_parameter(member.fqn)
+            with torch.no_grad():
+                tensor.select(member.axis, 0).mul_(
+                    1.01
+                )  # one unit, in one of the places where it occurs
+            broken.append(off(faulty))
+        labels = ("right: 0", "one unit off by 1 % in one tensor") if row == 0 else (None, None)
+        axis.semilogx([max(off(wide), 1e-17)], [row], "o", color="tab:blue", label=labels[0])
+        axis.semilogx(broken, [row] * len(broken), "x", color="tab:red", label=labels[1])
+    axis.axvline(1e-9, color="grey", linestyle=":", label="the proof's bound")
+    axis.set(yticks=range(len(names)), yticklabels=names, ylim=(-0.5, len(names) - 0.5))
+    axis.set(xlabel="largest change of the outputs, relative", xlim=(3e-18, 1))
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    figure.savefig(HERE / f"{name}.png", dpi=110)
+
+
 def transfers(name: str) -> None:
     """A layer's distance from its start, with a graft on for the first part of a training."""
     source, target = nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
@@ -131,3 +195,5 @@ if __name__ == "__main__":
     page("pruning", "", pruned=True)
     alignment("alignment")
     transfers("graft")
+    union_frame("union-frame")
+    proofs("proof")
