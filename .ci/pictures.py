@@ -146,7 +146,7 @@ def proofs(name: str) -> None:
                     1.01
                 )  # one unit, in one of the places where it occurs
             broken.append(off(faulty))
-        labels = ("right: 0", "one unit off by 1 % in one tensor") if row == 0 else (None, None)
+        labels = ("right", "one unit off by 1 % in one tensor") if row == 0 else (None, None)
         axis.semilogx([max(off(wide), 1e-17)], [row], "o", color="tab:blue", label=labels[0])
         axis.semilogx(broken, [row] * len(broken), "x", color="tab:red", label=labels[1])
     axis.axvline(1e-9, color="grey", linestyle=":", label="the proof's bound")
