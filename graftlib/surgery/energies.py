@@ -9,7 +9,7 @@ Always true: an energy of 0 is proven: the activation is exactly 0 for every inp
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, TypeVar
@@ -116,9 +116,14 @@ def _rule(*names: str) -> Callable[[R], R]:
     return register
 
 
-def rule_of(op: Op) -> Rule | None:
+def rule_of(op: Op, args: Sequence[Any]) -> Rule | None:
     """Called with the op and its arguments; gives None where it does not know the form."""
-    return _RULES.get(op.name)
+    rule = _RULES.get(op.name)
+    if rule is not None and args and isinstance(args[0], Weight):
+        # What varies may be the mask and not what it masks; most rules want an activation first, by their annotation.
+        _, first, *_ = [*rule.__annotations__.values(), None]
+        return None if first == "Value" else rule
+    return rule
 
 
 # ---------------------------------------------------------------------------------------------------- the values

@@ -104,7 +104,7 @@ class _Reader:
         try:
             if not any(isinstance(x, Value) for x in leaves([args, kwargs])):
                 return _computed(op, args, kwargs)
-            rule = rule_of(op)
+            rule = rule_of(op, args)
             value = None if rule is None else rule(op, *args, **kwargs)
             if value is not None:
                 return value

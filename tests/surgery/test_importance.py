@@ -504,3 +504,23 @@ def test_units_without_values_cannot_be_ranked():
     with pytest.raises(SurgeryError, match="no values to rank"):
         prune(graph, 0.5)
     assert prune(graph, 0.5, importance="uniform")[2].in_features == UNITS // 2
+
+
+class Hyper(nn.Module):
+    """What varies is the mask of a constant, and the weight of a layer whose input is one."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.makes, self.last = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.register_buffer("table", torch.rand(8) + 0.5)
+        self.register_buffer("input", torch.rand(2, 4))
+
+    def forward(self, x):
+        y = self.first(x) + self.table.masked_fill(x.sum(-1, keepdim=True) > 0, 0.25)
+        z = nn.functional.linear(self.input, x[:2]).sum()
+        return self.last(y + torch.relu(self.makes(y)) * z)
+
+
+def test_a_constant_that_varies_by_its_mask_and_an_input_that_is_one_are_read():
+    graph = trace(Hyper().eval(), (torch.randn(3, 4),))
+    assert prune(graph, {"first": 4}).last.in_features == 4
