@@ -3,8 +3,9 @@
     python -m examples.benchmarks.coverage_brief --family hf --found FOLDER --set "which models"
 
 In: the results of a walk over every architecture of a family, and of some of them on later code with ``--later``. Out:
-``coverage_FAMILY_all.json`` (totals, a row for whatever did not go as it should, the names of models that do not run by
-themselves by what keeps them) and the same for reading, ``coverage_FAMILY_all.md``.
+``coverage_FAMILY_all.json`` (totals, a row for whatever did not go as it should, the names of those whose configuration
+cannot say the sizes, and of those that do not run by themselves by what keeps them) and the same for reading,
+``coverage_FAMILY_all.md``.
 """
 
 from __future__ import annotations
@@ -109,8 +110,7 @@ def page(document: Row) -> str:
             cells = [name, row["outcome"], row.get("left", "–"), row.get("classes_left", "–")]
             cells += [row.get("saved", "–"), new.get("left", "–")]
             lines.append("| " + " | ".join(map(str, cells)) + " |")
-    said = [name for name, row in rows.items() if row.get("saved") == SAID]
-    if said:
+    if said := document["said"]:
         lines += [
             "",
             "## Configurations that cannot say the sizes, as a warning says",
@@ -159,7 +159,8 @@ def main() -> None:
         "code": _codes(found),
         "later code": _codes(later),
         "totals": totals(rows),
-        "rows": {n: row for n, row in rows.items() if is_odd(row) or row.get("saved") == SAID},
+        "rows": {name: row for name, row in rows.items() if is_odd(row)},
+        "said": [name for name, row in rows.items() if row.get("saved") == SAID],
         "later": {row["name"]: shortened(row) for row in later},
         "unbuilt": unbuilt(found),
     }
