@@ -360,6 +360,7 @@ class Checked:
 
     def __init__(self) -> None:
         self.width, self.kind, self.left, self.stage = 8, "gelu", None, "stage3"
+        self._stages, self._kind = [3], "eager"
         self.layers, self.scaling = ["full", "sliding", "full"], {"type": "linear", "factor": 2.0}
         self.inner = Checked.__new__(Checked)
 
@@ -393,6 +394,10 @@ class Checked:
         (["scaling"], {"type": "other"}, False),
         (["scaling", "factor"], 4.0, True),
         (["scaling", "nothing"], 4.0, False),
+        (["_stages"], [1], True),  # a backbone of transformers has its stages in `_out_indices`
+        (["_stages"], 1, False),
+        (["_kind"], [1], False),
+        (["_others"], [1], False),
         (["inner", "__class__"], 3, False),
         (["inner", "__dict__"], {}, False),
     ],
@@ -447,32 +452,6 @@ def test_a_model_is_no_factory(tmp_path):
     small.save(tmp_path)
     with pytest.raises(CheckpointError, match="no function that makes one"):
         graftlib.load(tmp_path, model)
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "fits"),
-    [("_stages", [1], True), ("_stages", 1, False), ("_kind", [1], False), ("_others", [1], False)],
-)
-def test_a_list_of_a_config_is_set_under_a_private_name_too(name, value, fits):
-    """A backbone of transformers has its stages in `_out_indices`; other private names stay closed."""
-
-    class Config:
-        def __init__(self):
-            self._stages, self._kind = [3], "eager"
-
-        def to_dict(self):
-            return vars(self)
-
-    model, _, small = standard(nets.Packed)
-    model = copy.deepcopy(model)
-    model.config = Config()
-    edit = dataclasses.replace(small.edit, config={("", (name,)): value})
-    edit = Edit.from_json(edit.to_json())
-    if fits:
-        assert getattr(edit.apply(model).config, name) == value
-    else:
-        with pytest.raises(SurgeryError, match="settings differ"):
-            edit.apply(model)
 
 
 def test_a_layer_may_be_called_as_adapters_call_theirs(tmp_path):
