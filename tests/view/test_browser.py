@@ -322,7 +322,8 @@ def test_details_leave_room_for_both_models(chromium, standin, until, width, bes
     frame = page.frame_locator("iframe")
     frame.locator("html[data-ready]").wait_for()
     until(page.frames[1], "document.querySelectorAll('[role=tree]').length === 2")
-    assert frame.locator("#panel").is_visible() == beside
+    shown = "document.getElementById('panel').checkVisibility()"  # once the frame's size is known
+    until(page.frames[1], shown if beside else f"!{shown}")
     if not beside:
         frame.locator("#side").click()
         assert frame.locator("#panel").is_visible()
